@@ -1,0 +1,103 @@
+//! Model → desired state of one node.
+
+mod gateway;
+mod maps;
+mod networks;
+mod tasks;
+
+use std::net::Ipv4Addr;
+
+pub use maps::map_state;
+
+use crate::{
+    desired::{Desired, GatewayAddresses, GatewayBridge, LeftOut},
+    model::{Dataplane, Model, NodeLookup},
+    roles::TaskRole,
+    settings::Settings,
+    topology::Topology,
+};
+
+/// Why there is no desired state at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeriveError {
+    /// `--node` names nobody in the table, or several.
+    #[error("--node: {0}")]
+    Node(#[from] NodeLookup),
+    /// The gateway bridge's subnet has no room for a container.
+    #[error("--gwbridge-subnet {0} is too small; it needs room for the bridge and its containers, /30 at least")]
+    GatewaySubnet(ipnet::Ipv4Net),
+}
+
+/// What the node `settings.node` should look like.
+///
+/// `addresses` are the gateway-bridge addresses in use: tasks keep theirs, new tasks get the lowest free one, and an
+/// address is free again only when its task is gone from the model. Nothing else is remembered between calls.
+pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddresses) -> Result<Desired, DeriveError> {
+    let me = model.find_node(&settings.node)?;
+    if settings.gwbridge_subnet.prefix_len() > 30 {
+        return Err(DeriveError::GatewaySubnet(settings.gwbridge_subnet));
+    }
+    let vtep = settings.vtep.unwrap_or(me.vtep);
+    let topology = Topology::new(model, settings, &me.id, vtep);
+    let mut left_out = topology.left_out.clone();
+
+    gateway::allocate(&topology, settings.gwbridge_address(), settings.adopts_gwbridge(), addresses, &mut left_out);
+    let tasks = tasks::local(&topology, settings, addresses);
+    let gateway = tasks
+        .iter()
+        .any(|t| t.interfaces.iter().any(|i| i.role == crate::desired::Role::Gateway))
+        .then(|| GatewayBridge { bridge: settings.gwbridge.clone(), address: settings.gwbridge_address() });
+    if me.dataplane == Dataplane::None {
+        left_out.push(LeftOut {
+            what: format!("node {} ({})", me.hostname, me.id),
+            why: "the table says `dataplane: none` but an agent runs here; other nodes send it no mesh traffic".into(),
+        });
+    }
+    outside_the_mesh(&topology, &mut left_out);
+    host_mode(&topology, &mut left_out);
+    left_out.sort();
+    left_out.dedup();
+    Ok(Desired {
+        node: me.id.clone(),
+        vtep: Some(vtep),
+        networks: networks::joined(&topology, &me.id),
+        tasks,
+        gateway,
+        published: topology.published.keys().copied().collect(),
+        vteps: other_vteps(model, &me.id, vtep).collect(),
+        left_out,
+    })
+}
+
+/// Tunnel addresses of all other nodes, down ones too: what they still send is theirs.
+fn other_vteps<'a>(model: &'a Model, me: &'a str, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> + 'a {
+    model.nodes.values().filter(move |n| n.id != me && n.vtep != own).map(|n| n.vtep)
+}
+
+/// Names the tasks that would serve a published port but whose nodes take no mesh frames.
+fn outside_the_mesh(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
+    for placed in topology.endpoints.values().filter(|p| p.role == TaskRole::Backend && !p.in_mesh) {
+        for (proto, port) in placed.task.ports.iter().filter_map(|p| p.ingress()) {
+            let owned = topology.published.get(&(proto, port));
+            if owned.is_some_and(|p| placed.task.service.as_deref() == Some(p.service)) {
+                left_out.push(LeftOut {
+                    what: format!("task {} as backend of published port {port}", placed.task.id),
+                    why: format!("its node {} does not run Hiveway and takes no mesh frames", placed.node),
+                });
+            }
+        }
+    }
+}
+
+/// Names ports in host mode: the container engine's business, not ours.
+fn host_mode(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
+    use crate::model::PublishMode;
+    for service in topology.model.services.values() {
+        for port in service.ports.iter().filter(|p| p.publish_mode == PublishMode::Host && p.published_port.is_some()) {
+            left_out.push(LeftOut {
+                what: format!("port {port} of service {} ({})", service.name, service.id),
+                why: "published in host mode, which is left to the container engine".into(),
+            });
+        }
+    }
+}

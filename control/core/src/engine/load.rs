@@ -1,0 +1,66 @@
+//! Capture → model, item by item.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{EngineCapture, Loaded, api, networks, nodes, services, tasks};
+use crate::{desired::LeftOut, model::Model, problem::Problem};
+
+pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
+    let mut left_out = Vec::new();
+    let raw_nodes: Vec<api::Node> = items("nodes.json", capture.nodes, "node", &mut left_out)?;
+    let raw_networks: Vec<api::Network> = items("networks.json", capture.networks, "network", &mut left_out)?;
+    let raw_services: Vec<api::Service> = items("services.json", capture.services, "service", &mut left_out)?;
+    let raw_tasks: Vec<api::Task> = items("tasks.json", capture.tasks, "task", &mut left_out)?;
+
+    let nodes = nodes::load(raw_nodes, &mut left_out);
+    let networks = networks::load(raw_networks, &mut left_out);
+    let services = services::load(raw_services, &networks, &mut left_out);
+    let mut model = Model { nodes, networks: networks.usable, services, tasks: BTreeMap::new() };
+    tasks::load(raw_tasks, &networks.unusable, &mut model, &mut left_out);
+    left_out.sort();
+    left_out.dedup();
+    Ok(Loaded { model, left_out })
+}
+
+/// The elements of a list that can be read. An empty or missing list is `null` in Go.
+fn items<T: DeserializeOwned>(
+    file: &str,
+    text: &str,
+    what: &str,
+    left_out: &mut Vec<LeftOut>,
+) -> Result<Vec<T>, Problem> {
+    let list: Option<Vec<Value>> = serde_json::from_str(text)
+        .map_err(|e| Problem::error(file, format!("not a JSON list as the Engine API answers: {e}")))?;
+    let mut items = Vec::new();
+    for (i, value) in list.unwrap_or_default().into_iter().enumerate() {
+        match serde_json::from_value(value) {
+            Ok(item) => items.push(item),
+            Err(e) => left_out.push(LeftOut { what: format!("{what} {file}[{i}]"), why: format!("unreadable: {e}") }),
+        }
+    }
+    Ok(items)
+}
+
+/// Takes `item` into `map` unless its id is empty, can't be a file name, or is there already.
+pub(super) fn insert<T>(
+    map: &mut BTreeMap<String, T>,
+    id: String,
+    item: T,
+    what: impl FnOnce() -> String,
+    left_out: &mut Vec<LeftOut>,
+) {
+    let why = if id.is_empty() {
+        "has no id"
+    } else if id == "." || id == ".." || id.contains(['/', '\0']) {
+        "its id can't be a file name"
+    } else if let Entry::Vacant(free) = map.entry(id) {
+        free.insert(item);
+        return;
+    } else {
+        "is listed twice; the first counts"
+    };
+    left_out.push(LeftOut { what: what(), why: why.into() });
+}

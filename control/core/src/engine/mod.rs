@@ -1,0 +1,41 @@
+//! Docker Engine API captures: the answers of `/nodes`, `/services`, `/tasks` and `/networks` as they are.
+//!
+//! A live swarm is routinely inconsistent for a moment, so nothing here is refused whole: what is not supported or
+//! makes no sense is left out and named.
+
+mod api;
+mod load;
+mod networks;
+mod nodes;
+mod remember;
+mod services;
+mod tasks;
+
+use crate::{desired::LeftOut, model::Model, problem::Problem};
+
+/// The texts of a capture's four files.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineCapture<'t> {
+    /// `nodes.json`.
+    pub nodes: &'t str,
+    /// `services.json`.
+    pub services: &'t str,
+    /// `tasks.json`.
+    pub tasks: &'t str,
+    /// `networks.json`.
+    pub networks: &'t str,
+}
+
+/// A model and what is not in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// What can be programmed.
+    pub model: Model,
+    /// What can't, and why; sorted.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Reads a capture. Fails only if a file is not a JSON list, with the file's name as the path.
+pub fn parse(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
+    load::load(capture)
+}

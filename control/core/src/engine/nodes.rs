@@ -1,0 +1,72 @@
+//! Nodes.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{api, load::insert};
+use crate::{
+    desired::LeftOut,
+    model::{Dataplane, Node, NodeState},
+};
+
+pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<String, Node> {
+    let mut nodes = BTreeMap::new();
+    let mut created = BTreeMap::new();
+    for raw in raw {
+        let what = format!("node {} ({})", raw.description.hostname, raw.id);
+        match node(&raw) {
+            Ok(node) => {
+                created.entry(raw.id.clone()).or_insert(raw.created_at);
+                insert(&mut nodes, raw.id, node, || what, left_out);
+            }
+            Err(why) => left_out.push(LeftOut { what, why }),
+        }
+    }
+    one_per_vtep(&mut nodes, &created, left_out);
+    nodes
+}
+
+fn node(raw: &api::Node) -> Result<Node, String> {
+    let state = match raw.status.state.as_str() {
+        "" => NodeState::Unknown,
+        name => name.parse()?,
+    };
+    let address = match address(raw).ok_or("the manager knows no address of it")? {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(ip) => return Err(format!("its address {ip} is IPv6, which is not supported yet")),
+    };
+    let hostname = if raw.description.hostname.is_empty() { &raw.id } else { &raw.description.hostname };
+    Ok(Node {
+        id: raw.id.clone(),
+        hostname: hostname.clone(),
+        state,
+        address,
+        vtep: address,
+        dataplane: Dataplane::Hiveway,
+        addresses: BTreeMap::new(),
+    })
+}
+
+/// Where the node connected from. A manager may see itself as 0.0.0.0; its own entry then has the address.
+fn address(raw: &api::Node) -> Option<IpAddr> {
+    let host = raw.manager_status.addr.rsplit_once(':').map_or("", |(host, _)| host);
+    let candidates = [raw.status.addr.as_str(), host.trim_matches(['[', ']'])];
+    candidates.iter().filter_map(|a| a.parse::<IpAddr>().ok()).find(|ip| !ip.is_unspecified())
+}
+
+/// A machine that has joined anew is listed twice with one address: of two, the one that is not down counts, else the
+/// younger.
+fn one_per_vtep(nodes: &mut BTreeMap<String, Node>, created: &BTreeMap<String, String>, left_out: &mut Vec<LeftOut>) {
+    let mut order: Vec<_> = nodes.values().map(|n| (n.vtep, n.state == NodeState::Down, n.id.clone())).collect();
+    order.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| created.get(&b.2).cmp(&created.get(&a.2))));
+    for pair in order.windows(2) {
+        let [(kept, ..), (vtep, _, id)] = pair else { continue };
+        if kept == vtep
+            && let Some(node) = nodes.remove(id)
+        {
+            left_out.push(LeftOut {
+                what: format!("node {} ({})", node.hostname, node.id),
+                why: format!("another node has its address {vtep}; if this is its former self: docker node rm {id}"),
+            });
+        }
+    }
+}

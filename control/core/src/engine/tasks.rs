@@ -1,0 +1,124 @@
+//! Tasks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use super::{api, load::insert, services::on_network};
+use crate::{
+    desired::LeftOut,
+    model::{Address, Model, Task, TaskState},
+    roles::TaskRole,
+};
+
+pub(super) fn load(raw: Vec<api::Task>, unusable: &BTreeSet<String>, model: &mut Model, left_out: &mut Vec<LeftOut>) {
+    let mut tasks = BTreeMap::new();
+    for raw in raw {
+        let what = describe(&raw, model);
+        match task(&raw, &what, unusable, model, left_out) {
+            Ok(task) => insert(&mut tasks, raw.id, task, || what, left_out),
+            Err(why) => left_out.push(LeftOut { what, why }),
+        }
+    }
+    model.tasks = tasks;
+    one_per_address(model, left_out);
+}
+
+/// As `docker service ps` would say it: `task web.3 (cpxn…)`.
+fn describe(raw: &api::Task, model: &Model) -> String {
+    let service = model.services.get(&raw.service).map_or("", |s| s.name.as_str());
+    match (service, raw.slot) {
+        ("", _) => format!("task {}", raw.id),
+        (name, 0) => format!("task {name} ({})", raw.id),
+        (name, slot) => format!("task {name}.{slot} ({})", raw.id),
+    }
+}
+
+fn task(
+    raw: &api::Task,
+    what: &str,
+    unusable: &BTreeSet<String>,
+    model: &Model,
+    left_out: &mut Vec<LeftOut>,
+) -> Result<Task, String> {
+    let state: TaskState = raw.status.state.parse()?;
+    let desired_state: TaskState = raw.desired_state.parse()?;
+    let node = Some(raw.node.clone()).filter(|id| !id.is_empty());
+    if let Some(id) = node.as_ref().filter(|id| !model.nodes.contains_key(*id)) {
+        // Tasks of removed nodes are listed for a while; only live ones are worth a word.
+        if !state.is_networked() {
+            return Ok(bare(raw, state, desired_state));
+        }
+        return Err(format!("its node {id} is unknown"));
+    }
+    let mut addresses = BTreeMap::new();
+    for attachment in &raw.attachments {
+        let id = &attachment.network.id;
+        let Some(network) = model.networks.get(id) else {
+            if state.is_networked() && !attachment.addresses.is_empty() && !unusable.contains(id) {
+                left_out
+                    .push(LeftOut { what: format!("{what} on network {id}"), why: "the network is unknown".into() });
+            }
+            continue;
+        };
+        for text in &attachment.addresses {
+            match on_network(network, text) {
+                Ok(ip) => {
+                    addresses.entry(id.clone()).or_insert(Address::with_default_mac(ip));
+                }
+                Err(why) if state.is_networked() => {
+                    left_out
+                        .push(LeftOut { what: format!("address {text} of {what} on network {}", network.name), why });
+                }
+                // What ended tasks still carry is nobody's concern.
+                Err(_) => {}
+            }
+        }
+    }
+    let ports = model.services.get(&raw.service).map(|s| s.ports.clone()).unwrap_or_default();
+    Ok(Task { node, addresses, ports, ..bare(raw, state, desired_state) })
+}
+
+fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
+    Task {
+        id: raw.id.clone(),
+        service: Some(raw.service.clone()).filter(|id| !id.is_empty()),
+        slot: Some(raw.slot).filter(|slot| *slot != 0),
+        node: None,
+        desired_state,
+        state,
+        addresses: BTreeMap::new(),
+        netns: None,
+        ports: Vec::new(),
+    }
+}
+
+/// Of several endpoints with one address the one that serves counts; VIPs come first.
+fn one_per_address(model: &mut Model, left_out: &mut Vec<LeftOut>) {
+    let vips = model.services.values().flat_map(|s| s.virtual_ips.iter().map(move |(net, ip)| ((net.clone(), *ip), s)));
+    let mut taken: BTreeMap<(String, Ipv4Addr), String> =
+        vips.map(|(key, s)| (key, format!("the virtual address of service {}", s.name))).collect();
+    let mut order: Vec<_> = model
+        .tasks
+        .values()
+        .map(|task| (model.role(task), task.id.clone()))
+        .filter(|(role, _)| *role != TaskRole::Absent)
+        .collect();
+    order.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    for (_, id) in order {
+        let Some(task) = model.tasks.get_mut(&id) else { continue };
+        task.addresses.retain(|network, address| {
+            let key = (network.clone(), address.ip);
+            if let Some(other) = taken.get(&key) {
+                left_out.push(LeftOut {
+                    what: format!("address {} of task {id}", address.ip),
+                    why: format!("it is taken by {other}"),
+                });
+                return false;
+            }
+            taken.insert(key, format!("task {id}"));
+            true
+        });
+    }
+}

@@ -1,0 +1,34 @@
+//! Hiveway's pure heart: task table → validated model → desired state of one node → map contents.
+//!
+//! No I/O, no clock, no randomness: everything here is a function of its arguments, and `Cargo.toml` has no tokio, aya
+//! or netlink so that the compiler enforces it.
+//!
+//! ```text
+//! table::parse_file ─┐                    ┌─ derive ──▶ Desired (links, addresses, routes, firewall)
+//!                    ├─▶ model::Model ────┼─ map_state ▶ MapState (everything in BPF maps that packets don't write)
+//! engine::parse ─────┘                    └─ views ───▶ what the CLI lists
+//! ```
+
+pub mod derive;
+pub mod desired;
+pub mod engine;
+pub mod linger;
+pub mod model;
+pub mod names;
+pub mod observed;
+pub mod plan;
+mod problem;
+mod roles;
+mod settings;
+pub mod table;
+mod tag;
+mod topology;
+pub mod views;
+
+pub use derive::{DeriveError, derive, map_state};
+pub use desired::{Desired, GatewayAddresses, LeftOut};
+pub use model::Model;
+pub use problem::{Problem, Severity};
+pub use roles::TaskRole;
+pub use settings::{DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT, Facts, Settings};
+pub use tag::tag;

@@ -1,0 +1,143 @@
+//! The validated task table: what every source is parsed into, and all that the rest of the crate looks at.
+//!
+//! Invariants (made by [`crate::table`] and [`crate::engine`], relied on everywhere):
+//! * a map's key is its item's `id`;
+//! * network ids in `addresses` and `virtual_ips` are keys of [`Model::networks`], and each address lies in one of that
+//!   network's subnets;
+//! * [`Task::node`] is a key of [`Model::nodes`]; [`Task::service`] may name a service that has vanished;
+//! * no two networks share a VNI, no two nodes a VTEP, at most one network is the ingress network;
+//! * lists are sorted, so that equal tables are equal models.
+
+mod find;
+mod net;
+mod port;
+mod state;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+
+use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
+
+pub use find::NodeLookup;
+pub use net::{DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, parse_mac};
+pub use port::{Port, Protocol, PublishMode};
+pub use state::{NodeState, TaskState};
+
+/// A swarm's task table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    /// By id.
+    pub nodes: BTreeMap<String, Node>,
+    /// By id.
+    pub networks: BTreeMap<String, Network>,
+    /// By id.
+    pub services: BTreeMap<String, Service>,
+    /// By id.
+    pub tasks: BTreeMap<String, Task>,
+}
+
+/// A machine of the swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Engine's node id.
+    pub id: String,
+    /// Its host name.
+    pub hostname: String,
+    /// What the manager thinks of it.
+    pub state: NodeState,
+    /// Its address in the swarm.
+    pub address: Ipv4Addr,
+    /// Its tunnel address.
+    pub vtep: Ipv4Addr,
+    /// Who moves its packets.
+    pub dataplane: Dataplane,
+    /// The node's own address per network id (stock nodes source VIP and mesh traffic from it).
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+}
+
+/// Who moves a node's packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dataplane {
+    /// Hiveway.
+    #[default]
+    Hiveway,
+    /// Something else that speaks VXLAN: no part in the mesh.
+    None,
+}
+
+/// How clients find a service's tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointMode {
+    /// A virtual address per network.
+    #[default]
+    Vip,
+    /// DNS answers with the tasks' addresses.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    /// As the engine writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vip => "vip",
+            Self::Dnsrr => "dnsrr",
+        }
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Engine's service id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// How clients find its tasks.
+    pub endpoint_mode: EndpointMode,
+    /// Per network id; empty with [`EndpointMode::Dnsrr`].
+    pub virtual_ips: BTreeMap<String, Ipv4Addr>,
+    /// Sorted.
+    pub ports: Vec<Port>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// The manager has deleted it, but tasks of it still run: they drain, see [`Model::remember`].
+    pub vanished: bool,
+}
+
+/// A task: one container that runs, ran or is about to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Engine's task id.
+    pub id: String,
+    /// Id of its service; `None` for a standalone container on an attachable network.
+    pub service: Option<String>,
+    /// Which replica it is; `None` for global services.
+    pub slot: Option<u64>,
+    /// Id of the node it was assigned to.
+    pub node: Option<String>,
+    /// Where the manager wants it.
+    pub desired_state: TaskState,
+    /// Where it is.
+    pub state: TaskState,
+    /// Per network id.
+    pub addresses: BTreeMap<String, Address>,
+    /// Its network namespace, where the table says so.
+    pub netns: Option<PathBuf>,
+    /// Its own ports (while ports are being changed, old and new tasks differ). Sorted.
+    pub ports: Vec<Port>,
+}
+
+/// A task's place on a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// Overlay address.
+    pub ip: Ipv4Addr,
+    /// MAC.
+    pub mac: Mac,
+}
+
+impl Address {
+    /// With the engine's default MAC, `02:42:` + the address.
+    pub fn with_default_mac(ip: Ipv4Addr) -> Self {
+        Self { ip, mac: mac_of(TASK_MAC_PREFIX, ip.octets()) }
+    }
+}

@@ -1,0 +1,80 @@
+//! Published ports.
+
+use std::num::NonZeroU16;
+
+use dataplane_common::headers::ipproto;
+
+use super::state::named;
+use std::{fmt, str::FromStr};
+
+named! {
+    /// Transport protocol.
+    Protocol, "protocol" {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+        /// SCTP.
+        Sctp = "sctp",
+    }
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => ipproto::TCP,
+            Self::Udp => ipproto::UDP,
+            Self::Sctp => ipproto::SCTP,
+        }
+    }
+}
+
+named! {
+    /// Where a published port answers.
+    PublishMode, "publish mode" {
+        /// On every node.
+        Ingress = "ingress",
+        /// On the nodes of the tasks only; the container engine sees to it.
+        Host = "host",
+    }
+}
+
+/// A port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub struct Port {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Where clients come to; `None` while the manager has not assigned one.
+    pub published_port: Option<NonZeroU16>,
+    /// Where the container listens.
+    pub target_port: NonZeroU16,
+    /// Where it answers.
+    pub publish_mode: PublishMode,
+}
+
+impl Port {
+    /// The port that answers on every node, as (IP protocol number, port).
+    pub fn ingress(&self) -> Option<(u8, u16)> {
+        match (self.publish_mode, self.published_port) {
+            (PublishMode::Ingress, Some(port)) => Some((self.protocol.number(), port.get())),
+            _ => None,
+        }
+    }
+
+    /// Translating the port would need SCTP's checksum recomputed over the whole packet, which we can't.
+    pub fn needs_sctp_translation(&self) -> bool {
+        self.protocol == Protocol::Sctp
+            && self.publish_mode == PublishMode::Ingress
+            && self.published_port.is_some_and(|p| p != self.target_port)
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.published_port {
+            Some(port) => write!(f, "{port}/{}", self.protocol),
+            None => write!(f, "unpublished {}/{}", self.target_port, self.protocol),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the kernel holds, as plain data: the links of the node and the inside of its tasks' namespaces. Filled in over
+//! netlink by the agent, compared with [`crate::desired::Desired`] by [`crate::plan`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use dataplane_common::addr::Mac;
+use ipnet::Ipv4Net;
+
+use crate::desired::IfName;
+
+/// Alias of the gateway bridge, if it is ours.
+pub const GATEWAY_ALIAS: &str = "hiveway gwbridge";
+/// What every alias of ours begins with.
+pub const ALIAS_PREFIX: &str = "hiveway ";
+/// Name prefixes of overlay bridges, vxlan devices and host-side veths.
+pub const NAME_PREFIXES: [&str; 3] = ["hwb", "hwx", "hwv"];
+
+/// The node as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// All links in the node's own namespace, foreign ones too.
+    pub links: BTreeMap<IfName, Link>,
+    /// By task id, for every task that was asked about.
+    pub namespaces: BTreeMap<String, Namespace>,
+}
+
+/// A link in the node's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Alias, `None` if it has none.
+    pub alias: Option<String>,
+    /// Name of the bridge (or other master) that it belongs to.
+    pub master: Option<IfName>,
+    /// MTU.
+    pub mtu: u32,
+    /// MAC; zero for links without one.
+    pub mac: Mac,
+    /// Administratively up.
+    pub up: bool,
+    /// IPv4 addresses.
+    pub addresses: BTreeSet<Ipv4Net>,
+    /// The bridge port is isolated from other isolated ports.
+    pub isolated: bool,
+    /// Vxlan devices: static forwarding entries.
+    pub fdb: BTreeSet<(Mac, Ipv4Addr)>,
+    /// Vxlan devices: permanent neighbours.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+}
+
+/// What a link is, as far as we care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A bridge.
+    Bridge,
+    /// A vxlan device.
+    Vxlan(Vxlan),
+    /// One end of a veth pair.
+    Veth {
+        /// Interface index of the other end, in whatever namespace that is.
+        peer: u32,
+    },
+    /// Anything else, by its kernel name; empty for physical devices.
+    Other(String),
+}
+
+/// Settings of a vxlan device that cannot be changed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VNI, host order.
+    pub vni: u32,
+    /// Local tunnel address.
+    pub local: Ipv4Addr,
+    /// UDP destination port.
+    pub port: u16,
+    /// Whether it learns addresses from what it receives.
+    pub learning: bool,
+}
+
+/// A task's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// Nothing is there yet, or no longer.
+    Missing {
+        /// Where it was looked for.
+        path: String,
+    },
+    /// Something is there that cannot be used.
+    Unusable {
+        /// Why, naming the path.
+        why: String,
+    },
+    /// Its inside.
+    Present(Inside),
+}
+
+/// The inside of a task's namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// The loopback device is up.
+    pub loopback_up: bool,
+    /// All other links.
+    pub links: BTreeMap<IfName, InnerLink>,
+}
+
+/// A link inside a task's namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InnerLink {
+    /// Interface index.
+    pub index: u32,
+    /// Interface index of the other end, for veths.
+    pub peer: Option<u32>,
+    /// MAC.
+    pub mac: Mac,
+    /// MTU.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// IPv4 addresses.
+    pub addresses: BTreeSet<Ipv4Net>,
+    /// Routes with a next hop over this link, main table: (destination, next hop) and whether the route carries our
+    /// routing protocol number.
+    pub routes: BTreeMap<(Ipv4Net, Ipv4Addr), bool>,
+}
+
+impl Link {
+    /// Whether we made this link: by alias, and by name except for the gateway bridge, whose name the operator picks.
+    pub fn is_ours(&self, name: &str) -> bool {
+        match self.alias.as_deref() {
+            Some(GATEWAY_ALIAS) => self.kind == Kind::Bridge,
+            Some(alias) => alias.starts_with(ALIAS_PREFIX) && NAME_PREFIXES.iter().any(|p| name.starts_with(p)),
+            None => false,
+        }
+    }
+}

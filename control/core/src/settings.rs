@@ -1,0 +1,73 @@
+//! What the agent's command line and the kernel add to the table.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use crate::desired::IfName;
+
+/// Default of `--vxlan-port` (IANA's number for VXLAN).
+pub const DEFAULT_VXLAN_PORT: u16 = 4789;
+/// Default of `--mesh-vni`: one below the largest VNI, far from what managers hand out.
+pub const DEFAULT_MESH_VNI: u32 = 16_777_214;
+
+/// The agent's settings that the desired state depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `--node`: an id or a host name.
+    pub node: String,
+    /// This node's tunnel address where it is not the table's.
+    pub vtep: Option<Ipv4Addr>,
+    /// `--vxlan-port`.
+    pub vxlan_port: u16,
+    /// `--mesh-vni`.
+    pub mesh_vni: u32,
+    /// Name of the gateway bridge (resolved: never "adopt if it exists").
+    pub gwbridge: IfName,
+    /// The gateway bridge's subnet. With host bits set, those are the bridge's own address (as on an adopted bridge);
+    /// without, the bridge has the first address.
+    pub gwbridge_subnet: Ipv4Net,
+}
+
+impl Settings {
+    /// The contract's defaults for `node`.
+    pub fn new(node: impl Into<String>) -> Self {
+        Self {
+            node: node.into(),
+            vtep: None,
+            vxlan_port: DEFAULT_VXLAN_PORT,
+            mesh_vni: DEFAULT_MESH_VNI,
+            gwbridge: "hw-gwbridge".into(),
+            gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
+        }
+    }
+
+    /// Whether the gateway bridge is somebody else's: then its address is given, not derived.
+    pub fn adopts_gwbridge(&self) -> bool {
+        self.gwbridge_subnet.addr() != self.gwbridge_subnet.network()
+    }
+
+    /// The gateway bridge's own address, which is the containers' default route.
+    pub fn gwbridge_address(&self) -> Ipv4Net {
+        let net = self.gwbridge_subnet;
+        let own = if self.adopts_gwbridge() {
+            net.addr()
+        } else {
+            Ipv4Addr::from_bits(net.network().to_bits().saturating_add(1))
+        };
+        Ipv4Net::new_assert(own, net.prefix_len())
+    }
+}
+
+/// What only the kernel knows: interface indices, and the addresses that clients talk to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Indices of the interfaces that exist, ours at least.
+    pub ifindex: BTreeMap<IfName, u32>,
+    /// Index of the interface that carries the VTEP.
+    pub underlay_ifindex: u32,
+    /// Its MTU.
+    pub underlay_mtu: u16,
+    /// This node's addresses on its mesh interfaces, with the interface's index.
+    pub node_addresses: BTreeMap<Ipv4Addr, u32>,
+}

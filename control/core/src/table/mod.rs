@@ -1,0 +1,91 @@
+//! The task table as a file: YAML or JSON, field names as in the Engine API, in snake_case.
+//!
+//! The text is read in three steps, each of which reports all that it finds: syntax ([`parse_file`]), shape
+//! (`read`: known fields, types, single values), sense (`check`: references, duplicates, overlaps). A table with any
+//! error is refused whole.
+
+mod addresses;
+mod check;
+mod read;
+mod services;
+mod tree;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{
+    model::Model,
+    problem::{Problem, Severity},
+    settings::{DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT},
+};
+
+/// A table without errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The validated table.
+    pub model: Model,
+    /// What is probably a mistake.
+    pub warnings: Vec<Problem>,
+}
+
+/// Numbers that the agent uses itself and a table must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// `--mesh-vni`.
+    pub mesh_vni: u32,
+    /// `--vxlan-port`.
+    pub vxlan_port: u16,
+}
+
+impl Default for Reserved {
+    fn default() -> Self {
+        Self { mesh_vni: DEFAULT_MESH_VNI, vxlan_port: DEFAULT_VXLAN_PORT }
+    }
+}
+
+/// Parses and validates a table, for an agent with the default mesh VNI and VXLAN port. `path` only tells the format:
+/// `.json`, `.yaml`, `.yml`, anything else is guessed from the first character.
+///
+/// On failure, all problems in the order of the file, warnings included.
+pub fn parse_file(text: &str, path: &Path) -> Result<Table, Vec<Problem>> {
+    parse_file_with(text, path, Reserved::default())
+}
+
+/// [`parse_file`] for an agent with other settings.
+pub fn parse_file_with(text: &str, path: &Path, reserved: Reserved) -> Result<Table, Vec<Problem>> {
+    let value = parse_text(text, path).map_err(|message| vec![Problem::error("", message)])?;
+    let (raw, mut problems) = read::read(&value);
+    let model = check::check(raw, reserved, &mut problems);
+    tree::in_file_order(&mut problems);
+    if problems.iter().any(|p| p.severity == Severity::Error) {
+        return Err(problems);
+    }
+    Ok(Table { model, warnings: problems })
+}
+
+fn parse_text(text: &str, path: &Path) -> Result<Value, String> {
+    let json = match path.extension().and_then(|e| e.to_str()) {
+        Some(e) if e.eq_ignore_ascii_case("json") => true,
+        Some(e) if e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml") => false,
+        _ => text.trim_start().starts_with('{'),
+    };
+    if text.trim().is_empty() {
+        return Err("the file is empty; the smallest table is `version: 1`".into());
+    }
+    if json {
+        serde_json::from_str::<tree::UniqueKeys>(text).map(|v| v.0).map_err(|e| format!("not valid JSON: {e}"))
+    } else {
+        // Tables of large swarms have millions of nodes; aliases stay bounded by the other limits.
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_events: 50_000_000,
+                max_nodes: 50_000_000,
+                max_total_scalar_bytes: 1 << 30,
+            },
+            strict_booleans: true,
+            with_snippet: false,
+        };
+        serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|e| format!("not valid YAML: {e}"))
+    }
+}

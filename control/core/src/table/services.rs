@@ -1,0 +1,134 @@
+//! Services and their ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Reserved,
+    addresses::Addresses,
+    read::{Placed, RawService},
+};
+use crate::{
+    model::{EndpointMode, Network, Port, Protocol, PublishMode, Service, Task, TaskState},
+    problem::Problem,
+};
+
+/// Checks services.
+pub(super) fn check(
+    raw: Vec<Placed<RawService>>,
+    reserved: Reserved,
+    addresses: &mut Addresses<'_>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, Service> {
+    let mut services = BTreeMap::new();
+    // By port: the service's path and the port's.
+    let mut published: BTreeMap<(u8, u16), (String, String)> = BTreeMap::new();
+    for Placed { path: own, id, item } in raw {
+        let (Some(id), Some(raw)) = (id, item) else { continue };
+        for (path, port) in &raw.ports {
+            let Some(key) = port.ingress() else { continue };
+            match published.get(&key) {
+                // Twice in one service is found by `ports`.
+                Some((service, _)) if *service == own => {}
+                Some((_, other)) => {
+                    let message = format!("{port} is published in ingress mode by {other} already");
+                    problems.push(Problem::error(format!("{path}.published_port"), message));
+                }
+                None => drop(published.insert(key, (own.clone(), path.clone()))),
+            }
+            if key == (Protocol::Udp.number(), reserved.vxlan_port) {
+                let message = format!("{port} is the VXLAN port (--vxlan-port); publish another");
+                problems.push(Problem::error(format!("{path}.published_port"), message));
+            }
+        }
+        let mut virtual_ips = BTreeMap::new();
+        if raw.endpoint_mode == EndpointMode::Dnsrr && !raw.virtual_ips.is_empty() {
+            let message = "a service in mode dnsrr has no virtual addresses; these are ignored";
+            problems.push(Problem::warning(format!("{own}.virtual_ips"), message));
+        }
+        for (network, (path, ip)) in addresses.placed(raw.virtual_ips, problems) {
+            addresses.take(network, ip, &path, problems);
+            if raw.endpoint_mode == EndpointMode::Vip {
+                virtual_ips.insert(network.to_owned(), ip);
+            }
+        }
+        let service = Service {
+            id: id.clone(),
+            name: raw.name,
+            endpoint_mode: raw.endpoint_mode,
+            virtual_ips,
+            ports: ports(raw.ports, problems),
+            labels: raw.labels.into_iter().map(|l| (l.key, l.value)).collect(),
+            vanished: false,
+        };
+        services.entry(id).or_insert(service);
+    }
+    services
+}
+
+/// Checks a list of ports by itself and sorts it.
+pub(super) fn ports(raw: Vec<(String, Port)>, problems: &mut Vec<Problem>) -> Vec<Port> {
+    let mut seen: BTreeMap<(Protocol, u16, PublishMode), String> = BTreeMap::new();
+    let mut ports = Vec::new();
+    for (path, port) in raw {
+        if port.needs_sctp_translation() {
+            let message =
+                format!("SCTP ports can't be translated; publish the target port {} itself", port.target_port);
+            problems.push(Problem::error(format!("{path}.published_port"), message));
+        }
+        if let Some(published) = port.published_port {
+            let key = (port.protocol, published.get(), port.publish_mode);
+            match seen.get(&key) {
+                Some(other) => {
+                    let message = format!("{port} is published by {other} already");
+                    problems.push(Problem::error(format!("{path}.published_port"), message));
+                }
+                None => drop(seen.insert(key, path)),
+            }
+        }
+        ports.push(port);
+    }
+    ports.sort();
+    ports.dedup();
+    ports
+}
+
+/// Warns of tasks that should serve a published port but can't be reached over the ingress network.
+pub(super) fn without_ingress(
+    services: &BTreeMap<String, Service>,
+    tasks: &BTreeMap<String, (String, Task)>,
+    networks: &BTreeMap<String, Network>,
+    problems: &mut Vec<Problem>,
+) {
+    let ingress: BTreeSet<&str> = networks.values().filter(|n| n.ingress).map(|n| n.id.as_str()).collect();
+    for (path, task) in tasks.values() {
+        let published = task.ports.iter().find(|p| p.ingress().is_some());
+        let Some(port) = published.filter(|_| task.service.as_ref().is_some_and(|id| services.contains_key(id))) else {
+            continue;
+        };
+        let reachable = task.addresses.keys().any(|id| ingress.contains(id.as_str()));
+        if task.state == TaskState::Running && task.desired_state == TaskState::Running && !reachable {
+            let message = format!("no address on the ingress network: can't serve the published port {port}");
+            problems.push(Problem::warning(format!("{path}.addresses"), message));
+        }
+    }
+}
+
+/// Warns of live tasks that still publish a port which is another service's now. Not an error: in a swarm a port can be
+/// given to a service while tasks of its former owner are still being replaced.
+pub(super) fn contested(
+    services: &BTreeMap<String, Service>,
+    tasks: &BTreeMap<String, (String, Task)>,
+    problems: &mut Vec<Problem>,
+) {
+    let owners: BTreeMap<(u8, u16), &Service> =
+        services.values().flat_map(|s| s.ports.iter().filter_map(move |p| Some((p.ingress()?, s)))).collect();
+    for (path, task) in tasks.values().filter(|(_, t)| t.state.is_live()) {
+        for port in &task.ports {
+            let owner = port.ingress().and_then(|key| owners.get(&key));
+            if let Some(owner) = owner.filter(|o| task.service.as_ref() != Some(&o.id)) {
+                let message = format!("{port} is published by service {} now and goes to its tasks only", owner.name);
+                problems.push(Problem::warning(format!("{path}.ports"), message));
+            }
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Tables that are refused: every problem, each with its path.
+
+mod support;
+
+use std::path::Path;
+
+use hiveway_core::{
+    Problem, Severity,
+    table::{Reserved, parse_file, parse_file_with},
+};
+use support::{BASE, base_with};
+
+fn problems(text: &str) -> Vec<Problem> {
+    parse_file(text, Path::new("table.yaml")).expect_err("must be refused")
+}
+
+/// Asserts that `text` is refused for exactly these reasons: (path, part of the message).
+#[track_caller]
+fn refused(text: &str, expected: &[(&str, &str)]) {
+    let errors: Vec<_> = problems(text).into_iter().filter(|p| p.severity == Severity::Error).collect();
+    let fits = errors.len() == expected.len()
+        && errors.iter().zip(expected).all(|(p, (path, part))| p.path == *path && p.message.contains(part));
+    let shown: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert!(fits, "expected {expected:#?}, found {shown:#?}");
+}
+
+/// [`refused`] for the base table with one part replaced.
+#[track_caller]
+fn with(from: &str, to: &str, expected: &[(&str, &str)]) {
+    refused(&base_with(from, to), expected);
+}
+
+/// [`refused`] for the base table with more of something.
+#[track_caller]
+fn with_more(section: &str, item: &str, expected: &[(&str, &str)]) {
+    let next = match section {
+        "nodes" => "networks:\n",
+        "networks" => "services:\n",
+        "services" => "tasks:\n",
+        _ => return refused(&format!("{BASE}{item}\n"), expected),
+    };
+    refused(&base_with(next, &format!("{item}\n{next}")), expected);
+}
+
+#[test]
+fn syntax() {
+    for (text, part) in [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ("version: 1\nnodes: [", "not valid YAML"),
+        ("version: 1\nversion: 1\n", "not valid YAML"),
+        ("{\"version\": 1,", "not valid JSON"),
+        ("{\"version\": 1, \"version\": 1}", "duplicate key"),
+        ("just text", "expected an object"),
+        ("[1, 2]", "expected an object"),
+    ] {
+        let problems = parse_file(text, Path::new("table")).expect_err(text);
+        assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+        assert!(problems[0].message.contains(part), "{text}: {}", problems[0]);
+        assert_eq!(problems[0].path, "");
+    }
+    let message = problems("version: 1\nnodes:\n  - {id: n1\n")[0].message.clone();
+    assert!(message.contains("line"), "says where: {message}");
+}
+
+#[test]
+fn version() {
+    refused("nodes: []", &[("version", "missing")]);
+    refused("version: 2", &[("version", "version 1 of the format, found the number 2")]);
+    refused("version: \"1\"", &[("version", "found the text")]);
+}
+
+#[test]
+fn unknown_fields() {
+    with("mtu: 1450", "mut: 1450", &[("networks[1].mut", "did you mean `mtu`?")]);
+    with("service_id: web, slot: 1", "service: web, slot: 1", &[("tasks[0].service", "known here: id, service_id")]);
+    with("published_port", "publish_port", &[("services[0].ports[0].publish_port", "did you mean `published_port`?")]);
+    with("version: 1", "version: 1\nnetwork: []", &[("network", "did you mean `networks`?")]);
+    with("gateway: 10.0.1.1", "gatway: 10.0.1.1", &[("networks[1].subnets[0].gatway", "did you mean `gateway`?")]);
+}
+
+#[test]
+fn wrong_types() {
+    with("address: 192.168.77.11", "address: 7", &[("nodes[0].address", "put it in quotes")]);
+    with(
+        "internal: false",
+        "internal: no",
+        &[("networks[1].internal", "expected true or false, found the text \"no\"")],
+    );
+    with("slot: 1", "slot: -1", &[("tasks[0].slot", "whole number")]);
+    with("vni: 4097", "vni: 16777216", &[("networks[1].subnets[0].vni", "1 to 16777215")]);
+    with("vni: 4097", "vni: 0", &[("networks[1].subnets[0].vni", "1 to 16777215")]);
+    with("target_port: 80,", "target_port: 65536,", &[("services[0].ports[0].target_port", "1 to 65535")]);
+    with("target_port: 80,", "target_port: 0,", &[("services[0].ports[0].target_port", "1 to 65535")]);
+    with("mtu: 1450", "mtu: 67", &[("networks[1].mtu", "68 to 65485")]);
+    with("labels: {}", "labels: []", &[("services[0].labels", "expected a map, found a list")]);
+    with("[{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]", "{}", &[("networks[1].subnets", "expected a list")]);
+    with("[{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]", "[]", &[("networks[1].subnets", "at least one")]);
+    with("netns: /run/netns/web1", "netns: web1", &[("tasks[0].netns", "not an absolute path")]);
+    refused("version: 1\nnodes: {}", &[("nodes", "expected a list, found an object")]);
+    refused("version: 1\nnodes: [n1]", &[("nodes[0]", "expected an object, found the text \"n1\"")]);
+}
+
+#[test]
+fn missing_fields() {
+    with(", address: 192.168.77.11", "", &[("nodes[0].address", "missing")]);
+    with(", vni: 4097", "", &[("networks[1].subnets[0].vni", "missing")]);
+    with("protocol: tcp, target_port: 80,", "", &[("services[0].ports[0].target_port", "missing")]);
+    with("id: web.1, ", "", &[("tasks[0].id", "missing")]);
+    with(
+        "slot: 1, node_id: n1, desired_state: running, state: running",
+        "slot: 1, node_id: n1",
+        &[("tasks[0].desired_state", "missing"), ("tasks[0].state", "missing")],
+    );
+}
+
+#[test]
+fn unknown_names() {
+    let states = "one of: new, pending, assigned, accepted, preparing, ready, starting, running, complete, shutdown, \
+                  failed, rejected, remove, orphaned";
+    with(
+        "slot: 1, node_id: n1, desired_state: running, state: running",
+        "node_id: n1, desired_state: Running, state: up",
+        &[("tasks[0].desired_state", states), ("tasks[0].state", states)],
+    );
+    with(
+        "hostname: n1,",
+        "hostname: n1, state: gone,",
+        &[("nodes[0].state", "one of: ready, down, disconnected, unknown")],
+    );
+    with("hostname: n1,", "hostname: n1, dataplane: ipvs,", &[("nodes[0].dataplane", "one of: hiveway, none")]);
+    with("endpoint_mode: vip", "endpoint_mode: lb", &[("services[0].endpoint_mode", "one of: vip, dnsrr")]);
+    with("protocol: tcp", "protocol: icmp", &[("services[0].ports[0].protocol", "one of: tcp, udp, sctp")]);
+    with(
+        "publish_mode: ingress",
+        "publish_mode: mesh",
+        &[("services[0].ports[0].publish_mode", "one of: ingress, host")],
+    );
+}
+
+#[test]
+fn unknown_references() {
+    with("service_id: web, slot: 1", "service_id: wep, slot: 1", &[("tasks[0].service_id", "did you mean \"web\"?")]);
+    with("slot: 1, node_id: n1", "slot: 1, node_id: n9", &[("tasks[0].node_id", "unknown node \"n9\"")]);
+    with(
+        "addresses: {app: 10.0.1.3,",
+        "addresses: {apq: 10.0.1.3,",
+        &[("tasks[0].addresses.apq", "did you mean \"app\"?")],
+    );
+    with("virtual_ips: {app:", "virtual_ips: {backend:", &[("services[0].virtual_ips.backend", "unknown network")]);
+    with("hostname: n1,", "hostname: n1, addresses: {x: 10.0.1.9},", &[("nodes[0].addresses.x", "unknown network")]);
+}
+
+/// A reference to an item that is itself wrong is no second error.
+#[test]
+fn no_follow_up_errors() {
+    with(
+        "subnet: 10.0.1.0/24",
+        "subnet: 10.0.1.7/24",
+        &[("networks[1].subnets[0].subnet", "did you mean 10.0.1.0/24?")],
+    );
+    with("endpoint_mode: vip", "endpoint_mode: 1", &[("services[0].endpoint_mode", "expected text")]);
+    with(
+        "id: n1, hostname: n1, address: 192.168.77.11",
+        "id: n1, hostname: n1, address: x",
+        &[("nodes[0].address", "no IPv4 address")],
+    );
+}
+
+#[test]
+fn ambiguous_network_names() {
+    let text = base_with("{id: app, name: app,", "{id: k9zq, name: app,")
+        .replace("services:\n", "  - {id: other, name: app, subnets: [{subnet: 10.0.2.0/24, vni: 4098}]}\nservices:\n");
+    refused(
+        &text,
+        &[
+            ("services[0].virtual_ips.app", "ambiguous; use one of the ids k9zq, other"),
+            ("tasks[0].addresses.app", "ambiguous"),
+            ("tasks[1].addresses.app", "ambiguous"),
+        ],
+    );
+    // One network by id and by name.
+    let text = base_with("{id: app, name: app,", "{id: k9zq, name: app,")
+        .replace("{app: 10.0.1.3,", "{app: 10.0.1.3, k9zq: 10.0.1.8,");
+    refused(&text, &[("tasks[0].addresses.k9zq", "the same network as tasks[0].addresses.app")]);
+}
+
+#[test]
+fn duplicate_ids() {
+    with_more("nodes", "  - {id: n1, hostname: other, address: 192.168.77.13}", &[("nodes[2].id", "already nodes[0]")]);
+    with_more(
+        "networks",
+        "  - {id: app, name: b, subnets: [{subnet: 10.0.2.0/24, vni: 4098}]}",
+        &[("networks[2].id", "already networks[1]")],
+    );
+    with_more("services", "  - {id: web, name: other}", &[("services[1].id", "already services[0]")]);
+    with_more(
+        "tasks",
+        "  - {id: web.1, service_id: web, desired_state: running, state: new}",
+        &[("tasks[2].id", "already tasks[0]")],
+    );
+    with("id: web.1,", "id: ../web,", &[("tasks[0].id", "slashes")]);
+}
+
+#[test]
+fn duplicate_tunnel_addresses() {
+    with_more("nodes", "  - {id: n3, address: 192.168.77.11}", &[("nodes[2].address", "that of nodes[0]")]);
+    with_more(
+        "nodes",
+        "  - {id: n3, address: 192.168.77.13, vtep: 192.168.77.12}",
+        &[("nodes[2].vtep", "that of nodes[1]")],
+    );
+}
+
+#[test]
+fn addresses_outside_their_subnet() {
+    with("app: 10.0.1.3", "app: 10.0.2.3", &[("tasks[0].addresses.app", "outside network app's 10.0.1.0/24")]);
+    with("app: 10.0.1.3", "app: 10.0.1.0", &[("tasks[0].addresses.app", "network or broadcast address")]);
+    with("app: 10.0.1.3", "app: 10.0.1.255", &[("tasks[0].addresses.app", "network or broadcast address")]);
+    with("app: 10.0.1.2", "app: 10.1.1.2", &[("services[0].virtual_ips.app", "outside")]);
+    with("gateway: 10.0.1.1", "gateway: 10.0.2.1", &[("networks[1].subnets[0].gateway", "no usable address")]);
+    with("gateway: 10.0.1.1", "gateway: 10.0.1.255", &[("networks[1].subnets[0].gateway", "no usable address")]);
+    with("hostname: n1,", "hostname: n1, addresses: {app: 10.7.0.1},", &[("nodes[0].addresses.app", "outside")]);
+}
+
+#[test]
+fn duplicate_addresses() {
+    with("app: 10.0.1.4", "app: 10.0.1.3", &[("tasks[1].addresses.app", "already taken by tasks[0].addresses.app")]);
+    with(
+        "app: 10.0.1.3",
+        "app: 10.0.1.2",
+        &[("tasks[0].addresses.app", "already taken by services[0].virtual_ips.app")],
+    );
+    with("app: 10.0.1.3", "app: 10.0.1.1", &[("tasks[0].addresses.app", "its subnet's gateway")]);
+    with("app: 10.0.1.2", "app: 10.0.1.1", &[("services[0].virtual_ips.app", "its subnet's gateway")]);
+    with(
+        "hostname: n1,",
+        "hostname: n1, addresses: {app: 10.0.1.2},",
+        &[("services[0].virtual_ips.app", "already taken by nodes[0].addresses.app")],
+    );
+    with_more(
+        "services",
+        "  - {id: b, virtual_ips: {app: 10.0.1.2}}",
+        &[("services[1].virtual_ips.app", "already taken by services[0].virtual_ips.app")],
+    );
+}
+
+#[test]
+fn networks_that_clash() {
+    let more = |subnet: &str, vni: u32| format!("  - {{id: b, name: b, subnets: [{{subnet: {subnet}, vni: {vni}}}]}}");
+    with_more(
+        "networks",
+        &more("10.0.0.0/16", 4098),
+        &[
+            ("networks[2].subnets[0].subnet", "overlaps 10.0.0.0/24 of networks[0].subnets[0]"),
+            ("networks[2].subnets[0].subnet", "overlaps 10.0.1.0/24 of networks[1].subnets[0]"),
+        ],
+    );
+    with_more(
+        "networks",
+        &more("10.0.2.0/24", 4097),
+        &[("networks[2].subnets[0].vni", "VNI 4097 is used by networks[1].subnets[0] already")],
+    );
+    with_more("networks", &more("10.0.2.0/24", 16_777_214), &[("networks[2].subnets[0].vni", "--mesh-vni")]);
+    with_more("networks", &more("10.0.2.0/31", 4098), &[("networks[2].subnets[0].subnet", "/30 at least")]);
+    with_more(
+        "networks",
+        "  - {id: b, subnets: [{subnet: 10.0.2.0/24, vni: 7}, {subnet: 10.0.2.128/25, vni: 7}]}",
+        &[
+            ("networks[2].subnets[1].subnet", "overlaps 10.0.2.0/24 of networks[2].subnets[0]"),
+            ("networks[2].subnets[1].vni", "used by networks[2].subnets[0]"),
+        ],
+    );
+    with("mtu: 1450,", "ingress: true,", &[("networks[1].ingress", "networks[0] is the ingress network already")]);
+    with(
+        "vni: 4096}], ingress: true",
+        "vni: 4096}], ingress: true, internal: true",
+        &[("networks[0].internal", "can't be internal")],
+    );
+}
+
+#[test]
+fn encryption_is_never_cleartext() {
+    with("encrypted: false", "encrypted: true", &[("networks[1].encrypted", "never carried in cleartext")]);
+}
+
+#[test]
+fn ports_that_clash() {
+    let service = |ports: &str| format!("  - {{id: b, ports: [{ports}]}}");
+    with_more(
+        "services",
+        &service("{target_port: 81, published_port: 8080}"),
+        &[(
+            "services[1].ports[0].published_port",
+            "8080/tcp is published in ingress mode by services[0].ports[0] already",
+        )],
+    );
+    let twice = "{target_port: 81, published_port: 9}, {target_port: 82, published_port: 9}";
+    with_more(
+        "services",
+        &service(twice),
+        &[("services[1].ports[1].published_port", "by services[1].ports[0] already")],
+    );
+    with_more(
+        "services",
+        &service("{protocol: udp, target_port: 81, published_port: 4789}"),
+        &[("services[1].ports[0].published_port", "--vxlan-port")],
+    );
+    with_more(
+        "services",
+        &service("{protocol: sctp, target_port: 81, published_port: 82}"),
+        &[("services[1].ports[0].published_port", "publish the target port 81 itself")],
+    );
+    with(
+        "netns: /run/netns/web1",
+        "ports: [{target_port: 1, published_port: 7}, {target_port: 2, published_port: 7}]",
+        &[("tasks[0].ports[1].published_port", "by tasks[0].ports[0] already")],
+    );
+}
+
+#[test]
+fn other_reserved_numbers() {
+    let text = base_with("services:\n", "  - {id: b, subnets: [{subnet: 10.0.2.0/24, vni: 16777214}]}\nservices:\n");
+    let other = Reserved { mesh_vni: 4097, vxlan_port: 8472 };
+    let problems = parse_file_with(&text, Path::new("t.yaml"), other).expect_err("4097 is the mesh's now");
+    assert_eq!(problems.iter().map(|p| p.path.as_str()).collect::<Vec<_>>(), ["networks[1].subnets[0].vni"]);
+}
+
+#[test]
+fn macs() {
+    with("netns: /run/netns/web1", "mac: {app: 02:42:0a:00:01}", &[("tasks[0].mac.app", "six pairs")]);
+    with("netns: /run/netns/web1", "mac: {app: 01:00:5e:00:00:01}", &[("tasks[0].mac.app", "multicast")]);
+    with(
+        "slot: 2, node_id: n2",
+        "slot: 2, mac: {ingres: 02:42:00:00:00:01}, node_id: n2",
+        &[("tasks[1].mac.ingres", "did you mean \"ingress\"?")],
+    );
+    let text = base_with("{app: 10.0.1.4, ingress: 10.0.0.7}", "{app: 10.0.1.4}, mac: {ingress: 02:42:00:00:00:01}");
+    refused(&text, &[("tasks[1].mac.ingress", "no (valid) address on this network")]);
+}
+
+#[test]
+fn ipv6() {
+    with("app: 10.0.1.3", "app: \"fd00::3\"", &[("tasks[0].addresses.app", "IPv6, which is not supported yet")]);
+    with("subnet: 10.0.1.0/24", "subnet: \"fd00:51::/64\"", &[("networks[1].subnets[0].subnet", "not supported yet")]);
+    with("address: 192.168.77.12", "address: \"fd00::12\"", &[("nodes[1].address", "not supported yet")]);
+}
+
+/// Not just the first problem, and in the order of the file.
+#[test]
+fn all_at_once() {
+    let text = BASE
+        .replace("hostname: n2, address: 192.168.77.12", "hostname: n2, address: x")
+        .replace("encrypted: false", "encrypted: true, mut: 7")
+        .replace("published_port: 8080", "published_port: 70000")
+        .replace("slot: 1, node_id: n1, desired_state: running", "slot: 1, node_id: n7, desired_state: runing")
+        .replace("app: 10.0.1.4", "app: 10.9.9.9");
+    let places: Vec<_> = problems(&text).into_iter().map(|p| p.path).collect();
+    assert_eq!(
+        places,
+        [
+            "nodes[1].address",
+            "networks[1].encrypted",
+            "networks[1].mut",
+            "services[0].ports[0].published_port",
+            "tasks[0].desired_state",
+            "tasks[1].addresses.app",
+        ]
+    );
+}

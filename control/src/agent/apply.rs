@@ -1,0 +1,158 @@
+//! Carries out plans and keeps account of what failed, what waits and what was put off.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    time::Instant,
+};
+
+use futures::StreamExt;
+
+use hiveway_core::{
+    observed::Link,
+    plan::{Action, Plan, Stage},
+};
+
+use super::{backoff::Backoff, shared::Trouble};
+use crate::netlink::{self, Socket, Spaces};
+
+/// Requests under way together in [`Round::fill`]; a socket's buffers hold far more.
+const AT_ONCE: usize = 64;
+
+/// The account of one reconciliation.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    /// Items that failed in this one.
+    failed: BTreeSet<String>,
+    /// Items with work that was put off because it is not their turn.
+    put_off: BTreeSet<String>,
+    /// Items that wait for something.
+    pub(super) waiting: Vec<Trouble>,
+    /// Changes made.
+    pub(super) changes: usize,
+}
+
+impl Round {
+    /// Notes how something went; the value if it went well.
+    pub(super) fn note<T, E: Display>(&mut self, backoff: &mut Backoff, item: &str, result: Result<T, E>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let error = format!("{error:#}");
+                if backoff.failed(item, error.clone(), Instant::now()) {
+                    tracing::error!("{item}: {error}");
+                } else {
+                    tracing::debug!("{item}: still {error}");
+                }
+                self.failed.insert(item.to_owned());
+                None
+            }
+        }
+    }
+
+    /// Whether an item may be worked on: it has not failed in this round, and it is its turn.
+    pub(super) fn may(&mut self, backoff: &Backoff, item: &str) -> bool {
+        if self.failed.contains(item) {
+            return false;
+        }
+        let ready = backoff.ready(item, Instant::now());
+        if !ready {
+            self.put_off.insert(item.to_owned());
+        }
+        ready
+    }
+
+    /// How many items failed.
+    pub(super) fn failures(&self) -> usize {
+        self.failed.len()
+    }
+
+    /// Forgets the failures of items that have nothing left to do.
+    pub(super) fn close(&self, backoff: &mut Backoff) {
+        let open = |item: &str| self.failed.contains(item) || self.put_off.contains(item);
+        let done: Vec<_> = backoff.all().keys().filter(|item| !open(item)).cloned().collect();
+        for item in done {
+            if backoff.succeeded(&item) {
+                tracing::info!("{item}: no longer failing");
+            }
+        }
+        backoff.retain(open);
+    }
+
+    /// Notes what a plan says cannot be done.
+    pub(super) fn blocked(&mut self, backoff: &mut Backoff, plan: &Plan) {
+        for blocked in &plan.blocked {
+            let item = blocked.item.to_string();
+            if blocked.waiting {
+                self.waiting.push(Trouble { item, why: blocked.why.clone(), attempts: 0, retry: None });
+            } else if self.may(backoff, &item) {
+                self.note::<(), _>(backoff, &item, Err(&blocked.why));
+            }
+        }
+    }
+
+    /// Does all steps of a stage; an item's later steps are left out once one has failed.
+    pub(super) async fn run(
+        &mut self,
+        backoff: &mut Backoff,
+        plan: &Plan,
+        stage: Stage,
+        node: &Socket,
+        spaces: &Spaces,
+    ) {
+        for step in plan.steps.iter().filter(|step| step.stage == stage) {
+            let item = step.item.to_string();
+            if !self.may(backoff, &item) {
+                continue;
+            }
+            let done = netlink::apply(node, spaces, &step.action).await;
+            if self.note(backoff, &item, done).is_some() {
+                tracing::debug!("{item}: {}", step.action);
+                self.changes += 1;
+            }
+        }
+    }
+    /// Does the steps of [`Stage::Fill`], many at a time.
+    pub(super) async fn fill(
+        &mut self,
+        backoff: &mut Backoff,
+        plan: &Plan,
+        node: &Socket,
+        links: &BTreeMap<String, Link>,
+    ) {
+        let due: Vec<_> = plan
+            .steps
+            .iter()
+            .filter(|step| step.stage == Stage::Fill)
+            .filter_map(|step| {
+                let index = device(&step.action).and_then(|name| links.get(name)).map(|link| link.index);
+                // Without a device its item has failed already.
+                Some((step.item.to_string(), &step.action, index?))
+            })
+            .filter(|(item, ..)| self.may(backoff, item))
+            .collect();
+        let mut under_way = futures::stream::iter(due)
+            .map(async |(item, action, index)| (item, netlink::fill(node, index, action).await))
+            .buffer_unordered(AT_ONCE);
+        while let Some((item, done)) = under_way.next().await {
+            // One error per item is enough; the rest of its entries have been tried.
+            if self.failed.contains(&item) {
+                continue;
+            }
+            if self.note(backoff, &item, done).is_some() {
+                self.changes += 1;
+            }
+        }
+    }
+}
+
+/// The device whose entries a step changes.
+fn device(action: &Action) -> Option<&str> {
+    match action {
+        Action::AddFdb { name, .. }
+        | Action::RemoveFdb { name, .. }
+        | Action::AddNeighbour { name, .. }
+        | Action::RemoveNeighbour { name, .. } => Some(name),
+        _ => None,
+    }
+}

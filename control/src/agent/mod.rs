@@ -1,0 +1,15 @@
+//! The agent: reads the table, makes the node what the table says, and keeps it so.
+
+mod apply;
+mod backoff;
+mod facts;
+mod firewall;
+mod programs;
+mod ready;
+mod reconcile;
+mod run;
+pub mod shared;
+mod startup;
+mod table;
+
+pub use run::run;

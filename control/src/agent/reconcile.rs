@@ -1,0 +1,272 @@
+//! One reconciliation: observe, derive, plan, apply. The order matters:
+//!
+//! 1. firewall and sysctls, so that nothing a container sends is ever unguarded;
+//! 2. links come to be, container-facing ones down;
+//! 3. maps, which also takes what is gone out of them;
+//! 4. programs, new interfaces before they go up;
+//! 5. interfaces up, leftovers deleted;
+//! 6. the slow path's static entries.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use dataplane::Timeouts;
+use hiveway_core::{
+    Desired, GatewayAddresses, Settings, derive, map_state,
+    observed::{Link, Observed},
+    plan::{Stage, Tunnel, plan},
+    tag,
+};
+use tokio::task::block_in_place;
+
+use super::{
+    apply::Round,
+    backoff::Backoff,
+    facts::{Gateway, facts, gateway, settings, underlay},
+    firewall::{firewall, ports},
+    programs,
+    shared::{Shared, Snapshot, Trouble},
+    table::Table,
+};
+use crate::{
+    cli::AgentArgs,
+    mesh,
+    netlink::{Socket, Spaces, observe_node},
+    nft,
+    state_dir::StateDir,
+    sysctl,
+};
+
+/// The agent's own state.
+pub(super) struct Agent {
+    pub(super) args: AgentArgs,
+    pub(super) table: Table,
+    pub(super) socket: Socket,
+    pub(super) state: StateDir,
+    pub(super) addresses: GatewayAddresses,
+    pub(super) shared: Arc<Shared>,
+    pub(super) backoff: Backoff,
+    pub(super) last: Snapshot,
+    /// Firewall and ports that were last made sure of.
+    pub(super) guarded: Option<(nft::Firewall, BTreeSet<u16>)>,
+}
+
+/// What has made a reconciliation due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// A new table: failing items are tried at once, flows of gone tasks swept.
+    Table,
+    /// Time: everything is looked at.
+    Tick,
+    /// The kernel's links or a namespace changed.
+    Kernel,
+}
+
+impl Agent {
+    /// Makes the node what the table says, as far as possible.
+    pub(super) async fn reconcile(&mut self, cause: Cause) {
+        let started = Instant::now();
+        if cause == Cause::Table {
+            self.backoff.hurry(started);
+        }
+        let mut round = Round::default();
+        let done = self.everything(cause, &mut round).await;
+        round.note(&mut self.backoff, "reconciliation", done);
+        round.close(&mut self.backoff);
+        self.publish(round, started);
+    }
+
+    async fn everything(&mut self, cause: Cause, round: &mut Round) -> anyhow::Result<()> {
+        let mut links = observe_node(&self.socket).await?;
+        let carried = underlay(&self.args, self.vtep(), &links);
+        round.note(&mut self.backoff, "underlay", carried);
+        let gateway = gateway(&self.args, &links);
+        let settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
+        let desired = self.derive(&settings, round)?;
+        if cause == Cause::Table && self.last.ready {
+            // What the kernel takes its time for must not delay what is known now: no new flow for who has left.
+            block_in_place(|| self.maps(&desired, &settings, &links, &gateway, round));
+        }
+        self.guard(&desired, &settings, &gateway, cause, round);
+
+        let (spaces, namespaces) = Spaces::open(&desired.tasks, &self.args.netns_dir).await;
+        let observed = Observed { links, namespaces };
+        let tunnel = Tunnel { vtep: self.vtep(), port: self.args.vxlan_port };
+        let plan = plan(&observed, &desired, tunnel);
+        links = observed.links;
+        round.blocked(&mut self.backoff, &plan);
+        round.run(&mut self.backoff, &plan, Stage::Prepare, &self.socket, &spaces).await;
+        if plan.steps.iter().any(|step| step.stage == Stage::Prepare) {
+            links = observe_node(&self.socket).await?;
+        }
+
+        let clients = mesh::interfaces(&links, &self.args.mesh_interfaces, &self.args.underlay, &gateway.name);
+        block_in_place(|| {
+            self.maps(&desired, &settings, &links, &gateway, round);
+            self.programs(&desired, &links, &clients, round);
+        });
+        round.run(&mut self.backoff, &plan, Stage::Finish, &self.socket, &spaces).await;
+        round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
+        if cause != Cause::Kernel {
+            block_in_place(|| self.sweep(round));
+        }
+        self.remember(&desired, &gateway, clients, &links);
+        Ok(())
+    }
+
+    fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {
+        let mut addresses = self.addresses.clone();
+        let desired = derive(&self.table.model, settings, &mut addresses)?;
+        if addresses != self.addresses {
+            // Before anybody uses a new address.
+            let saved = self.state.set_gateway_addresses(&addresses);
+            if round.note(&mut self.backoff, "state directory", saved).is_some() {
+                self.addresses = addresses;
+            }
+        }
+        Ok(desired)
+    }
+
+    fn vtep(&self) -> std::net::Ipv4Addr {
+        let node = self.table.model.find_node(&self.args.node);
+        node.map_or(std::net::Ipv4Addr::UNSPECIFIED, |node| node.vtep)
+    }
+
+    /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
+    fn guard(&mut self, desired: &Desired, settings: &Settings, gateway: &Gateway, cause: Cause, round: &mut Round) {
+        let wanted = (firewall(&self.table.model, desired, settings, gateway), ports(desired));
+        if cause == Cause::Kernel && self.guarded.as_ref() == Some(&wanted) {
+            return;
+        }
+        let mut guarded = true;
+        if round.may(&self.backoff, "firewall") {
+            let done = block_in_place(|| nft::ensure(&wanted.0));
+            match round.note(&mut self.backoff, "firewall", done) {
+                Some(changed) => round.changes += usize::from(changed),
+                None => guarded = false,
+            }
+        }
+        if round.may(&self.backoff, "sysctls") {
+            let done = sysctl::ensure(&self.state, &wanted.1);
+            match round.note(&mut self.backoff, "sysctls", done) {
+                Some(changed) => round.changes += usize::from(changed),
+                None => guarded = false,
+            }
+        }
+        self.guarded = guarded.then_some(wanted);
+    }
+
+    fn maps(
+        &mut self,
+        desired: &Desired,
+        settings: &Settings,
+        links: &BTreeMap<String, Link>,
+        gateway: &Gateway,
+        round: &mut Round,
+    ) {
+        if !round.may(&self.backoff, "maps") {
+            return;
+        }
+        let Some(facts) = round.note(&mut self.backoff, "maps", facts(&self.args, links, gateway)) else { return };
+        let want = map_state(&self.table.model, desired, settings, &facts);
+        let applied = self.shared.dataplane().apply(&want);
+        let Some(changes) = round.note(&mut self.backoff, "maps", applied) else { return };
+        round.changes += usize::from(!changes.maps.is_empty());
+        if !changes.maps.is_empty() {
+            tracing::debug!("maps: {:?}", changes.maps);
+        }
+        if let Some(first) = changes.failures.first() {
+            let (map, more) = (first.map, changes.failures.len() - 1);
+            let why = format!("map {map:?}, entry {}: {} (and {more} more)", first.item, first.error);
+            round.note::<(), _>(&mut self.backoff, "maps", Err(why));
+        }
+    }
+
+    fn programs(
+        &mut self,
+        desired: &Desired,
+        links: &BTreeMap<String, Link>,
+        clients: &BTreeSet<String>,
+        round: &mut Round,
+    ) {
+        let wanted = programs::wanted(desired, links, &self.args.underlay, clients);
+        let mut dataplane = self.shared.dataplane();
+        for attachment in &wanted {
+            if round.may(&self.backoff, &attachment.item) {
+                let attached = dataplane.attach(attachment.program, &attachment.interface);
+                round.note(&mut self.backoff, &attachment.item, attached);
+            }
+        }
+        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface)).collect();
+        let detached = dataplane.detach_all_except(&keep);
+        if !detached.failures.is_empty() {
+            round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));
+        }
+    }
+
+    fn sweep(&mut self, round: &mut Round) {
+        let model = &self.table.model;
+        let live: HashSet<_> =
+            model.tasks.values().filter(|task| model.role(task).is_endpoint()).map(|task| tag(&task.id)).collect();
+        let swept = self.shared.dataplane().sweep(&live, &Timeouts::default());
+        round.note(&mut self.backoff, "flow sweep", swept);
+    }
+
+    fn remember(
+        &mut self,
+        desired: &Desired,
+        gateway: &Gateway,
+        clients: BTreeSet<String>,
+        links: &BTreeMap<String, Link>,
+    ) {
+        let model = &self.table.model;
+        let service = |id: &String| model.services.get(id).map_or(id, |service| &service.name).clone();
+        let mut left_out = self.table.loaded.left_out.clone();
+        left_out.extend(desired.left_out.iter().cloned());
+        left_out.sort();
+        left_out.dedup();
+        self.last.node = model.find_node(&self.args.node).map(|node| node.id.clone()).unwrap_or_default();
+        self.last.vtep = Some(self.vtep());
+        self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
+        self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
+        self.last.mesh_interfaces = clients.into_iter().collect();
+        self.last.local_tasks = desired.tasks.len();
+        self.last.left_out = left_out;
+        self.last.tags = Arc::new(
+            model
+                .tasks
+                .values()
+                .map(|task| (tag(&task.id), (task.id.clone(), task.service.as_ref().map(service))))
+                .collect(),
+        );
+        self.last.ready = true;
+    }
+
+    /// Makes the result visible.
+    fn publish(&mut self, round: Round, started: Instant) {
+        let failing = self.backoff.all().iter().map(|(item, failing)| Trouble {
+            item: item.clone(),
+            why: failing.error.clone(),
+            attempts: failing.attempts,
+            retry: Some(failing.next),
+        });
+        self.last.failing = failing.collect();
+        self.last.errors += round.failures() as u64;
+        self.last.waiting = round.waiting;
+        self.last.model = self.table.model.clone();
+        self.last.read_at = Some(self.table.read_at);
+        self.last.changed_at = Some(self.table.changed_at);
+        self.last.refused = self.table.refused.clone();
+        self.last.warnings = self.table.loaded.warnings.clone();
+        self.last.runs += 1;
+        self.last.last_run = Some(Instant::now());
+        self.last.last_duration = started.elapsed();
+        if round.changes > 0 {
+            tracing::info!("reconciled: {} changes in {} ms", round.changes, started.elapsed().as_millis());
+        }
+        self.shared.publish(self.last.clone());
+    }
+}

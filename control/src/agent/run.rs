@@ -1,0 +1,153 @@
+//! The agent's life: start, first table, then whatever happens.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
+
+use super::{
+    backoff::Backoff,
+    ready,
+    reconcile::{Agent, Cause},
+    shared::{About, Shared, Snapshot},
+    startup::{self, Started},
+};
+use crate::{
+    cli::AgentArgs,
+    metrics,
+    netlink::monitor,
+    source::{self, Source},
+};
+
+/// How often everything is looked at, and flows are swept.
+const TICK: Duration = Duration::from_secs(5);
+/// How often the namespaces of waiting tasks are looked for.
+const WAITING: Duration = Duration::from_millis(500);
+/// How long to wait for more changes of links before acting on them together.
+const LINKS_SETTLE: Duration = Duration::from_millis(50);
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// What was wrong with the start, with the remedy. Once the first table is in force, nothing ends the agent but a
+/// signal.
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(live(args));
+    // Status requests may still be under way.
+    runtime.shutdown_background();
+    result
+}
+
+async fn live(args: AgentArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let Started { table, socket, state, dataplane, mut status, metrics, instance: _instance } =
+        startup::start(&args).await?;
+    let addresses = state.gateway_addresses()?;
+    let about = About {
+        source: args.table.to_string(),
+        underlay: args.underlay.clone(),
+        bpffs: args.bpffs.display().to_string(),
+        started: std::time::Instant::now(),
+    };
+    let shared = Arc::new(Shared::new(about, dataplane));
+    status.serve(shared.clone());
+    if let Some(listener) = metrics {
+        metrics::serve(listener, shared.clone());
+    }
+
+    let (table_changed, mut tables) = mpsc::channel(1);
+    let (links_changed, mut links) = mpsc::channel(1);
+    let _watcher = source::watch(&args.table, table_changed.clone());
+    // The source may have changed between its first reading and the start of the watcher.
+    let _ = table_changed.try_send(());
+    let _monitor = monitor::watch(links_changed).context("cannot watch for changes of interfaces")?;
+    let mut agent = Agent {
+        args,
+        table,
+        socket,
+        state,
+        addresses,
+        shared,
+        backoff: Backoff::default(),
+        last: Snapshot::default(),
+        guarded: None,
+    };
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.reset();
+    let mut announced = false;
+    let mut cause = Cause::Table;
+    loop {
+        agent.reconcile(cause).await;
+        if agent.last.ready && !announced {
+            ready::announce(&agent.last, &agent.args.underlay);
+            announced = true;
+        }
+        cause = tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(()) = tables.recv() => {
+                sleep(settle(&agent.args.table)).await;
+                while tables.try_recv().is_ok() {}
+                if agent.table.reload() { Cause::Table } else { Cause::Kernel }
+            }
+            Some(()) = links.recv() => {
+                sleep(LINKS_SETTLE).await;
+                while links.try_recv().is_ok() {}
+                Cause::Kernel
+            }
+            () = namespace_appears(&agent) => Cause::Kernel,
+            () = retry(&agent.backoff) => Cause::Tick,
+            () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
+            _ = tick.tick() => if agent.table.confirm() { Cause::Table } else { Cause::Tick },
+        };
+    }
+    tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");
+    Ok(())
+}
+
+/// How long to wait for more changes of the source before reading it.
+fn settle(source: &Source) -> Duration {
+    match source {
+        // Several files that belong together.
+        Source::Engine(_) => Duration::from_millis(200),
+        _ => Duration::from_millis(20),
+    }
+}
+
+/// Returns when the namespace of a waiting task is there.
+async fn namespace_appears(agent: &Agent) {
+    let waiting = |task: &&hiveway_core::model::Task| {
+        agent.last.waiting.iter().any(|trouble| trouble.item == format!("task {}", task.id))
+    };
+    let path = |task: &hiveway_core::model::Task| -> PathBuf {
+        task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(&task.id))
+    };
+    let paths: Vec<_> = agent.table.model.tasks.values().filter(waiting).map(path).collect();
+    if paths.is_empty() {
+        return std::future::pending().await;
+    }
+    while !paths.iter().any(|path| path.exists()) {
+        sleep(WAITING).await;
+    }
+}
+
+/// Returns when a failing item has its turn.
+async fn retry(backoff: &Backoff) {
+    until(backoff.next()).await;
+}
+
+/// Returns at that time, or never.
+async fn until(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => sleep_until(Instant::from_std(time)).await,
+        None => std::future::pending().await,
+    }
+}

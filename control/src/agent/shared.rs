@@ -1,0 +1,129 @@
+//! What the agent's loop shares with those who ask: the status socket and the metrics.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Instant,
+};
+
+use dataplane::Dataplane;
+use dataplane_common::addr::Tag;
+use hiveway_core::{LeftOut, Model, Problem};
+
+/// A failing or waiting item, as the last reconciliation saw it.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// What, like `task web.1`.
+    pub item: String,
+    /// Why.
+    pub why: String,
+    /// Failures in a row; 0 for what only waits.
+    pub attempts: u32,
+    /// When it is tried again; `None` for what only waits.
+    pub retry: Option<Instant>,
+}
+
+/// A new table that was refused while an older one stays in force.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// When.
+    pub at: Instant,
+    /// Why, one line per problem.
+    pub problems: Vec<String>,
+}
+
+/// Task ids and their services' names by tag.
+pub type Tags = BTreeMap<Tag, (String, Option<String>)>;
+
+/// What the last reconciliation left.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The table in force.
+    pub model: Arc<Model>,
+    /// Id of this node.
+    pub node: String,
+    /// When the source was last read successfully.
+    pub read_at: Option<Instant>,
+    /// When the table in force came into force.
+    pub changed_at: Option<Instant>,
+    /// A newer one that was refused.
+    pub refused: Option<Refused>,
+    /// Oddities in the table.
+    pub warnings: Vec<Problem>,
+    /// What is not programmed, and why.
+    pub left_out: Vec<LeftOut>,
+    /// Items that could not be served.
+    pub failing: Vec<Trouble>,
+    /// Items that wait for something.
+    pub waiting: Vec<Trouble>,
+    /// Tunnel address.
+    pub vtep: Option<std::net::Ipv4Addr>,
+    /// Gateway bridge, and whether it is ours.
+    pub gateway: Option<(String, bool)>,
+    /// Interfaces that clients arrive at.
+    pub mesh_interfaces: Vec<String>,
+    /// Addresses at which published ports answer.
+    pub addresses: Vec<std::net::Ipv4Addr>,
+    /// Tasks with networking on this node.
+    pub local_tasks: usize,
+    /// The first table has been programmed.
+    pub ready: bool,
+    /// Reconciliations so far.
+    pub runs: u64,
+    /// Errors so far, of any item.
+    pub errors: u64,
+    /// When the last one ended.
+    pub last_run: Option<Instant>,
+    /// How long it took.
+    pub last_duration: std::time::Duration,
+    /// The table's tasks by tag: id, and name of the service.
+    pub tags: Arc<Tags>,
+}
+
+/// Shared by the loop, the status socket and the metrics.
+pub struct Shared {
+    /// Source, underlay interface and directories, for display.
+    pub about: About,
+    snapshot: RwLock<Arc<Snapshot>>,
+    dataplane: Mutex<Dataplane>,
+}
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Table source.
+    pub source: String,
+    /// Underlay interface.
+    pub underlay: String,
+    /// Pins.
+    pub bpffs: String,
+    /// When the agent started.
+    pub started: Instant,
+}
+
+impl Shared {
+    /// Before the first reconciliation.
+    pub fn new(about: About, dataplane: Dataplane) -> Self {
+        Self { about, snapshot: RwLock::default(), dataplane: Mutex::new(dataplane) }
+    }
+
+    /// The last reconciliation's result.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    /// The data plane; its calls block for as long as some map operations take.
+    pub fn dataplane(&self) -> MutexGuard<'_, Dataplane> {
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("about", &self.about).finish_non_exhaustive()
+    }
+}

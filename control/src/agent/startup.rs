@@ -1,0 +1,120 @@
+//! Everything that can be wrong with how the agent was started, found out before anything is changed.
+
+use std::{net::Ipv4Addr, os::unix::net::UnixStream, path::Path};
+
+use anyhow::{Context, bail};
+use dataplane::{Dataplane, LogLevel, Options};
+use hiveway_core::table::Reserved;
+use tokio::net::TcpListener;
+
+use super::table::Table;
+use crate::{
+    cli::{AgentArgs, MeshInterfaces},
+    instance::Instance,
+    metrics,
+    netlink::{Socket, observe_node},
+    state_dir::StateDir,
+    status::server::Server,
+};
+
+/// What a start that is not refused has.
+pub(super) struct Started {
+    pub(super) table: Table,
+    pub(super) socket: Socket,
+    pub(super) state: StateDir,
+    pub(super) dataplane: Dataplane,
+    pub(super) status: Server,
+    pub(super) metrics: Option<TcpListener>,
+    pub(super) instance: Instance,
+}
+
+/// Checks and opens everything, what changes nothing first.
+pub(super) async fn start(args: &AgentArgs) -> anyhow::Result<Started> {
+    let reserved = Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port };
+    let table = Table::open(args.table.clone(), reserved, args.node.clone())?;
+    let node = table.model.find_node(&args.node)?;
+    let socket = Socket::open().context("cannot open a netlink socket")?;
+    interfaces(args, node.vtep, &socket).await?;
+    dataplane::preflight(&args.bpffs)?;
+    let instance = Instance::take()?;
+    free_socket(&args.socket)?;
+    if !args.netns_dir.is_dir() {
+        tracing::warn!(
+            "--netns-dir {} does not exist (yet); tasks need a netns in the table or a file there",
+            args.netns_dir.display()
+        );
+    }
+    let options = options(args)?;
+    let metrics = match args.metrics {
+        Some(address) => Some(metrics::bind(address).await.context("--metrics")?),
+        None => None,
+    };
+    let status = Server::bind(&args.socket).context("--socket")?;
+    let new_state = !args.state_dir.exists();
+    let state = StateDir::open(&args.state_dir).context("--state-dir")?;
+    // What is unreadable must be known before anything is done.
+    state.gateway_addresses()?;
+    state.sysctls()?;
+    let dataplane = Dataplane::open(&options).inspect_err(|_| {
+        if new_state {
+            state.remove();
+        }
+    })?;
+    Ok(Started { table, socket, state, dataplane, status, metrics, instance })
+}
+
+async fn interfaces(args: &AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
+    let links = observe_node(socket).await?;
+    let known = || links.keys().filter(|name| *name != "lo").cloned().collect::<Vec<_>>().join(", ");
+    let Some(underlay) = links.get(&args.underlay) else {
+        bail!("--underlay: there is no interface {} in this network namespace; there are: {}", args.underlay, known());
+    };
+    let addresses: Vec<_> = underlay.addresses.iter().map(|address| address.addr()).collect();
+    if addresses.is_empty() {
+        bail!(
+            "--underlay: interface {} has no IPv4 address; give it the node's tunnel address {vtep} first",
+            args.underlay
+        );
+    }
+    if !addresses.contains(&vtep) {
+        let there: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        bail!(
+            "--underlay: interface {} does not carry this node's tunnel address {vtep} (it has {}); name the interface \
+             that does, or correct the node's `address` or `vtep` in the table",
+            args.underlay,
+            there.join(", ")
+        );
+    }
+    if !underlay.up {
+        tracing::warn!("underlay interface {} is down; set it up", args.underlay);
+    }
+    let named: &[String] = match &args.mesh_interfaces {
+        MeshInterfaces::All => &[],
+        MeshInterfaces::Named(names) => names,
+    };
+    if let Some(missing) = named.iter().find(|name| !links.contains_key(*name)) {
+        bail!("--mesh-interfaces: there is no interface {missing} in this network namespace; there are: {}", known());
+    }
+    Ok(())
+}
+
+/// The socket's path must be free, or a dead agent's.
+fn free_socket(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        bail!("--socket: {} exists and is not a socket; remove it or choose another path", path.display());
+    }
+    if UnixStream::connect(path).is_ok() {
+        bail!("--socket: something is listening at {} already; stop it or choose another path", path.display());
+    }
+    Ok(())
+}
+
+fn options(args: &AgentArgs) -> anyhow::Result<Options> {
+    let mut options = Options::new(&args.bpffs);
+    if let Ok(level) = std::env::var("HIVEWAY_BPF_LOG") {
+        options.log_level = Some(level.parse::<LogLevel>().context("HIVEWAY_BPF_LOG")?);
+    }
+    Ok(options)
+}

@@ -1,0 +1,217 @@
+//! `hiveway agent`: all flags of the contract; those of later versions are refused by name, never ignored.
+
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
+
+use super::{DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use crate::source::Source;
+
+/// Arguments of `hiveway agent`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// This node: its id or host name in the table.
+    #[arg(long, value_name = "ID")]
+    pub node: String,
+    /// Where the task table comes from: file:PATH (YAML or JSON, watched) or engine:DIR (Docker Engine API captures
+    /// nodes.json, services.json, tasks.json, networks.json).
+    #[arg(long, value_name = "SOURCE")]
+    pub table: Source,
+    /// Interface that carries this node's tunnel address (VTEP); VXLAN is accepted there only.
+    #[arg(long, value_name = "IFACE")]
+    pub underlay: String,
+    /// Where clients of published ports arrive: interface names separated by commas, or `all` interfaces with a global
+    /// IPv4 address.
+    #[arg(long, value_name = "IFACE,...|all", default_value = "all")]
+    pub mesh_interfaces: MeshInterfaces,
+    /// Where a task's network namespace is found, by task id, if the table does not say.
+    #[arg(long, value_name = "DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+    /// Where the agent keeps what it must remember: addresses on the gateway bridge, original sysctls.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Directory on a BPF file system where maps and links are pinned; one per agent.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// Status socket for the other commands.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Serves OpenMetrics at http://ADDR:PORT/metrics.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// UDP port of VXLAN.
+    #[arg(long, value_name = "PORT", default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
+    /// VNI of the routing mesh's frames; must not be a network's.
+    #[arg(long, value_name = "VNI", default_value_t = 16_777_214,
+          value_parser = clap::value_parser!(u32).range(1..=16_777_215))]
+    pub mesh_vni: u32,
+    /// XDP on the underlay; this version has TC programs only, so `auto` means `off`.
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    pub xdp: XdpMode,
+    /// Gateway bridge: used as it is if it exists, created otherwise. Without the flag: docker_gwbridge if it exists,
+    /// else hw-gwbridge.
+    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    pub gwbridge: Option<String>,
+    /// Subnet of the gateway bridge if it is created; its first address is the bridge's.
+    #[arg(long, value_name = "CIDR", default_value = "172.18.0.0/16", value_parser = gateway_subnet)]
+    pub gwbridge_subnet: Ipv4Net,
+    /// How mesh replies return to the client: through the ingress node's tunnel, or directly (not supported yet).
+    #[arg(long, value_enum, default_value_t = MeshReturn::Tunnel)]
+    pub mesh_return: MeshReturn,
+    /// Clients that may use published ports (not supported yet).
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub mesh_allow: Vec<Ipv4Net>,
+}
+
+/// `--xdp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum XdpMode {
+    /// The best that this version can do: off.
+    Auto,
+    /// In the driver (not supported yet).
+    Native,
+    /// In the stack (not supported yet).
+    Generic,
+    /// No XDP.
+    Off,
+}
+
+/// `--mesh-return`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MeshReturn {
+    /// Through the ingress node.
+    Tunnel,
+    /// Directly (not supported yet).
+    Dsr,
+}
+
+/// `--mesh-interfaces`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MeshInterfaces {
+    /// All interfaces with a global address, except container-facing bridges.
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
+impl FromStr for MeshInterfaces {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let names: Vec<_> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Ok(if names == ["all"] { Self::All } else { Self::Named(names) })
+    }
+}
+
+impl AgentArgs {
+    /// What this version cannot do yet, as a message naming the flag; `None` if everything asked for is supported.
+    pub fn unsupported(&self) -> Option<String> {
+        let xdp = match self.xdp {
+            XdpMode::Native => Some("--xdp native is not supported yet: use --xdp auto or off"),
+            XdpMode::Generic => Some("--xdp generic is not supported yet: use --xdp auto or off"),
+            XdpMode::Auto | XdpMode::Off => None,
+        };
+        let dsr = (self.mesh_return == MeshReturn::Dsr)
+            .then_some("--mesh-return dsr is not supported yet: leave it at tunnel");
+        let allow = (!self.mesh_allow.is_empty()).then_some(
+            "--mesh-allow is not supported yet, and ignoring it would open published ports: \
+             restrict clients before they reach this node",
+        );
+        let source = self.table.unsupported();
+        xdp.or(dsr).or(allow).map(str::to_owned).or(source)
+    }
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    let sane = !text.is_empty() && text.len() <= 15 && !text.contains(['/', ' ', ':']) && text != "." && text != "..";
+    if sane {
+        Ok(text.to_owned())
+    } else {
+        Err("an interface name has 1 to 15 characters, no `/`, `:` or space".into())
+    }
+}
+
+fn gateway_subnet(text: &str) -> Result<Ipv4Net, String> {
+    let net: Ipv4Net = text.parse().map_err(|_| "not an IPv4 subnet like 172.18.0.0/16".to_owned())?;
+    if net.prefix_len() > 29 {
+        return Err("too small: use a prefix of at most 29 bits".into());
+    }
+    if net.addr() != net.network() {
+        return Err(format!("has host bits set: did you mean {}?", net.trunc()));
+    }
+    Ok(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(more: &[&str]) -> Result<AgentArgs, clap::Error> {
+        let base = ["hiveway", "agent", "--node", "n1", "--table", "file:/t.yaml", "--underlay", "eth0"];
+        match Cli::try_parse_from(base.iter().chain(more))?.command {
+            Command::Agent(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_contract() {
+        let args = parse(&[]).unwrap();
+        assert_eq!((args.vxlan_port, args.mesh_vni), (4789, 16_777_214));
+        assert_eq!(args.mesh_interfaces, MeshInterfaces::All);
+        assert_eq!(args.gwbridge_subnet.to_string(), "172.18.0.0/16");
+        assert_eq!(args.unsupported(), None);
+        assert_eq!(parse(&["--xdp", "off"]).unwrap().unsupported(), None);
+    }
+
+    #[test]
+    fn later_features_are_refused_by_name() {
+        for (flags, named) in [
+            (["--xdp", "native"], "--xdp native"),
+            (["--xdp", "generic"], "--xdp generic"),
+            (["--mesh-return", "dsr"], "--mesh-return dsr"),
+            (["--mesh-allow", "10.0.0.0/8"], "--mesh-allow"),
+            (["--table", "swarm"], "swarm"),
+            (["--table", "relay:h:1"], "relay"),
+        ] {
+            let args = match flags[0] {
+                "--table" => {
+                    let base = ["hiveway", "agent", "--node", "n1", "--underlay", "eth0"];
+                    match Cli::try_parse_from(base.iter().chain(&flags)).unwrap().command {
+                        Command::Agent(args) => *args,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                _ => parse(&flags).unwrap(),
+            };
+            let why = args.unsupported().unwrap();
+            assert!(why.contains(named) && why.contains("not supported yet"), "{why}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_a_list() {
+        let args = parse(&["--mesh-interfaces", "eth0,eth1"]).unwrap();
+        assert_eq!(args.mesh_interfaces, MeshInterfaces::Named(vec!["eth0".into(), "eth1".into()]));
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for flags in [
+            ["--vxlan-port", "0"],
+            ["--mesh-vni", "16777216"],
+            ["--gwbridge-subnet", "172.18.0.1/16"],
+            ["--gwbridge-subnet", "172.18.0.0/30"],
+            ["--gwbridge", "a-name-that-is-too-long"],
+            ["--metrics", "localhost"],
+            ["--xdp", "fast"],
+        ] {
+            assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The command line: what is accepted, and what is refused with which exit code.
+
+mod agent_args;
+pub mod exit;
+pub mod run;
+mod show;
+mod table_text;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use agent_args::{AgentArgs, MeshInterfaces, MeshReturn, XdpMode};
+
+use crate::source::Source;
+
+/// Default of `--bpffs`.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/hiveway";
+/// Default of `--state-dir`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/hiveway";
+/// Default of `--socket`.
+pub const DEFAULT_SOCKET: &str = "/run/hiveway/agent.sock";
+
+/// Hiveway: the data plane of a container swarm (overlay networks, service VIPs, the routing mesh) in eBPF.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hiveway",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done, 1 failed or invalid, 2 wrong usage.\n\
+                  Log verbosity: HIVEWAY_LOG=debug (tracing filter syntax); debug output of the programs: \
+                  HIVEWAY_BPF_LOG=info|debug|trace."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs this node's agent in the node's network namespace.
+    Agent(Box<AgentArgs>),
+    /// Checks a task table and prints every problem with its place; exit code 1 if there is an error.
+    Validate(ValidateArgs),
+    /// Shows how the agent and its node are doing.
+    Status(ShowArgs),
+    /// Overlay networks.
+    #[command(subcommand)]
+    Network(List),
+    /// Services with their backends.
+    #[command(subcommand)]
+    Service(List),
+    /// Tasks that have networking, on all nodes.
+    #[command(subcommand)]
+    Endpoint(List),
+    /// Connections that this node translates.
+    #[command(subcommand)]
+    Flow(List),
+    /// Dropped packets by reason.
+    Drops(ShowArgs),
+    /// Removes everything that the agent owns on this node, and nothing else. The agent must be stopped.
+    Teardown(TeardownArgs),
+}
+
+/// What can be listed.
+#[derive(Debug, Subcommand)]
+pub enum List {
+    /// Lists them.
+    Ls(ShowArgs),
+}
+
+impl List {
+    /// The arguments.
+    pub fn args(&self) -> &ShowArgs {
+        let Self::Ls(args) = self;
+        args
+    }
+}
+
+/// `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// The table: file:PATH (YAML or JSON) or engine:DIR (Docker Engine API captures).
+    #[arg(long, value_name = "SOURCE")]
+    pub table: Source,
+}
+
+/// Commands that ask a running agent.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Prints JSON with documented, stable keys (docs/cli.md).
+    #[arg(long)]
+    pub json: bool,
+    /// The agent's status socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// `teardown`.
+#[derive(Debug, Args)]
+pub struct TeardownArgs {
+    /// Directory on a BPF file system where the agent's maps and links are pinned.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// Where the agent keeps what it must remember.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+}

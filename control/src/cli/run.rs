@@ -1,0 +1,52 @@
+//! Carries out a parsed command line and says how it ended.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{AgentArgs, Cli, Command, List, ShowArgs, exit, show};
+use crate::{agent, status::protocol::Request, teardown, validate};
+
+/// Runs the command; returns the exit code.
+pub fn run(cli: Cli) -> u8 {
+    let shown = |request, args: &ShowArgs| show::show(request, args);
+    let listed = |request, list: &List| show::show(request, list.args());
+    match &cli.command {
+        Command::Agent(args) => run_agent(args),
+        Command::Validate(args) => validate::run(&args.table),
+        Command::Status(args) => shown(Request::Status, args),
+        Command::Network(list) => listed(Request::Networks, list),
+        Command::Service(list) => listed(Request::Services, list),
+        Command::Endpoint(list) => listed(Request::Endpoints, list),
+        Command::Flow(list) => listed(Request::Flows, list),
+        Command::Drops(args) => shown(Request::Drops, args),
+        Command::Teardown(args) => teardown::run(&args.bpffs, &args.state_dir),
+    }
+}
+
+fn run_agent(args: &AgentArgs) -> u8 {
+    if let Some(why) = args.unsupported() {
+        eprintln!("error: {why}");
+        return exit::USAGE;
+    }
+    log_to_stderr();
+    match agent::run(args.clone()) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::FAILED
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let chosen = std::env::var("HIVEWAY_LOG").unwrap_or_else(|_| "info,netlink_proto=error".to_owned());
+    // The programs' own level decides what they say; all of it is shown.
+    let filter = EnvFilter::new(format!("{chosen},dataplane_ebpf=trace"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,265 @@
+//! Answers as text for people: columns padded to their widest cell.
+
+use serde_json::Value;
+
+use crate::status::protocol::Request;
+
+/// An answer as text.
+pub(super) fn render(request: Request, value: &Value) -> String {
+    let rows = || value.as_array().into_iter().flatten();
+    match request {
+        Request::Status => status(value),
+        Request::Networks => columns(
+            &["NAME", "ID", "SUBNETS", "VNI", "MTU", "ENDPOINTS", "JOINED", "KIND"],
+            rows().map(|row| {
+                let subnets = |key: &str| {
+                    let cells: Vec<_> =
+                        row["subnets"].as_array().into_iter().flatten().map(|s| text(&s[key])).collect();
+                    cells.join(",")
+                };
+                let kind = match (row["ingress"] == true, row["internal"] == true) {
+                    (true, _) => "ingress",
+                    (_, true) => "internal",
+                    _ => "",
+                };
+                vec![
+                    text(&row["name"]),
+                    short(&row["id"]),
+                    subnets("subnet"),
+                    subnets("vni"),
+                    text(&row["mtu"]),
+                    text(&row["endpoints"]),
+                    yes(&row["joined"]),
+                    kind.to_owned(),
+                ]
+            }),
+            "no networks",
+        ),
+        Request::Services => services(value),
+        Request::Endpoints => columns(
+            &["NETWORK", "ADDRESS", "TASK", "SERVICE", "NODE", "STATE", "BACKEND"],
+            rows().map(|row| {
+                let here = if row["local"] == true { " (here)" } else { "" };
+                vec![
+                    text(&row["network"]),
+                    text(&row["address"]),
+                    short(&row["task"]),
+                    text(&row["service"]),
+                    format!("{}{here}", text(&row["hostname"])),
+                    text(&row["state"]),
+                    text(&row["backend"]),
+                ]
+            }),
+            "no endpoints",
+        ),
+        Request::Flows => columns(
+            &["KIND", "PROTO", "SOURCE", "DESTINATION", "TRANSLATED", "TASK", "IDLE", "FLAGS"],
+            rows().map(|row| {
+                let translated = match (&row["translated_source"], &row["translated_destination"]) {
+                    (Value::Null, _) => "-".to_owned(),
+                    (source, destination) => format!("{} -> {}", text(source), text(destination)),
+                };
+                let kind = if row["direction"] == "reply" { " reply" } else { "" };
+                vec![
+                    format!("{}{kind}", text(&row["kind"])),
+                    text(&row["protocol"]),
+                    text(&row["source"]),
+                    text(&row["destination"]),
+                    translated,
+                    short(&row["task"]),
+                    format!("{}s", text(&row["idle_seconds"])),
+                    list(&row["flags"]),
+                ]
+            }),
+            "no flows",
+        ),
+        Request::Drops => columns(
+            &["REASON", "PACKETS", "BYTES"],
+            rows()
+                .filter(|row| row["packets"] != 0)
+                .map(|row| vec![text(&row["reason"]), text(&row["packets"]), text(&row["bytes"])]),
+            "no drops",
+        ),
+    }
+}
+
+fn services(value: &Value) -> String {
+    let rows = value.as_array().into_iter().flatten().flat_map(|row| {
+        let vips: Vec<_> = row["vips"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|vip| format!("{}={}", text(&vip["network"]), text(&vip["address"])))
+            .collect();
+        let ports: Vec<_> = row["ports"].as_array().into_iter().flatten().map(port).collect();
+        let head = vec![text(&row["name"]), short(&row["id"]), vips.join(","), ports.join(",")];
+        let blank = vec![String::new(); head.len()];
+        let backends = row["backends"].as_array().cloned().unwrap_or_default();
+        let mut lines: Vec<Vec<String>> = backends
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| {
+                let mut line = if index == 0 { head.clone() } else { blank.clone() };
+                line.extend([
+                    format!("{} on {}", short(&backend["task"]), text(&backend["hostname"])),
+                    text(&backend["address"]),
+                    text(&backend["state"]),
+                ]);
+                line
+            })
+            .collect();
+        if lines.is_empty() {
+            let mut line = head;
+            line.extend(["-".to_owned(), "-".to_owned(), "no backend".to_owned()]);
+            lines.push(line);
+        }
+        lines
+    });
+    columns(&["NAME", "ID", "VIPS", "PORTS", "BACKEND", "ADDRESS", "STATE"], rows, "no services")
+}
+
+fn port(port: &Value) -> String {
+    let (target, protocol) = (text(&port["target_port"]), text(&port["protocol"]));
+    match &port["published_port"] {
+        Value::Null => format!("{target}/{protocol}"),
+        published => format!("{}->{target}/{protocol}", text(published)),
+    }
+}
+
+fn status(value: &Value) -> String {
+    let node = &value["node"];
+    let table = &value["table"];
+    let health = match (value["ready"] == true, value["healthy"] == true) {
+        (true, true) => "healthy",
+        (true, false) => "degraded",
+        (false, _) => "starting",
+    };
+    let gateway = match &node["gateway_bridge"] {
+        Value::Null => "none needed".to_owned(),
+        bridge if bridge["adopted"] == true => format!("{} (adopted)", text(&bridge["name"])),
+        bridge => text(&bridge["name"]),
+    };
+    let lines = [
+        ("agent", format!("{health}, version {}, pid {}", text(&value["version"]), text(&value["pid"]))),
+        ("node", format!("{} ({}), {}", text(&node["hostname"]), text(&node["id"]), text(&node["state"]))),
+        ("tunnel", format!("{} on {}", text(&node["vtep"]), text(&node["underlay"]))),
+        ("mesh", format!("{} on {}", list(&node["addresses"]), list(&node["mesh_interfaces"]))),
+        ("gateway", gateway),
+        (
+            "table",
+            format!(
+                "{}, read {} s ago: {} nodes, {} networks, {} services, {} tasks ({} here)",
+                text(&table["source"]),
+                text(&table["age_seconds"]),
+                text(&table["nodes"]),
+                text(&table["networks"]),
+                text(&table["services"]),
+                text(&table["tasks"]),
+                text(&value["local_tasks"]),
+            ),
+        ),
+        (
+            "flows",
+            format!(
+                "{} translated, {} as ingress node",
+                text(&value["dataplane"]["flows"]),
+                text(&value["dataplane"]["affinity"])
+            ),
+        ),
+    ];
+    let mut out: String = lines.iter().map(|(name, line)| format!("{name:<9}{line}\n")).collect();
+    if let Some(problems) = table["refused"]["problems"].as_array() {
+        out += "\nA newer table was refused:\n";
+        problems.iter().for_each(|problem| out += &format!("  {}\n", text(problem)));
+    }
+    for (title, key, what) in
+        [("Failing", "failing", "item"), ("Waiting", "waiting", "item"), ("Left out", "left_out", "what")]
+    {
+        let items = value[key].as_array().filter(|items| !items.is_empty());
+        if let Some(items) = items {
+            out += &format!("\n{title}:\n");
+            items.iter().for_each(|item| out += &format!("  {}: {}\n", text(&item[what]), text(&item["why"])));
+        }
+    }
+    out
+}
+
+fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -> String {
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return format!("{none}\n");
+    }
+    let all: Vec<Vec<String>> =
+        [head.iter().map(|cell| (*cell).to_owned()).collect()].into_iter().chain(rows).collect();
+    let width = |column: usize| all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    all.iter().map(line).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Engine ids are 25 characters; 12 tell them apart.
+fn short(value: &Value) -> String {
+    let full = text(value);
+    let id = full.len() == 25 && full.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if id { full[..12].to_owned() } else { full }
+}
+
+fn list(value: &Value) -> String {
+    let items: Vec<_> = value.as_array().into_iter().flatten().map(text).collect();
+    if items.is_empty() { "-".to_owned() } else { items.join(", ") }
+}
+
+fn yes(value: &Value) -> String {
+    if value == true { "yes".to_owned() } else { "no".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let drops = json!([
+            {"reason": "spoofed_mac", "packets": 3, "bytes": 180},
+            {"reason": "truncated", "packets": 0, "bytes": 0},
+            {"reason": "no_flow", "packets": 12, "bytes": 720},
+        ]);
+        let want = "REASON       PACKETS  BYTES\nspoofed_mac  3        180\nno_flow      12       720\n";
+        assert_eq!(render(Request::Drops, &drops), want);
+        assert_eq!(render(Request::Drops, &json!([])), "no drops\n");
+    }
+
+    #[test]
+    fn a_service_without_backends_says_so() {
+        let services = json!([{"name": "web", "id": "web", "vips": [{"network": "app", "address": "10.0.1.2"}],
+            "ports": [{"protocol": "tcp", "target_port": 80, "published_port": 8080}], "backends": []}]);
+        let text = render(Request::Services, &services);
+        assert!(
+            text.contains("app=10.0.1.2") && text.contains("8080->80/tcp") && text.contains("no backend"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn status_shows_what_is_wrong() {
+        let status = json!({"ready": true, "healthy": false, "failing": [{"item": "task a", "why": "no"}],
+            "table": {"refused": {"problems": ["error: tasks[0]: bad"]}}});
+        let text = render(Request::Status, &status);
+        for part in ["degraded", "task a: no", "error: tasks[0]: bad"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

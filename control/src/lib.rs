@@ -1,0 +1,15 @@
+//! The agent `hiveway` and its command line: table sources, netlink, nftables, reconciliation, status.
+
+pub mod agent;
+pub mod cli;
+pub mod instance;
+pub mod mesh;
+pub mod metrics;
+pub mod netlink;
+pub mod nft;
+pub mod source;
+pub mod state_dir;
+pub mod status;
+pub mod sysctl;
+pub mod teardown;
+pub mod validate;

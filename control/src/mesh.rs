@@ -1,0 +1,116 @@
+//! Where clients of published ports arrive: which interfaces, and which addresses of this node answer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use hiveway_core::observed::{Kind, Link, NAME_PREFIXES};
+use ipnet::Ipv4Net;
+
+use crate::cli::MeshInterfaces;
+
+const LOOPBACK: &str = "lo";
+
+/// The interfaces that clients arrive at, the underlay included. `gateway` is the gateway bridge.
+pub fn interfaces(
+    links: &BTreeMap<String, Link>,
+    wanted: &MeshInterfaces,
+    underlay: &str,
+    gateway: &str,
+) -> BTreeSet<String> {
+    let chosen: BTreeSet<String> = match wanted {
+        MeshInterfaces::Named(names) => names.iter().filter(|name| links.contains_key(*name)).cloned().collect(),
+        MeshInterfaces::All => {
+            let arrives = |(name, link): &(&String, &Link)| {
+                *name != LOOPBACK && faces_clients(name, link, gateway) && link.addresses.iter().any(is_global)
+            };
+            links.iter().filter(arrives).map(|(name, _)| name.clone()).collect()
+        }
+    };
+    chosen.into_iter().chain([underlay.to_owned()]).collect()
+}
+
+/// All addresses of this node, with the index of the interface that carries them: wherever clients arrive, every one
+/// answers, those on the loopback device too.
+pub fn addresses(links: &BTreeMap<String, Link>, gateway: &str) -> BTreeMap<Ipv4Addr, u32> {
+    let mine = links.iter().filter(|(name, link)| faces_clients(name, link, gateway));
+    mine.flat_map(|(_, link)| link.addresses.iter().filter(|a| is_global(a)).map(|a| (a.addr(), link.index))).collect()
+}
+
+/// Neither a bridge of containers nor anything else of ours.
+fn faces_clients(name: &str, link: &Link, gateway: &str) -> bool {
+    let docker = name == "docker0"
+        || name == "docker_gwbridge"
+        || name.strip_prefix("br-").is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+    let ours = link.is_ours(name) || NAME_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    !(name == gateway || ours || (docker && link.kind == Kind::Bridge))
+}
+
+/// Neither loopback nor link-local nor nonsense; private ranges count as global, as the kernel's scope has it.
+fn is_global(address: &Ipv4Net) -> bool {
+    let ip = address.addr();
+    !(ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, kind: Kind, alias: Option<&str>, address: &str) -> Link {
+        Link {
+            index,
+            kind,
+            alias: alias.map(str::to_owned),
+            master: None,
+            mtu: 1500,
+            mac: [0; 6],
+            up: true,
+            addresses: BTreeSet::from([address.parse().unwrap()]),
+            isolated: false,
+            fdb: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+
+    fn node() -> BTreeMap<String, Link> {
+        let other = || Kind::Other(String::new());
+        BTreeMap::from([
+            ("lo".to_owned(), link(1, other(), None, "127.0.0.1/8")),
+            ("eth0".to_owned(), link(2, other(), None, "192.168.77.11/24")),
+            ("eth1".to_owned(), link(3, other(), None, "203.0.113.5/24")),
+            ("eth2".to_owned(), link(4, other(), None, "169.254.3.4/16")),
+            ("docker0".to_owned(), link(5, Kind::Bridge, None, "172.17.0.1/16")),
+            ("br-0123456789ab".to_owned(), link(6, Kind::Bridge, None, "172.19.0.1/16")),
+            ("br-lan".to_owned(), link(7, Kind::Bridge, None, "10.9.0.1/24")),
+            ("hw-gwbridge".to_owned(), link(8, Kind::Bridge, Some("hiveway gwbridge"), "172.18.0.1/16")),
+        ])
+    }
+
+    #[test]
+    fn all_means_where_clients_can_be() {
+        let found = interfaces(&node(), &MeshInterfaces::All, "eth0", "hw-gwbridge");
+        assert_eq!(found, ["br-lan", "eth0", "eth1"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn every_address_of_the_node_answers() {
+        let mut node = node();
+        node.get_mut("lo").unwrap().addresses.insert("198.51.100.7/32".parse().unwrap());
+        let want: [(Ipv4Addr, u32); 4] = [
+            ([10, 9, 0, 1].into(), 7),
+            ([192, 168, 77, 11].into(), 2),
+            ([198, 51, 100, 7].into(), 1),
+            ([203, 0, 113, 5].into(), 3),
+        ];
+        assert_eq!(addresses(&node, "hw-gwbridge"), want.into());
+        assert!(!interfaces(&node, &MeshInterfaces::All, "eth0", "hw-gwbridge").contains("lo"));
+    }
+
+    #[test]
+    fn the_underlay_is_always_one_of_them() {
+        let named = MeshInterfaces::Named(vec!["eth1".into(), "gone".into()]);
+        let found = interfaces(&node(), &named, "eth0", "hw-gwbridge");
+        assert_eq!(found, ["eth0", "eth1"].map(str::to_owned).into());
+    }
+}

@@ -1,0 +1,107 @@
+//! The metrics themselves.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::agent::shared::Shared;
+
+/// Reads the agent's state and the maps at each scrape.
+#[derive(Debug)]
+pub(super) struct Agent(pub(super) Arc<Shared>);
+
+impl Collector for Agent {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let snapshot = self.0.snapshot();
+        let out = &mut encoder;
+        labelled(out, "build_info", "Version of the agent", MetricType::Gauge, |family| {
+            family(&[("version", env!("CARGO_PKG_VERSION"))], &ConstGauge::new(1i64))
+        })?;
+        gauge(out, "ready", "1 once the first table has been programmed", i64::from(snapshot.ready))?;
+        if let Some(at) = snapshot.read_at {
+            let age = at.elapsed().as_secs() as i64;
+            gauge(out, "table_age_seconds", "Seconds since the table was last read successfully", age)?;
+        }
+        let refused = i64::from(snapshot.refused.is_some());
+        gauge(out, "table_refused", "1 while a newer table is refused as invalid", refused)?;
+        counter(out, "reconciles", "Reconciliations", snapshot.runs)?;
+        counter(out, "reconcile_errors", "Errors of single items in reconciliations", snapshot.errors)?;
+        gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
+        gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
+        gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
+        self.dataplane(out)
+    }
+}
+
+impl Agent {
+    fn dataplane(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let dataplane = self.0.dataplane();
+        if let (Ok(flows), Ok(affinity)) = (dataplane.flows(), dataplane.affinity()) {
+            let entries = [("flows", flows.len()), ("affinity", affinity.len())];
+            labelled(out, "flow_entries", "Entries in the connection tables", MetricType::Gauge, |family| {
+                entries.iter().try_for_each(|(map, n)| family(&[("map", *map)], &ConstGauge::new(*n as i64)))
+            })?;
+            let room = i64::from(dataplane_common::flow::MAX_FLOWS);
+            gauge(out, "flow_entries_max", "Room in each connection table", room)?;
+        }
+        if let Ok(drops) = dataplane.drops() {
+            for (unit, name) in [("packets", "dropped_packets"), ("bytes", "dropped_bytes")] {
+                labelled(out, name, &format!("Dropped {unit} by reason"), MetricType::Counter, |family| {
+                    drops.iter().try_for_each(|(reason, stat)| {
+                        let value = if unit == "packets" { stat.packets } else { stat.bytes };
+                        family(&[("reason", reason.name())], &ConstCounter::new(value))
+                    })
+                })?;
+            }
+        }
+        if let Ok(counters) = dataplane.counters() {
+            for (unit, name) in [("packets", "handled_packets"), ("bytes", "handled_bytes")] {
+                labelled(out, name, &format!("Handled {unit} by what was done"), MetricType::Counter, |family| {
+                    counters.iter().try_for_each(|(counter, stat)| {
+                        let value = if unit == "packets" { stat.packets } else { stat.bytes };
+                        family(&[("action", counter.name())], &ConstCounter::new(value))
+                    })
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gauge(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+    ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+type Family<'a> = dyn FnMut(&[(&str, &str)], &dyn Sample) -> fmt::Result + 'a;
+
+/// A metric with labels: `fill` is handed a function that takes one set of labels and its value at a time.
+fn labelled(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    fill: impl FnOnce(&mut Family<'_>) -> fmt::Result,
+) -> fmt::Result {
+    let mut metric = out.encode_descriptor(name, help, None, kind)?;
+    fill(&mut |labels, value| value.sample(metric.encode_family(&labels)?))
+}
+
+/// What [`EncodeMetric`] does, in a form that a list of different metrics can be used through.
+trait Sample {
+    /// Writes the value.
+    fn sample(&self, encoder: MetricEncoder<'_>) -> fmt::Result;
+}
+
+impl<T: EncodeMetric> Sample for T {
+    fn sample(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.encode(encoder)
+    }
+}

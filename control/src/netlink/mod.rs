@@ -1,0 +1,64 @@
+//! The kernel's links, over rtnetlink: observed into plain data, changed by the planner's steps.
+
+mod apply;
+mod inside;
+pub mod monitor;
+mod observe;
+mod offload;
+mod socket;
+mod spaces;
+
+pub use apply::{apply, fill};
+pub use observe::observe_node;
+pub use socket::Socket;
+pub use spaces::{Space, Spaces};
+
+use std::io;
+
+/// Routing protocol number of the routes that we add inside containers, so that they are recognised as ours.
+pub const ROUTE_PROTOCOL: u8 = 72;
+
+/// What went wrong with a netlink request.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A step names an interface that is not there (any more).
+    #[error("there is no interface {0}")]
+    NoLink(String),
+    /// A step needs a task's namespace that is not open.
+    #[error("the network namespace of task {0} is gone")]
+    NoNamespace(String),
+    /// Something of the machinery itself.
+    #[error("{what}: {why}")]
+    Other {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Error {
+    /// Wraps an error of the rtnetlink crate.
+    pub(crate) fn from_rtnetlink(what: impl Into<String>, error: rtnetlink::Error) -> Self {
+        match error {
+            rtnetlink::Error::NetlinkError(message) => Self::Kernel { what: what.into(), source: message.to_io() },
+            other => Self::Other { what: what.into(), why: other.to_string() },
+        }
+    }
+
+    /// The kernel's error number, if it was the kernel.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Kernel { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}

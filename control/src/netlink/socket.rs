@@ -1,0 +1,123 @@
+//! A netlink socket in some network namespace.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use futures::StreamExt;
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{self, AddressFamily, SockFlag, SockType},
+};
+use rtnetlink::{
+    Handle,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+};
+use tokio::task::JoinHandle;
+
+use super::{Error, offload};
+
+/// An rtnetlink connection; closed when dropped.
+#[derive(Debug)]
+pub struct Socket {
+    handle: Handle,
+    /// For requests that are not netlink's.
+    plain: OwnedFd,
+    connection: JoinHandle<()>,
+}
+
+impl Socket {
+    /// Opens a socket in the caller's own network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self { handle, plain: plain()?, connection: tokio::spawn(connection) })
+    }
+
+    /// Opens a socket inside the network namespace that `namespace` refers to: on a thread of its own that enters the
+    /// namespace and ends, so that no other thread is ever in the wrong one. The socket keeps its namespace.
+    ///
+    /// # Errors
+    /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn open_in(namespace: &File) -> io::Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let ((connection, handle, _), plain) = std::thread::scope(|scope| {
+            let opened = scope.spawn(|| {
+                let _guard = runtime.enter();
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok((rtnetlink::new_connection()?, plain()?))
+            });
+            opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        })?;
+        Ok(Self { handle, plain, connection: tokio::spawn(connection) })
+    }
+
+    /// Turns an offload off, see [`offload`].
+    pub(super) fn disable_offload(&self, name: &str, feature: &str) -> Result<(), Error> {
+        offload::disable(self.plain.as_fd(), name, feature)
+            .map_err(|source| Error::Kernel { what: format!("turn {feature} off on {name}"), source })
+    }
+
+    /// The typed requests of rtnetlink.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// A link by name.
+    ///
+    /// # Errors
+    /// [`Error::NoLink`] when there is none.
+    pub async fn link(&self, name: &str) -> Result<LinkMessage, Error> {
+        let mut answer = self.handle.link().get().match_name(name).execute();
+        match answer.next().await {
+            Some(Ok(link)) => Ok(link),
+            Some(Err(error)) => match Error::from_rtnetlink(format!("look up interface {name}"), error) {
+                error if error.errno() == Some(libc::ENODEV) => Err(Error::NoLink(name.to_owned())),
+                error => Err(error),
+            },
+            None => Err(Error::NoLink(name.to_owned())),
+        }
+    }
+
+    /// Index of a link.
+    ///
+    /// # Errors
+    /// [`Error::NoLink`] when there is none.
+    pub async fn index(&self, name: &str) -> Result<u32, Error> {
+        Ok(self.link(name).await?.header.index)
+    }
+
+    /// A request with flags that the typed ones don't offer; waits for the kernel's acknowledgement.
+    pub(super) async fn request(&self, what: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), Error> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut handle = self.handle.clone();
+        let mut answers = handle.request(message).map_err(|error| Error::from_rtnetlink(what, error))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                // Without a code it is the acknowledgement.
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(Error::Kernel { what: what.to_owned(), source: error.to_io() });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A socket to name a namespace by; never bound, so nobody can send to it.
+fn plain() -> io::Result<OwnedFd> {
+    Ok(socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}

@@ -1,0 +1,110 @@
+//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, and the guard against forged tunnels.
+
+mod ruleset;
+
+use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError, apply_ruleset_raw, get_current_ruleset_raw};
+use serde_json::{Value, json};
+
+pub use ruleset::{Firewall, Masquerade, port_range};
+
+/// Family and name of our table.
+const TABLE: (&str, &str) = ("inet", "hiveway");
+
+/// The firewall could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// There is no `nft`.
+    #[error("cannot run nft: {0}; install the package nftables")]
+    NoProgram(std::io::Error),
+    /// It refused.
+    #[error("nft refused while {doing}: {stderr}")]
+    Refused {
+        /// What was tried.
+        doing: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// It answered nonsense.
+    #[error("nft: {0}")]
+    Answer(String),
+}
+
+impl From<NftablesError> for NftError {
+    fn from(error: NftablesError) -> Self {
+        match error {
+            NftablesError::NftExecution { inner, .. } => Self::NoProgram(inner),
+            NftablesError::NftFailed { hint, stderr, .. } => {
+                Self::Refused { doing: hint, stderr: stderr.trim().to_owned() }
+            }
+            other => Self::Answer(other.to_string()),
+        }
+    }
+}
+
+/// Replaces our table in one transaction if it is not what it should be. Returns whether it was replaced.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
+    let want = firewall.objects();
+    if current()?.as_deref() == Some(want.as_slice()) {
+        return Ok(false);
+    }
+    let (family, name) = TABLE;
+    let table = json!({"table": {"family": family, "name": name}});
+    // Adding first makes the deletion succeed whether or not the table is there.
+    let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table})];
+    let commands: Vec<Value> = head.into_iter().chain(want.iter().map(|object| json!({"add": object}))).collect();
+    apply_ruleset_raw(&json!({"nftables": commands}).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+    Ok(true)
+}
+
+/// Removes our table. Returns whether it was there.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn remove() -> Result<bool, NftError> {
+    if current()?.is_none() {
+        return Ok(false);
+    }
+    let (family, name) = TABLE;
+    let command = json!({"nftables": [{"delete": {"table": {"family": family, "name": name}}}]});
+    apply_ruleset_raw(&command.to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+    Ok(true)
+}
+
+/// Sets, chains and rules of our table in the form of [`Firewall::objects`]; `None` if there is no table.
+fn current() -> Result<Option<Vec<Value>>, NftError> {
+    let (family, name) = TABLE;
+    let listing = match get_current_ruleset_raw(DEFAULT_NFT, ["list", "table", family, name].as_slice()) {
+        Err(NftablesError::NftFailed { stderr, .. }) if stderr.contains("No such file or directory") => {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let listing: Value = serde_json::from_str(&listing).map_err(|error| NftError::Answer(error.to_string()))?;
+    Ok(Some(normalise(&listing)))
+}
+
+/// Takes out of a listing what the kernel added: handles, counter values, the order of set elements.
+fn normalise(listing: &Value) -> Vec<Value> {
+    let objects = listing["nftables"].as_array().into_iter().flatten();
+    let ours = objects.filter(|object| ["set", "chain", "rule"].iter().any(|kind| object.get(kind).is_some()));
+    let mut objects: Vec<Value> = ours.cloned().collect();
+    for object in &mut objects {
+        for body in object.as_object_mut().into_iter().flat_map(|object| object.values_mut()) {
+            if let Some(body) = body.as_object_mut() {
+                body.remove("handle");
+            }
+            if let Some(elements) = body.get_mut("elem").and_then(Value::as_array_mut) {
+                elements.sort_by_key(Value::to_string);
+            }
+            for statement in body.get_mut("expr").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(counter) = statement.get_mut("counter") {
+                    *counter = Value::Null;
+                }
+            }
+        }
+    }
+    objects
+}

@@ -1,0 +1,178 @@
+//! What the table should hold, in exactly the form in which `nft -j list` shows it, so that both compare.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use super::TABLE;
+
+/// Lowest port that masquerading may pick.
+const FIRST_PORT: u16 = 1024;
+
+/// Contents of our table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firewall {
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// Tunnel addresses of the other nodes.
+    pub vteps: BTreeSet<Ipv4Addr>,
+    /// Our VNIs, the mesh's included, wherever they are joined.
+    pub vnis: BTreeSet<u32>,
+    /// For our own gateway bridge; an adopted one has its owner's.
+    pub masquerade: Option<Masquerade>,
+    /// Published TCP and UDP ports, which masquerading never picks.
+    pub published: BTreeSet<u16>,
+}
+
+/// What leaves the node with its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The gateway bridge.
+    pub bridge: String,
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+}
+
+impl Firewall {
+    /// Sets, then chains each followed by its rules, as `nft` lists them.
+    pub(super) fn objects(&self) -> Vec<Value> {
+        let mut chains = vec![chain("forward", "filter", "forward", 0), chain("output", "filter", "output", 0)];
+        let mut rules = vec![rule("forward", self.tunnel([count_it(), drop_it()]))];
+        if let Some(masquerade) = &self.masquerade {
+            // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
+            let bridge = &masquerade.bridge;
+            rules
+                .push(rule("forward", vec![named("==", "iifname", bridge), named("==", "oifname", bridge), drop_it()]));
+        }
+        rules.extend(self.output());
+        if let Some(masquerade) = &self.masquerade {
+            chains.push(chain("postrouting", "nat", "postrouting", 100));
+            rules.extend(self.masquerade(masquerade));
+        }
+        [self.set()].into_iter().chain(chains).chain(rules).collect()
+    }
+
+    fn set(&self) -> Value {
+        let (family, table) = TABLE;
+        let mut set = json!({"family": family, "name": "vteps", "table": table, "type": "ipv4_addr"});
+        if !self.vteps.is_empty() {
+            let mut elements: Vec<Value> = self.vteps.iter().map(|vtep| json!(vtep)).collect();
+            elements.sort_by_key(Value::to_string);
+            set["elem"] = elements.into();
+        }
+        json!({"set": set})
+    }
+
+    /// VXLAN towards another node, then `rest`.
+    fn tunnel(&self, rest: impl IntoIterator<Item = Value>) -> Vec<Value> {
+        let head = [
+            json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}}),
+            json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": self.vxlan_port}}),
+        ];
+        head.into_iter().chain(rest).collect()
+    }
+
+    /// Drops VXLAN that a process of this node sends, but not what a vxlan device sends, ours or others'. The kernel's
+    /// own tunnel sockets have no owner; but what a process sends through a vxlan device keeps its owner all the way
+    /// out, so frames with others' VNIs pass. Ours never come from processes: our bridges have no address.
+    fn output(&self) -> [Value; 2] {
+        let process = json!({"match": {"op": ">=", "left": {"meta": {"key": "skuid"}}, "right": 0}});
+        let vnis: Vec<_> = self.vnis.iter().collect();
+        let ours = match vnis.as_slice() {
+            [one] => json!(one),
+            several => json!({"set": several}),
+        };
+        // A payload too short for a VNI does not match, and so does not pass.
+        let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
+        let foreign = [json!({"match": {"op": "!=", "left": vni, "right": ours}}), json!({"return": null})];
+        let rule = |rest: [Value; 2]| rule("output", [process.clone()].into_iter().chain(self.tunnel(rest)).collect());
+        [rule(foreign), rule([count_it(), drop_it()])]
+    }
+
+    fn masquerade(&self, masquerade: &Masquerade) -> [Value; 2] {
+        let net = masquerade.subnet.trunc();
+        let prefix = json!({"prefix": {"addr": net.addr(), "len": net.prefix_len()}});
+        let leaves = [
+            json!({"match": {"op": "==", "left": payload("ip", "saddr"), "right": prefix}}),
+            named("!=", "oifname", &masquerade.bridge),
+        ];
+        let (first, last) = port_range(&self.published);
+        let with_ports = [
+            json!({"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": {"set": ["tcp", "udp"]}}}),
+            json!({"masquerade": {"port": {"range": [first, last]}}}),
+        ];
+        [
+            rule("postrouting", leaves.iter().cloned().chain(with_ports).collect()),
+            rule("postrouting", leaves.into_iter().chain([json!({"masquerade": null})]).collect()),
+        ]
+    }
+}
+
+/// The largest run of ports from 1024 on without a published one.
+pub fn port_range(published: &BTreeSet<u16>) -> (u16, u16) {
+    let mut best = (FIRST_PORT, FIRST_PORT);
+    let mut start = u32::from(FIRST_PORT);
+    let ends = published.iter().copied().filter(|port| *port >= FIRST_PORT).map(u32::from);
+    for end in ends.chain([u32::from(u16::MAX) + 1]) {
+        if end > start && end - start > u32::from(best.1 - best.0) + 1 {
+            best = (start as u16, (end - 1) as u16);
+        }
+        start = end + 1;
+    }
+    best
+}
+
+fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value {
+    let (family, table) = TABLE;
+    json!({"chain": {"family": family, "table": table, "name": name, "type": kind, "hook": hook, "prio": priority,
+                     "policy": "accept"}})
+}
+
+fn rule(chain: &str, statements: Vec<Value>) -> Value {
+    let (family, table) = TABLE;
+    json!({"rule": {"family": family, "table": table, "chain": chain, "expr": statements}})
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+fn named(op: &str, key: &str, name: &str) -> Value {
+    json!({"match": {"op": op, "left": {"meta": {"key": key}}, "right": name}})
+}
+
+fn count_it() -> Value {
+    json!({"counter": null})
+}
+
+fn drop_it() -> Value {
+    json!({"drop": null})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(published: &[u16]) -> (u16, u16) {
+        port_range(&published.iter().copied().collect())
+    }
+
+    #[test]
+    fn the_largest_gap_is_taken() {
+        assert_eq!(range(&[]), (1024, 65535));
+        assert_eq!(range(&[80, 443]), (1024, 65535));
+        assert_eq!(range(&[8080]), (8081, 65535));
+        assert_eq!(range(&[60000]), (1024, 59999));
+        assert_eq!(range(&[1024, 65535]), (1025, 65534));
+        assert_eq!(range(&[20000, 22000, 60000]), (22001, 59999));
+    }
+
+    #[test]
+    fn an_adopted_bridge_gets_no_masquerade() {
+        let firewall =
+            Firewall { vxlan_port: 4789, vteps: [].into(), vnis: [7].into(), masquerade: None, published: [].into() };
+        let text = Value::from(firewall.objects()).to_string();
+        assert!(text.contains("4789") && !text.contains("masquerade") && !text.contains("postrouting"), "{text}");
+    }
+}

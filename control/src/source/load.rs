@@ -1,0 +1,81 @@
+//! Reads a source once.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use hiveway_core::{
+    LeftOut, Model, Problem,
+    engine::{self, EngineCapture},
+    table::{self, Reserved},
+};
+
+use super::Source;
+
+/// A table that can be put in force.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The table.
+    pub model: Model,
+    /// What a live source had to leave out.
+    pub left_out: Vec<LeftOut>,
+    /// What is odd but not wrong.
+    pub warnings: Vec<Problem>,
+}
+
+/// A table that cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The table is invalid.
+    #[error("{}", list(.0))]
+    Invalid(Vec<Problem>),
+    /// The source is for later.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(Problem::to_string).collect();
+    format!("the table is invalid: {}", lines.join("; "))
+}
+
+/// Reads and checks a source. `previous` is the table in force: a live source may have forgotten what running tasks
+/// still need.
+///
+/// # Errors
+/// Every problem of an invalid `file:` table; the first of an `engine:` capture that makes no sense at all.
+pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Result<Loaded, LoadError> {
+    match source {
+        Source::File(path) => {
+            let table = table::parse_file_with(&read(path)?, path, reserved).map_err(LoadError::Invalid)?;
+            Ok(Loaded { model: table.model, left_out: Vec::new(), warnings: table.warnings })
+        }
+        Source::Engine(directory) => {
+            let file = |name: &str| read(&directory.join(name));
+            let (nodes, services) = (file("nodes.json")?, file("services.json")?);
+            let (tasks, networks) = (file("tasks.json")?, file("networks.json")?);
+            let capture = EngineCapture { nodes: &nodes, services: &services, tasks: &tasks, networks: &networks };
+            let mut loaded = engine::parse(&capture).map_err(|problem| LoadError::Invalid(vec![problem]))?;
+            if let Some(previous) = previous {
+                loaded.remember(previous);
+            }
+            Ok(Loaded { model: loaded.model, left_out: loaded.left_out, warnings: Vec::new() })
+        }
+        Source::Swarm | Source::Relay(_) => {
+            Err(LoadError::Unsupported(source.unsupported().unwrap_or_else(|| source.to_string())))
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, LoadError> {
+    fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })
+}

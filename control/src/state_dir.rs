@@ -1,0 +1,160 @@
+//! What the agent must remember across restarts, as small JSON files that are replaced atomically.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use hiveway_core::GatewayAddresses;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+const ADDRESSES: &str = "gateway-addresses.json";
+const SYSCTLS: &str = "sysctls.json";
+
+/// A file of the state directory could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("state file {path}: {source}")]
+pub struct StateError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What sysctls were before us.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysctlState {
+    /// Original values by name.
+    pub originals: BTreeMap<String, String>,
+    /// Ports that we added to `net.ipv4.ip_local_reserved_ports`.
+    pub reserved_ports: BTreeSet<u16>,
+}
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Makes the directory if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made or written.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        fs::create_dir_all(path).map_err(|source| StateError { path: path.to_owned(), source })?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The directory if it exists; for teardown.
+    pub fn existing(path: &Path) -> Option<Self> {
+        path.is_dir().then(|| Self(path.to_owned()))
+    }
+
+    /// Addresses of local tasks on the gateway bridge.
+    ///
+    /// # Errors
+    /// When the file exists but cannot be read.
+    pub fn gateway_addresses(&self) -> Result<GatewayAddresses, StateError> {
+        self.read(ADDRESSES)
+    }
+
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_gateway_addresses(&self, addresses: &GatewayAddresses) -> Result<(), StateError> {
+        self.write(ADDRESSES, addresses)
+    }
+
+    /// What sysctls were before us.
+    ///
+    /// # Errors
+    /// When the file exists but cannot be read.
+    pub fn sysctls(&self) -> Result<SysctlState, StateError> {
+        self.read(SYSCTLS)
+    }
+
+    /// Remembers it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_sysctls(&self, state: &SysctlState) -> Result<(), StateError> {
+        self.write(SYSCTLS, state)
+    }
+
+    /// Removes our files, and the directory if nothing else is in it. Returns what could not be removed.
+    pub fn remove(&self) -> Vec<StateError> {
+        let mut failures = Vec::new();
+        for name in [ADDRESSES, SYSCTLS] {
+            let path = self.0.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => failures.push(StateError { path, source }),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.0) {
+            Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                failures.push(StateError { path: self.0.clone(), source });
+            }
+            _ => {}
+        }
+        failures
+    }
+
+    fn read<T: Default + DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
+        let path = self.0.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError { path, source: error.into() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+            Err(source) => Err(StateError { path, source }),
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let path = self.0.join(name);
+        let temporary = self.0.join(format!(".{name}.tmp"));
+        let replace = || -> io::Result<()> {
+            let mut file = fs::File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(value)?)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        replace().map_err(|source| StateError { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        assert_eq!(state.gateway_addresses().unwrap(), GatewayAddresses::new());
+        let addresses = GatewayAddresses::from([("t1".to_owned(), [172, 18, 0, 2].into())]);
+        state.set_gateway_addresses(&addresses).unwrap();
+        assert_eq!(StateDir::open(&path).unwrap().gateway_addresses().unwrap(), addresses);
+        assert!(state.remove().is_empty());
+        assert!(!path.exists());
+        assert!(state.remove().is_empty(), "a second time is no error");
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join(ADDRESSES), "{").unwrap();
+        let error = StateDir::open(scratch.path()).unwrap().gateway_addresses().unwrap_err().to_string();
+        assert!(error.contains(ADDRESSES), "{error}");
+    }
+
+    #[test]
+    fn foreign_files_stay() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("notes.txt"), "mine").unwrap();
+        let state = StateDir::open(scratch.path()).unwrap();
+        assert!(state.remove().is_empty());
+        assert!(scratch.path().join("notes.txt").exists());
+    }
+}

@@ -1,0 +1,49 @@
+//! Answers to requests, as JSON with stable keys (docs/cli.md).
+
+mod flows;
+mod status;
+
+use dataplane_common::drop_reason::DropReason;
+use hiveway_core::views;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::protocol::Request;
+use crate::agent::shared::Shared;
+
+/// A row of `drops`.
+#[derive(Clone, Debug, Serialize)]
+pub struct DropView {
+    /// Name of the reason.
+    pub reason: &'static str,
+    /// Packets; a GSO packet counts once.
+    pub packets: u64,
+    /// Bytes from the Ethernet header on.
+    pub bytes: u64,
+}
+
+/// What was asked for.
+///
+/// # Errors
+/// When maps cannot be read.
+pub fn report(shared: &Shared, request: Request) -> Result<Value, String> {
+    let snapshot = shared.snapshot();
+    let value = match request {
+        Request::Status => serde_json::to_value(status::status(shared, &snapshot)?),
+        Request::Networks => serde_json::to_value(views::networks(&snapshot.model, &snapshot.node)),
+        Request::Services => serde_json::to_value(views::services(&snapshot.model)),
+        Request::Endpoints => serde_json::to_value(views::endpoints(&snapshot.model, &snapshot.node)),
+        Request::Flows => serde_json::to_value(flows::flows(shared, &snapshot)?),
+        Request::Drops => serde_json::to_value(drops(shared)?),
+    };
+    value.map_err(|error| error.to_string())
+}
+
+fn drops(shared: &Shared) -> Result<Vec<DropView>, String> {
+    let drops = shared.dataplane().drops().map_err(|error| error.to_string())?;
+    let view = |(reason, stat): (DropReason, _)| {
+        let dataplane_common::counter::Stat { packets, bytes } = stat;
+        DropView { reason: reason.name(), packets, bytes }
+    };
+    Ok(drops.into_iter().map(view).collect())
+}

@@ -1,0 +1,136 @@
+//! The two sysctls we need, set in this network namespace and given back at teardown: `net.ipv4.ip_forward` and the
+//! published ports in `net.ipv4.ip_local_reserved_ports`.
+
+mod ports;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+pub use ports::{PortList, parse_ports};
+
+use crate::state_dir::{StateDir, StateError, SysctlState};
+
+const FORWARD: &str = "net.ipv4.ip_forward";
+const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
+
+/// A sysctl could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SysctlError {
+    /// The kernel refused.
+    #[error("sysctl {name}: {source}")]
+    Kernel {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was there before could not be remembered, so nothing was changed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Sets what is not yet as it should be; remembers first what was there. Returns whether anything was changed.
+///
+/// # Errors
+/// The first thing that went wrong.
+pub fn ensure(state: &StateDir, published: &BTreeSet<u16>) -> Result<bool, SysctlError> {
+    let before = state.sysctls()?;
+    let forward = read(FORWARD)?;
+    let reserved = parse_ports(&read(RESERVED)?);
+
+    let mut after = before.clone();
+    if forward != "1" {
+        after.originals.entry(FORWARD.to_owned()).or_insert_with(|| forward.clone());
+    }
+    let wanted = reserve(&reserved, &before.reserved_ports, published);
+    after.reserved_ports = wanted.ours;
+    if after != before {
+        // Ports that we are about to give up are still ours if we die in between.
+        let union = &after.reserved_ports | &before.reserved_ports;
+        state.set_sysctls(&SysctlState { reserved_ports: union, ..after.clone() })?;
+    }
+    let mut changed = false;
+    if forward != "1" {
+        write(FORWARD, "1")?;
+        changed = true;
+    }
+    if wanted.all != reserved {
+        write(RESERVED, &PortList(&wanted.all).to_string())?;
+        changed = true;
+    }
+    if after != before && after.reserved_ports != (&after.reserved_ports | &before.reserved_ports) {
+        state.set_sysctls(&after)?;
+    }
+    Ok(changed)
+}
+
+/// Gives back what [`ensure`] changed; carries on after errors and returns all of them.
+pub fn restore(state: &StateDir) -> Vec<SysctlError> {
+    let mut failures = Vec::new();
+    let before = match state.sysctls() {
+        Ok(before) => before,
+        Err(error) => return vec![error.into()],
+    };
+    if let Some(original) = before.originals.get(FORWARD) {
+        // Somebody else may have changed it since; then it is theirs.
+        let restored = read(FORWARD).and_then(|now| if now == "1" { write(FORWARD, original) } else { Ok(()) });
+        failures.extend(restored.err());
+    }
+    if !before.reserved_ports.is_empty() {
+        let restored = read(RESERVED).and_then(|now| {
+            let kept = reserve(&parse_ports(&now), &before.reserved_ports, &BTreeSet::new()).all;
+            write(RESERVED, &PortList(&kept).to_string())
+        });
+        failures.extend(restored.err());
+    }
+    failures
+}
+
+struct Reserve {
+    /// New contents of the sysctl.
+    all: BTreeSet<u16>,
+    /// Those of them that we added.
+    ours: BTreeSet<u16>,
+}
+
+/// Published ports are added, ours that are no longer published go, foreign ones stay.
+fn reserve(now: &BTreeSet<u16>, ours: &BTreeSet<u16>, published: &BTreeSet<u16>) -> Reserve {
+    let foreign: BTreeSet<u16> = now - ours;
+    Reserve { all: &foreign | published, ours: published - &foreign }
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
+}
+
+fn read(name: &'static str) -> Result<String, SysctlError> {
+    let text = fs::read_to_string(path(name)).map_err(|source| SysctlError::Kernel { name, source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn write(name: &'static str, value: &str) -> Result<(), SysctlError> {
+    // An empty write is not a write at all.
+    fs::write(path(name), format!("{value}\n")).map_err(|source| SysctlError::Kernel { name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(ports: &[u16]) -> BTreeSet<u16> {
+        ports.iter().copied().collect()
+    }
+
+    #[test]
+    fn foreign_ports_stay_and_are_never_ours() {
+        let first = reserve(&set(&[8080, 9000]), &set(&[]), &set(&[80, 8080]));
+        assert_eq!((first.all, first.ours), (set(&[80, 8080, 9000]), set(&[80])));
+        let later = reserve(&set(&[80, 8080, 9000]), &set(&[80]), &set(&[443]));
+        assert_eq!((later.all, later.ours), (set(&[443, 8080, 9000]), set(&[443])));
+        let end = reserve(&set(&[443, 8080, 9000]), &set(&[443]), &set(&[]));
+        assert_eq!((end.all, end.ours), (set(&[8080, 9000]), set(&[])));
+    }
+}

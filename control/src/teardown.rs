@@ -1,0 +1,136 @@
+//! `hiveway teardown`: everything of ours on this node goes, nothing else does.
+#![expect(clippy::print_stdout, reason = "stdout is this command's result")]
+
+use std::path::Path;
+
+use dataplane::TeardownError;
+use hiveway_core::observed::{Kind, Link};
+
+use crate::{
+    cli::exit,
+    instance::Instance,
+    netlink::{Socket, Spaces, apply, observe_node},
+    nft,
+    state_dir::StateDir,
+    sysctl,
+};
+
+/// What was done and what was not.
+#[derive(Debug, Default)]
+struct Report {
+    removed: usize,
+    failures: Vec<String>,
+}
+
+impl Report {
+    fn removed(&mut self, what: impl std::fmt::Display) {
+        println!("removed {what}");
+        self.removed += 1;
+    }
+
+    fn failed(&mut self, why: impl std::fmt::Display) {
+        eprintln!("error: {why}");
+        self.failures.push(why.to_string());
+    }
+}
+
+/// Takes everything down; carries on after errors. Returns the exit code.
+pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
+    // Held to the end: no agent may start in between.
+    let _instance = match Instance::take() {
+        Ok(instance) => instance,
+        Err(error) => {
+            eprintln!("error: {error}; nothing was removed");
+            return exit::FAILED;
+        }
+    };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("error: teardown needs privileges: run it as root, in the node's network namespace");
+        return exit::FAILED;
+    }
+    let mut report = Report::default();
+    match programs(bpffs, &mut report) {
+        Err(busy @ TeardownError::Lock(_)) => {
+            eprintln!("error: {busy}; nothing was removed");
+            return exit::FAILED;
+        }
+        Err(error) => report.failed(error),
+        Ok(()) => {}
+    }
+    links(&mut report);
+    match nft::remove() {
+        Ok(true) => report.removed("nftables table inet hiveway"),
+        Ok(false) => {}
+        Err(error) => report.failed(error),
+    }
+    state(state_dir, &mut report);
+    match (report.failures.len(), report.removed) {
+        (0, 0) => println!("nothing of ours is here"),
+        (0, _) => println!("done"),
+        (failures, _) => eprintln!("{failures} things could not be removed; run it again once the cause is gone"),
+    }
+    if report.failures.is_empty() { exit::OK } else { exit::FAILED }
+}
+
+/// Programs first: nothing is translated on half-gone maps.
+fn programs(bpffs: &Path, report: &mut Report) -> Result<(), TeardownError> {
+    let done = dataplane::teardown(bpffs)?;
+    for (program, interface) in &done.detached {
+        report.removed(format_args!("program {program} from {interface}"));
+    }
+    if !done.maps.is_empty() {
+        report.removed(format_args!("{} pinned maps from {}", done.maps.len(), bpffs.display()));
+    }
+    for path in &done.foreign {
+        println!("left alone: {} is not ours", path.display());
+    }
+    for failure in done.failures {
+        report.failed(failure);
+    }
+    Ok(())
+}
+
+fn links(report: &mut Report) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return report.failed(format_args!("cannot remove interfaces: {error}")),
+    };
+    runtime.block_on(async {
+        let socket = match Socket::open() {
+            Ok(socket) => socket,
+            Err(error) => return report.failed(format_args!("cannot open a netlink socket: {error}")),
+        };
+        let links = match observe_node(&socket).await {
+            Ok(links) => links,
+            Err(error) => return report.failed(error),
+        };
+        let mut ours: Vec<(&String, &Link)> = links.iter().filter(|(name, link)| link.is_ours(name)).collect();
+        // Ports before their bridges.
+        ours.sort_by_key(|(_, link)| link.kind == Kind::Bridge);
+        for (name, _) in ours {
+            let delete = hiveway_core::plan::Action::DeleteLink { name: name.clone() };
+            match apply(&socket, &Spaces::default(), &delete).await {
+                Ok(()) => report.removed(format_args!("interface {name}")),
+                Err(error) => report.failed(error),
+            }
+        }
+    });
+}
+
+fn state(directory: &Path, report: &mut Report) {
+    let Some(state) = StateDir::existing(directory) else { return };
+    let before = state.sysctls().unwrap_or_default();
+    let failures = sysctl::restore(&state);
+    if failures.is_empty() {
+        if before != Default::default() {
+            report.removed("our sysctls (the originals are back)");
+        }
+        for failure in state.remove() {
+            report.failed(failure);
+        }
+    } else {
+        // The state files are kept: they know the originals.
+        failures.into_iter().for_each(|failure| report.failed(failure));
+    }
+}

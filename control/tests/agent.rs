@@ -1,0 +1,277 @@
+//! The agent as a process in a node's namespace: starts that are refused, its life, teardown. Needs root and `nft`.
+
+mod support;
+
+use std::{os::unix::net::UnixListener, process::Stdio};
+
+use support::{
+    Netns,
+    node::{Node, eventually},
+    run, stderr, stdout,
+};
+
+const NODES: &str = "version: 1\n\
+    nodes: [{id: n1, hostname: one, address: 192.0.2.1}, {id: n2, hostname: two, address: 192.0.2.2}]\n\
+    networks:\n\
+    - {id: ingress, name: ingress, subnets: [{subnet: 10.0.0.0/24, gateway: 10.0.0.1, vni: 4096}], ingress: true}\n\
+    - {id: app, name: app, subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}\n\
+    services:\n\
+    - id: web\n\
+    \x20 name: web\n\
+    \x20 virtual_ips: {app: 10.0.1.2, ingress: 10.0.0.5}\n\
+    \x20 ports: [{protocol: tcp, target_port: 80, published_port: 8080, publish_mode: ingress}]\n\
+    tasks:\n\
+    - {id: web.2, service_id: web, slot: 2, node_id: n2, desired_state: running, state: running, \
+       addresses: {app: 10.0.1.4, ingress: 10.0.0.7}}\n";
+
+/// A local task with that host number, whose namespace is `netns`.
+fn task(host: u8, netns: &str) -> String {
+    format!(
+        "- {{id: web.x{host}, service_id: web, slot: {host}, node_id: n1, desired_state: running, state: running, \
+         addresses: {{app: 10.0.1.{host}, ingress: 10.0.0.{host}}}, netns: /run/netns/{netns}}}\n"
+    )
+}
+
+/// All keys in a value, except names that are data.
+fn keys(value: &serde_json::Value) -> Vec<String> {
+    match value {
+        serde_json::Value::Object(object) => object
+            .iter()
+            .flat_map(|(key, value)| {
+                let data = (key == "counters" || key == "addresses") && value.is_object();
+                let inner = if data { Vec::new() } else { keys(value) };
+                [key.clone()].into_iter().chain(inner)
+            })
+            .collect(),
+        serde_json::Value::Array(items) => items.iter().flat_map(keys).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
+    let node = Node::new();
+    node.write_table(NODES);
+    run(&format!("ip -n {} link add bare type bridge", node.netns.0));
+    let file = node.path("a-file").display().to_string();
+    std::fs::write(&file, "").unwrap();
+    let broken = node.path("broken.yaml");
+    std::fs::write(&broken, NODES.replace("vni: 4097", "vni: 4096").replace("10.0.1.4", "10.9.9.9")).unwrap();
+    let broken = format!("file:{}", broken.display());
+    let scratch = node.path("not-bpf").display().to_string();
+    let socket = node.path("taken.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let socket = socket.display().to_string();
+
+    for (change, parts) in [
+        (("--node", "n9"), &["n9", "n1 (one)", "n2 (two)"][..]),
+        (("--underlay", "eth9"), &["eth9", "there are: bare, eth0"]),
+        (("--underlay", "bare"), &["bare", "no IPv4 address", "192.0.2.1"]),
+        (("--node", "n2"), &["eth0", "192.0.2.2", "it has 192.0.2.1"]),
+        (("--mesh-interfaces", "eth0,eth7"), &["--mesh-interfaces", "eth7"]),
+        (("--table", "file:/nonexistent.yaml"), &["/nonexistent.yaml", "No such file"]),
+        (("--table", &broken), &["networks[1].subnets[0].vni", "tasks[0].addresses.app"]),
+        (("--bpffs", &scratch), &["mount -t bpf bpf /sys/fs/bpf", "--bpffs"]),
+        (("--socket", &file), &["a-file", "not a socket"]),
+        (("--socket", &socket), &["taken.sock", "listening"]),
+        (("--state-dir", &file), &["--state-dir", "a-file"]),
+        (("--metrics", "203.0.113.1:9000"), &["--metrics", "203.0.113.1:9000"]),
+    ] {
+        let said = node.refused(&[change]);
+        for part in parts {
+            assert!(said.contains(part), "{change:?}: no {part:?} in {said}");
+        }
+        assert_eq!(node.links(), ["bare", "eth0", "lo"], "after {change:?}");
+        assert_eq!(node.netns.run("nft list tables"), "");
+    }
+    let agent = node.command(&[]);
+    let mut unprivileged = node.netns.command("setpriv");
+    unprivileged.args(["--bounding-set=-all", "--inh-caps=-all"]).args(agent.get_args().skip(1));
+    let said = stderr(&unprivileged.output().unwrap());
+    assert!(said.contains("CAP_NET_ADMIN") && said.contains("run as root"), "{said}");
+    node.netns.run("ip link del bare");
+    node.assert_untouched();
+}
+
+#[test]
+fn an_agents_life() {
+    let (node, first, second) = (Node::new(), Netns::new("c1"), Netns::new("c2"));
+    node.write_table(&format!("{NODES}{}", task(11, &first.0)));
+    let agent = node.start(&[]);
+
+    let status = node.ask(&["status"]);
+    assert_eq!((&status["ready"], &status["healthy"]), (&true.into(), &true.into()), "{status:#}");
+    assert_eq!(status["node"]["id"], "n1");
+    assert_eq!(status["node"]["addresses"], serde_json::json!(["192.0.2.1"]));
+    assert_eq!(status["local_tasks"], 1);
+    assert_eq!(node.ask(&["service", "ls"])[0]["backends"].as_array().unwrap().len(), 2);
+    assert_eq!(node.ask(&["network", "ls"])[0]["joined"], true);
+    assert_eq!(node.ask(&["endpoint", "ls"]).as_array().unwrap().len(), 4);
+    assert_eq!(node.ask(&["flow", "ls"]), serde_json::json!([]));
+    assert!(node.ask(&["drops"]).as_array().unwrap().iter().any(|row| row["reason"] == "spoofed_ip"));
+    assert!(first.run("ip -4 addr").contains("10.0.1.11/24"));
+    assert_eq!(node.netns.run("sysctl -n net.ipv4.ip_local_reserved_ports").trim(), "8080");
+
+    let page = include_str!("../../docs/cli.md");
+    for command in [&["status"][..], &["network", "ls"], &["service", "ls"], &["endpoint", "ls"], &["drops"]] {
+        for key in keys(&node.ask(command)) {
+            assert!(page.contains(&format!("`{key}`")), "docs/cli.md does not document {key} of {command:?}");
+        }
+    }
+
+    // A second one, and teardown, are refused while it runs; both name it.
+    let pid = format!("pid {}", agent.pid());
+    assert!(node.refused(&[("--socket", "/run/hiveway-test-other.sock")]).contains(&pid));
+    let output = node.teardown();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&pid) && stderr(&output).contains("nothing was removed"), "{}", stderr(&output));
+
+    // An invalid table is refused whole and visible; the last good one stays.
+    node.write_table(&format!("{NODES}{}{}", task(12, &second.0), task(12, &second.0)));
+    eventually("the table is refused", || !node.ask(&["status"])["table"]["refused"].is_null());
+    let status = node.ask(&["status"]);
+    assert!(status["table"]["refused"]["problems"].to_string().contains("tasks[2]"), "{status:#}");
+    assert_eq!((&status["healthy"], &status["local_tasks"]), (&false.into(), &1.into()));
+    assert!(!second.run("ip -4 addr").contains("10.0.1.12"));
+
+    // Another task comes, the first one goes.
+    node.write_table(&format!("{NODES}{}", task(12, &second.0)));
+    eventually("the second task has its address", || second.run("ip -4 addr").contains("10.0.1.12/24"));
+    eventually("the first task's interfaces are gone", || first.run("ip -br link").lines().count() == 1);
+    eventually("the agent is healthy", || node.ask(&["status"])["healthy"] == true);
+
+    // Neither SIGTERM nor SIGKILL touches anything, and the next agent adopts it all.
+    let before = node.netns.run("ip -o link");
+    agent.stop();
+    assert_eq!(node.netns.run("ip -o link"), before);
+    assert!(!node.path("agent.sock").exists());
+    node.start(&[]).kill();
+    assert_eq!(node.netns.run("ip -o link"), before);
+    let agent = node.start(&[]);
+    assert_eq!(node.netns.run("ip -o link"), before);
+    assert!(!agent.log().contains("ERROR"), "{}", agent.log());
+    agent.stop();
+
+    let output = node.teardown();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    node.assert_untouched();
+    assert!(!node.path("state").exists());
+    assert_eq!(second.run("ip -br link").lines().count(), 1);
+    let output = node.teardown();
+    assert_eq!((output.status.code(), stdout(&output).trim()), (Some(0), "nothing of ours is here"));
+}
+
+#[test]
+fn an_adopted_gateway_bridge_is_used_and_left_alone() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    let name = &node.netns.0;
+    run(&format!("ip -n {name} link add docker_gwbridge type bridge && ip -n {name} link set docker_gwbridge up"));
+    run(&format!("ip -n {name} addr add 172.30.255.1/16 dev docker_gwbridge"));
+    run(&format!(
+        "ip -n {name} link add hwbforeign type bridge && nsenter --net=/run/netns/{name} nft add table ip mine"
+    ));
+    node.write_table(&format!("{NODES}{}", task(11, &space.0)));
+    let agent = node.start(&[]);
+    let bridge = &node.ask(&["status"])["node"]["gateway_bridge"];
+    assert_eq!((&bridge["name"], &bridge["adopted"]), (&"docker_gwbridge".into(), &true.into()));
+    assert!(space.run("ip route").contains("default via 172.30.255.1"), "{}", space.run("ip route"));
+    // From above: the owner hands out addresses from below.
+    assert!(space.run("ip -4 addr").contains("172.30.255.254/16"), "{}", space.run("ip -4 addr"));
+    assert!(!node.netns.run("nft list table inet hiveway").contains("masquerade"));
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+    assert_eq!(node.links(), ["docker_gwbridge", "eth0", "hwbforeign", "lo"]);
+    assert!(node.netns.run("ip addr show docker_gwbridge").contains("172.30.255.1/16"));
+    assert_eq!(node.netns.run("nft list tables").trim(), "table ip mine");
+}
+
+#[test]
+fn what_fails_or_waits_does_not_stop_the_rest() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    let late = format!("{}-late", space.0);
+    // Somebody else's interface under the name of the ingress network's bridge.
+    run(&format!("ip -n {} link add hwb4096 type bridge", node.netns.0));
+    run(&format!("ip -n {} link set hwb4096 alias theirs", node.netns.0));
+    node.write_table(&format!("{NODES}{}{}", task(11, &space.0), task(12, &late)));
+    let agent = node.start(&[]);
+    let status = node.ask(&["status"]);
+    assert!(status["failing"].to_string().contains("hwb4096"), "{status:#}");
+    assert!(status["waiting"][0]["why"].as_str().unwrap().contains(&late), "{status:#}");
+    assert_eq!(status["healthy"], false);
+    assert!(space.run("ip -4 addr").contains("10.0.1.11/24"));
+
+    run(&format!("ip netns add {late}"));
+    let late = Netns(late);
+    eventually("the late task has its address", || late.run("ip -4 addr").contains("10.0.1.12/24"));
+    run(&format!("ip -n {} link del hwb4096", node.netns.0));
+    eventually("the agent is healthy", || node.ask(&["status"])["healthy"] == true);
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+    node.assert_untouched();
+}
+
+#[test]
+fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    node.write_table(&format!("{NODES}{}", task(11, &space.0)));
+    let agent = node.start(&[]);
+    node.netns.run("ip link del hwx4097");
+    node.netns.run("nft delete table inet hiveway");
+    node.netns.run("sysctl -qw net.ipv4.ip_forward=0");
+    space.run("ip addr flush dev eth0");
+    eventually("the vxlan device is back", || node.links().contains(&"hwx4097".to_owned()));
+    eventually("the address is back", || space.run("ip -4 addr").contains("10.0.1.11/24"));
+    eventually("the firewall is back", || node.netns.run("nft list tables").contains("hiveway"));
+    eventually("forwarding is back", || node.netns.run("sysctl -n net.ipv4.ip_forward").trim() == "1");
+    assert_eq!(node.ask(&["status"])["healthy"], true);
+
+    node.netns.run("ip addr del 192.0.2.1/24 dev eth0");
+    eventually("the lost tunnel address is noticed", || {
+        node.ask(&["status"])["failing"].to_string().contains("does not carry the tunnel address 192.0.2.1")
+    });
+    node.netns.run("ip addr add 192.0.2.1/24 dev eth0");
+    eventually("the agent is healthy", || node.ask(&["status"])["healthy"] == true);
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+    node.assert_untouched();
+}
+
+#[test]
+fn teardown_carries_on_after_an_error_and_says_so() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    node.write_table(&format!("{NODES}{}", task(11, &space.0)));
+    node.start(&[]).stop();
+    let mut command = node.netns.command(support::HIVEWAY);
+    let output =
+        command.args(["teardown", "--state-dir"]).arg(node.path("state")).arg("--bpffs").arg("/tmp").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/tmp is not on a BPF file system"), "{}", stderr(&output));
+    assert_eq!(node.links(), ["eth0", "lo"], "the rest went");
+    assert_eq!(node.teardown().status.code(), Some(0));
+    node.assert_untouched();
+}
+
+#[test]
+fn metrics_are_served() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    node.write_table(&format!("{NODES}{}", task(11, &space.0)));
+    let agent = node.start(&[("--metrics", "127.0.0.1:9464")]);
+    let script =
+        "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET /metrics HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3; cat <&3";
+    let output = node.netns.command("bash").args(["-c", script]).stderr(Stdio::inherit()).output().unwrap();
+    let text = stdout(&output);
+    for metric in [
+        "hiveway_build_info{version=",
+        "hiveway_ready 1",
+        "hiveway_table_age_seconds",
+        "hiveway_reconcile_errors_total 0",
+        "hiveway_dropped_packets_total{reason=\"spoofed_ip\"} 0",
+        "hiveway_handled_packets_total{action=\"delivered\"}",
+        "hiveway_flow_entries{map=\"flows\"} 0",
+        "# EOF",
+    ] {
+        assert!(text.contains(metric), "no {metric} in {text}");
+    }
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+}

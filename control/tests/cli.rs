@@ -1,0 +1,105 @@
+//! The command line's contract: exit codes and messages. No privileges needed.
+
+mod support;
+
+use std::process::{Command, Output};
+
+use support::{HIVEWAY, stderr, stdout};
+
+fn hiveway(args: &[&str]) -> Output {
+    Command::new(HIVEWAY).args(args).output().unwrap()
+}
+
+#[test]
+fn help_and_version_succeed() {
+    for args in [&["--help"][..], &["agent", "--help"], &["network", "ls", "--help"], &["--version"]] {
+        assert_eq!(hiveway(args).status.code(), Some(0), "{args:?}");
+    }
+    let help = stdout(&hiveway(&["agent", "--help"]));
+    for flag in [
+        "--node",
+        "--table",
+        "--underlay",
+        "--mesh-interfaces",
+        "--netns-dir",
+        "--state-dir",
+        "--bpffs",
+        "--socket",
+        "--metrics",
+        "--vxlan-port",
+        "--mesh-vni",
+        "--xdp",
+        "--gwbridge",
+        "--gwbridge-subnet",
+        "--mesh-return",
+        "--mesh-allow",
+    ] {
+        assert!(help.contains(flag), "no {flag} in the help");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for args in [&["frobnicate"][..], &["agent"], &["agent", "--bogus"], &["network"], &["validate"]] {
+        assert_eq!(hiveway(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn what_is_for_later_is_refused_by_name() {
+    let base = ["agent", "--node", "n1", "--underlay", "eth0"];
+    for (more, named) in [
+        (&["--table", "file:/x", "--xdp", "native"][..], "--xdp native"),
+        (&["--table", "file:/x", "--mesh-return", "dsr"], "--mesh-return dsr"),
+        (&["--table", "file:/x", "--mesh-allow", "10.0.0.0/8"], "--mesh-allow"),
+        (&["--table", "swarm"], "swarm"),
+        (&["--table", "relay:10.0.0.1:4788"], "relay:10.0.0.1:4788"),
+    ] {
+        let output = hiveway(&[&base[..], more].concat());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(named) && said.contains("not supported yet"), "{said}");
+    }
+    let output = hiveway(&["validate", "--table", "swarm"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("not supported yet"));
+}
+
+#[test]
+fn no_agent_is_said_with_the_path_and_the_remedy() {
+    for command in
+        [&["status"][..], &["network", "ls"], &["service", "ls"], &["endpoint", "ls"], &["flow", "ls"], &["drops"]]
+    {
+        let output = hiveway(&[command, &["--socket", "/nonexistent/agent.sock"]].concat());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said.contains("/nonexistent/agent.sock") && said.contains("hiveway agent"), "{said}");
+    }
+}
+
+#[test]
+fn validate_prints_every_problem_with_its_place() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("table.yaml");
+    let source = format!("file:{}", path.display());
+    std::fs::write(&path, "version: 1\nnodes: [{id: n1, hostname: n1, address: 192.0.2.1}]\n").unwrap();
+    let output = hiveway(&["validate", "--table", &source]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("1 nodes"));
+
+    let bad = "version: 1\n\
+        nodes: [{id: n1, hostname: n1, address: 192.0.2.1}, {id: n1, hostname: n2, address: 192.0.2.2}]\n\
+        networks: [{id: app, name: app, subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n\
+        tasks: [{id: t, node_id: n9, desired_state: running, state: running, addresses: {app: 10.9.9.9}}]\n";
+    std::fs::write(&path, bad).unwrap();
+    let output = hiveway(&["validate", "--table", &source]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stdout(&output);
+    for place in ["nodes[1]", "tasks[0].node_id", "tasks[0].addresses.app"] {
+        assert!(said.contains(place), "no {place} in {said}");
+    }
+
+    let output = hiveway(&["validate", "--table", "file:/nonexistent.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/nonexistent.yaml"));
+}

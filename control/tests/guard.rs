@@ -1,0 +1,105 @@
+//! Firewall and sysctls against the real kernel, each test in a network namespace of its own. Needs root and `nft`.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use control::{
+    nft::{self, Firewall, Masquerade},
+    state_dir::StateDir,
+    sysctl,
+};
+use support::{Netns, in_fresh_netns, run};
+
+fn firewall() -> Firewall {
+    Firewall {
+        vxlan_port: 4789,
+        vteps: BTreeSet::from([[192, 0, 2, 9].into(), [192, 0, 2, 10].into(), [192, 0, 2, 2].into()]),
+        vnis: BTreeSet::from([4097, 16_777_214]),
+        masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
+        published: BTreeSet::from([8080]),
+    }
+}
+
+#[test]
+fn the_table_is_replaced_only_when_it_differs() {
+    in_fresh_netns(|| async {
+        run("nft add table inet other");
+        assert!(nft::ensure(&firewall()).unwrap());
+        assert!(!nft::ensure(&firewall()).unwrap(), "a second time changes nothing");
+        assert!(run("nft list table inet hiveway").contains("masquerade to :8081-65535"));
+
+        for damage in [
+            "nft delete table inet hiveway",
+            "nft flush chain inet hiveway output",
+            "nft add rule inet hiveway forward accept",
+            "nft add element inet hiveway vteps { 203.0.113.1 }",
+            "nft add chain inet hiveway extra",
+        ] {
+            run(damage);
+            assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
+            assert!(!nft::ensure(&firewall()).unwrap());
+        }
+        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), ..firewall() };
+        assert!(nft::ensure(&adopted).unwrap());
+        assert!(!nft::ensure(&adopted).unwrap());
+        assert!(!run("nft list table inet hiveway").contains("masquerade"));
+
+        assert!(nft::remove().unwrap());
+        assert!(!nft::remove().unwrap());
+        assert_eq!(run("nft list tables").trim(), "table inet other");
+    });
+}
+
+#[test]
+fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
+    let far = Netns::new("far");
+    in_fresh_netns(|| async {
+        run(
+            "ip link add name eth0 type veth peer name eth0x && ip addr add 192.0.2.1/24 dev eth0 && ip link set eth0 up",
+        );
+        run(&format!("ip link set eth0x netns {0} && ip -n {0} link set eth0x up", far.0));
+        far.run("ip addr add 192.0.2.2/24 dev eth0x");
+        nft::ensure(&firewall()).unwrap();
+        let frame = |vni: u8| [8, 0, 0, 0, 0, 0x10, vni, 0, 1, 2, 3, 4];
+        let send = |payload: &[u8], port: u16| {
+            std::net::UdpSocket::bind("0.0.0.0:0").unwrap().send_to(payload, ("192.0.2.2", port)).map_err(|e| e.kind())
+        };
+        let denied = Err(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(send(&frame(1), 4789), denied, "our VNI 4097");
+        assert_eq!(send(b"x", 4789), denied, "too short for a VNI");
+        assert_eq!(send(&frame(2), 4789), Ok(12), "a VNI that is not ours");
+        assert_eq!(send(&frame(1), 4790), Ok(12), "another port");
+
+        // Other people's vxlan devices on the same port go on working, also for this node's own processes.
+        run("ip link add vx type vxlan id 7 dstport 4789 local 192.0.2.1 remote 192.0.2.2");
+        run("ip addr add 10.9.0.1/24 dev vx && ip link set vx up");
+        far.run("ip link add vx type vxlan id 7 dstport 4789 local 192.0.2.2 remote 192.0.2.1");
+        far.run("ip addr add 10.9.0.2/24 dev vx");
+        far.run("ip link set vx up");
+        run("ping -c1 -W2 10.9.0.2");
+    });
+}
+
+#[test]
+fn sysctls_are_set_and_given_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    in_fresh_netns(|| async {
+        let state = StateDir::open(scratch.path()).unwrap();
+        run("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.ip_local_reserved_ports=9000,9001");
+        let ports = |ports: &[u16]| ports.iter().copied().collect::<BTreeSet<_>>();
+        let reserved = || run("sysctl -n net.ipv4.ip_local_reserved_ports").trim().to_owned();
+
+        assert!(sysctl::ensure(&state, &ports(&[80, 8080])).unwrap());
+        assert!(!sysctl::ensure(&state, &ports(&[80, 8080])).unwrap(), "a second time changes nothing");
+        assert_eq!((run("sysctl -n net.ipv4.ip_forward").trim(), &*reserved()), ("1", "80,8080,9000-9001"));
+
+        assert!(sysctl::ensure(&state, &ports(&[443])).unwrap());
+        assert_eq!(reserved(), "443,9000-9001");
+        run("sysctl -qw net.ipv4.ip_forward=0");
+        assert!(sysctl::ensure(&state, &ports(&[443])).unwrap(), "damage is repaired");
+
+        assert!(sysctl::restore(&state).is_empty());
+        assert_eq!((run("sysctl -n net.ipv4.ip_forward").trim(), &*reserved()), ("0", "9000-9001"));
+    });
+}

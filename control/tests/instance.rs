@@ -1,0 +1,34 @@
+//! One agent per network namespace, whatever unprivileged processes do. Needs root.
+
+mod support;
+
+use std::os::{
+    linux::net::SocketAddrExt,
+    unix::net::{SocketAddr, UnixListener},
+};
+
+use control::instance::{Instance, InstanceError};
+use support::in_fresh_netns;
+
+/// Makes this thread alone another user's.
+fn become_user(uid: u32) {
+    // SAFETY: the raw system call takes three numbers and touches no memory; unlike the library's function it changes
+    // the calling thread only.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn the_place_is_per_namespace_and_a_stranger_cannot_take_it() {
+    in_fresh_netns(|| async {
+        let own = Instance::take().unwrap();
+        in_fresh_netns(|| async { drop(Instance::take().unwrap()) });
+        assert!(matches!(Instance::take(), Err(InstanceError::Running(Some(pid))) if pid as u32 == std::process::id()));
+        drop(own);
+
+        become_user(65534);
+        let _squatter = UnixListener::bind_addr(&SocketAddr::from_abstract_name(b"hiveway-agent").unwrap()).unwrap();
+        become_user(0);
+        Instance::take().unwrap();
+    });
+}

@@ -1,0 +1,227 @@
+//! Observing and applying against the real kernel, each test in network namespaces of its own. Needs root.
+
+mod support;
+
+use std::{collections::BTreeSet, path::Path};
+
+use control::netlink::{Socket, Spaces, apply, observe_node};
+use hiveway_core::{
+    Desired,
+    desired::{GatewayBridge, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
+    observed::Observed,
+    plan::{Plan, Stage, Tunnel, plan},
+};
+use support::{Netns, in_fresh_netns, run};
+
+const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789 };
+
+fn desired(space: &Netns) -> Desired {
+    let vtep = [192, 0, 2, 2].into();
+    let peer = |host: u8| Peer { ip: [10, 0, 1, host].into(), mac: [2, 0x42, 10, 0, 1, host], vtep };
+    Desired {
+        networks: vec![OverlayNetwork {
+            id: "app".into(),
+            name: "app".into(),
+            bridge: "hwb4097".into(),
+            mtu: 1400,
+            subnets: vec![OverlaySubnet {
+                vni: 4097,
+                vxlan: "hwx4097".into(),
+                subnet: "10.0.1.0/24".parse().unwrap(),
+                gateway: [10, 0, 1, 1].into(),
+                peers: BTreeSet::from([peer(8), peer(9)]),
+                flood: BTreeSet::from([vtep, [192, 0, 2, 3].into()]),
+            }],
+        }],
+        tasks: vec![LocalTask {
+            id: "web.1".into(),
+            tag: [1; 8],
+            netns: Some(space.path()),
+            interfaces: vec![
+                Interface {
+                    host: "hwv000000000001".into(),
+                    container: "eth0".into(),
+                    bridge: "hwb4097".into(),
+                    address: "10.0.1.3/24".parse().unwrap(),
+                    mac: [2, 0x42, 10, 0, 1, 3],
+                    mtu: 1400,
+                    routes: vec![("10.0.2.0/24".parse().unwrap(), [10, 0, 1, 1].into())],
+                    role: Role::Overlay { net: 4097, vni: 4097 },
+                },
+                Interface {
+                    host: "hwv000000000002".into(),
+                    container: "eth1".into(),
+                    bridge: "hw-gwbridge".into(),
+                    address: "172.18.0.2/16".parse().unwrap(),
+                    mac: [2, 0x42, 172, 18, 0, 2],
+                    mtu: 1500,
+                    routes: vec![("0.0.0.0/0".parse().unwrap(), [172, 18, 0, 1].into())],
+                    role: Role::Gateway,
+                },
+            ],
+        }],
+        gateway: Some(GatewayBridge { bridge: "hw-gwbridge".into(), address: "172.18.0.1/16".parse().unwrap() }),
+        ..Desired::default()
+    }
+}
+
+async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
+    let (spaces, namespaces) = Spaces::open(&desired.tasks, Path::new("/run/netns")).await;
+    (Observed { links: observe_node(socket).await.unwrap(), namespaces }, spaces)
+}
+
+/// Plans, applies and returns the plan.
+async fn settle(socket: &Socket, desired: &Desired) -> Plan {
+    let (observed, spaces) = look(socket, desired).await;
+    let plan = plan(&observed, desired, TUNNEL);
+    assert_eq!(plan.blocked, []);
+    for stage in [Stage::Prepare, Stage::Finish, Stage::Fill] {
+        for step in plan.steps.iter().filter(|step| step.stage == stage) {
+            apply(socket, &spaces, &step.action).await.unwrap_or_else(|error| panic!("{}: {error}", step.action));
+        }
+    }
+    plan
+}
+
+async fn remaining(socket: &Socket, desired: &Desired) -> Plan {
+    plan(&look(socket, desired).await.0, desired, TUNNEL)
+}
+
+#[test]
+fn what_was_applied_needs_nothing_more() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        settle(&socket, &desired).await;
+        assert_eq!(remaining(&socket, &desired).await, Plan::default());
+
+        let vxlan = run("ip -d link show hwx4097");
+        for part in ["vxlan id 4097", "local 192.0.2.1", "dstport 4789", "nolearning", "mtu 1400", "master hwb4097"] {
+            assert!(vxlan.contains(part), "no {part:?} in {vxlan}");
+        }
+        assert!(run("ip -d link show hwv000000000002").contains("isolated on"));
+        assert!(run("ip link show hwv000000000001").contains("alias hiveway task=web.1 net=4097"));
+        let inside = space.run("ip -4 addr");
+        assert!(inside.contains("10.0.1.3/24") && inside.contains("172.18.0.2/16"), "{inside}");
+        let routes = space.run("ip route");
+        assert!(routes.contains("default via 172.18.0.1 dev eth1"), "{routes}");
+        assert!(routes.contains("10.0.2.0/24 via 10.0.1.1 dev eth0"), "{routes}");
+        assert!(space.run("ip link show eth0").contains("02:42:0a:00:01:03"));
+        assert_eq!(space.run("ip -6 -o addr show dev eth0"), "", "no link-local address");
+    });
+}
+
+#[test]
+fn damage_is_repaired_and_nothing_else_touched() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        settle(&socket, &desired).await;
+        let outside = [
+            "ip link del hwx4097",
+            "ip link del hwb4097",
+            "ip link del hw-gwbridge",
+            "ip link del hwv000000000001",
+            "ip link set hwx4097 down",
+            "ip link set hwv000000000001 down",
+            "ip link set hwv000000000001 nomaster",
+            "ip link set hwb4097 mtu 1280",
+            "ip link set hwb4097 alias ''",
+            "bridge link set dev hwv000000000002 isolated off",
+            "bridge fdb del 02:42:0a:00:01:08 dev hwx4097 dst 192.0.2.2 self",
+            "bridge fdb replace 02:42:0a:00:01:08 dev hwx4097 dst 192.0.2.77 self",
+            "bridge fdb append 00:00:00:00:00:00 dev hwx4097 dst 192.0.2.77 self",
+            "ip neigh del 10.0.1.8 dev hwx4097",
+            "ip addr del 172.18.0.1/16 dev hw-gwbridge",
+        ];
+        let inside = [
+            "ip addr del 10.0.1.3/24 dev eth0",
+            "ip addr add 10.0.1.77/24 dev eth0",
+            "ip link set eth0 down",
+            "ip link set eth0 mtu 1280",
+            "ip link set eth0 address 02:00:00:00:00:01",
+            "ip link set lo down",
+            "ip link del eth1",
+            "ip route del default",
+            "ip route replace default via 172.18.0.99 dev eth1",
+        ];
+        let untouched = run("ip -o link show lo");
+        for (line, enter) in outside.map(|line| (line, false)).into_iter().chain(inside.map(|line| (line, true))) {
+            if enter {
+                space.run(line)
+            } else {
+                run(line)
+            };
+            assert_ne!(remaining(&socket, &desired).await, Plan::default(), "{line} went unnoticed");
+            settle(&socket, &desired).await;
+            // Removing a bridge takes neighbours of its ports along only after the plan was made.
+            assert_eq!(remaining(&socket, &desired).await, Plan::default(), "after {line}");
+        }
+        assert_eq!(run("ip -o link show lo"), untouched);
+    });
+}
+
+#[test]
+fn a_second_agent_run_adopts_and_recreates_nothing() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let desired = desired(&space);
+        settle(&Socket::open().unwrap(), &desired).await;
+        let before = run("ip -o link");
+        // Another process would start with another socket and know nothing else.
+        assert_eq!(settle(&Socket::open().unwrap(), &desired).await, Plan::default());
+        assert_eq!(run("ip -o link"), before);
+    });
+}
+
+#[test]
+fn leftovers_go_and_foreign_links_stay() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        settle(&socket, &desired).await;
+        // The same name prefix without our alias, and Docker's bridge.
+        run("ip link add hwbother type bridge && ip link add docker_gwbridge type bridge");
+        settle(&socket, &Desired::default()).await;
+        let names: Vec<_> = observe_node(&socket).await.unwrap().into_keys().collect();
+        assert_eq!(names, ["docker_gwbridge", "hwbother", "lo"]);
+        assert_eq!(space.run("ip -br link").lines().count(), 1, "only lo is left inside");
+    });
+}
+
+#[test]
+fn a_namespace_under_the_same_name_that_is_another_one_gets_fresh_interfaces() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        settle(&socket, &desired).await;
+        // A process keeps the old namespace, and with it the old interfaces, alive.
+        let mut holder = space.command("sleep").arg("60").spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        run(&format!("ip netns del {0} && ip netns add {0}", space.0));
+        settle(&socket, &desired).await;
+        assert_eq!(remaining(&socket, &desired).await, Plan::default());
+        assert!(space.run("ip -4 addr").contains("10.0.1.3/24"));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_is_no_namespace_is_said_to_be_none() {
+    let scratch = tempfile::NamedTempFile::new().unwrap();
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let mut desired = desired(&space);
+        for (path, why) in
+            [(scratch.path(), "not a network namespace"), (Path::new("/proc/thread-self/ns/net"), "the node's own")]
+        {
+            desired.tasks[0].netns = Some(path.to_owned());
+            let plan = remaining(&Socket::open().unwrap(), &desired).await;
+            assert!(plan.blocked[0].why.contains(why), "{:?}", plan.blocked);
+            assert!(!plan.blocked[0].waiting);
+        }
+        desired.tasks[0].netns = Some("/run/netns/hiveway-no-such-namespace".into());
+        assert!(remaining(&Socket::open().unwrap(), &desired).await.blocked[0].waiting);
+    });
+}

@@ -1,0 +1,63 @@
+//! Maps `DROPS` and `COUNTERS`: what is counted.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Value of maps `DROPS` and `COUNTERS` (per-CPU arrays).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Stat {
+    /// Packets; a GSO packet counts once.
+    pub packets: u64,
+    /// Bytes from the Ethernet header on.
+    pub bytes: u64,
+}
+
+crate::assert_layout!(Stat: size 16 align 8);
+
+/// Declares [`Counter`]. Append only, as with drop reasons.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)+) => {
+        /// What was done with packets that were not dropped. Index of map `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Counter { $($(#[$doc])* $name = $number,)+ }
+
+        impl Counter {
+            /// All counters, in order of number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The stable name, as in the metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Handed to a container on this node.
+    Delivered = 0, "delivered";
+    /// Encapsulated towards another node.
+    Encapsulated = 1, "encapsulated";
+    /// Left to the kernel's bridge and vxlan device.
+    SlowPath = 2, "slow_path";
+    /// ARP requests answered on the spot.
+    ArpReply = 3, "arp_reply";
+    /// Pings of a VIP or gateway answered on the spot.
+    EchoReply = 4, "echo_reply";
+    /// New VIP flows.
+    VipFlow = 5, "vip_flow";
+    /// New mesh flows on this node as ingress node.
+    MeshFlow = 6, "mesh_flow";
+    /// Mesh packets sent towards a backend's node.
+    MeshForward = 7, "mesh_forward";
+    /// Mesh replies sent towards the ingress node.
+    MeshReturn = 8, "mesh_return";
+    /// Mesh replies handed to the client.
+    MeshReply = 9, "mesh_reply";
+}
+
+/// Number of slots in map `COUNTERS`.
+pub const COUNTER_SLOTS: u32 = 64;
+
+const _: () = assert!(Counter::ALL.len() <= COUNTER_SLOTS as usize);

@@ -1,0 +1,81 @@
+//! Why a packet was dropped: one source for the programs, the metrics, the CLI and the tests.
+
+/// Declares [`DropReason`]. Append only: numbers are indices of the pinned `DROPS` map and names are a stable interface.
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)+) => {
+        /// Why a packet was dropped. Index of map `DROPS` (per-CPU array of [`crate::counter::Stat`]).
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason { $($(#[$doc])* $name = $number,)+ }
+
+        impl DropReason {
+            /// All reasons, in order of number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The stable name, as in `hiveway drops` and the metric's `reason` label.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// A header is cut off by the end of the packet.
+    Truncated = 0, "truncated";
+    /// IP version, header length or total length make no sense.
+    MalformedIp = 1, "malformed_ip";
+    /// VXLAN header without a valid VNI, or a TCP/UDP header that makes no sense.
+    MalformedHeader = 2, "malformed_header";
+    /// A container used a source MAC that is not its own.
+    SpoofedMac = 3, "spoofed_mac";
+    /// A container used a source address that is not its own.
+    SpoofedIp = 4, "spoofed_ip";
+    /// The program ran on an interface that no task owns.
+    UnknownInterface = 5, "unknown_interface";
+    /// The service has no backend.
+    NoBackend = 6, "no_backend";
+    /// TCP towards a VIP in the middle of a connection that we do not know.
+    NoFlow = 7, "no_flow";
+    /// The connection's backend no longer exists.
+    BackendGone = 8, "backend_gone";
+    /// The connection table is full.
+    FlowTableFull = 9, "flow_table_full";
+    /// A tunnelled frame came from an address that is no node's.
+    UnknownVtep = 10, "unknown_vtep";
+    /// The inner source does not live on the node that sent the frame.
+    BadInnerSource = 11, "bad_inner_source";
+    /// The inner destination does not live here.
+    UnknownDestination = 12, "unknown_destination";
+    /// The packet does not fit the path and must not be fragmented.
+    MtuExceeded = 13, "mtu_exceeded";
+    /// A fragment that cannot be matched to its flow.
+    Fragment = 14, "fragment";
+    /// A container sent a packet to a node's VXLAN port.
+    ForgedTunnel = 15, "forged_tunnel";
+    /// A mesh frame names a task or port that is not here.
+    MeshNoTarget = 16, "mesh_no_target";
+    /// A mesh return frame whose source is not a backend that we chose.
+    MeshBadReturn = 17, "mesh_bad_return";
+    /// The same addresses and ports are already in use by another flow.
+    FlowCollision = 18, "flow_collision";
+    /// The kernel refused to change the packet.
+    RewriteFailed = 19, "rewrite_failed";
+    /// No route or no neighbour towards the destination.
+    NoRoute = 20, "no_route";
+    /// A protocol that this destination does not serve.
+    UnsupportedProtocol = 21, "unsupported_protocol";
+    /// A frame on the slow path that no sender check has seen.
+    UncheckedTunnel = 22, "unchecked_tunnel";
+    /// TCP in the middle of a mesh connection that this node does not know.
+    MeshNoFlow = 23, "mesh_no_flow";
+    /// A map that must hold an entry did not (the agent is not done yet, or a bug).
+    NotConfigured = 24, "not_configured";
+    /// The tunnel marked congestion on a packet that does not speak ECN (RFC 6040 section 4.2).
+    EcnViolation = 25, "ecn_violation";
+}
+
+/// Number of slots in map `DROPS`; leaves room so that a new reason does not change the map.
+pub const DROP_SLOTS: u32 = 64;
+
+const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS as usize);

@@ -1,0 +1,99 @@
+//! Maps `LOCALS`, `ENDPOINTS`, `VNIS`, `VTEPS`: who is where.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Ip4, Mac, NetId, Tag, VniBytes};
+
+/// Value of map `LOCALS` (hash, key: index of the host-side veth, native `u32`): whose interface this is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Local {
+    /// The task behind the veth.
+    pub tag: Tag,
+    /// Network of the veth; zero on the gateway bridge.
+    pub net: NetId,
+    /// VNI of the subnet that `ip` lies in; zero on the gateway bridge.
+    pub vni: VniBytes,
+    /// The only source address that may come out of this veth.
+    pub ip: Ip4,
+    /// The only source MAC that may come out of this veth.
+    pub mac: Mac,
+    /// Always zero.
+    pub _pad: [u8; 2],
+}
+
+/// Key of map `ENDPOINTS` (hash).
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct EndpointKey {
+    /// Network that the address belongs to.
+    pub net: NetId,
+    /// The address.
+    pub ip: Ip4,
+}
+
+/// Value of map `ENDPOINTS`: what answers at an overlay address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Endpoint {
+    /// The task (zero for VIPs, gateways and node addresses).
+    pub tag: Tag,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Always zero, reserved for flags.
+    pub flags: u8,
+    /// What ARP answers for this address.
+    pub mac: Mac,
+    /// Where it lives; this node's own VTEP for local ones, zero for VIPs and gateways.
+    pub vtep: Ip4,
+    /// VNI of its subnet.
+    pub vni: VniBytes,
+    /// Host-side veth, native order, for [`kind::LOCAL`] only.
+    pub ifindex: u32,
+    /// Backend set, native order, for [`kind::VIP`] only.
+    pub set: u32,
+}
+
+/// Values of [`Endpoint::kind`].
+pub mod kind {
+    /// A task on this node.
+    pub const LOCAL: u8 = 1;
+    /// A task on another node.
+    pub const REMOTE: u8 = 2;
+    /// A service's virtual address.
+    pub const VIP: u8 = 3;
+    /// A subnet's gateway: answers ARP and ping, routes between the subnets of one network.
+    pub const GATEWAY: u8 = 4;
+    /// A remote node's own address on the network (stock nodes source traffic from it).
+    pub const NODE: u8 = 5;
+}
+
+/// Value of map `VNIS` (hash, key: [`VniBytes`]): VNIs that this node has joined.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct VniInfo {
+    /// Network of the VNI.
+    pub net: NetId,
+    /// Kernel vxlan device that is its slow path, native order.
+    pub vxlan_ifindex: u32,
+}
+
+/// Value of map `VTEPS` (hash, key: [`Ip4`]): tunnel addresses we accept frames from and send to. Never our own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vtep {
+    /// Non-zero when the node runs Hiveway and so takes part in the mesh.
+    pub hiveway: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+crate::assert_layout!(
+    Local: size 28 align 1,
+    EndpointKey: size 8 align 1,
+    Endpoint: size 32 align 4,
+    VniInfo: size 8 align 4,
+    Vtep: size 4 align 1,
+);

@@ -1,0 +1,126 @@
+//! Maps `FLOWS` and `AFFINITY`: what connections remember.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Ip4, NetId, Port, Tag};
+
+/// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for as long as a backend may
+/// hold them in TIME-WAIT, so this bounds the sustained rate of short connections: 8,700 per second and node.
+pub const MAX_FLOWS: u32 = 1 << 20;
+
+/// [`FlowKey::zone`] of flows that came through the routing mesh; VIP flows use their network's id.
+pub const MESH_ZONE: NetId = [0xff; 4];
+
+/// Key of map `FLOWS`: a packet's addresses as they stand **before** translation, in the direction it travels.
+///
+/// Ports of ICMP echo flows are the identifier, in both fields.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct FlowKey {
+    /// Network id, or [`MESH_ZONE`].
+    pub zone: NetId,
+    /// Source address.
+    pub src: Ip4,
+    /// Destination address.
+    pub dst: Ip4,
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Value of map `FLOWS`: how a packet with that key is rewritten. A connection has two entries, one per direction;
+/// each is written by packets of its own direction only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Flow {
+    /// When a packet of this direction was last seen: `CLOCK_MONOTONIC` (coarse) in nanoseconds.
+    pub last_seen: u64,
+    /// When the entry was made, same clock.
+    pub created: u64,
+    /// The task that serves.
+    pub tag: Tag,
+    /// Source address after translation.
+    pub src: Ip4,
+    /// Destination address after translation.
+    pub dst: Ip4,
+    /// Source port after translation.
+    pub sport: Port,
+    /// Destination port after translation.
+    pub dport: Port,
+    /// Mesh flows: VTEP of the ingress node. Otherwise zero.
+    pub peer: Ip4,
+    /// Mesh flows: the task's ingress address. Otherwise zero.
+    pub task: Ip4,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Bits of [`Flow::flags`] and [`Affinity::flags`].
+pub mod flag {
+    /// The entry rewrites replies (backend to client).
+    pub const REPLY: u8 = 1;
+    /// At least one packet of this direction was seen (set at creation for forward entries).
+    pub const SEEN: u8 = 1 << 1;
+    /// A FIN was seen in this direction.
+    pub const FIN: u8 = 1 << 2;
+    /// An RST was seen in either direction.
+    pub const RST: u8 = 1 << 3;
+    /// `AFFINITY` only: a reply came back through this node.
+    pub const REPLIED: u8 = 1 << 4;
+}
+
+/// Key of map `AFFINITY`: a client's connection at the ingress node, before anything is rewritten.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct AffinityKey {
+    /// The client.
+    pub client: Ip4,
+    /// The address of this node that it talks to.
+    pub node: Ip4,
+    /// The client's port.
+    pub client_port: Port,
+    /// The published port.
+    pub port: Port,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Value of map `AFFINITY`: which backend the connection was given.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Affinity {
+    /// When a packet was last seen: `CLOCK_MONOTONIC` (coarse) in nanoseconds.
+    pub last_seen: u64,
+    /// When the entry was made, same clock.
+    pub created: u64,
+    /// The task.
+    pub tag: Tag,
+    /// Its ingress address.
+    pub ip: Ip4,
+    /// VTEP of its node; this node's own for a local one.
+    pub vtep: Ip4,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    /// Always zero.
+    pub _pad: [u8; 7],
+}
+
+crate::assert_layout!(
+    FlowKey: size 20 align 1,
+    Flow: size 48 align 8,
+    AffinityKey: size 16 align 1,
+    Affinity: size 40 align 8,
+);

@@ -1,0 +1,68 @@
+//! Header layouts: lengths and offsets, as the RFCs have them.
+
+/// Ethernet II header.
+pub const ETH_LEN: usize = 14;
+/// IPv4 header without options (RFC 791).
+pub const IPV4_LEN: usize = 20;
+/// UDP header (RFC 768).
+pub const UDP_LEN: usize = 8;
+/// TCP header without options (RFC 9293).
+pub const TCP_LEN: usize = 20;
+/// ICMP header (RFC 792).
+pub const ICMP_LEN: usize = 8;
+/// VXLAN header (RFC 7348).
+pub const VXLAN_LEN: usize = 8;
+/// ARP for IPv4 over Ethernet (RFC 826).
+pub const ARP_LEN: usize = 28;
+
+/// What a VXLAN tunnel adds to an inner IP packet: outer IP, UDP, VXLAN and the inner Ethernet header.
+pub const ENCAP_LEN: usize = IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN;
+/// Offset of the outer UDP header in a frame without IP options.
+pub const OUTER_UDP: usize = ETH_LEN + IPV4_LEN;
+/// Offset of the VXLAN header.
+pub const VXLAN: usize = OUTER_UDP + UDP_LEN;
+/// Offset of the inner Ethernet header.
+pub const INNER_ETH: usize = VXLAN + VXLAN_LEN;
+/// Offset of the inner network header.
+pub const INNER_NET: usize = INNER_ETH + ETH_LEN;
+
+/// The VXLAN flag that says the VNI is valid (RFC 7348 section 5).
+pub const VXLAN_FLAG_VNI: u8 = 0x08;
+
+/// Ethertypes, big endian as in the frame.
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: [u8; 2] = [0x08, 0x00];
+    /// ARP.
+    pub const ARP: [u8; 2] = [0x08, 0x06];
+    /// IPv6.
+    pub const IPV6: [u8; 2] = [0x86, 0xdd];
+    /// 802.1Q.
+    pub const VLAN: [u8; 2] = [0x81, 0x00];
+    /// 802.1ad.
+    pub const QINQ: [u8; 2] = [0x88, 0xa8];
+}
+
+/// IP protocol numbers.
+pub mod ipproto {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// TCP flag bits (offset 13).
+pub mod tcpflag {
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// SYN.
+    pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
+    /// ACK.
+    pub const ACK: u8 = 0x10;
+}

@@ -1,0 +1,33 @@
+//! What a program leaves in the skb for whoever comes next.
+
+/// Upper byte of `skb->mark` on a tunnelled frame whose outer and inner sender `from_underlay` has checked; the lower
+/// 24 bits are its VNI. The mark survives the kernel's decapsulation within one namespace; `from_vxlan` clears it.
+pub const CHECKED: u32 = 0x48 << 24;
+/// Upper byte of `skb->mark` on an IP fragment from a known VTEP towards ours; the lower 24 bits are those of the VTEP's
+/// address. After reassembly and decapsulation `from_vxlan` checks the inner sender against them.
+pub const FRAGMENT: u32 = 0x49 << 24;
+/// The part of a mark that says what kind it is.
+pub const KIND_MASK: u32 = 0xff << 24;
+
+/// Upper half of `skb->cb[0]` after a program has run: the lower half is a [`decision`]. For tests only
+/// (`BPF_PROG_TEST_RUN` does not show where a redirect leads); `cb[1]` holds the interface.
+pub const DECISION: u32 = 0x4857 << 16;
+
+/// Lower half of `skb->cb[0]`.
+pub mod decision {
+    /// Not ours: handed on.
+    pub const PASS: u32 = 1;
+    /// Ours, left to the kernel's bridge and vxlan device.
+    pub const SLOW_PATH: u32 = 2;
+    /// Into the namespace behind the veth in `cb[1]`.
+    pub const PEER: u32 = 3;
+    /// Out of the interface in `cb[1]`, next hop resolved by the kernel.
+    pub const NEIGH: u32 = 4;
+    /// Back out of the interface in `cb[1]`.
+    pub const REPLY: u32 = 5;
+    /// Dropped; `cb[1]` holds the [`crate::drop_reason::DropReason`].
+    pub const DROP: u32 = 6;
+    /// Answered with a reset or an ICMP error, back where it came from; `cb[1]` holds the
+    /// [`crate::drop_reason::DropReason`] it is counted under.
+    pub const REFUSE: u32 = 7;
+}

@@ -1,0 +1,80 @@
+//! Maps `SETS`, `CURSORS`, `BACKENDS`, `PORTS`: services and their backends.
+//!
+//! A backend set is a run of slots in the flat array `BACKENDS`, named by one aligned 8-byte word in `SETS`. The agent
+//! fills fresh slots, then stores the word with one atomic write, and lets the old slots rest before it uses them
+//! again: no packet sees a half-written set.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Ip4, Port, Tag};
+
+/// How many backend sets there can be: one per VIP and one per published port.
+pub const MAX_SETS: u32 = 65_536;
+/// How many backend slots there are for all sets together, resting ones included.
+pub const MAX_BACKENDS: u32 = 262_144;
+
+/// One word of map `SETS` (memory-mapped array, index: set id), packed so that it is read and written as a whole:
+/// bits 0–31 `base`, 32–47 `count`, 48–63 `generation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetWord {
+    /// First slot in `BACKENDS`.
+    pub base: u32,
+    /// Number of slots; 0 means that nobody serves.
+    pub count: u16,
+    /// Changes with every change of the set.
+    pub generation: u16,
+}
+
+impl SetWord {
+    /// The word as stored.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        self.base as u64 | (self.count as u64) << 32 | (self.generation as u64) << 48
+    }
+
+    /// The inverse of [`SetWord::pack`].
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        Self { base: word as u32, count: (word >> 32) as u16, generation: (word >> 48) as u16 }
+    }
+}
+
+/// Value of map `BACKENDS` (array, index: slot).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Backend {
+    /// The task.
+    pub tag: Tag,
+    /// Its address: on the VIP's network, or on the ingress network for a published port.
+    pub ip: Ip4,
+    /// The VTEP of its node; this node's own for a local one.
+    pub vtep: Ip4,
+}
+
+/// Key of map `PORTS` (hash): a published port in ingress mode.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PortKey {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Always zero.
+    pub _pad: u8,
+    /// Published port.
+    pub port: Port,
+}
+
+/// Value of map `PORTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PublishedPort {
+    /// Backend set, native order.
+    pub set: u32,
+}
+
+crate::assert_layout!(
+    Backend: size 16 align 1,
+    PortKey: size 4 align 1,
+    PublishedPort: size 4 align 4,
+);

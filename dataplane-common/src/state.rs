@@ -1,0 +1,52 @@
+//! The desired contents of all maps as one plain value, the seam between the pure core (which computes it) and the
+//! `dataplane` crate (which writes it).
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use crate::{
+    addr::{Ip4, NetId, Port, VniBytes},
+    config::Config,
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
+    mesh::{NodeAddress, Target, TargetKey},
+    service::Backend,
+};
+
+/// What a backend set belongs to. Set ids are handed out by the `dataplane` crate and never leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetKey {
+    /// A service's VIP on one network; there is an [`Endpoint`] of kind VIP with the same network and address.
+    Vip {
+        /// Network id.
+        net: NetId,
+        /// The VIP.
+        ip: Ip4,
+    },
+    /// A published port in ingress mode; map `PORTS` is derived from these keys.
+    Port {
+        /// IP protocol number.
+        proto: u8,
+        /// Published port.
+        port: Port,
+    },
+}
+
+/// Everything that the maps should hold, except what packets write themselves (flows, affinity, counters).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapState {
+    /// Node-wide settings.
+    pub config: Config,
+    /// By index of the host-side veth.
+    pub locals: BTreeMap<u32, Local>,
+    /// Who answers at which overlay address. [`Endpoint::set`] of VIPs is 0 here and filled in when it is written.
+    pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// VNIs this node has joined.
+    pub vnis: BTreeMap<VniBytes, VniInfo>,
+    /// Other nodes' tunnel addresses.
+    pub vteps: BTreeMap<Ip4, Vtep>,
+    /// This node's own addresses at which published ports answer.
+    pub node_addresses: BTreeMap<Ip4, NodeAddress>,
+    /// Backend sets, each sorted by (ip, tag); an empty one means "service without backends" and must be kept.
+    pub sets: BTreeMap<SetKey, Vec<Backend>>,
+    /// Local tasks behind published ports.
+    pub targets: BTreeMap<TargetKey, Target>,
+}

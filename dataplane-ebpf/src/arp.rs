@@ -1,0 +1,84 @@
+//! ARP from a container (RFC 826): known addresses of its network are answered on the spot, with what the table says.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::{Ip4, Mac},
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::{EndpointKey, Local},
+    headers::{ETH_LEN, ethertype},
+};
+
+use crate::{
+    maps,
+    parse::Eth,
+    verdict::{self, Action, Verdict},
+};
+
+/// ARP for IPv4 over Ethernet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Arp {
+    /// Hardware type, protocol type, address lengths.
+    pub format: [u8; 6],
+    pub operation: [u8; 2],
+    pub sender_mac: Mac,
+    pub sender_ip: Ip4,
+    pub target_mac: Mac,
+    pub target_ip: Ip4,
+}
+
+pub(crate) const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+const REQUEST: [u8; 2] = [0, 1];
+const REPLY: [u8; 2] = [0, 2];
+
+/// Ethernet and ARP header of an answer, written in one go.
+#[repr(C)]
+struct Answer {
+    eth: Eth,
+    arp: Arp,
+}
+
+const _: () = assert!(align_of::<Answer>() == 1 && size_of::<Answer>() <= 80);
+
+/// Whether sender addresses are the container's own. A zero sender address is a probe (RFC 5227).
+#[inline(always)]
+pub(crate) fn check_sender(ctx: &TcContext, local: &Local) -> Result<Arp, DropReason> {
+    let arp: Arp = ctx.load(ETH_LEN).map_err(|_| DropReason::Truncated)?;
+    if arp.sender_mac != local.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    if arp.sender_ip != local.ip && arp.sender_ip != [0; 4] {
+        return Err(DropReason::SpoofedIp);
+    }
+    Ok(arp)
+}
+
+/// An ARP packet out of an overlay veth.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext, local: &Local) -> Verdict {
+    let arp = check_sender(ctx, local)?;
+    // The asker's own address (duplicate address detection, gratuitous ARP) is never answered.
+    if arp.format != ETHERNET_IPV4 || arp.operation != REQUEST || arp.target_ip == local.ip {
+        return Ok(Action::SlowPath);
+    }
+    let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: arp.target_ip }) else {
+        return Ok(Action::SlowPath);
+    };
+    // SAFETY: the buffer is large enough, `Answer` has alignment 1 and any bytes are valid.
+    let answer = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Answer>() };
+    *answer = Answer {
+        eth: Eth { dst: local.mac, src: endpoint.mac, ethertype: ethertype::ARP },
+        arp: Arp {
+            format: ETHERNET_IPV4,
+            operation: REPLY,
+            sender_mac: endpoint.mac,
+            sender_ip: arp.target_ip,
+            target_mac: local.mac,
+            target_ip: arp.sender_ip,
+        },
+    };
+    ctx.store(0, answer, 0).map_err(|_| DropReason::RewriteFailed)?;
+    verdict::count(ctx, Counter::ArpReply);
+    Ok(Action::Reply(verdict::ifindex(ctx)))
+}

@@ -1,0 +1,74 @@
+//! Hook `from_container`: a packet leaves a container through its overlay interface.
+//!
+//! Anti-spoofing, then: ARP answered, group traffic to the slow path, VIPs translated, and known destinations delivered
+//! or encapsulated.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    drop_reason::DropReason,
+    endpoint::{Endpoint, EndpointKey, Local, kind},
+    headers::{ETH_LEN, ethertype},
+};
+
+use crate::{
+    arp, deliver, echo, encap,
+    maps::{self, config},
+    parse::{self, Eth, Packet},
+    reject,
+    verdict::{self, Action, Verdict},
+    vip,
+};
+
+/// Entry of the hook.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    let local = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
+    let eth = parse::eth(ctx, 0)?;
+    if eth.src != local.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    match eth.ethertype {
+        ethertype::IPV4 => ipv4(ctx, local, &eth),
+        ethertype::ARP => arp::handle(ctx, local),
+        // A tag would hide the addresses from every check above; overlay interfaces have no VLANs.
+        ethertype::VLAN | ethertype::QINQ => Err(DropReason::UnsupportedProtocol),
+        _ => Ok(Action::SlowPath),
+    }
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
+    let packet = parse::ipv4(ctx, ETH_LEN)?;
+    if packet.src != local.ip {
+        return Err(DropReason::SpoofedIp);
+    }
+    if eth.is_group() {
+        return Ok(Action::SlowPath);
+    }
+    let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
+        return Ok(Action::SlowPath);
+    };
+    match endpoint.kind {
+        kind::VIP => match vip::translate(ctx, local, endpoint, &packet)? {
+            vip::Outcome::Answered(action) => Ok(action),
+            vip::Outcome::Refused(reason) => reject::refuse(ctx, &packet, reason),
+            vip::Outcome::Translated { packet, backend } => hand_over(ctx, local, backend, &packet, true),
+        },
+        kind::GATEWAY => echo::answer(ctx, &packet),
+        _ => hand_over(ctx, local, endpoint, &packet, false),
+    }
+}
+
+/// To an endpoint on this node or another. `translated`: the packet was already rewritten towards it.
+#[inline(always)]
+fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, translated: bool) -> Verdict {
+    if to.kind == kind::LOCAL {
+        return deliver::to_container(ctx, local.net, local.mac, to, packet, translated);
+    }
+    let config = config()?;
+    if !encap::fits(ctx, config, packet) {
+        // The vxlan device fragments the outer packet; nothing may be rewritten before that.
+        return if packet.dont_fragment || translated { Err(DropReason::MtuExceeded) } else { Ok(Action::SlowPath) };
+    }
+    encap::encapsulate(ctx, config, to.vtep, to.vni, to.mac, local.mac, packet.tos)
+}

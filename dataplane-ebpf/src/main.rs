@@ -1,0 +1,79 @@
+//! Hiveway's data plane: TC programs at five hooks. Each entry point below is one hook; where a packet's fate is
+//! decided is one file away.
+//!
+//! Every program computes `Result<Action, DropReason>` and folds it into a TC verdict in [`verdict::fold`], the only
+//! place that drops a packet.
+#![no_std]
+#![no_main]
+// One instruction (fetch-and-add) that the target's core library does not offer; see `service`.
+#![feature(asm_experimental_arch)]
+#![expect(missing_docs, unreachable_pub, reason = "the classifier macro generates the exported symbols without docs")]
+
+mod arp;
+mod checksum;
+mod client;
+mod container;
+mod decap;
+mod deliver;
+mod echo;
+mod encap;
+mod fib;
+mod flow;
+mod gateway;
+mod maps;
+mod mesh_backend;
+mod mesh_ingress;
+mod mss;
+mod nat;
+mod parse;
+mod reject;
+mod service;
+mod slow_path;
+mod tunnel;
+mod underlay;
+mod verdict;
+mod vip;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+/// Host side of a container's overlay veth.
+#[classifier]
+pub fn from_container(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, container::handle(&ctx))
+}
+
+/// Host side of a container's gateway-bridge veth.
+#[classifier]
+pub fn from_gateway(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, gateway::handle(&ctx))
+}
+
+/// The interface that carries the VTEP.
+#[classifier]
+pub fn from_underlay(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, underlay::handle(&ctx))
+}
+
+/// Any other interface where clients of the routing mesh arrive.
+#[classifier]
+pub fn from_client(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, client::handle(&ctx))
+}
+
+/// A kernel vxlan device: the slow path's receiving end.
+#[classifier]
+pub fn from_vxlan(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, slow_path::handle(&ctx))
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: nothing here can panic: the verifier rejects the loop that a reachable one would be.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+/// The kernel allows the helpers we need only to programs under a GPL-compatible licence.
+// SAFETY: the section is read by the loader only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

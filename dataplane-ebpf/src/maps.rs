@@ -1,0 +1,95 @@
+//! All maps. Their meaning, keys and values are documented in `dataplane-common` and `docs/maps.md`.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use dataplane_common::{
+    addr::{Ip4, VniBytes},
+    config::Config,
+    counter::{COUNTER_SLOTS, Stat},
+    drop_reason::{DROP_SLOTS, DropReason},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
+    flow::{Affinity, AffinityKey, Flow, FlowKey, MAX_FLOWS},
+    mesh::{NodeAddress, Target, TargetKey},
+    service::{Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
+};
+
+// Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
+const GROWING: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub(crate) static LOCALS: HashMap<u32, Local, 16_384, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static ENDPOINTS: HashMap<EndpointKey, Endpoint, 262_144, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static VNIS: HashMap<VniBytes, VniInfo, 4_096, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static VTEPS: HashMap<Ip4, Vtep, 16_384, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static NODE_ADDRESSES: HashMap<Ip4, NodeAddress, 1_024, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static PORTS: HashMap<PortKey, PublishedPort, 65_536, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static SETS: Array<u64, { MAX_SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+pub(crate) static CURSORS: Array<u64, { MAX_SETS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static MESH_TARGETS: HashMap<TargetKey, Target, 65_536, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static DROPS: PerCpuArray<Stat, { DROP_SLOTS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
+
+/// Room for what would not fit the 512 bytes of stack: one slot per CPU, used within one program run only. Not pinned.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) flow: Flow,
+    pub(crate) packet: [u8; 80],
+}
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's scratch slot. At most one reference at a time; nothing in it survives the program run.
+#[inline(always)]
+pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
+    // SAFETY: TC programs run with bottom halves off: nothing else uses this CPU's slot meanwhile.
+    SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot }).ok_or(DropReason::NotConfigured)
+}
+
+/// The node's settings.
+#[inline(always)]
+pub(crate) fn config() -> Result<&'static Config, DropReason> {
+    CONFIG.get(0).ok_or(DropReason::NotConfigured)
+}
+
+/// Who answers at an overlay address.
+#[inline(always)]
+pub(crate) fn endpoint(key: &EndpointKey) -> Option<&'static Endpoint> {
+    // SAFETY: entries are replaced as a whole by the agent; the element stays readable until the RCU grace period
+    // after this program's run.
+    unsafe { ENDPOINTS.get(key) }
+}
+
+/// Whose veth this is.
+#[inline(always)]
+pub(crate) fn local(ifindex: u32) -> Option<&'static Local> {
+    // SAFETY: as for `endpoint`.
+    unsafe { LOCALS.get(ifindex) }
+}
+
+/// A node's tunnel address.
+#[inline(always)]
+pub(crate) fn vtep(ip: &Ip4) -> Option<&'static Vtep> {
+    // SAFETY: as for `endpoint`.
+    unsafe { VTEPS.get(ip) }
+}

@@ -1,0 +1,56 @@
+//! Clamping the TCP maximum segment size (RFC 9293 section 3.7.1) of mesh connections: neither the client nor the task
+//! knows that a tunnel lies between them.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    config::Config,
+    drop_reason::DropReason,
+    headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN},
+};
+
+use crate::parse::Packet;
+
+const END: u8 = 0;
+const NOP: u8 = 1;
+const MSS: u8 = 2;
+/// Options looked at: Linux, BSD and Windows send MSS first; 10 one-byte fillers before it would be a curiosity.
+const MAX_OPTIONS: usize = 10;
+
+/// Lowers the MSS option of a SYN so that full segments fit the tunnel. A SYN without the option is left alone.
+#[inline(always)]
+pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), DropReason> {
+    let limit = u32::from(config.underlay_mtu).saturating_sub((ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32) as u16;
+    let end = packet.l4 + usize::from(packet.tcp_len);
+    let mut at = packet.l4 + TCP_LEN;
+    for _ in 0..MAX_OPTIONS {
+        if at + 2 > end {
+            return Ok(());
+        }
+        let option: [u8; 2] = ctx.load(at).map_err(|_| DropReason::Truncated)?;
+        match option[0] {
+            END => return Ok(()),
+            NOP => at += 1,
+            MSS if option[1] == 4 => return lower(ctx, packet, at + 2, limit),
+            _ if option[1] < 2 => return Ok(()),
+            _ => at += usize::from(option[1]),
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn lower(ctx: &TcContext, packet: &Packet, at: usize, limit: u16) -> Result<(), DropReason> {
+    let failed = |_| DropReason::RewriteFailed;
+    let value: [u8; 2] = ctx.load(at).map_err(|_| DropReason::Truncated)?;
+    if u16::from_be_bytes(value) <= limit {
+        return Ok(());
+    }
+    let new = limit.to_be_bytes();
+    // The checksum sees 16-bit words; an option at an odd offset has its bytes exchanged.
+    let word = |bytes: [u8; 2]| {
+        let bytes = if (at - packet.l4).is_multiple_of(2) { bytes } else { [bytes[1], bytes[0]] };
+        u64::from(u16::from_ne_bytes(bytes))
+    };
+    ctx.l4_csum_replace(packet.l4 + 16, word(value), word(new), 2).map_err(failed)?;
+    ctx.store(at, &new, 0).map_err(failed)
+}

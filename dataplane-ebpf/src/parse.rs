@@ -1,0 +1,205 @@
+//! Headers out of a packet. Everything is copied to the stack through `bpf_skb_load_bytes`, which checks bounds against
+//! the whole skb (not only its linear part), so no pull is needed and offsets may vary.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::{Ip4, Mac, Port},
+    drop_reason::DropReason,
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
+};
+
+/// Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Eth {
+    pub dst: Mac,
+    pub src: Mac,
+    pub ethertype: [u8; 2],
+}
+
+impl Eth {
+    /// Broadcast or multicast.
+    #[inline(always)]
+    pub(crate) fn is_group(&self) -> bool {
+        self.dst[0] & 1 != 0
+    }
+}
+
+/// The Ethernet header at `offset`.
+#[inline(always)]
+pub(crate) fn eth(ctx: &TcContext, offset: usize) -> Result<Eth, DropReason> {
+    ctx.load(offset).map_err(|_| DropReason::Truncated)
+}
+
+/// The IPv4 packet in a frame from outside. `None`: another protocol, or too broken to read; both are the stack's to
+/// judge, not ours.
+#[inline(always)]
+pub(crate) fn from_outside(ctx: &TcContext) -> Option<Packet> {
+    let eth = eth(ctx, 0).ok()?;
+    if eth.ethertype != ethertype::IPV4 {
+        return None;
+    }
+    ipv4(ctx, ETH_LEN).ok()
+}
+
+/// IPv4 header without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_len: [u8; 2],
+    _id: [u8; 2],
+    fragment: [u8; 2],
+    _ttl: u8,
+    proto: u8,
+    _checksum: [u8; 2],
+    src: Ip4,
+    dst: Ip4,
+}
+
+const _: () = assert!(size_of::<Eth>() == ETH_LEN && size_of::<Ipv4Header>() == IPV4_LEN);
+
+/// Where a packet stands in its datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fragment {
+    /// Not fragmented.
+    Whole,
+    /// First fragment: ports are there, the rest of the payload is not.
+    First,
+    /// Later fragment: no ports.
+    Later,
+}
+
+/// What decisions need of an IPv4 packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet {
+    /// Offset of the IPv4 header.
+    pub net: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    pub src: Ip4,
+    pub dst: Ip4,
+    pub proto: u8,
+    pub tos: u8,
+    /// Length of IP header and payload in bytes as the header has it; 0 on BIG TCP.
+    pub total_len: u16,
+    /// The DF bit.
+    pub dont_fragment: bool,
+    pub fragment: Fragment,
+    /// TCP and UDP ports; identifier of ICMP echo in both; zero otherwise.
+    pub sport: Port,
+    pub dport: Port,
+    /// TCP flags, or ICMP type.
+    pub flags: u8,
+    /// TCP header length in bytes.
+    pub tcp_len: u8,
+}
+
+impl Packet {
+    /// IPv4 options are present.
+    #[inline(always)]
+    pub(crate) fn has_options(&self) -> bool {
+        self.l4 - self.net != IPV4_LEN
+    }
+}
+
+/// ICMP types (RFC 792).
+pub(crate) const ICMP_ECHO_REPLY: u8 = 0;
+pub(crate) const ICMP_ECHO_REQUEST: u8 = 8;
+
+/// The IPv4 packet whose header starts at `net`.
+#[inline(always)]
+pub(crate) fn ipv4(ctx: &TcContext, net: usize) -> Result<Packet, DropReason> {
+    let ip: Ipv4Header = ctx.load(net).map_err(|_| DropReason::Truncated)?;
+    let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
+    if ip.version_ihl >> 4 != 4 || header_len < IPV4_LEN {
+        return Err(DropReason::MalformedIp);
+    }
+    let total_len = u16::from_be_bytes(ip.total_len);
+    let available = ctx.len() as usize;
+    if total_len == 0 {
+        // BIG TCP says 0 for more than 64 kB; anything else that does is broken.
+        if gso_size(ctx) == 0 {
+            return Err(DropReason::MalformedIp);
+        }
+    } else if usize::from(total_len) < header_len {
+        return Err(DropReason::MalformedIp);
+    } else if net + usize::from(total_len) > available {
+        return Err(DropReason::Truncated);
+    }
+    let fragment = u16::from_be_bytes(ip.fragment);
+    let mut packet = Packet {
+        net,
+        l4: net + header_len,
+        src: ip.src,
+        dst: ip.dst,
+        proto: ip.proto,
+        tos: ip.tos,
+        total_len,
+        dont_fragment: fragment & 0x4000 != 0,
+        fragment: match (fragment & 0x1fff, fragment & 0x2000) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        },
+        sport: [0; 2],
+        dport: [0; 2],
+        flags: 0,
+        tcp_len: 0,
+    };
+    if packet.fragment != Fragment::Later {
+        transport(ctx, &mut packet)?;
+    }
+    Ok(packet)
+}
+
+/// Whether a transport header of `len` bytes lies within what the IP header claims, not in padding behind it.
+#[inline(always)]
+fn within(packet: &Packet, len: usize) -> Result<(), DropReason> {
+    let inside = packet.total_len == 0 || packet.l4 - packet.net + len <= usize::from(packet.total_len);
+    if inside { Ok(()) } else { Err(DropReason::Truncated) }
+}
+
+#[inline(always)]
+fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
+    match packet.proto {
+        ipproto::TCP => {
+            within(packet, TCP_LEN)?;
+            // Ports, sequence and acknowledgement numbers, header length, flags.
+            let tcp: [u8; 14] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            packet.tcp_len = (tcp[12] >> 4) * 4;
+            if usize::from(packet.tcp_len) < TCP_LEN {
+                return Err(DropReason::MalformedHeader);
+            }
+            within(packet, usize::from(packet.tcp_len))?;
+            packet.sport = [tcp[0], tcp[1]];
+            packet.dport = [tcp[2], tcp[3]];
+            packet.flags = tcp[13];
+        }
+        ipproto::UDP => {
+            within(packet, UDP_LEN)?;
+            let udp: [u8; 8] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            packet.sport = [udp[0], udp[1]];
+            packet.dport = [udp[2], udp[3]];
+        }
+        ipproto::ICMP => {
+            within(packet, ICMP_LEN)?;
+            let icmp: [u8; 8] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            packet.flags = icmp[0];
+            if icmp[0] == ICMP_ECHO_REQUEST || icmp[0] == ICMP_ECHO_REPLY {
+                packet.sport = [icmp[4], icmp[5]];
+                packet.dport = packet.sport;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Payload bytes per segment of a GSO packet, 0 for others.
+#[inline(always)]
+pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
+    // SAFETY: the context pointer is valid for the program's run.
+    unsafe { (*ctx.skb.skb).gso_size }
+}

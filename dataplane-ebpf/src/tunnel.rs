@@ -1,0 +1,128 @@
+//! A VXLAN frame on our port and address: sender checks, then decapsulation into the container, the routing mesh, or
+//! the slow path.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::{NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, VniBytes, ip_in_mac},
+    config::Config,
+    drop_reason::DropReason,
+    endpoint::{EndpointKey, kind},
+    headers::{INNER_ETH, INNER_NET, UDP_LEN, VXLAN_FLAG_VNI, VXLAN_LEN, ethertype},
+    mark,
+};
+
+use crate::{
+    arp::{Arp, ETHERNET_IPV4},
+    decap, deliver, maps,
+    maps::VNIS,
+    mesh_backend, mesh_ingress,
+    parse::{self, Eth, Packet},
+    underlay::low24,
+    verdict::{Action, Verdict},
+};
+
+/// A frame with this outer header.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+    let header: [u8; VXLAN_LEN] = ctx.load(outer.l4 + UDP_LEN).map_err(|_| DropReason::Truncated)?;
+    if header[0] & VXLAN_FLAG_VNI == 0 {
+        return Err(DropReason::MalformedHeader);
+    }
+    let vni: VniBytes = [0, header[4], header[5], header[6]];
+    let sender = maps::vtep(&outer.src);
+    if vni == config.mesh_vni {
+        let sender = sender.ok_or(DropReason::UnknownVtep)?;
+        if sender.hiveway == 0 {
+            return Err(DropReason::UnknownVtep);
+        }
+        // Our own nodes send no options, and there is no slow path for the mesh.
+        return if outer.has_options() { Err(DropReason::MalformedIp) } else { mesh(ctx, config, outer) };
+    }
+    // SAFETY: entries are replaced as a whole by the agent.
+    let Some(info) = (unsafe { VNIS.get(vni) }) else {
+        // Somebody else's VNI on the same port: to its owner, untouched.
+        return Ok(Action::Pass);
+    };
+    if sender.is_none() {
+        return Err(DropReason::UnknownVtep);
+    }
+    if outer.has_options() {
+        // The offsets below are those of a header without options; the kernel's vxlan device copes.
+        ctx.set_mark(mark::FRAGMENT | low24(outer.src));
+        return Ok(Action::SlowPath);
+    }
+    overlay(ctx, info.net, vni, outer)
+}
+
+#[inline(always)]
+fn overlay(ctx: &TcContext, net: NetId, vni: VniBytes, outer: &Packet) -> Verdict {
+    let eth = parse::eth(ctx, INNER_ETH)?;
+    match eth.ethertype {
+        ethertype::IPV4 => {}
+        ethertype::ARP => {
+            let arp: Arp = ctx.load(INNER_NET).map_err(|_| DropReason::Truncated)?;
+            // A zero sender address is a probe (RFC 5227).
+            if arp.format == ETHERNET_IPV4 && arp.sender_ip != [0; 4] {
+                check_inner_source(net, arp.sender_ip, outer)?;
+            }
+            return slow_path(ctx, vni);
+        }
+        _ => return slow_path(ctx, vni),
+    }
+    let inner = parse::ipv4(ctx, INNER_NET)?;
+    check_inner_source(net, inner.src, outer)?;
+    if eth.is_group() {
+        return slow_path(ctx, vni);
+    }
+    let to = maps::endpoint(&EndpointKey { net, ip: inner.dst }).ok_or(DropReason::UnknownDestination)?;
+    if to.kind != kind::LOCAL {
+        return Err(DropReason::UnknownDestination);
+    }
+    let packet = decap::decapsulate(ctx, outer.tos, &inner)?;
+    deliver::to_container(ctx, net, eth.src, to, &packet, false)
+}
+
+/// The inner source must live on the node that sent the frame.
+#[inline(always)]
+fn check_inner_source(net: NetId, src: [u8; 4], outer: &Packet) -> Result<(), DropReason> {
+    match maps::endpoint(&EndpointKey { net, ip: src }) {
+        Some(from) if (from.kind == kind::REMOTE || from.kind == kind::NODE) && from.vtep == outer.src => Ok(()),
+        _ => Err(DropReason::BadInnerSource),
+    }
+}
+
+/// Leaves a checked frame to the kernel's vxlan device.
+#[inline(always)]
+fn slow_path(ctx: &TcContext, vni: VniBytes) -> Verdict {
+    ctx.set_mark(mark::CHECKED | u32::from_be_bytes(vni));
+    Ok(Action::SlowPath)
+}
+
+/// A mesh frame from a node that takes part. Which way it goes is in its MACs, see `dataplane_common::mesh`.
+#[inline(always)]
+fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+    let eth = parse::eth(ctx, INNER_ETH)?;
+    if eth.ethertype != ethertype::IPV4 {
+        return Err(DropReason::MalformedHeader);
+    }
+    let inner = parse::ipv4(ctx, INNER_NET)?;
+    if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
+        forward(ctx, config, outer, &eth, &inner, task)
+    } else if ip_in_mac(NODE_MAC_PREFIX, eth.dst) == Some(config.vtep) {
+        mesh_ingress::from_tunnel(ctx, outer, &eth, &inner)
+    } else {
+        Err(DropReason::MeshNoTarget)
+    }
+}
+
+#[inline(always)]
+fn forward(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet, task: [u8; 4]) -> Verdict {
+    if ip_in_mac(NODE_MAC_PREFIX, eth.src) != Some(outer.src) {
+        return Err(DropReason::BadInnerSource);
+    }
+    if inner.fragment != parse::Fragment::Whole {
+        return Err(DropReason::Fragment);
+    }
+    let packet = decap::decapsulate(ctx, outer.tos, inner)?;
+    mesh_backend::to_task(ctx, config, &packet, task, outer.src)
+}

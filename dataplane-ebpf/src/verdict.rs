@@ -1,0 +1,121 @@
+//! From a decision to a TC verdict: the only place that drops, counts and logs.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    programs::TcContext,
+};
+use aya_log_ebpf::debug;
+use dataplane_common::{
+    counter::{Counter, Stat},
+    drop_reason::DropReason,
+    mark::{DECISION, decision},
+};
+
+use crate::maps::{COUNTERS, DROPS};
+
+/// What to do with a packet that is not dropped.
+#[derive(Clone, Copy)]
+pub(crate) enum Action {
+    /// Not ours: the next program, or the stack.
+    Pass,
+    /// Ours, but the kernel's bridge and vxlan device carry it.
+    SlowPath,
+    /// Into the namespace behind this host-side veth.
+    Peer(u32),
+    /// Out of this interface; the kernel resolves the next hop.
+    Neigh(u32),
+    /// Back out of the interface it came from.
+    Reply(u32),
+    /// The same, with the answer that the packet is not served. It was counted as dropped before it became the answer.
+    Refuse(u32, DropReason),
+}
+
+/// What every step returns.
+pub(crate) type Verdict = Result<Action, DropReason>;
+
+/// Carries out a decision. `TC_ACT_UNSPEC` is `TCX_NEXT`: other people's programs and the stack go on.
+#[inline(always)]
+pub(crate) fn fold(ctx: &TcContext, verdict: Verdict) -> i32 {
+    match verdict {
+        Ok(Action::Pass) => {
+            note(ctx, decision::PASS, 0);
+            TC_ACT_UNSPEC
+        }
+        Ok(Action::SlowPath) => {
+            count(ctx, Counter::SlowPath);
+            note(ctx, decision::SLOW_PATH, 0);
+            TC_ACT_UNSPEC
+        }
+        Ok(Action::Peer(ifindex)) => {
+            count(ctx, Counter::Delivered);
+            note(ctx, decision::PEER, ifindex);
+            // SAFETY: plain helper call.
+            unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+        }
+        Ok(Action::Neigh(ifindex)) => {
+            note(ctx, decision::NEIGH, ifindex);
+            // SAFETY: no next hop given: the helper looks up route and neighbour itself.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Ok(Action::Reply(ifindex)) => {
+            note(ctx, decision::REPLY, ifindex);
+            // SAFETY: plain helper call.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Ok(Action::Refuse(ifindex, reason)) => {
+            note(ctx, decision::REFUSE, reason as u32);
+            // SAFETY: plain helper call.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Err(reason) => {
+            count_drop(ctx, reason);
+            note(ctx, decision::DROP, reason as u32);
+            debug!(ctx, "drop {} on ifindex {}", reason as u32, ifindex(ctx));
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Counts a packet under `counter`.
+#[inline(always)]
+pub(crate) fn count(ctx: &TcContext, counter: Counter) {
+    add(COUNTERS.get_ptr_mut(counter as u32), ctx);
+}
+
+/// Counts a packet as dropped.
+#[inline(always)]
+pub(crate) fn count_drop(ctx: &TcContext, reason: DropReason) {
+    add(DROPS.get_ptr_mut(reason as u32), ctx);
+}
+
+/// The interface the program runs on.
+#[inline(always)]
+pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context pointer is valid for the program's run.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn add(stat: Option<*mut Stat>, ctx: &TcContext) {
+    if let Some(stat) = stat {
+        // SAFETY: a per-CPU slot; programs do not nest on one CPU at these hooks except through redirects, which run
+        // after this one has returned.
+        unsafe {
+            (*stat).packets += 1;
+            (*stat).bytes += u64::from(ctx.len());
+        }
+    }
+}
+
+/// Leaves the decision in `skb->cb` where `BPF_PROG_TEST_RUN` shows it; two stores per packet.
+#[inline(always)]
+fn note(ctx: &TcContext, decision: u32, detail: u32) {
+    let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
+    // SAFETY: TC programs own skb->cb between hooks.
+    unsafe {
+        (*skb).cb[0] = DECISION | decision;
+        (*skb).cb[1] = detail;
+    }
+}

@@ -1,0 +1,181 @@
+//! Brings the maps to a desired state, in an order in which packets are right all the time: what is pointed to is
+//! written before what points to it, and removed after it.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use dataplane_common::{
+    config::Config,
+    endpoint::{Endpoint, EndpointKey, kind},
+    service::{PortKey, PublishedPort},
+    state::{MapState, SetKey},
+};
+
+use crate::{
+    MapName,
+    changes::{Changes, Delta},
+    clock::monotonic_now,
+    diff::diff,
+    pod::{Plain, Raw},
+    table::{MapFault, Table},
+    tables::Tables,
+};
+
+/// The maps could not be compared with what they should hold. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read what the maps hold: {0}")]
+pub struct ApplyError(#[from] MapFault);
+
+impl Tables {
+    /// Applies `want`. Failures of single entries are reported in the result, and the rest is done.
+    pub(crate) fn apply(&mut self, want: &MapState) -> Result<Changes, ApplyError> {
+        // Everything is read first: if that fails, nothing has been half-applied.
+        let have = self.read_state()?;
+        let mut changes = Changes::default();
+        let now = monotonic_now();
+
+        self.put_config(&want.config, have.config, &mut changes);
+        let (vips, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            want.endpoints.iter().partition(|(_, endpoint)| endpoint.kind == kind::VIP);
+
+        put(&mut self.vteps, &have.vteps, &want.vteps, &mut changes);
+        put(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
+        put(&mut self.endpoints, &have.endpoints, &owned(&others), &mut changes);
+        put(&mut self.locals, &have.locals, &want.locals, &mut changes);
+        put(&mut self.targets, &have.targets, &want.targets, &mut changes);
+        put(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
+        self.sets.put(&want.sets, now, &mut changes);
+        let vips = self.with_sets(&vips, &mut changes);
+        let ports = self.published_ports(want);
+        put(&mut self.endpoints, &have.endpoints, &vips, &mut changes);
+        put(&mut self.ports, &have.ports, &ports, &mut changes);
+
+        // A VIP that has no set yet stays as it is rather than being removed.
+        remove(&mut self.ports, &have.ports, &ports, &mut changes);
+        remove(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
+        remove(&mut self.targets, &have.targets, &want.targets, &mut changes);
+        remove(&mut self.locals, &have.locals, &want.locals, &mut changes);
+        remove(&mut self.endpoints, &have.endpoints, &want.endpoints, &mut changes);
+        remove(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
+        remove(&mut self.vteps, &have.vteps, &want.vteps, &mut changes);
+
+        // If a pointer to a set could not be removed, its set stays too.
+        let pointers_gone = !changes.failures.iter().any(|f| matches!(f.map, MapName::Ports | MapName::Endpoints));
+        if pointers_gone {
+            self.sets.release_except(|key| want.sets.contains_key(key), now, &mut changes);
+        }
+        Ok(changes)
+    }
+
+    fn read_state(&self) -> Result<Held, MapFault> {
+        let Raw(config) = self.config.get(&0, 0).map_err(|source| MapFault { map: MapName::Config, source })?;
+        Ok(Held {
+            config,
+            locals: self.locals.read()?,
+            endpoints: self.endpoints.read()?,
+            vnis: self.vnis.read()?,
+            vteps: self.vteps.read()?,
+            node_addresses: self.node_addresses.read()?,
+            ports: self.ports.read()?,
+            targets: self.targets.read()?,
+        })
+    }
+
+    fn put_config(&mut self, want: &Config, have: Config, changes: &mut Changes) {
+        let want = Config { abi: dataplane_common::ABI_VERSION, ..*want };
+        if want == have {
+            return;
+        }
+        match self.config.set(0, Raw(want), 0) {
+            Ok(()) => changes.count(MapName::Config, Delta { updated: 1, ..Delta::default() }),
+            Err(error) => changes.fail(MapName::Config, 0, error),
+        }
+    }
+
+    /// The VIPs with the ids of their sets; those without a set are reported and left out.
+    fn with_sets(
+        &self,
+        vips: &BTreeMap<&EndpointKey, &Endpoint>,
+        changes: &mut Changes,
+    ) -> BTreeMap<EndpointKey, Endpoint> {
+        let mut with_sets = BTreeMap::new();
+        for (key, vip) in vips {
+            match self.sets.id(&SetKey::Vip { net: key.net, ip: key.ip }) {
+                Some(set) => {
+                    with_sets.insert(**key, Endpoint { set, ..**vip });
+                }
+                None => changes.fail(MapName::Endpoints, key, "the VIP has no backend set (yet)"),
+            }
+        }
+        with_sets
+    }
+
+    /// Map `PORTS`, which follows from the sets.
+    fn published_ports(&self, want: &MapState) -> BTreeMap<PortKey, PublishedPort> {
+        want.sets
+            .keys()
+            .filter_map(|key| match key {
+                SetKey::Port { proto, port } => {
+                    let set = self.sets.id(key)?;
+                    Some((PortKey { proto: *proto, _pad: 0, port: *port }, PublishedPort { set }))
+                }
+                SetKey::Vip { .. } => None,
+            })
+            .collect()
+    }
+}
+
+/// What the maps hold.
+struct Held {
+    config: Config,
+    locals: BTreeMap<u32, dataplane_common::endpoint::Local>,
+    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    vnis: BTreeMap<[u8; 4], dataplane_common::endpoint::VniInfo>,
+    vteps: BTreeMap<[u8; 4], dataplane_common::endpoint::Vtep>,
+    node_addresses: BTreeMap<[u8; 4], dataplane_common::mesh::NodeAddress>,
+    ports: BTreeMap<PortKey, PublishedPort>,
+    targets: BTreeMap<dataplane_common::mesh::TargetKey, dataplane_common::mesh::Target>,
+}
+
+fn owned<K: Copy + Ord, V: Copy>(borrowed: &BTreeMap<&K, &V>) -> BTreeMap<K, V> {
+    borrowed.iter().map(|(key, value)| (**key, **value)).collect()
+}
+
+/// Writes new and changed entries.
+fn put<K, V>(table: &mut Table<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, V>, changes: &mut Changes)
+where
+    K: Plain + Ord + Debug,
+    V: Plain + PartialEq,
+{
+    for (key, value, new) in diff(have, want).put {
+        let new = usize::from(new);
+        match table.put(key, value) {
+            Ok(()) => changes.count(table.name(), Delta { inserted: new, updated: 1 - new, removed: 0 }),
+            Err(fault) => changes.fail(table.name(), key, explain(&fault)),
+        }
+    }
+}
+
+/// Removes entries that are not wanted.
+fn remove<K, V, W>(table: &mut Table<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, W>, changes: &mut Changes)
+where
+    K: Plain + Ord + Debug,
+    V: Plain,
+{
+    for key in have.keys().filter(|key| !want.contains_key(key)) {
+        match table.remove(key) {
+            Ok(()) => changes.count(table.name(), Delta { removed: 1, ..Delta::default() }),
+            Err(fault) => changes.fail(table.name(), key, explain(&fault)),
+        }
+    }
+}
+
+/// The fault, with the remedy for the one that a user can do something about.
+fn explain(fault: &MapFault) -> String {
+    let full =
+        matches!(&fault.source, aya::maps::MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::E2BIG));
+    if full {
+        format!("{fault}: the map is full; this node is in more networks and tasks than it has room for")
+    } else {
+        fault.to_string()
+    }
+}

@@ -1,0 +1,125 @@
+//! Filters of the clsact qdisc, for kernels without TCX.
+//!
+//! A filter of ours has a fixed priority and handle, so that it can be replaced in place by an agent that knows
+//! nothing of its predecessor. That there is one is noted by pinning its program.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    Link as _, ProgramError, TcAttachType,
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+};
+
+use super::{AttachFault, Attached, PinName, Target, qdisc};
+use crate::Program;
+
+/// Before what users add by hand (49152 and down) and what other tools commonly take.
+const PRIORITY: u16 = 72;
+
+/// Each program has its own handle, so that one can replace another on a device without a gap.
+fn handle(program: Program) -> TcHandle {
+    /// `H` in ASCII.
+    const FIRST: u16 = 0x4800;
+    TcHandle::new(0, FIRST + program as u16)
+}
+
+pub(super) fn attach(target: Target<'_>, pin: &Path, attached_before: bool) -> Result<Attached, AttachFault> {
+    let (program, ifname) = (target.name.program, target.name.ifname.as_str());
+    match tc::qdisc_add_clsact(ifname) {
+        Ok(()) => note_qdisc(pin)?,
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) => return Err(ProgramError::from(error).into()),
+    }
+
+    // Replacing never creates: it fails if there is no filter of ours.
+    let (link, replaced) = match target.program.attach_to_link(ours(program, ifname)?) {
+        Ok(link) => (link, true),
+        Err(error) if errno(&error) == Some(libc::ENOENT) => {
+            let options =
+                TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: handle(program), classid: None });
+            (target.program.attach_with_options(ifname, TcAttachType::Ingress, options)?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // Dropping aya's link would remove the filter.
+    std::mem::forget(target.program.take_link(link)?);
+
+    if replaced && attached_before {
+        return Ok(Attached::Unchanged);
+    }
+    unpin(pin)?;
+    target.program.pin(pin)?;
+    Ok(if replaced { Attached::Replaced } else { Attached::New })
+}
+
+/// Removes our filter and the note. What is gone already is fine.
+pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
+    let PinName { program, ifname } = name;
+    match ours(*program, ifname) {
+        Ok(link) => match link.detach() {
+            Ok(()) => {}
+            // No such filter, no clsact qdisc, or no such device any more.
+            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {}
+            Err(error) => return Err(error.into()),
+        },
+        Err(AttachFault::NoInterface) => {}
+        Err(error) => return Err(error),
+    }
+    unpin(pin)?;
+    remove_qdisc(pin, ifname)
+}
+
+/// Where it is noted that we have added the qdisc: a directory, the only thing besides pins that the file system takes.
+fn qdisc_note(pin: &Path) -> Option<PathBuf> {
+    let ifname = pin.file_name()?.to_str()?.split_once('@')?.1;
+    Some(pin.parent()?.join("clsact").join(ifname))
+}
+
+fn note_qdisc(pin: &Path) -> Result<(), AttachFault> {
+    let Some(note) = qdisc_note(pin) else { return Ok(()) };
+    fs::create_dir_all(note).map_err(AttachFault::kernel("note the clsact qdisc"))
+}
+
+/// Removes the qdisc if we have added it and nobody else uses it now.
+fn remove_qdisc(pin: &Path, ifname: &str) -> Result<(), AttachFault> {
+    let Some(note) = qdisc_note(pin).filter(|note| note.exists()) else { return Ok(()) };
+    let removed = match super::ifindex(ifname) {
+        Ok(ifindex) => qdisc::remove_if_unused(ifindex).map_err(AttachFault::kernel("remove the clsact qdisc"))?,
+        Err(_) => true,
+    };
+    if removed {
+        fs::remove_dir(&note).map_err(AttachFault::kernel("remove the clsact qdisc's note"))?;
+        // The last one takes the directory with it; it is no matter if others are there.
+        if let Some(notes) = note.parent() {
+            let _ = fs::remove_dir(notes);
+        }
+    }
+    Ok(())
+}
+
+/// aya's idea of the filter that we have on the device, or would have.
+fn ours(program: Program, ifname: &str) -> Result<SchedClassifierLink, AttachFault> {
+    SchedClassifierLink::attached(ifname, TcAttachType::Ingress, PRIORITY, handle(program), None).map_err(|error| {
+        match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENXIO) => AttachFault::NoInterface,
+            _ => AttachFault::kernel("look up the interface")(error),
+        }
+    })
+}
+
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::TcError(TcError::NetlinkError(error)) | ProgramError::NetlinkError(error) => error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn unpin(pin: &Path) -> Result<(), AttachFault> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachFault::kernel("remove the note")(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,163 @@
+//! Attaching programs to devices so that they stay when the agent goes.
+//!
+//! Two ways: TCX links (kernel 6.6 and later), pinned under `<bpffs>/links/`; or filters of the clsact qdisc, noted
+//! under `<bpffs>/filters/` because the kernel has no place to pin them. Entries in both directories are called
+//! `<program>@<interface>`; that is how a restarted agent recognises its own.
+
+mod clsact;
+mod pin_name;
+mod qdisc;
+mod tcx;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{ProgramError, SchedClassifier};
+
+pub(crate) use self::pin_name::PinName;
+use crate::Program;
+
+/// What an `attach` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// The program was attached already.
+    Unchanged,
+    /// An older program on that device was replaced; no packet went past both.
+    Replaced,
+    /// The device had no program of ours.
+    New,
+}
+
+/// Directories of the pins, and which of the two ways is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Tcx,
+    Clsact,
+}
+
+impl Hook {
+    /// Both ways.
+    pub(crate) const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
+
+    /// The directory with this way's pins.
+    pub(crate) fn directory(self, bpffs: &Path) -> PathBuf {
+        bpffs.join(match self {
+            Self::Tcx => "links",
+            Self::Clsact => "filters",
+        })
+    }
+
+    /// Detaches what `name` stands for and removes its pin.
+    pub(crate) fn detach(self, bpffs: &Path, name: &PinName) -> Result<(), AttachError> {
+        let pin = self.directory(bpffs).join(name.to_string());
+        match self {
+            Self::Tcx => tcx::detach(&pin),
+            Self::Clsact => clsact::detach(&pin, name),
+        }
+        .map_err(|source| AttachError::new(name.program, &name.ifname, source))
+    }
+}
+
+/// A program could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} on {ifname}: {source}")]
+pub struct AttachError {
+    /// The program.
+    pub program: Program,
+    /// The device.
+    pub ifname: String,
+    /// What went wrong.
+    #[source]
+    pub source: AttachFault,
+}
+
+impl AttachError {
+    pub(crate) fn new(program: Program, ifname: &str, source: AttachFault) -> Self {
+        Self { program, ifname: ifname.to_owned(), source }
+    }
+
+    /// Whether the reason is that there is no such device (any more).
+    pub fn no_interface(&self) -> bool {
+        matches!(self.source, AttachFault::NoInterface)
+    }
+}
+
+/// Why a program could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachFault {
+    /// There is no such device in this network namespace.
+    #[error("there is no such interface")]
+    NoInterface,
+    /// The kernel refused.
+    #[error("{doing}: {source}")]
+    Kernel {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// aya refused.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Pinning failed.
+    #[error(transparent)]
+    Pin(#[from] aya::pin::PinError),
+}
+
+impl AttachFault {
+    pub(crate) fn kernel(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Kernel { doing, source }
+    }
+}
+
+/// A loaded program on its way to a device.
+pub(crate) struct Target<'a> {
+    pub(crate) program: &'a mut SchedClassifier,
+    /// Its id, to tell whether a link runs it already.
+    pub(crate) id: u32,
+    pub(crate) name: PinName,
+    pub(crate) ifindex: u32,
+}
+
+impl Target<'_> {
+    fn fd(&self) -> Result<BorrowedFd<'_>, AttachFault> {
+        use std::os::fd::AsFd as _;
+        Ok(self.program.fd()?.as_fd())
+    }
+
+    /// Attaches it, or replaces what is attached.
+    pub(crate) fn attach(self, hook: Hook, bpffs: &Path, attached_before: bool) -> Result<Attached, AttachFault> {
+        let pin = hook.directory(bpffs).join(self.name.to_string());
+        match hook {
+            Hook::Tcx => tcx::attach(self, &pin),
+            Hook::Clsact => clsact::attach(self, &pin, attached_before),
+        }
+    }
+}
+
+/// Index of a device in this thread's network namespace.
+pub(crate) fn ifindex(ifname: &str) -> Result<u32, AttachFault> {
+    nix::net::if_::if_nametoindex(ifname).map_err(|errno| match errno {
+        nix::Error::ENODEV | nix::Error::ENXIO => AttachFault::NoInterface,
+        other => AttachFault::Kernel { doing: "look up the interface", source: other.into() },
+    })
+}
+
+/// What is attached in that way, as the pins say. Names that are not of our making are left out.
+pub(crate) fn pinned(hook: Hook, bpffs: &Path) -> io::Result<BTreeSet<PinName>> {
+    let entries = match fs::read_dir(hook.directory(bpffs)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(found)
+}

@@ -1,0 +1,223 @@
+//! The data plane of one node, opened by its agent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::Ebpf;
+use dataplane_common::{
+    addr::Tag,
+    counter::{Counter, Stat},
+    drop_reason::DropReason,
+    state::MapState,
+};
+
+use crate::{
+    MapFault, Options, Program, SweepReport, Timeouts,
+    adopt::{self, AdoptError},
+    apply::ApplyError,
+    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target},
+    changes::Changes,
+    flows::{AffinityRow, FlowRow},
+    load::{self, LoadError, Maps},
+    lock::{Lock, LockError},
+    logger::{Logger, LoggerError},
+    object::OBJECT,
+    preflight::{self, PreflightError},
+    tables::Tables,
+};
+
+/// The data plane could not be opened. Nothing was changed but, at most, directories and empty maps made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// This machine, or this way of starting, will not do.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// Another agent has the directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// What is pinned there does not fit.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map could not be read.
+    #[error(transparent)]
+    Map(#[from] MapFault),
+    /// The programs' debug output could not be set up.
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
+    /// A directory could not be made.
+    #[error("cannot make the directory {path}: {source}{}", hint(.source))]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => " (a BPF file system refuses names with a dot)",
+        _ => "",
+    }
+}
+
+/// The opened data plane: programs loaded, maps at hand. Dropping it leaves everything attached and pinned.
+pub struct Dataplane {
+    bpffs: PathBuf,
+    hook: Hook,
+    ebpf: Ebpf,
+    tables: Tables,
+    /// What this process has attached, with the device's index then.
+    attached: BTreeMap<PinName, u32>,
+    _logger: Option<Logger>,
+    _lock: Lock,
+}
+
+impl Dataplane {
+    /// Checks the machine, locks the directory, takes over maps that an earlier agent has left or makes new ones, and
+    /// loads the programs. What is attached keeps running its old programs until [`Dataplane::attach`].
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        let tcx = preflight::check_machine(options.tc_hook)?;
+        let bpffs = options.bpffs.as_path();
+        preflight::check_bpffs(bpffs)?;
+        make_directory(bpffs)?;
+        let lock = Lock::take(bpffs)?;
+        adopt::check(OBJECT, bpffs)?;
+        for directory in Hook::ALL.map(|hook| hook.directory(bpffs)).iter().chain([&bpffs.join("maps")]) {
+            make_directory(directory)?;
+        }
+        let hook = if tcx { Hook::Tcx } else { Hook::Clsact };
+        let mut ebpf = load::load(&Maps::Pinned(bpffs), options.log_level.map_or(0, |level| level as u8))?;
+        let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
+        let tables = Tables::take(&mut ebpf)?;
+        Ok(Self {
+            bpffs: bpffs.to_owned(),
+            hook,
+            ebpf,
+            tables,
+            attached: BTreeMap::new(),
+            _logger: logger,
+            _lock: lock,
+        })
+    }
+
+    /// Directory of the pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Whether programs are attached as TCX links; otherwise as clsact filters.
+    pub fn uses_tcx(&self) -> bool {
+        self.hook == Hook::Tcx
+    }
+
+    /// Brings the maps to `want`. Compares with what they really hold, so that damage by others is repaired and a
+    /// second call changes nothing. Entries that could not be written are in [`Changes::failures`].
+    pub fn apply(&mut self, want: &MapState) -> Result<Changes, ApplyError> {
+        self.tables.apply(want)
+    }
+
+    /// Attaches `program` to the ingress of the interface `ifname` in this thread's network namespace, replacing in
+    /// place what an earlier agent has attached there. Cheap when it is attached already.
+    pub fn attach(&mut self, program: Program, ifname: &str) -> Result<Attached, AttachError> {
+        let fail = |fault| AttachError::new(program, ifname, fault);
+        let ifindex = attach::ifindex(ifname).map_err(fail)?;
+        let name = PinName { program, ifname: ifname.to_owned() };
+        let loaded = load::classifier(&mut self.ebpf, program)
+            .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
+        let id = loaded.info().map_err(|error| fail(error.into()))?.id();
+        let before = self.attached.get(&name) == Some(&ifindex);
+        let target = Target { program: loaded, id, name: name.clone(), ifindex };
+        let attached = target.attach(self.hook, &self.bpffs, before).map_err(fail)?;
+        self.attached.insert(name, ifindex);
+        Ok(attached)
+    }
+
+    /// Detaches everything of ours that is not in `keep`, also what is attached by the other kind of hook, and what
+    /// was on interfaces that are gone. Carries on after errors; returns what was detached and what could not be.
+    pub fn detach_all_except(&mut self, keep: &BTreeSet<(Program, String)>) -> Detached {
+        let mut result = Detached::default();
+        for hook in Hook::ALL {
+            let names = match attach::pinned(hook, &self.bpffs) {
+                Ok(names) => names,
+                Err(error) => {
+                    result.failures.push(format!("{}: {error}", hook.directory(&self.bpffs).display()));
+                    continue;
+                }
+            };
+            for name in names {
+                let target = (name.program, name.ifname.clone());
+                if hook == self.hook && keep.contains(&target) {
+                    continue;
+                }
+                match hook.detach(&self.bpffs, &name) {
+                    Ok(()) => {
+                        if hook == self.hook {
+                            self.attached.remove(&name);
+                        }
+                        result.detached.push(target);
+                    }
+                    Err(error) => result.failures.push(error.to_string()),
+                }
+            }
+        }
+        result
+    }
+
+    /// What is attached, as the pins say.
+    pub fn attachments(&self) -> io::Result<BTreeSet<(Program, String)>> {
+        Ok(attach::pinned(self.hook, &self.bpffs)?.into_iter().map(|name| (name.program, name.ifname)).collect())
+    }
+
+    /// All translated connections, one row per direction.
+    pub fn flows(&self) -> Result<Vec<FlowRow>, MapFault> {
+        self.tables.flow_rows()
+    }
+
+    /// All connections that came to a published port on this node.
+    pub fn affinity(&self) -> Result<Vec<AffinityRow>, MapFault> {
+        self.tables.affinity_rows()
+    }
+
+    /// Dropped packets by reason since the maps were made; all reasons.
+    pub fn drops(&self) -> Result<Vec<(DropReason, Stat)>, MapFault> {
+        self.tables.drops()
+    }
+
+    /// Handled packets since the maps were made; all counters.
+    pub fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
+        self.tables.counters()
+    }
+
+    /// Forgets connections that have been idle for too long, and all of tasks that are not in `live_tags`: the tags of
+    /// **every** endpoint in the table, on whichever node. Never call it before the first full table has been read.
+    pub fn sweep(&mut self, live_tags: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, MapFault> {
+        self.tables.sweep(live_tags, timeouts)
+    }
+}
+
+/// What [`Dataplane::detach_all_except`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// Programs and interfaces.
+    pub detached: Vec<(Program, String)>,
+    /// What could not be detached, and why.
+    pub failures: Vec<String>,
+}
+
+// An agent may move it to the thread that applies changes.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<Dataplane>();
+};
+
+fn make_directory(path: &Path) -> Result<(), OpenError> {
+    fs::create_dir_all(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+}

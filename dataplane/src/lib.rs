@@ -1,0 +1,55 @@
+//! Hiveway's data plane as its agent sees it: [`Dataplane`] loads the programs, adopts or makes the pinned maps,
+//! attaches the programs and keeps the maps as a [`MapState`](dataplane_common::state::MapState) says. Connections are
+//! swept and counted here too. The only crate that knows aya.
+//!
+//! Everything lies under one directory on a BPF file system and outlives the agent: `maps/<NAME>`,
+//! `links/<program>@<interface>` (or `filters/…` on kernels without TCX). [`teardown`] removes it.
+
+mod adopt;
+mod apply;
+mod attach;
+mod changes;
+mod clock;
+mod dataplane;
+mod diff;
+mod flows;
+mod load;
+mod lock;
+mod logger;
+mod map_name;
+mod object;
+mod options;
+mod pod;
+mod preflight;
+mod program;
+mod sets;
+mod stats;
+mod sweep;
+mod sys;
+mod table;
+mod tables;
+mod teardown;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod verify;
+
+pub use crate::{
+    adopt::AdoptError,
+    apply::ApplyError,
+    attach::{AttachError, AttachFault, Attached},
+    changes::{Changes, Delta, Failure},
+    clock::monotonic_now,
+    dataplane::{Dataplane, Detached, OpenError},
+    flows::{AffinityRow, FlowRow},
+    load::LoadError,
+    lock::LockError,
+    logger::LoggerError,
+    map_name::MapName,
+    options::{LogLevel, Options, TcHook, UnknownLevel},
+    preflight::{PreflightError, preflight},
+    program::{Program, UnknownProgram},
+    sweep::{SweepReport, Timeouts},
+    table::MapFault,
+    teardown::{TeardownError, TeardownReport, teardown},
+    verify::{Verified, VerifyError, verify},
+};

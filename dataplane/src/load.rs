@@ -1,0 +1,86 @@
+//! Loading the object: maps made or adopted, programs verified by the kernel.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+
+use crate::{MapName, Program, adopt::pin_path, object::OBJECT};
+
+/// The programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object or its maps.
+    #[error("cannot load the programs' object: {}", chain(.0))]
+    Object(#[source] Box<EbpfError>),
+    /// The kernel's verifier, mostly.
+    #[error("the kernel refuses program {program}: {}", chain(.source))]
+    Program {
+        /// Which.
+        program: Program,
+        /// Why; contains the verifier's log.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object has no such program.
+    #[error("the embedded object has no program {0}: build it again with `cargo xtask build-ebpf`")]
+    Missing(Program),
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// How the maps are made.
+pub(crate) enum Maps<'a> {
+    /// Pinned under this directory; adopted if they are there.
+    Pinned(&'a Path),
+    /// Of this process alone, with fewer entries where given.
+    Private(&'a [(MapName, u32)]),
+}
+
+/// Parses the object, makes its maps and loads all programs.
+pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    match maps {
+        Maps::Pinned(bpffs) => {
+            for map in MapName::ALL {
+                loader.map_pin_path(map.name(), pin_path(bpffs, *map));
+            }
+        }
+        Maps::Private(sizes) => {
+            for (map, entries) in *sizes {
+                loader.map_max_entries(map.name(), *entries);
+            }
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    for program in Program::ALL {
+        classifier(&mut ebpf, *program)?
+            .load()
+            .map_err(|source| LoadError::Program { program: *program, source: Box::new(source) })?;
+    }
+    Ok(ebpf)
+}
+
+/// The program as aya knows it.
+pub(crate) fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, LoadError> {
+    ebpf.program_mut(program.name())
+        .ok_or(LoadError::Missing(program))?
+        .try_into()
+        .map_err(|source| LoadError::Program { program, source: Box::new(source) })
+}

@@ -1,0 +1,86 @@
+//! The maps, by name.
+
+use std::fmt;
+
+/// A map of the data plane, as it is called in the object and pinned under `<bpffs>/maps/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MapName {
+    /// Node-wide settings.
+    Config,
+    /// Whose interface it is.
+    Locals,
+    /// Who answers at which overlay address.
+    Endpoints,
+    /// VNIs this node has joined.
+    Vnis,
+    /// Other nodes' tunnel addresses.
+    Vteps,
+    /// This node's own addresses.
+    NodeAddresses,
+    /// Published ports.
+    Ports,
+    /// Backend sets: one word each.
+    Sets,
+    /// Round robin positions, one per set.
+    Cursors,
+    /// Backend slots.
+    Backends,
+    /// Local tasks behind published ports.
+    MeshTargets,
+    /// Which backend a mesh connection was given, at its ingress node.
+    Affinity,
+    /// Connections that are translated here.
+    Flows,
+    /// Dropped packets by reason.
+    Drops,
+    /// Handled packets by what was done.
+    Counters,
+}
+
+impl MapName {
+    /// All maps that are pinned.
+    pub const ALL: &'static [Self] = &[
+        Self::Config,
+        Self::Locals,
+        Self::Endpoints,
+        Self::Vnis,
+        Self::Vteps,
+        Self::NodeAddresses,
+        Self::Ports,
+        Self::Sets,
+        Self::Cursors,
+        Self::Backends,
+        Self::MeshTargets,
+        Self::Affinity,
+        Self::Flows,
+        Self::Drops,
+        Self::Counters,
+    ];
+
+    /// The name in the object and under `<bpffs>/maps/`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Config => "CONFIG",
+            Self::Locals => "LOCALS",
+            Self::Endpoints => "ENDPOINTS",
+            Self::Vnis => "VNIS",
+            Self::Vteps => "VTEPS",
+            Self::NodeAddresses => "NODE_ADDRESSES",
+            Self::Ports => "PORTS",
+            Self::Sets => "SETS",
+            Self::Cursors => "CURSORS",
+            Self::Backends => "BACKENDS",
+            Self::MeshTargets => "MESH_TARGETS",
+            Self::Affinity => "AFFINITY",
+            Self::Flows => "FLOWS",
+            Self::Drops => "DROPS",
+            Self::Counters => "COUNTERS",
+        }
+    }
+}
+
+impl fmt::Display for MapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

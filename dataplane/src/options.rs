@@ -1,0 +1,69 @@
+//! What a caller may choose when it opens the data plane.
+
+use std::{path::PathBuf, str::FromStr};
+
+/// How to open the data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Directory on a BPF file system that maps and links are pinned under; made if missing. One agent each.
+    pub bpffs: PathBuf,
+    /// How programs are attached.
+    pub tc_hook: TcHook,
+    /// How much the programs log through the `log` crate; `None`: nothing, and the programs spend nothing on it.
+    pub log_level: Option<LogLevel>,
+}
+
+impl Options {
+    /// Defaults with that directory: the best hook the kernel has, no debug output.
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        Self { bpffs: bpffs.into(), tc_hook: TcHook::Auto, log_level: None }
+    }
+}
+
+/// How programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcHook {
+    /// TCX where the kernel has it (6.6 and later), clsact otherwise.
+    #[default]
+    Auto,
+    /// BPF links, pinned.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// How much the programs log. The numbers are aya-log's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum LogLevel {
+    /// What should not happen.
+    Error = 1,
+    /// What may be wrong.
+    Warn = 2,
+    /// Every decision worth a line.
+    Info = 3,
+    /// Every packet.
+    Debug = 4,
+    /// Everything.
+    Trace = 5,
+}
+
+/// The text names no level.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no log level: use error, warn, info, debug or trace")]
+pub struct UnknownLevel(pub String);
+
+impl FromStr for LogLevel {
+    type Err = UnknownLevel;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "error" => Self::Error,
+            "warn" => Self::Warn,
+            "info" => Self::Info,
+            "debug" => Self::Debug,
+            "trace" => Self::Trace,
+            other => return Err(UnknownLevel(other.to_owned())),
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! The programs, by name.
+
+use std::{fmt, str::FromStr};
+
+/// A program of the data plane. All of them run at a device's TC ingress.
+///
+/// Append only: on kernels without TCX the numbers are part of what a restarted agent recognises its filters by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// On the host side of every overlay veth.
+    FromContainer = 0,
+    /// On the host side of every gateway-bridge veth.
+    FromGateway = 1,
+    /// On the VTEP's interface: tunnelled frames, and the mesh.
+    FromUnderlay = 2,
+    /// On further interfaces where clients of the mesh arrive.
+    FromClient = 3,
+    /// On the kernel's vxlan devices: the slow path's sender check.
+    FromVxlan = 4,
+}
+
+impl Program {
+    /// All programs.
+    pub const ALL: &'static [Self] =
+        &[Self::FromContainer, Self::FromGateway, Self::FromUnderlay, Self::FromClient, Self::FromVxlan];
+
+    /// Name of the function in the object, and part of the names of pinned links.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromContainer => "from_container",
+            Self::FromGateway => "from_gateway",
+            Self::FromUnderlay => "from_underlay",
+            Self::FromClient => "from_client",
+            Self::FromVxlan => "from_vxlan",
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text names no program of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no program is called `{0}`")]
+pub struct UnknownProgram(pub String);
+
+impl FromStr for Program {
+    type Err = UnknownProgram;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.iter().copied().find(|p| p.name() == name).ok_or_else(|| UnknownProgram(name.to_owned()))
+    }
+}

@@ -1,0 +1,183 @@
+//! Backend sets: maps `SETS` and `BACKENDS`.
+//!
+//! A change of a set writes the new backends into fresh slots, flips the set's word with one store, and lets the old
+//! slots rest. The agent keeps no file about it: after a restart ids and slots are recovered from what the maps hold.
+
+mod runs;
+mod words;
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, Map, MapData, MapError};
+use dataplane_common::{
+    service::{Backend, SetWord},
+    state::SetKey,
+};
+
+use self::{
+    runs::{Run, Runs},
+    words::Words,
+};
+use crate::{
+    MapName,
+    changes::{Changes, Delta},
+    pod::Raw,
+    table::{MapFault, map_fd},
+};
+
+/// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two seconds
+/// leave room for a virtual CPU that is stopped in the middle of one.
+const REST: u64 = 2_000_000_000;
+
+/// A set that exists.
+#[derive(Clone, Copy, Debug)]
+struct Set {
+    id: u32,
+    /// Its slots, `None` if what the map said cannot be: then the set is written anew.
+    run: Option<Run>,
+}
+
+/// All backend sets.
+pub(crate) struct Sets {
+    words: Words,
+    backends: Array<MapData, Raw<Backend>>,
+    ids: Runs,
+    slots: Runs,
+    known: BTreeMap<SetKey, Set>,
+}
+
+impl Sets {
+    /// Takes over the maps with the sets that `PORTS` and the VIPs in `ENDPOINTS` name.
+    pub(crate) fn recover(
+        sets: &Map,
+        backends: Map,
+        found: impl IntoIterator<Item = (SetKey, u32)>,
+    ) -> Result<Self, MapFault> {
+        let fault = |map| move |source| MapFault { map, source };
+        let count = Array::<_, u64>::try_from(sets).map_err(fault(MapName::Sets))?.len();
+        let words = Words::map(map_fd(sets), count).map_err(|error| fault(MapName::Sets)(MapError::IoError(error)))?;
+        let backends: Array<MapData, Raw<Backend>> = Array::try_from(backends).map_err(fault(MapName::Backends))?;
+        // Id 0 stays unused: it is what an entry says that was never given a set.
+        let mut this = Self {
+            ids: Runs::new(1..count, REST),
+            slots: Runs::new(0..backends.len(), REST),
+            words,
+            backends,
+            known: BTreeMap::new(),
+        };
+        // What rested when the previous agent ended counts as free: loading programs has taken far longer than a packet.
+        for (key, id) in found {
+            if this.ids.reserve(Run { base: id, len: 1 }) {
+                let word = this.words.load(id);
+                let run = Run { base: word.base, len: word.count.into() };
+                let run = (run.len == 0 || this.slots.reserve(run)).then_some(run);
+                this.known.insert(key, Set { id, run });
+            }
+        }
+        Ok(this)
+    }
+
+    /// The id of a set, if there is one.
+    pub(crate) fn id(&self, key: &SetKey) -> Option<u32> {
+        self.known.get(key).map(|set| set.id)
+    }
+
+    /// The word of a set, if there is one.
+    #[cfg(feature = "testing")]
+    pub(crate) fn word(&self, key: &SetKey) -> Option<SetWord> {
+        self.known.get(key).map(|set| self.words.load(set.id))
+    }
+
+    /// Brings all wanted sets into being. Sets that are as they should be are not touched.
+    pub(crate) fn put(&mut self, want: &BTreeMap<SetKey, Vec<Backend>>, now: u64, changes: &mut Changes) {
+        for (key, backends) in want {
+            if let Err(error) = self.put_one(*key, backends, now, changes) {
+                changes.fail(MapName::Sets, key, error);
+            }
+        }
+    }
+
+    fn put_one(&mut self, key: SetKey, want: &[Backend], now: u64, changes: &mut Changes) -> Result<(), SetFault> {
+        let count = u16::try_from(want.len()).map_err(|_| SetFault::TooMany(want.len()))?;
+        let known = self.known.get(&key).copied();
+        if let Some(Set { id, run: Some(run) }) = known
+            && self.holds(id, run, want)?
+        {
+            return Ok(());
+        }
+
+        let run = if count == 0 {
+            Run { base: 0, len: 0 }
+        } else {
+            self.slots.take(count.into(), now).ok_or(SetFault::NoSlots(want.len()))?
+        };
+        for (slot, backend) in (run.base..).zip(want) {
+            if let Err(source) = self.backends.set(slot, Raw(*backend), 0) {
+                self.slots.give_back(run, now);
+                return Err(MapFault { map: MapName::Backends, source }.into());
+            }
+        }
+        let id = match known {
+            Some(set) => set.id,
+            None => match self.ids.take(1, now) {
+                Some(id) => id.base,
+                None => {
+                    self.slots.give_back(run, now);
+                    return Err(SetFault::NoIds);
+                }
+            },
+        };
+        let generation = self.words.load(id).generation.wrapping_add(1);
+        self.words.store(id, SetWord { base: run.base, count, generation });
+        if let Some(Set { run: Some(old), .. }) = known {
+            self.slots.give_back(old, now);
+        }
+        self.known.insert(key, Set { id, run: Some(run) });
+        changes.count(MapName::Backends, Delta { inserted: want.len(), ..Delta::default() });
+        let new = usize::from(known.is_none());
+        changes.count(MapName::Sets, Delta { inserted: new, updated: 1 - new, removed: 0 });
+        Ok(())
+    }
+
+    /// Whether the maps hold exactly this for the set.
+    fn holds(&self, id: u32, run: Run, want: &[Backend]) -> Result<bool, MapFault> {
+        let word = self.words.load(id);
+        let base_differs = run.len > 0 && word.base != run.base;
+        if base_differs || u32::from(word.count) != run.len || run.len as usize != want.len() {
+            return Ok(false);
+        }
+        for (slot, backend) in (run.base..).zip(want) {
+            let Raw(found) =
+                self.backends.get(&slot, 0).map_err(|source| MapFault { map: MapName::Backends, source })?;
+            if found != *backend {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives up all sets that `keep` does not want. Nothing may point to them any more.
+    pub(crate) fn release_except(&mut self, keep: impl Fn(&SetKey) -> bool, now: u64, changes: &mut Changes) {
+        let gone: Vec<_> = self.known.extract_if(.., |key, _| !keep(key)).map(|(_, set)| set).collect();
+        for set in gone {
+            self.ids.give_back(Run { base: set.id, len: 1 }, now);
+            if let Some(run) = set.run {
+                self.slots.give_back(run, now);
+            }
+            changes.count(MapName::Sets, Delta { removed: 1, ..Delta::default() });
+        }
+    }
+}
+
+/// A backend set could not be written.
+#[derive(Debug, thiserror::Error)]
+enum SetFault {
+    #[error("{0} backends are more than a set can hold (65535)")]
+    TooMany(usize),
+    #[error("no {0} consecutive backend slots are free; slots given up in the last {rest} seconds will be", rest = REST / 1_000_000_000)]
+    NoSlots(usize),
+    #[error("all backend sets are in use: too many services and published ports")]
+    NoIds,
+    #[error(transparent)]
+    Map(#[from] MapFault),
+}

@@ -1,0 +1,65 @@
+//! Map `SETS`, memory-mapped: one word per backend set, written with one store.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::BorrowedFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use dataplane_common::service::SetWord;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The words of all sets.
+pub(crate) struct Words {
+    start: NonNull<AtomicU64>,
+    count: usize,
+    bytes: NonZeroUsize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is accessed atomically only.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// Maps the array map `fd` of `count` words, which must have `BPF_F_MMAPABLE`.
+    pub(crate) fn map(fd: BorrowedFd<'_>, count: u32) -> io::Result<Self> {
+        let count = count as usize;
+        // The kernel refuses to map more than the whole pages that the array takes; mmap rounds up to them.
+        let bytes = NonZeroUsize::new(count * size_of::<u64>()).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let start =
+            unsafe { mmap(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0)? };
+        Ok(Self { start: start.cast(), count, bytes })
+    }
+
+    fn word(&self, set: u32) -> Option<&AtomicU64> {
+        let index = set as usize;
+        // SAFETY: the index lies inside the mapping, which lives as long as `self`; pages are aligned for u64; both
+        // the programs and we access the words as wholes.
+        (index < self.count).then(|| unsafe { self.start.add(index).as_ref() })
+    }
+
+    /// The word of `set`; the empty word for a number that is too high.
+    pub(crate) fn load(&self, set: u32) -> SetWord {
+        SetWord::unpack(self.word(set).map_or(0, |word| word.load(Ordering::Acquire)))
+    }
+
+    /// Stores the word of `set`. Packets see the old or the new one, and with the new one the slots written before.
+    pub(crate) fn store(&self, set: u32, value: SetWord) {
+        if let Some(word) = self.word(set) {
+            word.store(value.pack(), Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `map`; no reference into it outlives `self`.
+        if let Err(error) = unsafe { munmap(self.start.cast(), self.bytes.get()) } {
+            tracing::warn!(%error, "cannot unmap SETS");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The few bpf(2) commands that aya does not offer.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+
+/// What the kernel says about a TCX link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcxLink {
+    /// The program that it runs.
+    pub(crate) program: u32,
+    /// The device; 0 once that is gone.
+    pub(crate) ifindex: u32,
+}
+
+/// An all-zero attribute block, as the kernel wants what a command does not use.
+fn attributes() -> bpf_attr {
+    // SAFETY: `bpf_attr` is a union of plain integers; all zeroes is a valid value of each member.
+    unsafe { std::mem::zeroed() }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the block has the kernel's layout and size; every pointer that the callers below put into it points to
+    // memory that lives until they return.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attr, size_of::<bpf_attr>()) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// Opens a pinned object.
+pub(crate) fn object_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut attr = attributes();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// What the kernel says about the TCX link `fd`.
+pub(crate) fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
+    // SAFETY: plain integers; all zeroes is a valid value.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = attributes();
+    attr.info.bpf_fd = fd.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    if info.type_ != aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned object is no TCX link"));
+    }
+    // SAFETY: the kernel fills in this member for links of this type.
+    let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(TcxLink { program: info.prog_id, ifindex })
+}
+
+/// Lets the link `link` run `program` from now on; no packet sees the device without a program.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = attributes();
+    attr.link_update.link_fd = link.as_raw_fd() as u32;
+    attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(|_| ())
+}
+
+/// Detaches the link now, whoever else holds it.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = attributes();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(|_| ())
+}
+
+/// One step of reading a hash map bucket by bucket.
+pub(crate) enum Batch {
+    /// This many entries; more may follow from the cursor on.
+    More(usize),
+    /// This many entries, and these were the last.
+    Last(usize),
+    /// A bucket holds more entries than there is room for.
+    TooSmall,
+}
+
+/// Reads up to `capacity` entries of the hash map `fd` into `keys` and `values`, from `cursor` on (`None`: from the
+/// start), and moves the cursor.
+pub(crate) fn lookup_batch(
+    fd: BorrowedFd<'_>,
+    cursor: &mut Option<u32>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    capacity: usize,
+) -> io::Result<Batch> {
+    let mut next = 0u32;
+    let mut attr = attributes();
+    attr.batch.in_batch = cursor.as_ref().map_or(0, |c| &raw const *c as u64);
+    attr.batch.out_batch = &raw mut next as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = capacity as u32;
+    attr.batch.map_fd = fd.as_raw_fd() as u32;
+    let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+    // SAFETY: the kernel has written this member, or left what we put there.
+    let count = unsafe { attr.batch.count } as usize;
+    match result {
+        Ok(_) => {
+            *cursor = Some(next);
+            Ok(Batch::More(count))
+        }
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT) => Ok(Batch::Last(count)),
+            Some(libc::ENOSPC) => Ok(Batch::TooSmall),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Loads a TC program only to see the verifier's statistics; returns its log, which ends with a zero byte.
+pub(crate) fn load_with_statistics(
+    instructions: &[aya_obj::generated::bpf_insn],
+    license: &std::ffi::CStr,
+) -> io::Result<Vec<u8>> {
+    /// `BPF_LOG_STATS`.
+    const STATISTICS: u32 = 4;
+    let mut log = vec![0u8; 64 * 1024];
+    let mut attr = attributes();
+    attr.__bindgen_anon_3.prog_type = aya_obj::generated::bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
+    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.license = license.as_ptr() as u64;
+    attr.__bindgen_anon_3.log_level = STATISTICS;
+    attr.__bindgen_anon_3.log_size = log.len() as u32;
+    attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it; dropping it unloads the program.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(log)
+}

@@ -1,0 +1,91 @@
+//! All maps as typed handles.
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData, MapError, PerCpuArray},
+};
+use dataplane_common::{
+    addr::{Ip4, VniBytes},
+    config::Config,
+    counter::Stat,
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
+    flow::{Affinity, AffinityKey, Flow, FlowKey},
+    mesh::{NodeAddress, Target, TargetKey},
+    service::{PortKey, PublishedPort},
+    state::SetKey,
+};
+
+use crate::{
+    MapName,
+    pod::Raw,
+    sets::Sets,
+    table::{MapFault, Table},
+};
+
+/// One handle per map.
+pub(crate) struct Tables {
+    pub(crate) config: Array<MapData, Raw<Config>>,
+    pub(crate) locals: Table<u32, Local>,
+    pub(crate) endpoints: Table<EndpointKey, Endpoint>,
+    pub(crate) vnis: Table<VniBytes, VniInfo>,
+    pub(crate) vteps: Table<Ip4, Vtep>,
+    pub(crate) node_addresses: Table<Ip4, NodeAddress>,
+    pub(crate) ports: Table<PortKey, PublishedPort>,
+    pub(crate) targets: Table<TargetKey, Target>,
+    pub(crate) sets: Sets,
+    pub(crate) flows: Table<FlowKey, Flow>,
+    pub(crate) affinity: Table<AffinityKey, Affinity>,
+    pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
+    pub(crate) counters: PerCpuArray<MapData, Raw<Stat>>,
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object. The programs hold them on their own from here on.
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapFault> {
+        let mut take = |map: MapName| {
+            let missing = || MapError::InvalidName { name: map.name().to_owned() };
+            ebpf.take_map(map.name()).ok_or_else(|| MapFault { map, source: missing() })
+        };
+        let endpoints: Table<EndpointKey, Endpoint> = Table::new(MapName::Endpoints, take(MapName::Endpoints)?)?;
+        let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
+        let found = set_ids(&endpoints, &ports)?;
+        Ok(Self {
+            config: array(MapName::Config, take(MapName::Config)?)?,
+            locals: Table::new(MapName::Locals, take(MapName::Locals)?)?,
+            endpoints,
+            vnis: Table::new(MapName::Vnis, take(MapName::Vnis)?)?,
+            vteps: Table::new(MapName::Vteps, take(MapName::Vteps)?)?,
+            node_addresses: Table::new(MapName::NodeAddresses, take(MapName::NodeAddresses)?)?,
+            ports,
+            targets: Table::new(MapName::MeshTargets, take(MapName::MeshTargets)?)?,
+            sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
+            flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,
+            affinity: Table::new(MapName::Affinity, take(MapName::Affinity)?)?,
+            drops: per_cpu(MapName::Drops, take(MapName::Drops)?)?,
+            counters: per_cpu(MapName::Counters, take(MapName::Counters)?)?,
+        })
+    }
+}
+
+fn array<V: crate::pod::Plain>(map: MapName, handle: Map) -> Result<Array<MapData, Raw<V>>, MapFault> {
+    Array::try_from(handle).map_err(|source| MapFault { map, source })
+}
+
+fn per_cpu(map: MapName, handle: Map) -> Result<PerCpuArray<MapData, Raw<Stat>>, MapFault> {
+    PerCpuArray::try_from(handle).map_err(|source| MapFault { map, source })
+}
+
+/// The sets that the maps point to.
+fn set_ids(
+    endpoints: &Table<EndpointKey, Endpoint>,
+    ports: &Table<PortKey, PublishedPort>,
+) -> Result<Vec<(SetKey, u32)>, MapFault> {
+    let ports =
+        ports.read()?.into_iter().map(|(key, port)| (SetKey::Port { proto: key.proto, port: key.port }, port.set));
+    let vips = endpoints
+        .read()?
+        .into_iter()
+        .filter(|(_, endpoint)| endpoint.kind == kind::VIP)
+        .map(|(key, vip)| (SetKey::Vip { net: key.net, ip: key.ip }, vip.set));
+    Ok(ports.chain(vips).collect())
+}

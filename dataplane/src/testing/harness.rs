@@ -1,0 +1,256 @@
+//! The programs on maps of this process alone, and one run of one program.
+
+use std::collections::{BTreeMap, HashSet};
+
+use aya::{
+    Ebpf, TestRun as _, TestRunOptions,
+    maps::{Array, MapData, MapError},
+    programs::{ProgramError, TcAttachType, tc},
+};
+use dataplane_common::{
+    addr::Tag,
+    counter::{Counter, Stat},
+    drop_reason::DropReason,
+    flow::{Affinity, AffinityKey, Flow, FlowKey},
+    mark,
+    service::SetWord,
+    state::{MapState, SetKey},
+};
+use zerocopy::IntoBytes as _;
+
+use super::context::{Input, SkbContext};
+use crate::{
+    Changes, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
+    apply::ApplyError,
+    load::{self, Maps},
+    preflight,
+    tables::Tables,
+};
+
+/// Sizes that keep a harness small.
+const SIZES: &[(MapName, u32)] = &[
+    (MapName::Locals, 64),
+    (MapName::Endpoints, 64),
+    (MapName::Ports, 64),
+    (MapName::Sets, 64),
+    (MapName::Cursors, 64),
+    (MapName::Backends, 512),
+    (MapName::MeshTargets, 64),
+    (MapName::Flows, 2048),
+    (MapName::Affinity, 2048),
+];
+
+/// Room for what a program adds in front of a packet.
+const GROWTH: usize = 256;
+
+/// The harness could not be set up, or its maps not read.
+#[derive(Debug, thiserror::Error)]
+pub enum HarnessError {
+    /// This machine, or this way of starting, will not do.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map could not be read or written.
+    #[error(transparent)]
+    Map(#[from] MapFault),
+    /// A map could not be read.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// A run could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kernel does not take such a packet or context.
+    #[error("the kernel refuses the run: {0}")]
+    Refused(#[from] ProgramError),
+    /// Counters could not be read.
+    #[error(transparent)]
+    Map(#[from] MapFault),
+    /// No such program.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What a program decided, as it left it in `skb->cb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Not ours: handed on.
+    Pass,
+    /// Left to the kernel's bridge and vxlan device.
+    SlowPath,
+    /// Into the namespace behind this host-side veth.
+    Peer(u32),
+    /// Out of this interface.
+    Neigh(u32),
+    /// Back out of this interface.
+    Reply(u32),
+    /// Dropped.
+    Drop(DropReason),
+    /// Dropped, and the sender told so: the packet has become a reset or an ICMP error on its way back.
+    Refuse(DropReason),
+}
+
+/// What a run showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// `TC_ACT_*`.
+    pub verdict: i32,
+    /// What the program says it did; `None` if it left nothing that makes sense.
+    pub decision: Option<Decision>,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// `skb->mark` afterwards.
+    pub mark: u32,
+    /// What was counted under `DROPS`; reasons without change are left out.
+    pub drops: BTreeMap<DropReason, Stat>,
+    /// What was counted under `COUNTERS`; counters without change are left out.
+    pub counters: BTreeMap<Counter, Stat>,
+}
+
+/// Loaded programs with maps of their own.
+pub struct Harness {
+    ebpf: Ebpf,
+    tables: Tables,
+    cursors: Array<MapData, u64>,
+}
+
+impl Harness {
+    /// Loads all programs. Needs root.
+    pub fn new() -> Result<Self, HarnessError> {
+        preflight::check_machine(TcHook::Auto)?;
+        let mut ebpf = load::load(&Maps::Private(SIZES), 0)?;
+        let fault = |source| MapFault { map: MapName::Cursors, source };
+        let cursors = ebpf.take_map(MapName::Cursors.name()).ok_or_else(|| fault(MapError::KeyNotFound))?;
+        let cursors = cursors.try_into().map_err(fault)?;
+        let tables = Tables::take(&mut ebpf)?;
+        Ok(Self { ebpf, tables, cursors })
+    }
+
+    /// Fills the maps as the agent does.
+    pub fn apply(&mut self, want: &MapState) -> Result<Changes, HarnessError> {
+        Ok(self.tables.apply(want)?)
+    }
+
+    /// Runs `program` once.
+    pub fn run(&mut self, program: Program, input: &Input) -> Result<Outcome, RunError> {
+        let (drops, counters) = (self.tables.drops()?, self.tables.counters()?);
+        let context = SkbContext::of(input);
+        let mut context_out = SkbContext::default();
+        let mut packet = vec![0; input.packet.len() + GROWTH];
+        let result = load::classifier(&mut self.ebpf, program)?.test_run(TestRunOptions {
+            data_in: Some(&input.packet),
+            data_out: Some(&mut packet),
+            ctx_in: Some(context.as_bytes()),
+            ctx_out: Some(context_out.as_mut_bytes()),
+            ..TestRunOptions::default()
+        })?;
+        packet.truncate(result.data_size_out as usize);
+        Ok(Outcome {
+            verdict: result.return_value as i32,
+            decision: decision(&context_out.cb),
+            packet,
+            mark: context_out.mark,
+            drops: deltas(&drops, &self.tables.drops()?),
+            counters: deltas(&counters, &self.tables.counters()?),
+        })
+    }
+
+    /// Attaches `program` to a device until the harness is dropped, for packets that the kernel takes from a device
+    /// but not for a run.
+    pub fn attach(&mut self, program: Program, ifname: &str) -> Result<(), RunError> {
+        // Only kernels without TCX need it, and only once.
+        let _ = tc::qdisc_add_clsact(ifname);
+        load::classifier(&mut self.ebpf, program)?.attach(ifname, TcAttachType::Ingress)?;
+        Ok(())
+    }
+
+    /// Dropped packets so far.
+    pub fn drops(&self) -> Result<BTreeMap<DropReason, Stat>, MapFault> {
+        Ok(self.tables.drops()?.into_iter().collect())
+    }
+
+    /// What `FLOWS` holds.
+    pub fn flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        Ok(self.tables.flows.read()?)
+    }
+
+    /// Puts an entry into `FLOWS`, as packets do.
+    pub fn put_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
+        Ok(self.tables.flows.put(key, flow)?)
+    }
+
+    /// What `AFFINITY` holds.
+    pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        Ok(self.tables.affinity.read()?)
+    }
+
+    /// Puts an entry into `AFFINITY`, as packets do.
+    pub fn put_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
+        Ok(self.tables.affinity.put(key, affinity)?)
+    }
+
+    /// Sweeps as the agent does.
+    pub fn sweep(&mut self, live: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, HarnessError> {
+        Ok(self.tables.sweep(live, timeouts)?)
+    }
+
+    /// Forgets all connections.
+    pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
+        for key in self.tables.flows.read()?.keys() {
+            self.tables.flows.remove(key)?;
+        }
+        for key in self.tables.affinity.read()?.keys() {
+            self.tables.affinity.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the round robin position of a set, so that the next pick is known.
+    pub fn set_cursor(&mut self, set: &SetKey, position: u64) -> Result<(), HarnessError> {
+        let fault = |source| MapFault { map: MapName::Cursors, source };
+        let id = self.tables.sets.id(set).ok_or_else(|| fault(MapError::KeyNotFound))?;
+        Ok(self.cursors.set(id, position, 0).map_err(fault)?)
+    }
+
+    /// The word of a set.
+    pub fn set_word(&self, set: &SetKey) -> Option<SetWord> {
+        self.tables.sets.word(set)
+    }
+}
+
+fn decision(cb: &[u32; 5]) -> Option<Decision> {
+    if cb[0] & 0xffff_0000 != mark::DECISION {
+        return None;
+    }
+    Some(match cb[0] & 0xffff {
+        mark::decision::PASS => Decision::Pass,
+        mark::decision::SLOW_PATH => Decision::SlowPath,
+        mark::decision::PEER => Decision::Peer(cb[1]),
+        mark::decision::NEIGH => Decision::Neigh(cb[1]),
+        mark::decision::REPLY => Decision::Reply(cb[1]),
+        mark::decision::DROP => Decision::Drop(reason(cb[1])?),
+        mark::decision::REFUSE => Decision::Refuse(reason(cb[1])?),
+        _ => return None,
+    })
+}
+
+fn reason(number: u32) -> Option<DropReason> {
+    DropReason::ALL.iter().copied().find(|reason| *reason as u32 == number)
+}
+
+/// What was added between two readings.
+fn deltas<K: Copy + Ord>(before: &[(K, Stat)], after: &[(K, Stat)]) -> BTreeMap<K, Stat> {
+    before
+        .iter()
+        .zip(after)
+        .map(|((key, old), (_, new))| {
+            let delta =
+                Stat { packets: new.packets.wrapping_sub(old.packets), bytes: new.bytes.wrapping_sub(old.bytes) };
+            (*key, delta)
+        })
+        .filter(|(_, delta)| *delta != Stat::default())
+        .collect()
+}

@@ -1,0 +1,141 @@
+//! What the kernel's verifier makes of each program, for `cargo xtask verify`.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+};
+
+use aya::maps::Map;
+use aya_obj::{Object, ParseError, relocation::EbpfRelocationError};
+
+use crate::{
+    LoadError, PreflightError, Program, TcHook,
+    load::{self, Maps},
+    object::OBJECT,
+    preflight,
+    sys::load_with_statistics,
+};
+
+/// The verifier's figures for one program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Which program.
+    pub program: Program,
+    /// Its length in instructions, as loaded.
+    pub length: usize,
+    /// Instructions the verifier went through on all paths; the kernel's limit is one million.
+    pub instructions: u64,
+    /// Stack in bytes of the entry function and its largest subprogram: our subprograms call none that has a frame of
+    /// its own. The kernel refuses more than 512 on one chain of calls.
+    pub stack: u64,
+    /// Verifier states kept at the peak.
+    pub peak_states: u64,
+}
+
+/// The programs could not be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// This machine will not do.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The object cannot be read.
+    #[error("the embedded object cannot be read: {0}")]
+    Parse(#[from] ParseError),
+    /// The object's references cannot be resolved.
+    #[error("the embedded object cannot be linked: {0}")]
+    Relocate(#[from] EbpfRelocationError),
+    /// The kernel refused when asked for figures.
+    #[error("program {program} was loaded, but not with statistics: {source}")]
+    Statistics {
+        /// Which program.
+        program: Program,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The verifier's log does not look as expected.
+    #[error("program {program}: no figures in the verifier's log:\n{log}")]
+    Log {
+        /// Which program.
+        program: Program,
+        /// What it says.
+        log: String,
+    },
+}
+
+/// Loads every program and returns the verifier's figures. Nothing is pinned or attached.
+///
+/// aya throws the log of a successful load away, so that each program is loaded a second time here, against the maps of
+/// the first.
+pub fn verify() -> Result<Vec<Verified>, VerifyError> {
+    preflight::check_machine(TcHook::Auto)?;
+    let loaded = load::load(&Maps::Private(&[]), 0)?;
+    let mut object = Object::parse(OBJECT)?;
+    let definitions = std::mem::take(&mut object.maps);
+    let maps = loaded.maps().filter_map(|(name, map)| {
+        let definition = definitions.get(name)?;
+        Some((name, descriptor(map)?.as_raw_fd(), definition))
+    });
+    let sections = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_maps(maps, &sections)?;
+    object.relocate_calls(&sections)?;
+    object.sanitize_functions(aya::features());
+    Program::ALL.iter().map(|program| figures(&object, *program)).collect()
+}
+
+/// The descriptor of a map; `None` for kinds that the object has none of.
+fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
+
+fn figures(object: &Object, program: Program) -> Result<Verified, VerifyError> {
+    let missing = || VerifyError::Load(LoadError::Missing(program));
+    let definition = object.programs.get(program.name()).ok_or_else(missing)?;
+    let function = object.functions.get(&definition.function_key()).ok_or_else(missing)?;
+    let log = load_with_statistics(&function.instructions, &definition.license)
+        .map_err(|source| VerifyError::Statistics { program, source })?;
+    let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
+    parse(&log)
+        .map(|(instructions, stack, peak_states)| Verified {
+            program,
+            length: function.instructions.len(),
+            instructions,
+            stack,
+            peak_states,
+        })
+        .ok_or(VerifyError::Log { program, log })
+}
+
+/// Instructions, stack and peak states from lines such as
+/// `stack depth 352+0` and `processed 4711 insns (limit 1000000) max_states_per_insn 4 total_states 99 peak_states 77 …`.
+fn parse(log: &str) -> Option<(u64, u64, u64)> {
+    let after = |key: &str| {
+        let rest = log.split_once(key)?.1;
+        rest.split_whitespace().next()
+    };
+    let frames: Vec<u64> = after("stack depth ")?.split('+').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let (main, others) = frames.split_first()?;
+    let stack = main + others.iter().max().unwrap_or(&0);
+    Some((after("processed ")?.parse().ok()?, stack, after("peak_states ")?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_verifiers_log() {
+        let log = "verification time 1234 usec\nstack depth 352+0+4+8\nprocessed 4711 insns (limit 1000000) \
+                   max_states_per_insn 4 total_states 99 peak_states 77 mark_read 5\n";
+        assert_eq!(parse(log), Some((4711, 360, 77)));
+        assert_eq!(parse("stack depth 16\nprocessed 2 insns (limit 9) peak_states 1\n"), Some((2, 16, 1)));
+        assert_eq!(parse("no such thing"), None);
+    }
+}

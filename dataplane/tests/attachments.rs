@@ -1,0 +1,147 @@
+//! How programs are attached to devices, and what happens to them afterwards. Needs root.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    tc::{NlOptions, TcAttachOptions},
+};
+use dataplane::{Attached, Dataplane, Options, Program, TcHook};
+use support::{
+    attached::{attached, filters, options},
+    sandbox::{run, sandbox, veth},
+};
+
+#[test]
+fn tcx_links_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("hwv0.1", "peer0")?;
+        let options = Options { tc_hook: TcHook::Tcx, ..options(bpffs) };
+        let mut dataplane = Dataplane::open(&options)?;
+        assert_eq!(dataplane.attach(Program::FromContainer, "hwv0.1")?, Attached::New);
+        assert_eq!(dataplane.attach(Program::FromContainer, "hwv0.1")?, Attached::Unchanged);
+        drop(dataplane);
+        assert_eq!(attached("hwv0.1")?, ["from_container"]);
+
+        let mut next = Dataplane::open(&options)?;
+        assert_eq!(next.attach(Program::FromContainer, "hwv0.1")?, Attached::Replaced);
+        assert_eq!(next.attach(Program::FromContainer, "hwv0.1")?, Attached::Unchanged);
+        assert_eq!(attached("hwv0.1")?, ["from_container"]);
+
+        // Another device of the same name.
+        run("ip link del hwv0.1")?;
+        assert!(next.attach(Program::FromContainer, "hwv0.1").is_err_and(|error| error.no_interface()));
+        veth("hwv0.1", "peer0")?;
+        assert_eq!(next.attach(Program::FromContainer, "hwv0.1")?, Attached::New);
+        assert_eq!(attached("hwv0.1")?, ["from_container"]);
+
+        veth("hwv1", "peer1")?;
+        next.attach(Program::FromGateway, "hwv1")?;
+        let keep = BTreeSet::from([(Program::FromGateway, "hwv1".to_owned())]);
+        let detached = next.detach_all_except(&keep);
+        assert_eq!(detached.detached, [(Program::FromContainer, "hwv0.1".to_owned())]);
+        assert_eq!(detached.failures, [""; 0]);
+        assert_eq!((attached("hwv0.1")?.len(), attached("hwv1")?.len()), (0, 1));
+        assert_eq!(next.attachments()?, keep);
+        Ok(())
+    })
+}
+
+#[test]
+fn clsact_filters_outlive_the_agent_and_are_replaced_in_place() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("hwv0", "peer0")?;
+        let options = Options { tc_hook: TcHook::Clsact, ..options(bpffs) };
+        let mut dataplane = Dataplane::open(&options)?;
+        assert_eq!(dataplane.attach(Program::FromContainer, "hwv0")?, Attached::New);
+        assert_eq!(dataplane.attach(Program::FromContainer, "hwv0")?, Attached::Unchanged);
+        drop(dataplane);
+        assert_eq!(filters("hwv0")?, 1);
+
+        let mut next = Dataplane::open(&options)?;
+        assert_eq!(next.attach(Program::FromContainer, "hwv0")?, Attached::Replaced);
+        assert_eq!(filters("hwv0")?, 1);
+        run("ip link del hwv0")?;
+        veth("hwv0", "peer0")?;
+        assert_eq!(next.attach(Program::FromContainer, "hwv0")?, Attached::New);
+        // Somebody has removed it.
+        run("tc qdisc del dev hwv0 clsact")?;
+        assert_eq!(next.attach(Program::FromContainer, "hwv0")?, Attached::New);
+        assert_eq!(filters("hwv0")?, 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn filters_go_when_a_newer_kernel_has_links() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("hwv0", "peer0")?;
+        let options = Options { tc_hook: TcHook::Clsact, ..options(bpffs) };
+        Dataplane::open(&options)?.attach(Program::FromContainer, "hwv0")?;
+        assert_eq!(filters("hwv0")?, 1);
+        let mut tcx = Dataplane::open(&Options { tc_hook: TcHook::Tcx, ..options.clone() })?;
+        tcx.attach(Program::FromContainer, "hwv0")?;
+        let keep = BTreeSet::from([(Program::FromContainer, "hwv0".to_owned())]);
+        assert_eq!(tcx.detach_all_except(&keep).detached.len(), 1);
+        assert_eq!((filters("hwv0")?, attached("hwv0")?.len()), (0, 1));
+        assert!(!run("tc qdisc show dev hwv0")?.contains("clsact"), "our qdisc was left behind");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_device_changes_its_part_without_a_gap() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("eth1", "peer1")?;
+        // The best that this kernel has comes last.
+        for tc_hook in [TcHook::Clsact, TcHook::Auto] {
+            let mut dataplane = Dataplane::open(&Options { tc_hook, ..options(bpffs) })?;
+            if tc_hook == TcHook::Auto && !dataplane.uses_tcx() {
+                break;
+            }
+            dataplane.attach(Program::FromClient, "eth1")?;
+            assert_eq!(dataplane.attach(Program::FromUnderlay, "eth1")?, Attached::New);
+            let keep = BTreeSet::from([(Program::FromUnderlay, "eth1".to_owned())]);
+            dataplane.detach_all_except(&keep);
+            if dataplane.uses_tcx() {
+                assert_eq!((attached("eth1")?, filters("eth1")?), (vec!["from_underlay".to_owned()], 0));
+            } else {
+                assert!(run("tc filter show dev eth1 ingress")?.contains("from_underlay direct-action"));
+                assert_eq!(filters("eth1")?, 1);
+            }
+            assert_eq!(dataplane.attach(Program::FromUnderlay, "eth1")?, Attached::Unchanged);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_qdisc_that_others_use_stays() -> Result<()> {
+    sandbox(|bpffs| {
+        let options = Options { tc_hook: TcHook::Clsact, ..options(bpffs) };
+        let mut dataplane = Dataplane::open(&options)?;
+        let none = BTreeSet::new();
+        // Not added by us.
+        veth("hwv0", "peer0")?;
+        run("tc qdisc add dev hwv0 clsact")?;
+        dataplane.attach(Program::FromContainer, "hwv0")?;
+        assert_eq!(dataplane.detach_all_except(&none).failures, [""; 0]);
+        assert!(run("tc qdisc show dev hwv0")?.contains("clsact"));
+        // Added by us, but somebody has put a filter there since.
+        veth("hwv1", "peer1")?;
+        dataplane.attach(Program::FromContainer, "hwv1")?;
+        dataplane.attach(Program::FromClient, "hwv1")?;
+        assert_eq!(filters("hwv1")?, 2);
+        let mut theirs = SchedClassifier::from_pin(bpffs.join("hiveway/filters/from_client@hwv1"))?;
+        let place = TcAttachOptions::Netlink(NlOptions { priority: 5, ..NlOptions::default() });
+        let link = theirs.attach_with_options("hwv1", TcAttachType::Egress, place)?;
+        assert_eq!(dataplane.detach_all_except(&none).failures, [""; 0]);
+        assert_eq!(filters("hwv1")?, 0);
+        assert!(run("tc filter show dev hwv1 egress")?.contains("direct-action"));
+        theirs.detach(link)?;
+        Ok(())
+    })
+}

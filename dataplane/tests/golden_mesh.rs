@@ -1,0 +1,254 @@
+//! Golden packets of the routing mesh at the ingress node: clients' packets on the way in (`from_underlay`,
+//! `from_client`), and replies on the way back (`from_underlay`, `from_gateway`).
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use dataplane::{
+    Program,
+    testing::Decision::{Drop, Neigh, Pass},
+};
+use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::Vtep, flow::flag};
+use support::{
+    golden::golden,
+    mesh::*,
+    packets::{Ip, Ip4, L4, frame, ip, ping, tcp, udp, vxlan},
+    sandbox::run,
+    world::*,
+};
+
+#[test]
+fn clients_are_given_the_backends_in_turn_and_keep_them() -> Result<()> {
+    world(|world| {
+        for proto in [6, 17] {
+            world.harness.set_cursor(&port_set(proto, PUBLISHED), 0)?;
+            for (port, task) in (CLIENT_PORT..).zip(BACKENDS.iter().cycle()).take(7) {
+                if proto == 6 {
+                    given_to(world, "SYN", task, &tcp(port, PUBLISHED, "S"), true)?;
+                    given_to(world, "SYN again", task, &tcp(port, PUBLISHED, "S"), false)?;
+                    given_to(world, "data", task, &tcp(port, PUBLISHED, "PA"), false)?;
+                    given_to(world, "FIN", task, &tcp(port, PUBLISHED, "FA"), false)?;
+                    given_to(world, "last ACK", task, &tcp(port, PUBLISHED, "A"), false)?;
+                } else {
+                    given_to(world, "datagram", task, &udp(port, PUBLISHED), true)?;
+                    given_to(world, "next datagram", task, &udp(port, PUBLISHED), false)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn every_backend_gets_exactly_its_share() -> Result<()> {
+    world(|world| {
+        for port in 1000..1300 {
+            underlay(world, "one of 300", from_client(&tcp(port, PUBLISHED, "S")), Pass).run(&mut world.harness)?;
+        }
+        let mut shares = BTreeMap::<_, u32>::new();
+        for affinity in world.harness.affinity()?.values() {
+            *shares.entry(affinity.tag).or_default() += 1;
+        }
+        assert_eq!(shares, BACKENDS.iter().map(|task| (task.tag, 100)).collect());
+        Ok(())
+    })
+}
+
+#[test]
+fn every_address_of_the_node_answers() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        for (program, ifindex) in [(Program::FromClient, dev.client), (Program::FromUnderlay, dev.underlay)] {
+            for node in [VTEP, NODE2] {
+                world.harness.forget_connections()?;
+                world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+                let (packet, l4) = (ip(NEAR, node), tcp(CLIENT_PORT, PUBLISHED, "S"));
+                let arrived = frame(NEAR_MAC, NODE_MAC, &packet, &l4);
+                let len = arrived.len();
+                golden("to any address, on any interface", program, ifindex, arrived, Neigh(dev.underlay))
+                    .counts(Counter::MeshFlow, len)
+                    .counts(Counter::MeshForward, len)
+                    .counts(Counter::Encapsulated, len + 50)
+                    .becomes(forwarded(&REMOTE1, &packet, &l4))
+                    .check_tunnelled(&mut world.harness)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_not_published_is_the_stacks() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        let to = |dst: Ip4, l4: &L4| frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, dst), l4);
+        let raw = |proto| L4::Raw { proto, payload: vec![0x1f; 32] };
+        let fragment = |more_fragments, fragment_offset| {
+            let piece = Ip { dont_fragment: false, more_fragments, fragment_offset, ..ip(CLIENT, VTEP) };
+            frame(ROUTER_MAC, NODE_MAC, &piece, &udp(CLIENT_PORT, PUBLISHED))
+        };
+        for (what, packet) in [
+            ("another port", to(VTEP, &tcp(CLIENT_PORT, 22, "S"))),
+            ("another address", to([10, 9, 9, 9], &tcp(CLIENT_PORT, PUBLISHED, "S"))),
+            ("a port without a backend", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED_EMPTY, "S"))),
+            ("a port without a backend, UDP", to(VTEP, &udp(CLIENT_PORT, PUBLISHED_EMPTY))),
+            ("SCTP", to(VTEP, &raw(132))),
+            ("a ping", to(VTEP, &ping(1))),
+            ("a first fragment", fragment(true, 0)),
+            ("a later fragment", fragment(false, 3)),
+            ("in mid-connection", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "A"))),
+            ("data", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "PA"))),
+            ("FIN", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "FA"))),
+            ("RST", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "R"))),
+            ("an answer to the node's own connection", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "SA"))),
+            ("cut off", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "S"))[..50].to_vec()),
+        ] {
+            underlay(world, what, packet.clone(), Pass).check(&mut world.harness)?;
+            golden(what, Program::FromClient, dev.client, packet, Pass).check(&mut world.harness)?;
+        }
+        assert_eq!(world.harness.affinity()?, BTreeMap::new());
+        // Nor is a tunnel to be found on an interface that does not carry the VTEP.
+        let inner = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, LOCAL1.ip), &udp(53, 1000));
+        let (outer, l4) = vxlan(PEER, VTEP, 50000, APP, &inner);
+        golden("a tunnel", Program::FromClient, dev.client, frame(ROUTER_MAC, NODE_MAC, &outer, &l4), Pass)
+            .check(&mut world.harness)
+    })
+}
+
+#[test]
+fn clients_packets_that_do_not_fit_the_tunnel() -> Result<()> {
+    world(|world| {
+        let of_length = |len: usize| {
+            let payload = vec![7; len - 28];
+            L4::Udp { sport: CLIENT_PORT, dport: PUBLISHED, payload, checksum: true }
+        };
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+        given_to(world, "just fits", &REMOTE1, &of_length(1450), true)?;
+        let packet = from_client(&of_length(1451));
+        underlay(world, "one byte too long", packet, Drop(DropReason::MtuExceeded)).check(&mut world.harness)?;
+        // To a task on this node there is no tunnel.
+        world.harness.forget_connections()?;
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 0)?;
+        given_to(world, "long, to this node's task", &LOCAL1, &of_length(1500), true)
+    })
+}
+
+/// This node gives CLIENT's connection to the second backend, REMOTE1.
+fn opened(world: &mut World) -> Result<()> {
+    world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+    given_to(world, "SYN", &REMOTE1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)
+}
+
+#[test]
+fn the_reply_reaches_the_client() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        let (back, l4) = (Ip { ttl: 63, ..ip(VTEP, CLIENT) }, tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        // The kernel writes the Ethernet addresses when it has found the next hop.
+        let out = frame(ROUTER_MAC, NODE_MAC, &back, &l4);
+        underlay(world, "answer", returning(PEER, &REMOTE1, &back, &l4), Neigh(world.dev.underlay))
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)?;
+        let affinity: Vec<_> = world.harness.affinity()?.into_values().collect();
+        assert_eq!(affinity.len(), 1);
+        assert_eq!(affinity[0].flags, flag::SEEN | flag::REPLIED);
+        Ok(())
+    })
+}
+
+#[test]
+fn the_reply_leaves_where_the_client_is() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+        let asked = frame(NEAR_MAC, NODE_MAC, &ip(NEAR, NODE2), &udp(CLIENT_PORT, PUBLISHED));
+        golden("question", Program::FromClient, dev.client, asked, Pass).run(&mut world.harness)?;
+        let (back, l4) = (ip(NODE2, NEAR), udp(PUBLISHED, CLIENT_PORT));
+        let out = frame(ROUTER_MAC, NODE_MAC, &back, &l4);
+        underlay(world, "answer", returning(PEER, &REMOTE1, &back, &l4), Neigh(dev.client))
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)
+    })
+}
+
+#[test]
+fn the_node_is_no_reflector() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        let (back, l4) = (ip(VTEP, CLIENT), tcp(PUBLISHED, CLIENT_PORT, "PA"));
+        let fragment = Ip { dont_fragment: false, more_fragments: true, ..back.clone() };
+        let mut third = world.state.clone();
+        third.vteps.insert(THIRD, Vtep { hiveway: 1, ..Vtep::default() });
+        world.harness.apply(&third)?;
+        for (what, packet, reason) in [
+            ("from another node", returning(THIRD, &REMOTE1, &back, &l4), DropReason::MeshBadReturn),
+            ("from another backend", returning(PEER, &REMOTE2, &back, &l4), DropReason::MeshBadReturn),
+            (
+                "from an address that is not ours",
+                returning(PEER, &REMOTE1, &ip(PEER, CLIENT), &l4),
+                DropReason::MeshBadReturn,
+            ),
+            (
+                "to a client that never asked",
+                returning(PEER, &REMOTE1, &ip(VTEP, [8; 4]), &l4),
+                DropReason::MeshBadReturn,
+            ),
+            (
+                "from another port",
+                returning(PEER, &REMOTE1, &back, &tcp(81, CLIENT_PORT, "PA")),
+                DropReason::MeshBadReturn,
+            ),
+            ("to another port", returning(PEER, &REMOTE1, &back, &tcp(PUBLISHED, 41, "PA")), DropReason::MeshBadReturn),
+            (
+                "another protocol",
+                returning(PEER, &REMOTE1, &back, &udp(PUBLISHED, CLIENT_PORT)),
+                DropReason::MeshBadReturn,
+            ),
+            ("a fragment", returning(PEER, &REMOTE1, &fragment, &udp(PUBLISHED, CLIENT_PORT)), DropReason::Fragment),
+            ("from a node without Hiveway", returning(PLAIN, &REMOTE1, &back, &l4), DropReason::UnknownVtep),
+            ("from a stranger", returning(STRANGER, &REMOTE1, &back, &l4), DropReason::UnknownVtep),
+        ] {
+            underlay(world, what, packet, Drop(reason)).check(&mut world.harness)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_reply_without_a_route_is_dropped() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        run("ip route del default")?;
+        let packet = returning(PEER, &REMOTE1, &ip(VTEP, CLIENT), &tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        let outcome = underlay(world, "no route", packet, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Drop(DropReason::NoRoute)));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_task_on_the_ingress_node_itself() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+        given_to(world, "SYN", &LOCAL1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)?;
+        let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, "SA"));
+        let out = frame(mac(GW1), [9; 6], &ip(VTEP, CLIENT), &tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        gateway(world, "answer", answer, Neigh(dev.underlay))
+            .counts(Counter::MeshReturn, out.len())
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)?;
+        given_to(world, "ACK", &LOCAL1, &tcp(CLIENT_PORT, PUBLISHED, "A"), false)?;
+        // The backend refuses: the connection is over on both sides, and a new one may begin at once, elsewhere.
+        let reset = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, "R"));
+        gateway(world, "RST", reset, Pass).run(&mut world.harness)?;
+        let closed = world.harness.flows()?.values().all(|flow| flow.flags & flag::RST != 0);
+        assert!(closed, "{:?}", world.harness.flows()?);
+        given_to(world, "another connection", &REMOTE1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)
+    })
+}

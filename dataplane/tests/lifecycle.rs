@@ -1,0 +1,295 @@
+//! What outlives an agent, what the next one takes over, and what a teardown leaves: on real maps and devices.
+//! Needs root.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Result, bail};
+use aya::maps::{Array, HashMap, Map, MapData};
+use dataplane::{
+    AdoptError, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, TcHook, TeardownError,
+    Timeouts, teardown,
+};
+use dataplane_common::{
+    config::Config,
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
+    mesh::{NodeAddress, Target, TargetKey},
+    service::Backend,
+    state::{MapState, SetKey},
+};
+use support::{
+    attached::{attached, filters, options},
+    sandbox::{sandbox, veth},
+};
+
+const NET: [u8; 4] = [0, 0, 16, 1];
+
+fn vip(last: u8) -> SetKey {
+    SetKey::Vip { net: NET, ip: [10, 0, 1, last] }
+}
+
+fn port(port: u16) -> SetKey {
+    SetKey::Port { proto: 6, port: port.to_be_bytes() }
+}
+
+fn backends(count: u8) -> Vec<Backend> {
+    (0..count).map(|i| Backend { tag: [i + 1; 8], ip: [10, 0, 1, 100 + i], vtep: [192, 0, 2, 1] }).collect()
+}
+
+/// A bit of everything.
+fn state() -> MapState {
+    let mut state = MapState {
+        config: Config { underlay_ifindex: 1, vtep: [192, 0, 2, 1], underlay_mtu: 1500, ..Config::default() },
+        locals: BTreeMap::from([(7, Local { tag: [1; 8], net: NET, ip: [10, 0, 1, 100], ..Local::default() })]),
+        vnis: BTreeMap::from([(NET, VniInfo { net: NET, vxlan_ifindex: 9 })]),
+        vteps: BTreeMap::from([([192, 0, 2, 2], Vtep { hiveway: 1, ..Vtep::default() })]),
+        node_addresses: BTreeMap::from([([192, 0, 2, 1], NodeAddress { ifindex: 1 })]),
+        targets: BTreeMap::from([(
+            TargetKey { ip: [10, 0, 0, 6], port: [31, 144], proto: 6, _pad: 0 },
+            Target { tag: [1; 8], ifindex: 8, ip: [172, 18, 0, 2], port: [0, 80], ..Target::default() },
+        )]),
+        ..MapState::default()
+    };
+    let local = Endpoint { tag: [1; 8], kind: kind::LOCAL, ifindex: 7, ..Endpoint::default() };
+    state.endpoints.insert(EndpointKey { net: NET, ip: [10, 0, 1, 100] }, local);
+    for (last, count) in [(2, 3), (3, 0), (4, 1)] {
+        let vip_endpoint = Endpoint { kind: kind::VIP, ..Endpoint::default() };
+        state.endpoints.insert(EndpointKey { net: NET, ip: [10, 0, 1, last] }, vip_endpoint);
+        state.sets.insert(vip(last), backends(count));
+    }
+    state.sets.insert(port(8080), backends(2));
+    state
+}
+
+fn pin<K: aya::Pod, V: aya::Pod>(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, K, V>> {
+    let path = bpffs.join("hiveway/maps").join(map.name());
+    Ok(Map::HashMap(MapData::from_pin(path)?).try_into()?)
+}
+
+#[test]
+fn applying_twice_changes_nothing_and_damage_is_repaired() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let state = state();
+        let first = dataplane.apply(&state)?;
+        assert_eq!(first.failures, []);
+        let inserted: BTreeMap<_, _> = first.maps.iter().map(|(map, delta)| (*map, delta.inserted)).collect();
+        assert_eq!(inserted[&MapName::Endpoints], 4);
+        assert_eq!(inserted[&MapName::Sets], 4);
+        assert_eq!(inserted[&MapName::Backends], 3 + 1 + 2);
+        assert_eq!(inserted[&MapName::Ports], 1);
+        assert!(dataplane.apply(&state)?.is_empty());
+
+        // A foreign hand.
+        pin::<[u8; 4], [u8; 4]>(bpffs, MapName::Vteps)?.remove(&[192, 0, 2, 2])?;
+        pin::<[u8; 4], [u8; 4]>(bpffs, MapName::Vteps)?.insert([1, 2, 3, 4], [1, 0, 0, 0], 0)?;
+        let mut slots: Array<_, [u8; 16]> =
+            Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/BACKENDS"))?).try_into()?;
+        slots.set(0, [0xee; 16], 0)?;
+        let repaired = dataplane.apply(&state)?;
+        let vteps = repaired.maps[&MapName::Vteps];
+        assert_eq!((vteps.inserted, vteps.removed), (1, 1));
+        assert_eq!(repaired.maps[&MapName::Sets].updated, 1);
+        assert!(dataplane.apply(&state)?.is_empty());
+
+        // Everything can be taken away again.
+        assert_eq!(dataplane.apply(&MapState { config: state.config, ..MapState::default() })?.failures, []);
+        assert_eq!(pin::<[u8; 8], [u8; 32]>(bpffs, MapName::Endpoints)?.keys().count(), 0);
+        assert_eq!(pin::<[u8; 4], [u8; 4]>(bpffs, MapName::Ports)?.keys().count(), 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_new_agent_finds_everything_as_it_was() -> Result<()> {
+    sandbox(|bpffs| {
+        let state = state();
+        Dataplane::open(&options(bpffs))?.apply(&state)?;
+        let mut next = Dataplane::open(&options(bpffs))?;
+        assert!(next.apply(&state)?.is_empty(), "sets and slots were not recovered");
+
+        // Sets that are not touched stay where they are when another changes.
+        let words = || -> Result<Vec<u64>> {
+            let sets: Array<_, u64> = Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/SETS"))?).try_into()?;
+            Ok((0..16).map(|id| sets.get(&id, 0)).collect::<Result<_, _>>()?)
+        };
+        let before = words()?;
+        let mut changed = state.clone();
+        changed.sets.insert(vip(2), backends(4));
+        assert_eq!(next.apply(&changed)?.maps[&MapName::Sets].updated, 1);
+        let after = words()?;
+        assert_eq!(before.iter().zip(&after).filter(|(old, new)| old != new).count(), 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn backends_of_a_changed_set_are_written_elsewhere() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut state = state();
+        dataplane.apply(&state)?;
+        let slots: Array<_, [u8; 16]> =
+            Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/BACKENDS"))?).try_into()?;
+        let old: Vec<_> = (0..6).map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>()?;
+        state.sets.insert(vip(2), backends(2));
+        dataplane.apply(&state)?;
+        let now: Vec<_> = (0..6).map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>()?;
+        assert_eq!(old, now, "slots that a packet may be reading were overwritten");
+        Ok(())
+    })
+}
+
+#[test]
+fn one_bad_entry_does_not_stop_the_rest() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut state = state();
+        state.sets.remove(&vip(4));
+        let changes = dataplane.apply(&state)?;
+        assert_eq!(changes.failures.len(), 1);
+        assert_eq!(changes.failures[0].map, MapName::Endpoints);
+        assert_eq!(changes.maps[&MapName::Endpoints].inserted, 3);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_second_agent_is_refused_and_told_who_has_it() -> Result<()> {
+    sandbox(|bpffs| {
+        let first = Dataplane::open(&options(bpffs))?;
+        let Err(OpenError::Lock(LockError::Busy { path, pid })) = Dataplane::open(&options(bpffs)) else {
+            bail!("opened twice")
+        };
+        assert_eq!((path, pid), (bpffs.join("hiveway"), Some(std::process::id())));
+        let Err(TeardownError::Lock(LockError::Busy { .. })) = teardown(&bpffs.join("hiveway")) else {
+            bail!("torn down under a running agent")
+        };
+        drop(first);
+        Dataplane::open(&options(bpffs))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn other_file_systems_and_versions_are_refused_with_the_remedy() -> Result<()> {
+    sandbox(|bpffs| {
+        let elsewhere = tempfile::tempdir()?;
+        let Err(OpenError::Preflight(error @ PreflightError::NoBpffs { .. })) =
+            Dataplane::open(&options(elsewhere.path()))
+        else {
+            bail!("opened outside a BPF file system")
+        };
+        assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
+        assert_eq!(fs::read_dir(elsewhere.path())?.count(), 0, "something was left behind");
+
+        Dataplane::open(&options(bpffs))?.apply(&state())?;
+        let path = bpffs.join("hiveway/maps/CONFIG");
+        let mut config: Array<_, [u32; 6]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
+        let good = config.get(&0, 0)?;
+        config.set(0, [99, good[1], good[2], good[3], good[4], good[5]], 0)?;
+        let Err(OpenError::Adopt(error @ AdoptError::Abi { found: 99, .. })) = Dataplane::open(&options(bpffs)) else {
+            bail!("adopted maps of another version")
+        };
+        assert!(error.to_string().contains("hiveway teardown"), "{error}");
+        config.set(0, good, 0)?;
+        Dataplane::open(&options(bpffs))?;
+
+        let path = bpffs.join("hiveway/maps/VTEPS");
+        fs::remove_file(&path)?;
+        HashMap::<MapData, [u8; 4], [u8; 8]>::create(16, 0)?;
+        let other = MapData::from_id(foreign_map()?)?;
+        other.pin(&path)?;
+        let Err(OpenError::Adopt(error @ AdoptError::Definition { .. })) = Dataplane::open(&options(bpffs)) else {
+            bail!("adopted a map of another shape")
+        };
+        assert!(error.to_string().contains("VTEPS") && error.to_string().contains("hiveway teardown"), "{error}");
+        Ok(())
+    })
+}
+
+/// A hash map that is none of ours, kept alive by this thread; returns its id.
+fn foreign_map() -> Result<u32> {
+    let map = HashMap::<MapData, [u8; 4], [u8; 8]>::create(16, 0)?;
+    let id = aya::maps::loaded_maps()
+        .filter_map(Result::ok)
+        .filter(|info| info.name_as_str() == Some("standalone_hash") && info.value_size() == 8)
+        .map(|info| info.id())
+        .max();
+    std::mem::forget(map);
+    id.ok_or_else(|| anyhow::anyhow!("the map is not listed"))
+}
+
+#[test]
+fn teardown_removes_ours_and_nothing_else() -> Result<()> {
+    sandbox(|bpffs| {
+        let root = bpffs.join("hiveway");
+        veth("hwv0", "peer0")?;
+        veth("hwv1", "peer1")?;
+        let mut dataplane = Dataplane::open(&Options { tc_hook: TcHook::Clsact, ..options(bpffs) })?;
+        dataplane.apply(&state())?;
+        dataplane.attach(Program::FromGateway, "hwv1")?;
+        drop(dataplane);
+        let mut dataplane = Dataplane::open(&Options { tc_hook: TcHook::Tcx, ..options(bpffs) })?;
+        dataplane.attach(Program::FromContainer, "hwv0")?;
+        drop(dataplane);
+        let foreign = root.join("maps/somebody_elses");
+        MapData::from_id(foreign_map()?)?.pin(&foreign)?;
+
+        let report = teardown(&root)?;
+        assert_eq!(report.failures, [""; 0]);
+        assert_eq!(report.detached.len(), 2);
+        assert_eq!(report.maps, MapName::ALL);
+        assert_eq!(report.foreign.first(), Some(&foreign));
+        assert!(foreign.exists());
+        assert_eq!((attached("hwv0")?.len(), filters("hwv1")?), (0, 0));
+
+        fs::remove_file(&foreign)?;
+        assert_eq!(teardown(&root)?.directories, [root.join("maps"), root.clone()]);
+        assert!(!root.exists());
+        assert!(teardown(&root)?.directories.is_empty());
+        Ok(())
+    })
+}
+
+#[test]
+fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut flows = pin::<[u8; 20], [u8; 48]>(bpffs, MapName::Flows)?;
+        let entries = 5000u32;
+        for i in 0..entries {
+            let mut key = [0u8; 20];
+            key[..4].copy_from_slice(&NET);
+            key[4..8].copy_from_slice(&i.to_be_bytes());
+            key[16] = 17;
+            let mut value = [0u8; 48];
+            value[..8].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
+            value[8..16].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
+            value[16..24].copy_from_slice(&[if i % 2 == 0 { 1 } else { 2 }; 8]);
+            flows.insert(key, value, 0)?;
+        }
+        assert_eq!(dataplane.flows()?.len(), entries as usize);
+        let report = dataplane.sweep(&HashSet::from([[1; 8]]), &Timeouts::default())?;
+        assert_eq!((report.flows, report.task_gone), (2500, 2500));
+        assert!(dataplane.flows()?.iter().all(|row| row.tag() == [1; 8]));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_verifier_gives_figures_for_every_program() -> Result<()> {
+    let figures = dataplane::verify()?;
+    assert_eq!(figures.iter().map(|f| f.program).collect::<Vec<_>>(), Program::ALL);
+    for figure in figures {
+        assert!(figure.length > 10 && figure.instructions >= figure.length as u64 / 2, "{figure:?}");
+        assert!(figure.stack > 0 && figure.peak_states > 0, "{figure:?}");
+        assert!(figure.instructions < 1_000_000, "{figure:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! What the tests of this crate share.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(unreachable_pub, missing_docs, reason = "a module of several test crates")]
+
+pub mod attached;
+pub mod dissect;
+pub mod golden;
+pub mod mesh;
+pub mod packets;
+pub mod pcap;
+pub mod sandbox;
+pub mod world;

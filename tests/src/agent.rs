@@ -1,0 +1,281 @@
+//! Agents of the lab: one `hiveway agent` per node namespace, each with its own pins, state and socket.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::lab::{Lab, Netns, Process, wait_for};
+
+/// How long an agent may take to program its first table.
+const READY_LIMIT: Duration = Duration::from_secs(40);
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// `--node`.
+    pub node: String,
+    /// `--table`.
+    pub table: String,
+    /// `--netns-dir`.
+    pub netns_dir: Option<PathBuf>,
+    /// Further arguments.
+    pub extra: Vec<String>,
+}
+
+/// A `hiveway agent` in a node's namespace. Killed and its pins removed on drop.
+#[derive(Debug)]
+pub struct Agent {
+    options: AgentOptions,
+    netns: Netns,
+    directory: PathBuf,
+    bpffs: PathBuf,
+    process: Mutex<Option<Process>>,
+    starts: Mutex<u32>,
+}
+
+/// The `hiveway` binary beside the running test or demo, or `$HIVEWAY_BIN`.
+pub fn hiveway() -> Result<PathBuf> {
+    built("hiveway", "HIVEWAY_BIN", "cargo build -p control")
+}
+
+/// A binary in the target directory of the running program.
+pub(crate) fn built(name: &str, variable: &str, remedy: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let path = own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.exists());
+    path.with_context(|| format!("no `{name}` beside {}: run `{remedy}` (or set {variable})", own.display()))
+}
+
+impl Agent {
+    /// Starts an agent and waits until it says `ready:`.
+    pub fn start(lab: &Lab, netns: &Netns, options: AgentOptions) -> Result<Arc<Self>> {
+        let agent = Self::prepare(lab, netns, options)?;
+        agent.launch()?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// An agent that has not been started yet.
+    pub fn prepare(lab: &Lab, netns: &Netns, options: AgentOptions) -> Result<Arc<Self>> {
+        let directory = lab.directory().join(format!("agent-{}", netns.label()));
+        std::fs::create_dir_all(&directory)?;
+        let bpffs = Path::new("/sys/fs/bpf").join(format!("{}-{}", lab.prefix(), netns.label()));
+        crate::lab::register_directory(&bpffs);
+        let agent = Arc::new(Self {
+            options,
+            netns: netns.clone(),
+            directory,
+            bpffs,
+            process: Mutex::default(),
+            starts: Mutex::default(),
+        });
+        lab.adopt(Arc::clone(&agent));
+        Ok(agent)
+    }
+
+    /// Starts the process without waiting for it.
+    pub fn launch(&self) -> Result<()> {
+        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        *starts += 1;
+        let mut command = self.command(&["agent"])?;
+        command.args(self.arguments());
+        *self.lock() = Some(Process::start(command, &self.directory, &format!("start-{starts}"))?);
+        Ok(())
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut pairs = vec![
+            ("--node", self.options.node.clone()),
+            ("--table", self.options.table.clone()),
+            ("--underlay", "eth0".to_owned()),
+            ("--bpffs", self.bpffs.display().to_string()),
+            ("--state-dir", self.state_dir().display().to_string()),
+            ("--socket", self.socket().display().to_string()),
+        ];
+        if let Some(directory) = &self.options.netns_dir {
+            pairs.push(("--netns-dir", directory.display().to_string()));
+        }
+        let pairs = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        pairs.chain(self.options.extra.iter().cloned()).collect()
+    }
+
+    /// `hiveway agent ...` as it is run, for people.
+    pub fn command_line(&self) -> String {
+        format!("hiveway agent {}", self.arguments().join(" "))
+    }
+
+    /// Waits for the line `ready:`.
+    pub fn wait_ready(&self) -> Result<()> {
+        let what = format!("agent {} to be ready", self.netns.label());
+        let started = std::time::Instant::now();
+        loop {
+            {
+                let mut process = self.lock();
+                let process = process.as_mut().context("agent was not started")?;
+                if process.stderr()?.lines().any(|line| line.starts_with("ready:")) {
+                    return Ok(());
+                }
+                if let Some(status) = process.try_wait()? {
+                    bail!("agent {} ended with {status}:\n{}", self.netns.label(), process.stderr_tail(20));
+                }
+                ensure!(
+                    started.elapsed() < READY_LIMIT,
+                    "waited {READY_LIMIT:?} for {what}:\n{}",
+                    process.stderr_tail(30)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// SIGKILL: the data plane has to go on without it.
+    pub fn sigkill(&self) {
+        if let Some(process) = self.lock().as_mut() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn terminate(&self) -> Result<()> {
+        let mut guard = self.lock();
+        let Some(process) = guard.as_mut() else { return Ok(()) };
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait(Duration::from_secs(10))?;
+        ensure!(status.success(), "agent {} ended with {status} on SIGTERM", self.netns.label());
+        Ok(())
+    }
+
+    /// Starts it again and waits until it is ready.
+    pub fn restart(&self) -> Result<()> {
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// `hiveway teardown` (the agent must have ended).
+    pub fn teardown(&self) -> Result<()> {
+        let mut command = self.command(&["teardown"])?;
+        command.arg("--bpffs").arg(&self.bpffs).arg("--state-dir").arg(self.state_dir());
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "teardown ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// `hiveway <what...> --socket ...`: stdout.
+    pub fn cli(&self, what: &[&str]) -> Result<String> {
+        let output = self.command(what)?.arg("--socket").arg(self.socket()).output()?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "hiveway {} ended with {}: {out}{err}", what.join(" "), output.status);
+        Ok(out.into_owned())
+    }
+
+    /// `hiveway <what...> --json`.
+    pub fn json(&self, what: &[&str]) -> Result<Value> {
+        let text = self.cli(&[what, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("hiveway {} --json said {text}", what.join(" ")))
+    }
+
+    /// Packets dropped for a reason so far.
+    pub fn dropped(&self, reason: &str) -> Result<u64> {
+        let drops = self.json(&["drops"])?;
+        Ok(find_count(&drops, reason).unwrap_or(0))
+    }
+
+    /// Waits until a reason has been counted more than `before` times.
+    pub fn wait_dropped(&self, reason: &str, at_least: u64) -> Result<()> {
+        wait_for(&format!("{at_least} drops of {reason}"), Duration::from_secs(3), || {
+            let seen = self.dropped(reason)?;
+            ensure!(seen >= at_least, "{seen} so far: {}", self.json(&["drops"])?);
+            Ok(())
+        })
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.lock().as_ref().map_or_else(String::new, |process| process.stderr().unwrap_or_default())
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("agent.sock")
+    }
+
+    /// A `hiveway` command in the node's namespace.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.netns.command(hiveway()?)?;
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Log tail, status, drops and links, for a failure's explanation.
+    pub fn diagnosis(&self) -> String {
+        let say = |result: Result<String>| result.unwrap_or_else(|error| format!("{error:#}"));
+        let tail = self.lock().as_ref().map_or_else(String::new, |process| process.stderr_tail(25));
+        format!(
+            "---- {0}: log\n{tail}\n---- {0}: status\n{1}\n---- {0}: services\n{2}\n---- {0}: flows\n{3}\n---- {0}: drops\n{4}\n---- {0}: links\n{5}",
+            self.netns.label(),
+            say(self.cli(&["status"])),
+            say(self.cli(&["service", "ls"])),
+            head(&say(self.cli(&["flow", "ls"])), 15),
+            say(self.cli(&["drops"])),
+            say(self.netns.run("ip -br link")),
+        )
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.sigkill();
+        crate::lab::remove_directory(&self.bpffs);
+    }
+}
+
+fn head(text: &str, lines: usize) -> String {
+    text.lines().take(lines).collect::<Vec<_>>().join("\n")
+}
+
+/// The packet count of `reason`, in a list of `{reason, packets}` or a map from reason to count.
+fn find_count(drops: &Value, reason: &str) -> Option<u64> {
+    match drops {
+        Value::Array(rows) => rows.iter().find_map(|row| find_count(row, reason)),
+        Value::Object(fields) => {
+            if fields.get("reason").and_then(Value::as_str) == Some(reason) {
+                return fields.get("packets").and_then(Value::as_u64);
+            }
+            fields.values().find_map(|value| find_count(value, reason))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,83 @@
+//! Small servers and load generators for the lab. They say `listening` on stderr when they are, and print results as
+//! one line of JSON on stdout.
+
+mod http;
+mod tcp_load;
+mod udp;
+
+use std::{
+    io::Read as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::{Parser, Subcommand};
+use hiveway_tests::load::Tally;
+
+#[derive(Parser)]
+#[command(about = "Small servers and load generators for Hiveway's lab")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// HTTP server: `/` tells its name and the peer's address, `/bytes/N` sends N bytes, POST answers the checksum.
+    Http {
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        name: String,
+    },
+    /// UDP server: answers its name and the peer's address to `who`, anything else with itself.
+    UdpEcho {
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        name: String,
+    },
+    /// TCP connections with a request each.
+    TcpLoad(tcp_load::Options),
+    /// UDP requests from a new port each.
+    UdpLoad(udp::Options),
+    /// One large upload and one large download, checksums compared.
+    Transfer {
+        #[arg(long)]
+        target: String,
+        #[arg(long)]
+        bytes: usize,
+        /// Give up after this long without progress.
+        #[arg(long, default_value_t = 10_000)]
+        timeout_ms: u64,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Http { port, name } => http::serve(port, &name),
+        Command::UdpEcho { port, name } => udp::serve(port, &name),
+        Command::TcpLoad(options) => report(&tcp_load::run(&options)),
+        Command::UdpLoad(options) => report(&udp::run(&options)),
+        Command::Transfer { target, bytes, timeout_ms } => report(&tcp_load::transfer(&target, bytes, timeout_ms)),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result goes to stdout")]
+fn report(tally: &Tally) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(tally)?);
+    Ok(())
+}
+
+/// A flag that is set when stdin is closed.
+fn stdin_closed() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let closed = Arc::clone(&flag);
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        closed.store(true, Ordering::Relaxed);
+    });
+    flag
+}

@@ -1,0 +1,119 @@
+//! UDP server and load.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use hiveway_tests::load::{Tally, pattern};
+use nix::sys::socket::{setsockopt, sockopt};
+
+#[derive(clap::Args, Clone)]
+pub(crate) struct Options {
+    /// Address and port.
+    #[arg(long)]
+    target: SocketAddr,
+    /// Number of requests.
+    #[arg(long, default_value_t = 1)]
+    count: u64,
+    /// Send this many bytes that have to come back as they are, instead of asking who answers.
+    #[arg(long)]
+    size: Option<usize>,
+    /// With --size: send that many datagrams with one call and have the kernel or the card cut them (UDP_SEGMENT).
+    #[arg(long, default_value_t = 1)]
+    segments: usize,
+    /// An answer may take this long.
+    #[arg(long, default_value_t = 2000)]
+    timeout_ms: u64,
+    /// Source port of the first request, the next one's of the next; without it the kernel picks, and may pick one again.
+    #[arg(long)]
+    first_port: Option<u16>,
+    /// All requests from one port.
+    #[arg(long)]
+    same_port: bool,
+    /// Pause between requests.
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
+}
+
+pub(crate) fn serve(port: u16, name: &str) -> Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("cannot listen on port {port}"))?;
+    eprintln!("listening on {port}/udp as {name}");
+    let mut buffer = vec![0; 65536];
+    loop {
+        // ICMP errors that answers provoke are reported here; the next request is none of their business.
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+        let request = &buffer[..length];
+        let sent = if request == b"who" {
+            socket.send_to(format!("name={name} peer={peer}").as_bytes(), peer)
+        } else {
+            socket.send_to(request, peer)
+        };
+        if let Err(error) = sent {
+            eprintln!("{peer}: {error}");
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Tally {
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let mut kept = None;
+    for number in 0..options.count {
+        let port = options.first_port.map_or(0, |first| crate::tcp_load::nth_port(first, number));
+        let asked = Instant::now();
+        match request(options, port, &mut kept) {
+            Ok(answer) => tally.answer(&answer, u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            Err(error) => tally.failure(format!("{error:#}")),
+        }
+        std::thread::sleep(Duration::from_millis(options.pause_ms));
+    }
+    tally.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tally
+}
+
+fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result<String> {
+    let socket = match kept.take() {
+        Some(socket) => socket,
+        None => {
+            let socket = UdpSocket::bind(("0.0.0.0", port)).context("bind")?;
+            socket.set_read_timeout(Some(Duration::from_millis(options.timeout_ms)))?;
+            // Connected: an answer from another address is no answer.
+            socket.connect(options.target).context("connect")?;
+            socket
+        }
+    };
+    let answer = match options.size {
+        Some(size) => echo(&socket, size, options.segments)?,
+        None => who(&socket)?,
+    };
+    if options.same_port {
+        *kept = Some(socket);
+    }
+    Ok(answer)
+}
+
+fn who(socket: &UdpSocket) -> Result<String> {
+    socket.send(b"who").context("send")?;
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).context("receive")?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// `segments` datagrams of `size` different bytes each have to come back as they are.
+fn echo(socket: &UdpSocket, size: usize, segments: usize) -> Result<String> {
+    let payload = pattern(size * segments);
+    if segments > 1 {
+        setsockopt(socket, sockopt::UdpGsoSegment, &i32::try_from(size)?).context("UDP_SEGMENT")?;
+    }
+    socket.send(&payload).context("send")?;
+    let mut missing: BTreeSet<&[u8]> = payload.chunks(size).collect();
+    let mut buffer = vec![0; 65536];
+    while !missing.is_empty() {
+        let length = socket.recv(&mut buffer).with_context(|| format!("receive, {} missing", missing.len()))?;
+        ensure!(missing.remove(&buffer[..length]), "{length} bytes came back that were never sent");
+    }
+    Ok(String::new())
+}

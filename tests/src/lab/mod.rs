@@ -1,0 +1,20 @@
+//! A lab of network namespaces: a switch, nodes, clients and tasks, all with a prefix of this process, all gone at the
+//! end, after a panic, and after ctrl-c.
+
+mod capture;
+mod cleanup;
+mod frames;
+mod netns;
+mod offload;
+mod process;
+mod topology;
+mod wait;
+
+pub use capture::{Capture, tshark};
+pub use cleanup::{register_ctrl_c, sweep_dead_labs};
+pub(crate) use cleanup::{register_directory, remove_directory};
+pub use netns::Netns;
+pub use offload::Offloads;
+pub use process::Process;
+pub use topology::{Lab, scenario, with_and_without_offloads};
+pub use wait::{wait_for, wait_until};

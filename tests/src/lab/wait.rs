@@ -1,0 +1,22 @@
+//! Waiting for something with a limit and a reason.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// Calls `probe` until it returns a value; fails with `what` and the last reason after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(error) if started.elapsed() >= limit => bail!("waited {limit:?} for {what}: {error:#}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(30)),
+        }
+    }
+}
+
+/// Calls `probe` until it is true.
+pub fn wait_until(what: &str, limit: Duration, mut probe: impl FnMut() -> bool) -> Result<()> {
+    wait_for(what, limit, || if probe() { Ok(()) } else { bail!("still not so") })
+}

@@ -1,0 +1,293 @@
+//! The agent may die, come back, and go for good.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hiveway_tests::{
+    lab::{Lab, Netns, Offloads, Process, scenario, wait_for, with_and_without_offloads},
+    peer::{self, LoadLoop},
+    table::Table,
+};
+use serde_json::Value;
+
+use crate::support::Cluster;
+
+/// A service with one backend on n2, and users on n1 and n2.
+fn one_backend() -> Table {
+    Table::with_nodes(3)
+        .ingress()
+        .network("app", "10.0.1", 4097)
+        .service("web")
+        .vip("ingress", "10.0.0.5")
+        .vip("app", "10.0.1.2")
+        .publish("tcp", 8080, 80)
+        .task("web.1", "web", "n2", &[("ingress", "10.0.0.6"), ("app", "10.0.1.3")])
+        .service("user")
+        .task("user.1", "user", "n1", &[("app", "10.0.1.9")])
+}
+
+#[test]
+fn traffic_does_not_notice_a_killed_and_restarted_agent() {
+    scenario(|lab| {
+        let client = lab.client()?;
+        let mut cluster = Cluster::start(lab, 3, one_backend())?;
+        cluster.serve(&["web.1"])?;
+        let mut server = cluster.task("web.1").command("iperf3")?;
+        server.args(["-s", "--forceflush"]);
+        let server = Process::start(server, lab.directory(), "iperf-server")?;
+        wait_for("iperf3 to listen", Duration::from_secs(5), || {
+            ensure!(server.stdout()?.contains("listening"), "{}", server.stderr_tail(3));
+            Ok(())
+        })?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            let before = link_indexes(&cluster.nodes)?;
+            let drops_before = total_drops(&cluster)?;
+            let requests = LoadLoop::tcp(lab, &client, "192.168.77.13:8080", 1, false)?;
+            let kept = LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 1, true)?;
+            let stream = iperf(lab, cluster.task("user.1"), "10.0.1.2", 6)?;
+            std::thread::sleep(Duration::from_millis(1500));
+            for agent in &cluster.agents {
+                agent.sigkill();
+            }
+            std::thread::sleep(Duration::from_millis(700));
+            for agent in &cluster.agents {
+                agent.launch()?;
+            }
+            for agent in &cluster.agents {
+                agent.wait_ready()?;
+            }
+            check_stream(&stream.finish(Duration::from_secs(15))?)?;
+            for tally in [requests.stop()?, kept.stop()?] {
+                ensure!(tally.failed == 0 && tally.ok > 100, "{offloads:?}: {tally:?}");
+            }
+            let after = link_indexes(&cluster.nodes)?;
+            ensure!(before == after, "the restarted agent did not adopt its links:\n{before:?}\n{after:?}");
+            let drops = total_drops(&cluster)?;
+            ensure!(drops == drops_before, "{} packets were dropped", drops - drops_before);
+        }
+        drop(server);
+        Ok(())
+    });
+}
+
+fn iperf(lab: &Lab, netns: &Netns, target: &str, seconds: u32) -> Result<Process> {
+    let mut command = netns.command("iperf3")?;
+    command.args(["-c", target, "-J", "-i", "0.5", "-t", &seconds.to_string()]);
+    Process::start(command, lab.directory(), &lab.unique("iperf-client"))
+}
+
+/// Throughput is never zero and retransmissions stay an exception.
+fn check_stream(report: &str) -> Result<()> {
+    let report: Value = serde_json::from_str(report).with_context(|| format!("iperf3 said {report}"))?;
+    let intervals = report["intervals"].as_array().context("no intervals")?;
+    let bytes: Vec<u64> = intervals.iter().filter_map(|interval| interval["sum"]["bytes"].as_u64()).collect();
+    ensure!(bytes.len() >= 11, "only {} intervals: {bytes:?}", bytes.len());
+    let mut sorted = bytes.clone();
+    sorted.sort_unstable();
+    let (least, median) = (sorted[0], sorted[sorted.len() / 2]);
+    // Agents that start take both cores for a moment; a stream that nobody carries stops altogether.
+    ensure!(least * 100 > median, "throughput collapsed: {bytes:?} bytes per half second");
+    let retransmits = report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(u64::MAX);
+    let packets = report["end"]["sum_sent"]["bytes"].as_u64().unwrap_or(0) / 1400;
+    // Without any agent being killed it is some 0.4 %: the stream is as fast as two cores allow.
+    ensure!(retransmits * 50 < packets, "{retransmits} retransmissions in {packets} packets: {bytes:?}");
+    Ok(())
+}
+
+fn total_drops(cluster: &Cluster<'_>) -> Result<u64> {
+    let mut total = 0;
+    for agent in &cluster.agents {
+        total += sum_packets(&agent.json(&["drops"])?);
+    }
+    Ok(total)
+}
+
+fn sum_packets(value: &Value) -> u64 {
+    match value {
+        Value::Array(rows) => rows.iter().map(sum_packets).sum(),
+        Value::Object(fields) => fields.get("packets").and_then(Value::as_u64).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Name and index of every link of every node.
+fn link_indexes(nodes: &[Netns]) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for node in nodes {
+        let links: Value = serde_json::from_str(&node.run("ip -j link")?)?;
+        for link in links.as_array().into_iter().flatten() {
+            all.push(format!("{} {} {}", node.label(), link["ifindex"], link["ifname"]));
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn a_terminated_agent_leaves_the_data_plane_forwarding() {
+    with_and_without_offloads(|lab| {
+        let client = lab.client()?;
+        let mut cluster = Cluster::start(lab, 3, one_backend())?;
+        cluster.serve(&["web.1"])?;
+        for agent in &cluster.agents {
+            agent.terminate()?;
+        }
+        let tcp = peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 20, 2)?;
+        ensure!(tcp.ok == 20, "VIP without agents: {tcp:?}");
+        let tcp = peer::tcp_load(&client, "192.168.77.13:8080", 20, 2)?;
+        ensure!(tcp.ok == 20, "mesh without agents: {tcp:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
+    scenario(|lab| {
+        let far = lab.far_client()?;
+        let mut cluster = Cluster::start(lab, 3, one_backend())?;
+        cluster.serve(&["web.1"])?;
+        let _outside = peer::http_server(lab, &far, 80, "outside")?;
+        let (n1, user) = (&cluster.nodes[0], cluster.task("user.1"));
+        let host = n1.interfaces()?.into_iter().find(|name| name.starts_with("hwv")).context("no veth of ours")?;
+        let damages = [
+            (n1, "bridge fdb del 02:42:0a:00:01:03 dev hwx4097 dst 192.168.77.12".to_owned()),
+            (n1, "nft delete table inet hiveway".to_owned()),
+            (n1, "sysctl -qw net.ipv4.ip_forward=0".to_owned()),
+            (n1, "ip link set hwx4097 nomaster".to_owned()),
+            (n1, "ip link del hwx4097".to_owned()),
+            (n1, "ip link set hwb4097 down".to_owned()),
+            (user, "ip route flush default".to_owned()),
+            (user, "ip addr flush dev eth0".to_owned()),
+            (n1, format!("ip link set {host} down")),
+            (n1, format!("ip link del {host}")),
+        ];
+        for (netns, damage) in damages {
+            netns.run(&damage)?;
+            wait_for(&format!("repair of `{damage}`"), Duration::from_secs(10), || {
+                healthy(n1, user).with_context(|| format!("after `{damage}`"))
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// Everything that the damages touch is as it should be, and traffic passes.
+fn healthy(n1: &Netns, user: &Netns) -> Result<()> {
+    let fdb = n1.run("bridge fdb show dev hwx4097")?;
+    ensure!(fdb.contains("02:42:0a:00:01:03 dst 192.168.77.12"), "FDB: {fdb}");
+    ensure!(n1.run("ip link show hwx4097")?.contains("master hwb4097"), "vxlan device is not in its bridge");
+    ensure!(n1.run("nft list table inet hiveway")?.contains("masquerade"), "no masquerade");
+    ensure!(user.run("ip route")?.contains("default"), "no default route");
+    ensure!(n1.run("sysctl -n net.ipv4.ip_forward")?.trim() == "1", "forwarding is off");
+    for target in ["10.0.1.3:80", "10.0.1.2:80", "192.168.88.100:80"] {
+        let tally = peer::command(user, &["tcp-load", "--target", target, "--timeout-ms", "500"])?.output()?;
+        let text = String::from_utf8_lossy(&tally.stdout);
+        ensure!(text.contains("\"ok\":1"), "{target}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn teardown_leaves_nothing_of_ours_and_everything_else() {
+    scenario(|lab| {
+        let table = one_backend();
+        let nodes = [lab.node("n1", 11)?, lab.node("n2", 12)?];
+        let task = lab.namespace("t-foreign")?;
+        // Foreign things on n2: a bridge with a veth, a vxlan device, firewall rules, reserved ports, a tc filter.
+        let node = &nodes[1];
+        node.run("ip link add foreign0 type bridge")?;
+        node.run(&format!("ip link add fveth0 type veth peer name eth9 netns {}", task.name()))?;
+        node.run("ip link set fveth0 master foreign0 up")?;
+        node.run("ip link add fvx0 type vxlan id 77 dstport 4789 local 192.168.77.12 nolearning")?;
+        node.run("ip addr add 172.30.0.1/24 dev foreign0")?;
+        node.run("nft add table inet foreign")?;
+        node.run("nft add chain inet foreign forward { type filter hook forward priority 0 ; }")?;
+        node.run("nft add rule inet foreign forward counter accept")?;
+        node.run("sysctl -qw net.ipv4.ip_local_reserved_ports=12345,20000-20010")?;
+        node.run("tc qdisc add dev eth0 clsact")?;
+        node.run("tc filter add dev eth0 ingress protocol ip pref 77 u32 match u32 0 0 flowid 1:1")?;
+        let own = lab.namespace("t-web.1")?;
+        let mut table = table;
+        table.item_mut("tasks", "web.1")["netns"] = serde_json::json!(own.path());
+        let file = lab.directory().join("table.json");
+        table.write(&file)?;
+        let before = snapshot(node)?;
+        let own_before = own.interfaces()?;
+        let pins_before = pins()?;
+        let options = hiveway_tests::agent::AgentOptions {
+            node: "n2".to_owned(),
+            table: format!("file:{}", file.display()),
+            netns_dir: None,
+            extra: Vec::new(),
+        };
+        let agent = hiveway_tests::agent::Agent::start(lab, node, options)?;
+        wait_for("the task's interfaces", Duration::from_secs(10), || {
+            ensure!(own.interfaces()?.len() == 3, "{:?}", own.interfaces()?);
+            Ok(())
+        })?;
+        ensure!(snapshot(node)? != before, "the agent has changed nothing; the comparison would prove nothing");
+        agent.terminate()?;
+        agent.teardown()?;
+        let after = snapshot(node)?;
+        for (what, text) in &before {
+            let now = after.iter().find(|(name, _)| name == what).map_or("", |(_, text)| text);
+            ensure!(text == now, "teardown changed {what}:\n{}", difference(text, now));
+        }
+        ensure!(own.interfaces()? == own_before, "left in the task's namespace: {:?}", own.interfaces()?);
+        ensure!(!agent.bpffs().exists() || std::fs::read_dir(agent.bpffs())?.next().is_none(), "pins are left");
+        ensure!(
+            pins()?.into_iter().filter(|pin| pin.starts_with(lab.prefix())).all(|pin| pins_before.contains(&pin)),
+            "pins are left"
+        );
+        // A second teardown has nothing to do and says so peacefully; a new agent starts from scratch.
+        agent.teardown()?;
+        agent.restart()
+    });
+}
+
+/// Everything that an agent could touch in a node's namespace, as text.
+fn snapshot(node: &Netns) -> Result<Vec<(String, String)>> {
+    let mut parts = Vec::new();
+    for command in [
+        "ip -d link",
+        "ip addr",
+        "ip rule",
+        "ip route show table all",
+        "ip neigh show nud permanent",
+        "bridge fdb show",
+        "nft list ruleset",
+        "sysctl -a -r net.ipv4.(ip_|conf|tcp_|neigh)",
+        "tc filter show dev eth0 ingress",
+        "tc qdisc show",
+    ] {
+        parts.push((command.to_owned(), volatile_removed(&node.run(command)?)));
+    }
+    Ok(parts)
+}
+
+/// Counters and ages are not configuration.
+fn volatile_removed(text: &str) -> String {
+    let keep = |line: &&str| !line.contains("gc_timer") && !line.contains("hello_timer");
+    let mut kept: Vec<String> = text
+        .lines()
+        .filter(keep)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .map(|line| match line.split_once("packets ") {
+            Some((start, _)) => start.to_owned(),
+            None => line,
+        })
+        .collect();
+    kept.dedup();
+    kept.join("\n")
+}
+
+fn difference(before: &str, after: &str) -> String {
+    let lost = before.lines().filter(|line| !after.lines().any(|other| other == *line)).map(|line| format!("- {line}"));
+    let new = after.lines().filter(|line| !before.lines().any(|other| other == *line)).map(|line| format!("+ {line}"));
+    lost.chain(new).collect::<Vec<_>>().join("\n")
+}
+
+fn pins() -> Result<Vec<String>> {
+    let entries = std::fs::read_dir("/sys/fs/bpf")?.collect::<Result<Vec<_>, _>>()?;
+    Ok(entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}

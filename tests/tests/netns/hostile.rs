@@ -1,0 +1,154 @@
+//! Containers and neighbours that lie.
+
+use anyhow::{Result, ensure};
+use etherparse::PacketBuilder;
+use hiveway_tests::{
+    lab::{Capture, Netns, with_and_without_offloads},
+    peer, plain,
+    table::Table,
+};
+use serde_json::json;
+
+use crate::support::Cluster;
+
+const VNI: u32 = 4097;
+
+/// a.1 on n1 and a.2 on n2; n3 is a plain node whose address anything can be sent from.
+fn two_tasks() -> Table {
+    Table::with_nodes(3)
+        .set("nodes", "dataplane", json!("none"))
+        .network("app", "10.0.1", VNI)
+        .service("a")
+        .task("a.1", "a", "n1", &[("app", "10.0.1.3")])
+        .task("a.2", "a", "n2", &[("app", "10.0.1.4")])
+        .task("p.1", "a", "n3", &[("app", "10.0.1.5")])
+}
+
+fn mac(text: &str) -> [u8; 6] {
+    let mut bytes = [0; 6];
+    for (byte, part) in bytes.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(part, 16).unwrap_or_default();
+    }
+    bytes
+}
+
+fn ip(text: &str) -> [u8; 4] {
+    text.parse::<std::net::Ipv4Addr>().map(|ip| ip.octets()).unwrap_or_default()
+}
+
+/// An Ethernet frame with a UDP datagram to port 9.
+fn frame(source_mac: &str, target_mac: &str, source: &str, target: &str) -> Vec<u8> {
+    let builder =
+        PacketBuilder::ethernet2(mac(source_mac), mac(target_mac)).ipv4(ip(source), ip(target), 64).udp(4000, 9);
+    let mut bytes = Vec::with_capacity(builder.size(5));
+    builder.write(&mut bytes, b"liar!").expect("a vector takes everything");
+    bytes
+}
+
+/// A VXLAN header with a VNI, and a frame.
+fn tunnelled(vni: u32, inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![8, 0, 0, 0];
+    payload.extend_from_slice(&(vni << 8).to_be_bytes());
+    payload.extend_from_slice(inner);
+    payload
+}
+
+#[test]
+fn a_container_cannot_use_another_ones_address() {
+    with_and_without_offloads(|lab| {
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let (liar, agent) = (cluster.task("a.1"), &cluster.agents[0]);
+        let (own, theirs) = (plain::mac_of("10.0.1.3"), plain::mac_of("10.0.1.4"));
+        let seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let before = (agent.dropped("spoofed_mac")?, agent.dropped("spoofed_ip")?);
+        for _ in 0..5 {
+            liar.send_frame("eth0", &frame("02:42:0a:00:01:63", &theirs, "10.0.1.3", "10.0.1.4"))?;
+        }
+        for _ in 0..7 {
+            liar.send_frame("eth0", &frame(&own, &theirs, "10.0.1.99", "10.0.1.4"))?;
+        }
+        liar.send_frame("eth0", &frame(&own, &theirs, "10.0.1.3", "10.0.1.4"))?;
+        agent.wait_dropped("spoofed_ip", before.1 + 7)?;
+        ensure!(agent.dropped("spoofed_mac")? == before.0 + 5, "spoofed_mac: {}", agent.json(&["drops"])?);
+        ensure!(agent.dropped("spoofed_ip")? == before.1 + 7, "spoofed_ip: {}", agent.json(&["drops"])?);
+        let rows = seen.dissect("udp", &["ip.src"])?;
+        ensure!(rows == [["10.0.1.3"]], "a.2 has seen {rows:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_tunnel_forged_by_a_container_or_a_local_user_is_dropped() {
+    with_and_without_offloads(|lab| {
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let (liar, agent) = (cluster.task("a.1"), &cluster.agents[0]);
+        let wire = Capture::start(lab, lab.switch(), "n1", "udp port 4789")?;
+        let before = agent.dropped("forged_tunnel")?;
+        let inner = frame(&plain::mac_of("10.0.1.3"), &plain::mac_of("10.0.1.4"), "10.0.1.3", "10.0.1.4");
+        send_datagrams(liar, "192.168.77.12:4789", &tunnelled(VNI, &inner), 6)?;
+        agent.wait_dropped("forged_tunnel", before + 6)?;
+        ensure!(agent.dropped("forged_tunnel")? == before + 6, "forged_tunnel: {}", agent.json(&["drops"])?);
+        // A user on the node itself: refused by the firewall table.
+        let refused = send_datagrams(&cluster.nodes[0], "192.168.77.12:4789", &tunnelled(VNI, &inner), 3);
+        ensure!(refused.is_err(), "a local user could send to a node's tunnel port");
+        let rows = wire.dissect("vxlan", &["ip.src"])?;
+        ensure!(rows.is_empty(), "forged tunnels left the node: {rows:?}");
+        // The node's own slow path still works: broadcast goes through the kernel's device.
+        cluster.task("a.2").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
+        let answers = liar.run("ping -b -c 1 -W 1 10.0.1.255")?;
+        ensure!(answers.contains("from 10.0.1.4"), "the guard has cut off our own tunnel: {answers}");
+        Ok(())
+    });
+}
+
+#[test]
+fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
+    with_and_without_offloads(|lab| {
+        let (stranger, node3) = (lab.client()?, lab.node("n3", 13)?);
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let agent = &cluster.agents[1];
+        let seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let target = plain::mac_of("10.0.1.4");
+        let count = |reason: &str| agent.dropped(reason);
+        let before = (count("unknown_vtep")?, count("bad_inner_source")?, count("malformed_header")?);
+        // Nobody's address.
+        let honest = frame(&plain::mac_of("10.0.1.3"), &target, "10.0.1.3", "10.0.1.4");
+        send_datagrams(&stranger, "192.168.77.12:4789", &tunnelled(VNI, &honest), 4)?;
+        // A node, but the inner source lives elsewhere.
+        send_datagrams(&node3, "192.168.77.12:4789", &tunnelled(VNI, &honest), 3)?;
+        // The node that the inner source lives on.
+        let own = frame(&plain::mac_of("10.0.1.5"), &target, "10.0.1.5", "10.0.1.4");
+        send_datagrams(&node3, "192.168.77.12:4789", &tunnelled(VNI, &own), 2)?;
+        agent.wait_dropped("unknown_vtep", before.0 + 4)?;
+        agent.wait_dropped("bad_inner_source", before.1 + 3)?;
+        ensure!(count("unknown_vtep")? == before.0 + 4, "{}", agent.json(&["drops"])?);
+        ensure!(count("bad_inner_source")? == before.1 + 3, "{}", agent.json(&["drops"])?);
+        let rows = seen.dissect("udp", &["ip.src"])?;
+        ensure!(rows == [["10.0.1.5"], ["10.0.1.5"]], "a.2 has seen {rows:?}");
+        // A network that is not ours stays its owner's: a foreign vxlan device on the node gets its frames.
+        let n2 = &cluster.nodes[1];
+        n2.run("ip link add fvx0 type vxlan id 77 dstport 4789 local 192.168.77.12 nolearning")?;
+        n2.run("ip link set fvx0 up")?;
+        let foreign = Capture::start(lab, n2, "fvx0", "udp port 9")?;
+        let inner = frame("02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "10.9.0.1", "10.9.0.255");
+        send_datagrams(&stranger, "192.168.77.12:4789", &tunnelled(77, &inner), 2)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let rows = foreign.dissect("udp", &["ip.src"])?;
+        ensure!(rows.len() == 2, "the foreign vxlan device got {rows:?}");
+        ensure!(
+            peer::tcp_load(cluster.task("a.1"), "10.0.1.4:81", 1, 1)?.errors.keys().any(|why| why.contains("refused"))
+        );
+        Ok(())
+    });
+}
+
+/// Sends UDP datagrams from a namespace; fails if the kernel refuses to.
+fn send_datagrams(netns: &Netns, target: &str, payload: &[u8], count: u32) -> Result<()> {
+    netns.enter(|| -> Result<()> {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        for _ in 0..count {
+            socket.send_to(payload, target)?;
+        }
+        Ok(())
+    })?
+}

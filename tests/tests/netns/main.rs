@@ -1,0 +1,17 @@
+//! Netns scenarios: real agents, real packets, named after what a user sees. Need root, and `hiveway` built.
+
+mod agent_life;
+mod bad_input;
+mod collisions;
+mod endings;
+mod gateway;
+mod hostile;
+mod interop;
+mod mesh;
+mod mesh_edges;
+mod namespaces;
+mod overlay;
+mod plain_linux;
+mod scaling;
+mod support;
+mod vip;

@@ -1,0 +1,156 @@
+//! Changes of a service under load: nobody notices.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hiveway_tests::{
+    lab::{Offloads, scenario, with_and_without_offloads},
+    peer::{self, LoadLoop},
+    table::Table,
+};
+
+use crate::support::{Cluster, assert_even};
+
+/// Slots 1 to 6: node and last byte of the addresses (ingress and app).
+const SLOTS: [(&str, &str, u8); 6] = [
+    ("web.1", "n1", 11),
+    ("web.2", "n2", 12),
+    ("web.3", "n3", 13),
+    ("web.4", "n1", 14),
+    ("web.5", "n2", 15),
+    ("web.6", "n3", 16),
+];
+
+fn with_task(table: Table, slot: usize) -> Table {
+    let (task, node, host) = SLOTS[slot];
+    table.task(task, "web", node, &[("ingress", &format!("10.0.0.{host}")), ("app", &format!("10.0.1.{host}"))])
+}
+
+fn web(count: usize) -> Table {
+    let base = Table::with_nodes(3)
+        .ingress()
+        .network("app", "10.0.1", 4097)
+        .service("web")
+        .vip("ingress", "10.0.0.5")
+        .vip("app", "10.0.1.2")
+        .publish("tcp", 8080, 80)
+        .service("user")
+        .task("user.1", "user", "n1", &[("app", "10.0.1.9")]);
+    (0..count).fold(base, with_task)
+}
+
+fn names(range: std::ops::Range<usize>) -> Vec<&'static str> {
+    SLOTS[range].iter().map(|slot| slot.0).collect()
+}
+
+#[test]
+fn scaling_up_and_down_breaks_no_request_and_no_connection() {
+    scenario(|lab| {
+        let client = lab.client()?;
+        let mut cluster = Cluster::start(lab, 3, web(3))?;
+        cluster.serve(&names(0..3))?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            let mut loops = Vec::new();
+            for node in ["192.168.77.11", "192.168.77.12", "192.168.77.13"] {
+                loops.push(LoadLoop::tcp(lab, &client, &format!("{node}:8080"), 1, false)?);
+            }
+            loops.push(LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 1, false)?);
+            let pause = || std::thread::sleep(Duration::from_millis(700));
+            pause();
+            // 3 to 6, as the engine does it: networking first, backends when they run.
+            cluster.change(|table| {
+                *table = (3..6).fold(table.clone(), with_task);
+                names(3..6).iter().for_each(|task| table.set_states(task, "running", "starting"));
+            })?;
+            cluster.serve(&names(3..6))?;
+            cluster.change(|table| names(3..6).iter().for_each(|task| table.set_states(task, "running", "running")))?;
+            pause();
+            // While they are all there: exact, and connections that will have to survive the way down.
+            let kept = [
+                LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 6, true)?,
+                LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 6, true)?,
+            ];
+            pause();
+            // 6 to 2: four drain for a moment, then they are gone.
+            cluster.change(|table| names(2..6).iter().for_each(|task| table.set_states(task, "remove", "running")))?;
+            pause();
+            for kept in kept {
+                let tally = kept.stop()?;
+                ensure!(tally.failed == 0, "draining broke connections: {tally:?}");
+                let drained = names(2..6).iter().filter(|&&name| tally.names.contains_key(name)).count();
+                ensure!(drained >= 2, "no kept connection was on a draining task: {tally:?}");
+            }
+            cluster.change(|table| names(2..6).iter().for_each(|task| table.remove("tasks", task)))?;
+            names(2..6).iter().for_each(|task| cluster.end_task(task));
+            pause();
+            check_loops(loops)?;
+            assert_even(&peer::tcp_load(&client, "192.168.77.13:8080", 20, 1)?, &names(0..2), 10)?;
+            assert_even(&peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 20, 1)?, &names(0..2), 10)?;
+            // Back to 3 for the next round.
+            cluster.change(|table| *table = with_task(table.clone(), 2))?;
+            cluster.serve(&names(2..3))?;
+        }
+        Ok(())
+    });
+}
+
+fn check_loops(loops: Vec<LoadLoop>) -> Result<()> {
+    for running in loops {
+        let tally = running.stop()?;
+        ensure!(tally.failed == 0, "{} of {} requests failed: {tally:?}", tally.failed, tally.ok + tally.failed);
+        ensure!(tally.ok > 100, "the loop has hardly run: {tally:?}");
+        ensure!(tally.slowest_ms < 900, "a request took {} ms: a SYN was lost", tally.slowest_ms);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_address_used_again_by_another_task_inherits_no_connection() {
+    with_and_without_offloads(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web(2))?;
+        cluster.serve(&names(0..2))?;
+        let kept = LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 2, true)?;
+        std::thread::sleep(Duration::from_millis(400));
+        cluster.crash_task("web.2")?;
+        cluster.change(|table| table.remove("tasks", "web.2"))?;
+        // Another service's task with the same address, on the same node.
+        cluster.change(|table| {
+            *table = table.clone().service("db").task("db.1", "db", "n2", &[("app", "10.0.1.12")]);
+        })?;
+        cluster.serve(&["db.1"])?;
+        std::thread::sleep(Duration::from_millis(400));
+        let tally = kept.stop()?;
+        ensure!(!tally.names.contains_key("db.1"), "a web connection reached the database: {tally:?}");
+        ensure!(tally.names.contains_key("web.2"), "no connection was on the task that went away: {tally:?}");
+        ensure!(tally.failed >= 1 && tally.errors.keys().all(|why| !why.contains("no answer")), "no RST: {tally:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_service_that_changes_all_the_time_loses_no_request() {
+    with_and_without_offloads(|lab| {
+        let client = lab.client()?;
+        let mut cluster = Cluster::start(lab, 3, web(4))?;
+        cluster.serve(&names(0..4))?;
+        let loops = vec![
+            LoadLoop::tcp(lab, &client, "192.168.77.13:8080", 2, false)?,
+            LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 2, true)?,
+            LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 2, false)?,
+        ];
+        // Faster than an agent applies one: what is in force is always some recent table.
+        for round in 0..80 {
+            let task = SLOTS[round % 4].0;
+            let desired = if round % 3 == 0 { "running" } else { "shutdown" };
+            cluster.table.set_states(task, desired, "running");
+            cluster.table.set_states("web.1", "running", "running");
+            cluster.table.write(&cluster.file)?;
+            std::thread::sleep(Duration::from_millis(40));
+        }
+        cluster.change(|table| names(0..4).iter().for_each(|task| table.set_states(task, "running", "running")))?;
+        check_loops(loops)?;
+        assert_even(&peer::tcp_load(&client, "192.168.77.12:8080", 40, 4)?, &names(0..4), 10)?;
+        assert_even(&peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 40, 4)?, &names(0..4), 10)
+    });
+}

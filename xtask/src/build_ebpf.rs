@@ -1,0 +1,65 @@
+//! Builds the BPF object with a toolchain of its own and puts it where the `dataplane` crate embeds it from.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+use crate::toolchain;
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Where the object ends up.
+pub(crate) fn object() -> PathBuf {
+    sh::target_dir().join(TARGET).join("release/dataplane-ebpf")
+}
+
+/// `cargo xtask build-ebpf`.
+pub(crate) fn run() -> Result<()> {
+    if sh::in_path("bpf-linker").is_none() {
+        bail!("bpf-linker is not in PATH. Run `cargo xtask setup`, which installs it.");
+    }
+    let toolchain = toolchain::choose()?;
+    eprintln!("build-ebpf: using {toolchain}");
+    let mut cargo = toolchain.cargo();
+    cargo.arg("build");
+    configure(&mut cargo, "");
+    sh::run(&mut cargo).with_context(|| {
+        format!(
+            "if bpf-linker complained about bitcode, its LLVM is older than rustc's ({}): run `cargo xtask setup`",
+            toolchain.llvm
+        )
+    })?;
+
+    let built = ebpf_target_dir().join(TARGET).join("release/dataplane-ebpf");
+    let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let object = object();
+    // Untouched when nothing changed, so that cargo does not rebuild everything that embeds it.
+    if fs::read(&object).ok().as_ref() != Some(&new) {
+        let directory = object.parent().context("the object has no directory")?;
+        fs::create_dir_all(directory)?;
+        let fresh = directory.join(".dataplane-ebpf.new");
+        fs::write(&fresh, &new)?;
+        fs::rename(&fresh, &object).with_context(|| format!("writing {}", object.display()))?;
+        eprintln!("build-ebpf: wrote {} ({} KiB)", object.display(), new.len() / 1024);
+    }
+    Ok(())
+}
+
+/// Makes `cargo`, of that toolchain, work on the BPF crate.
+///
+/// In a target directory of its own: two compilers in one would keep rebuilding.
+pub(crate) fn configure(cargo: &mut Command, extra_rustflags: &str) {
+    cargo
+        .args(["--package", "dataplane-ebpf", "--release", "--target", TARGET, "-Z", "build-std=core"])
+        .env("CARGO_TARGET_DIR", ebpf_target_dir())
+        // BTF needs debug info; fetch-and-add with a used result needs BPF CPU v3.
+        .env("RUSTFLAGS", format!("-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 {extra_rustflags}").trim())
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+}
+
+fn ebpf_target_dir() -> PathBuf {
+    sh::target_dir().join("ebpf")
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask`: everything a developer or CI does with this repository.
+//!
+//! Depends on no other crate of the workspace, because those embed the BPF object that `build-ebpf` makes: commands
+//! that need them (`test`, `demo`, `verify`, `bench`) build the object first and then start cargo.
+
+mod build_ebpf;
+mod check;
+mod lab;
+mod setup;
+mod sh;
+mod test;
+mod toolchain;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Hiveway's development commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the BPF object into target/bpfel-unknown-none/release/dataplane-ebpf
+    BuildEbpf,
+    /// Installs what is missing to build and test (as root, on Debian)
+    Setup,
+    /// Formatting, lints, licences, dependency direction, files
+    Check,
+    /// Shows the three-node demo: overlay, VIP, published port, live scaling (as root)
+    Demo {
+        /// Passed on: --keep leaves it up, --help lists the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Runs the tests, all or one suite, after setting up what is missing; ends with `N passed, N failed`
+    Test { suite: Option<test::Suite> },
+    /// Measures against raw underlay and kernel VXLAN: `bench overlay --help` (as root)
+    Bench {
+        /// What to measure and how; passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Loads every program and compares what the verifier says with the budget (as root)
+    Verify,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not `{error:?}`: with RUST_BACKTRACE set that buries the message under a backtrace.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::BuildEbpf => build_ebpf::run(),
+        Command::Setup => setup::run(),
+        Command::Verify => verify::run(),
+        Command::Check => check::run(),
+        Command::Demo { arguments } => lab::run("hw-demo", &arguments),
+        Command::Bench { arguments } => lab::run("hw-bench", &arguments),
+        Command::Test { suite } => test::run(suite),
+    }
+}

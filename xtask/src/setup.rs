@@ -1,0 +1,126 @@
+//! `cargo xtask setup`: installs what is missing, says what it does, and does nothing when nothing is missing.
+
+mod apt;
+mod linker;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Result, bail};
+
+use crate::sh;
+use crate::toolchain;
+
+/// Programs that the agent, the lab and the bench start, and the Debian package of each.
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("sysctl", "procps"),
+    ("cc", "gcc"),
+    ("ldd", "libc-bin"),
+    ("git", "git"),
+    ("ping", "iputils-ping"),
+    ("traceroute", "traceroute"),
+    ("curl", "curl"),
+    ("ethtool", "ethtool"),
+    ("iperf3", "iperf3"),
+    ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
+    ("bpftool", "bpftool"),
+];
+
+/// Debian's compiler, cargo and library sources: a matching set, for machines where rustup has no library sources.
+const DEBIAN_TOOLCHAIN: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Installs everything that building, testing and the demo need.
+pub(crate) fn run() -> Result<()> {
+    let mut packages: Vec<&str> =
+        TOOLS.iter().filter(|(program, _)| sh::in_path(program).is_none()).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if !packages.is_empty() {
+        apt::install(&packages)?;
+    }
+    for_build()?;
+    bpffs()?;
+    eprintln!("setup: everything needed is there");
+    Ok(())
+}
+
+/// Only what building needs: a toolchain with library sources, and a bpf-linker that understands its bitcode.
+pub(crate) fn for_build() -> Result<()> {
+    if sh::in_path("bpf-linker").is_some() && toolchain::choose().is_ok() {
+        return Ok(());
+    }
+    let usable = || toolchain::candidates().into_iter().filter(|t| t.minor >= toolchain::OLDEST_RUSTC);
+    // One whose LLVM bpf-linker can be built with; rustup's nightly may be ahead of every packaged LLVM.
+    let mut chosen = usable().find(|t| linker::can_build(t.llvm));
+    if chosen.is_none() {
+        eprintln!("setup: no rustup toolchain with library sources that bpf-linker can be built for; using Debian's");
+        apt::install(DEBIAN_TOOLCHAIN)?;
+        chosen = usable().find(|t| linker::can_build(t.llvm));
+    }
+    let Some(toolchain) = chosen else {
+        let found: Vec<String> = toolchain::candidates().iter().map(|t| format!("\n  {t}")).collect();
+        bail!(
+            "no toolchain with library sources, rustc >= 1.{} and an LLVM that this system has as llvm-N-dev. Found:{}\n\
+             Install LLVM's packages from apt.llvm.org, or a newer rustc-web.",
+            toolchain::OLDEST_RUSTC,
+            if found.is_empty() { " none".to_owned() } else { found.concat() }
+        );
+    };
+    if toolchain::linker_llvm().is_none_or(|llvm| llvm < toolchain.llvm) || sh::in_path("bpf-linker").is_none() {
+        linker::install(&toolchain)?;
+    }
+    Ok(())
+}
+
+/// Lints for the host, for the BPF target, and cargo-deny: only `check` needs them.
+pub(crate) fn for_check() -> Result<()> {
+    for component in ["clippy", "rustfmt"] {
+        if sh::output(sh::command("cargo").args([component.trim_start_matches("rust"), "--version"])).is_err() {
+            eprintln!("setup: rustup component add {component}");
+            sh::run(sh::command("rustup").args(["component", "add", component]))?;
+        }
+    }
+    let ebpf = toolchain::choose()?;
+    if ebpf.name == "debian" && !ebpf.has_clippy() {
+        // Without it check still builds with warnings denied, so a failure here is no reason to stop.
+        if let Err(error) = apt::install(&["rust-web-clippy"]) {
+            eprintln!("setup: no clippy for the BPF target: {error:#}");
+        }
+    }
+    if sh::in_path("cargo-deny").is_none() {
+        eprintln!("setup: cargo install cargo-deny (a few minutes)");
+        sh::run(sh::command("cargo").args(["install", "--locked", "cargo-deny"]))?;
+    }
+    Ok(())
+}
+
+/// Pins need a BPF file system.
+fn bpffs() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mounted = mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        (fields.next(), fields.next()) == (Some(BPFFS), Some("bpf"))
+    });
+    if mounted {
+        return Ok(());
+    }
+    need_root(&format!("mounting {BPFFS}"))?;
+    eprintln!("setup: mount -t bpf bpf {BPFFS}");
+    sh::run(sh::command("mount").args(["-t", "bpf", "bpf", BPFFS]))
+}
+
+/// Fails unless we are root, with what for and the remedy.
+pub(crate) fn need_root(what: &str) -> Result<()> {
+    // /proc/self belongs to the effective user.
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        bail!("{what} needs root: run the same command as root, or with `sudo -E`");
+    }
+    Ok(())
+}

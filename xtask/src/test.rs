@@ -1,0 +1,116 @@
+//! `cargo xtask test`: runs the suites with plain `cargo test` and adds up their results.
+
+#![allow(clippy::print_stdout, reason = "the results are what it was run for")]
+
+mod tally;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::test::tally::Tally;
+use crate::{build_ebpf, setup, sh};
+
+/// What a suite needs, from nothing to root and network namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// Unit and property tests of all crates, no privilege needed
+    Unit,
+    /// Golden packets through the programs, with BPF_PROG_TEST_RUN (root)
+    Packets,
+    /// Scenarios with real agents in network namespaces (root)
+    Netns,
+}
+
+/// Runs one suite, or all, after setting up what is missing. Returns an error if any test failed.
+pub(crate) fn run(only: Option<Suite>) -> Result<()> {
+    // Whoever only wants the unit tests need not be root.
+    if only == Some(Suite::Unit) { setup::for_build() } else { setup::run() }?;
+    build_ebpf::run()?;
+    let mut tally = Tally::default();
+    for suite in [Suite::Unit, Suite::Packets, Suite::Netns] {
+        if only.is_none_or(|only| only == suite) {
+            suite.run(&mut tally)?;
+        }
+    }
+    // The last line is for people and for CI to find.
+    println!("{tally}");
+    if tally.failed > 0 {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+impl Suite {
+    fn run(self, tally: &mut Tally) -> Result<()> {
+        match self {
+            Self::Unit => {
+                // These two are pure, so their integration and documentation tests belong here as well.
+                let pure = ["--package", "hiveway-core", "--package", "dataplane-common"];
+                cargo_test(&pure, &[], tally)?;
+                let others = ["dataplane-ebpf", "hiveway-core", "dataplane-common"];
+                let mut arguments = vec!["--workspace", "--lib", "--bins"];
+                arguments.extend(others.iter().flat_map(|name| ["--exclude", name]));
+                cargo_test(&arguments, &[], tally)
+            }
+            Self::Packets => {
+                setup::need_root("loading BPF programs for the golden packets")?;
+                has_tests("dataplane")?;
+                cargo_test(&["--package", "dataplane", "--test", "*"], &[], tally)
+            }
+            Self::Netns => {
+                setup::need_root("making network namespaces")?;
+                has_tests("tests")?;
+                // The scenarios start these; cargo builds only a package's own binaries for its tests.
+                sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+                // One at a time: they measure, and there are few cores.
+                let packages = ["--package", "control", "--package", "hiveway-tests", "--test", "*"];
+                cargo_test(&packages, &["--test-threads=1"], tally)
+            }
+        }
+    }
+}
+
+/// A suite that found nothing to run has not passed.
+fn has_tests(package: &str) -> Result<()> {
+    let directory = sh::root().join(package).join("tests");
+    let is_test = |path: &Path| path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
+    let found = directory.read_dir().is_ok_and(|entries| entries.flatten().any(|entry| is_test(&entry.path())));
+    if !found {
+        bail!("no tests in {}", directory.display());
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, shows its output as it comes and counts its results.
+fn cargo_test(arguments: &[&str], harness: &[&str], tally: &mut Tally) -> Result<()> {
+    let mut cargo = sh::cargo();
+    cargo.arg("test").args(arguments).arg("--no-fail-fast").stdout(Stdio::piped());
+    if !harness.is_empty() {
+        cargo.arg("--").args(harness);
+    }
+    eprintln!("test: {}", sh::line(&cargo));
+    let counted = tally.failed;
+    let success = tee(&mut cargo, |line| tally.count(line))?;
+    if !success && tally.failed == counted {
+        // It did not build, or a test process died before it could say what failed.
+        eprintln!("test: {} failed without naming a test", sh::line(&cargo));
+        tally.failed += 1;
+    }
+    Ok(())
+}
+
+fn tee(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<bool> {
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", sh::line(command)))?;
+    let stdout = child.stdout.take().context("no pipe from cargo")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        on_line(&line);
+    }
+    Ok(child.wait()?.success())
+}
