@@ -35,5 +35,10 @@ pub const fn ip_in_mac(prefix: [u8; 2], mac: Mac) -> Option<Ip4> {
     if mac[0] == prefix[0] && mac[1] == prefix[1] { Some([mac[2], mac[3], mac[4], mac[5]]) } else { None }
 }
 
+/// The locally administered MAC of the node's own end of the host link (`hw-host`).
+pub const HOST_MAC: Mac = [0x02, 0x48, 0x57, 0x00, 0x00, 0x02];
+/// The MAC of the host link's other end (`hw-mesh`), where the programs see the node as a client of the routing mesh.
+pub const HOST_PEER_MAC: Mac = [0x02, 0x48, 0x57, 0x00, 0x00, 0x03];
+
 /// The locally administered MAC that answers ARP for gateways and VIPs of every network.
 pub const VIRTUAL_MAC: Mac = [0x02, 0x48, 0x57, 0x00, 0x00, 0x01];

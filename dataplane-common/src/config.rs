@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Ip4, Port, VniBytes};
+use crate::addr::{Ip4, NetId, Port, VniBytes};
 
 /// The single value of map `CONFIG` (array of one).
 #[repr(C)]
@@ -20,8 +20,16 @@ pub struct Config {
     pub vxlan_port: Port,
     /// MTU of the underlay interface, native order.
     pub underlay_mtu: u16,
-    /// Always zero.
-    pub _pad: [u8; 4],
+    /// End of the host link where the node's own connections to published ports arrive as those of a client; 0: none.
+    pub host_ifindex: u32,
+    /// The address that stands for this node's published ports on the host link; zero: none.
+    pub host_ip: Ip4,
+    /// This node's own address on the gateway bridge; zero: there is no gateway bridge.
+    pub gateway_ip: Ip4,
+    /// The ingress network; zero: there is none.
+    pub ingress_net: NetId,
+    /// Kernel vxlan device of the ingress network's first subnet, the mesh's slow path; 0: none.
+    pub ingress_vxlan_ifindex: u32,
 }
 
-crate::assert_layout!(Config: size 24 align 4);
+crate::assert_layout!(Config: size 40 align 4);

@@ -55,6 +55,22 @@ counters! {
     MeshReturn = 8, "mesh_return";
     /// Mesh replies handed to the client.
     MeshReply = 9, "mesh_reply";
+    /// Connections that have proved that both ends are there (handshake complete, or answered and continued).
+    FlowPromoted = 10, "flow_promoted";
+    /// Connections made directly to a VIP's backend, noted to keep them apart from VIP connections.
+    DirectNoted = 11, "direct_noted";
+    /// Such connections whose source port had to be translated.
+    DirectTranslated = 12, "direct_translated";
+    /// Mesh connections whose client is shown with a node's address.
+    ClientTranslated = 13, "client_translated";
+    /// ICMP errors rewritten for whoever must see them.
+    IcmpTranslated = 14, "icmp_translated";
+    /// ICMP "fragmentation needed" sent by this node.
+    FragNeeded = 15, "frag_needed";
+    /// Fragments of translated datagrams passed on.
+    FragmentTranslated = 16, "fragment_translated";
+    /// Connections from this node's own sockets and from masqueraded containers that use a published port as their source.
+    OwnNoted = 17, "own_noted";
 }
 
 /// Number of slots in map `COUNTERS`.

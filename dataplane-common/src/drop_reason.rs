@@ -73,6 +73,12 @@ drop_reasons! {
     NotConfigured = 24, "not_configured";
     /// The tunnel marked congestion on a packet that does not speak ECN (RFC 6040 section 4.2).
     EcnViolation = 25, "ecn_violation";
+    /// The client may not use this published port.
+    NotAllowed = 26, "not_allowed";
+    /// A container sends more broadcast and multicast than its network is to bear.
+    GroupRate = 27, "group_rate";
+    /// An ICMP error that quotes no connection we know.
+    IcmpUnmatched = 28, "icmp_unmatched";
 }
 
 /// Number of slots in map `DROPS`; leaves room so that a new reason does not change the map.

@@ -42,7 +42,7 @@ pub struct Endpoint {
     pub tag: Tag,
     /// One of [`kind`].
     pub kind: u8,
-    /// Always zero, reserved for flags.
+    /// Bits of [`endpoint_flag`].
     pub flags: u8,
     /// What ARP answers for this address.
     pub mac: Mac,
@@ -54,6 +54,13 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// Backend set, native order, for [`kind::VIP`] only.
     pub set: u32,
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// A VIP on this network may lead here: direct connections towards it are noted, so that a VIP connection never
+    /// looks the same to it.
+    pub const VIP_BACKEND: u8 = 1;
 }
 
 /// Values of [`Endpoint::kind`].

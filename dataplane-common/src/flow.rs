@@ -7,6 +7,9 @@ use crate::addr::{Ip4, NetId, Port, Tag};
 /// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for as long as a backend may
 /// hold them in TIME-WAIT, so this bounds the sustained rate of short connections: 8,700 per second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
+/// Size of `FLOWS_PENDING` (two entries per connection) and of `AFFINITY_PENDING`: connections that have not proved
+/// yet that somebody is there. Least recently used entries make room, so a flood only ever displaces its like.
+pub const MAX_PENDING: u32 = 1 << 16;
 
 /// [`FlowKey::zone`] of flows that came through the routing mesh; VIP flows use their network's id.
 pub const MESH_ZONE: NetId = [0xff; 4];
@@ -60,8 +63,9 @@ pub struct Flow {
     pub task: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Always zero.
-    pub _pad: [u8; 3],
+    /// Reply entries of TCP in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with which
+    /// the client completes the handshake; zero before the SYN-ACK was seen.
+    pub expected_ack: [u8; 3],
 }
 
 /// Bits of [`Flow::flags`] and [`Affinity::flags`].
@@ -76,6 +80,12 @@ pub mod flag {
     pub const RST: u8 = 1 << 3;
     /// `AFFINITY` only: a reply came back through this node.
     pub const REPLIED: u8 = 1 << 4;
+    /// `FLOWS` only: a connection made directly to a task that is also a VIP's backend. Alone under its reply key it
+    /// changes nothing and only keeps the key; with a forward entry the source port is translated.
+    pub const DIRECT: u8 = 1 << 5;
+    /// `AFFINITY` only: this node (or a container behind its masquerade) opened the connection from a port that is also
+    /// published; packets are the stack's.
+    pub const OWN: u8 = 1 << 6;
 }
 
 /// Key of map `AFFINITY`: a client's connection at the ingress node, before anything is rewritten.
@@ -114,8 +124,21 @@ pub struct Affinity {
     pub vtep: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
+    /// As [`Flow::expected_ack`], in `AFFINITY_PENDING`.
+    pub expected_ack: [u8; 3],
     /// Always zero.
-    pub _pad: [u8; 7],
+    pub _pad: [u8; 4],
+}
+
+/// Value of map `DIRECT_GATE` (array of one): whether any direct connection has its source port translated. Programs look
+/// for such connections only while the two numbers differ.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DirectGate {
+    /// Incremented by the programs after such a connection has been entered.
+    pub created: u64,
+    /// Set by the agent to the value of `created` that it read before a sweep that found none left.
+    pub cleared: u64,
 }
 
 crate::assert_layout!(
@@ -123,4 +146,5 @@ crate::assert_layout!(
     Flow: size 48 align 8,
     AffinityKey: size 16 align 1,
     Affinity: size 40 align 8,
+    DirectGate: size 16 align 8,
 );

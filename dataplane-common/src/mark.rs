@@ -6,6 +6,9 @@ pub const CHECKED: u32 = 0x48 << 24;
 /// Upper byte of `skb->mark` on an IP fragment from a known VTEP towards ours; the lower 24 bits are those of the VTEP's
 /// address. After reassembly and decapsulation `from_vxlan` checks the inner sender against them.
 pub const FRAGMENT: u32 = 0x49 << 24;
+/// Upper byte of `skb->mark` on a mesh reply that this node hands to its client: `to_outside` must not take it for a
+/// connection of the node's own; it clears the mark.
+pub const MESH_REPLY: u32 = 0x4a << 24;
 /// The part of a mark that says what kind it is.
 pub const KIND_MASK: u32 = 0xff << 24;
 

@@ -48,10 +48,55 @@ pub struct Target {
     pub port: Port,
     /// MAC of its interface on the gateway bridge.
     pub mac: Mac,
+    /// Bits of [`target_flag`].
+    pub flags: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Bits of [`Target::flags`].
+pub mod target_flag {
+    /// A port published in host mode: only this node's own clients may name the target, mesh frames may not. Its
+    /// [`super::TargetKey::ip`] is the task's address on the gateway bridge.
+    pub const LOCAL_ONLY: u8 = 1;
+}
+
+/// Data of the keys of map `CLIENTS` (longest prefix match): clients whose replies would not leave the container by its
+/// gateway, because their address lies in a subnet that is connected there. A prefix length counts from the start of
+/// this structure: 32 + the subnet's.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ClientPrefix {
+    /// [`Target::ifindex`], big endian.
+    pub ifindex: [u8; 4],
+    /// Address of the subnet.
+    pub ip: Ip4,
+}
+
+/// Value of map `CLIENTS`: whose address such a client is shown with. One of [`shown_as`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ClientRule {
+    /// One of [`shown_as`].
+    pub shown_as: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Values of [`ClientRule::shown_as`].
+pub mod shown_as {
+    /// The ingress node's tunnel address: for clients in the gateway bridge's subnet, which is the same on every node.
+    pub const INGRESS_NODE: u8 = 1;
+    /// The backend's node's address on the gateway bridge: for clients in an overlay subnet of the task.
+    pub const GATEWAY: u8 = 2;
 }
 
 crate::assert_layout!(
     NodeAddress: size 4 align 4,
     TargetKey: size 8 align 1,
-    Target: size 24 align 4,
+    Target: size 28 align 4,
+    ClientPrefix: size 8 align 1,
+    ClientRule: size 4 align 1,
 );

@@ -71,10 +71,34 @@ pub struct PortKey {
 pub struct PublishedPort {
     /// Backend set, native order.
     pub set: u32,
+    /// Bits of [`port_flag`].
+    pub flags: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Bits of [`PublishedPort::flags`].
+pub mod port_flag {
+    /// Only clients with an entry in map `ALLOW` may open connections.
+    pub const RESTRICTED: u8 = 1;
+}
+
+/// Data of the keys of map `ALLOW` (longest prefix match, value: 1): who may use a restricted port. A prefix length counts
+/// from the start of this structure: 32 + that of the allowed CIDR.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct AllowPrefix {
+    /// The port.
+    pub port: PortKey,
+    /// Address of the CIDR.
+    pub ip: Ip4,
 }
 
 crate::assert_layout!(
     Backend: size 16 align 1,
     PortKey: size 4 align 1,
-    PublishedPort: size 4 align 4,
+    PublishedPort: size 8 align 4,
+    AllowPrefix: size 8 align 1,
 );

@@ -1,14 +1,17 @@
 //! The desired contents of all maps as one plain value, the seam between the pure core (which computes it) and the
 //! `dataplane` crate (which writes it).
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 use crate::{
     addr::{Ip4, NetId, Port, VniBytes},
     config::Config,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
-    mesh::{NodeAddress, Target, TargetKey},
-    service::Backend,
+    mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    service::{AllowPrefix, Backend, PortKey},
 };
 
 /// What a backend set belongs to. Set ids are handed out by the `dataplane` crate and never leave it.
@@ -21,7 +24,7 @@ pub enum SetKey {
         /// The VIP.
         ip: Ip4,
     },
-    /// A published port in ingress mode; map `PORTS` is derived from these keys.
+    /// A published port, in ingress mode or of a local task in host mode; map `PORTS` is derived from these keys.
     Port {
         /// IP protocol number.
         proto: u8,
@@ -49,4 +52,10 @@ pub struct MapState {
     pub sets: BTreeMap<SetKey, Vec<Backend>>,
     /// Local tasks behind published ports.
     pub targets: BTreeMap<TargetKey, Target>,
+    /// Published ports that only some clients may use.
+    pub restricted: BTreeSet<PortKey>,
+    /// Who they are: (prefix length as in map `ALLOW`, prefix). A restricted port without any is closed to all.
+    pub allow: BTreeSet<(u32, AllowPrefix)>,
+    /// Clients that are shown with another address: (prefix length as in map `CLIENTS`, prefix) → rule.
+    pub clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }

@@ -191,7 +191,7 @@ pub(crate) fn open(packet: &Packet, new: &NewFlow) -> Result<Translation, DropRe
         peer: new.peer,
         task: new.task,
         flags: bits(packet),
-        _pad: [0; 3],
+        expected_ack: [0; 3],
     };
     FLOWS.insert(key(new.zone, packet), forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
     Ok(to)
@@ -229,7 +229,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow, to: &Translation, now: u64) -> Re
         peer: new.peer,
         task: new.task,
         flags: flag::REPLY,
-        _pad: [0; 3],
+        expected_ack: [0; 3],
     };
     if let Some(existing) = get(&reply_key) {
         let own = existing.dst == reply.dst

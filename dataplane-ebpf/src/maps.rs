@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use dataplane_common::{
@@ -11,9 +11,9 @@ use dataplane_common::{
     counter::{COUNTER_SLOTS, Stat},
     drop_reason::{DROP_SLOTS, DropReason},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
-    flow::{Affinity, AffinityKey, Flow, FlowKey, MAX_FLOWS},
-    mesh::{NodeAddress, Target, TargetKey},
-    service::{Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
+    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING},
+    mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
 };
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
@@ -45,6 +45,16 @@ pub(crate) static MESH_TARGETS: HashMap<TargetKey, Target, 65_536, GROWING> = Ha
 pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY_PENDING: LruHashMap<AffinityKey, Affinity, { MAX_PENDING as usize }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FLOWS_PENDING: LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static DIRECT_GATE: Array<DirectGate, 1> = Array::new();
+#[btf_map]
+pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::new();
+#[btf_map]
+pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]
 pub(crate) static DROPS: PerCpuArray<Stat, { DROP_SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]

@@ -84,7 +84,8 @@ fn affinity(ctx: &TcContext, set: u32, packet: &Packet) -> Result<Option<(Ip4, I
         ip: backend.ip,
         vtep: backend.vtep,
         flags: flow::bits(packet),
-        _pad: [0; 7],
+        expected_ack: [0; 3],
+        _pad: [0; 4],
     };
     AFFINITY.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
     verdict::count(ctx, Counter::MeshFlow);

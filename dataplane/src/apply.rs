@@ -116,7 +116,10 @@ impl Tables {
             .filter_map(|key| match key {
                 SetKey::Port { proto, port } => {
                     let set = self.sets.id(key)?;
-                    Some((PortKey { proto: *proto, _pad: 0, port: *port }, PublishedPort { set }))
+                    Some((
+                        PortKey { proto: *proto, _pad: 0, port: *port },
+                        PublishedPort { set, ..PublishedPort::default() },
+                    ))
                 }
                 SetKey::Vip { .. } => None,
             })

@@ -91,7 +91,7 @@ fn three_replicas_on_n1() {
             mesh_vni: [0, 0xff, 0xff, 0xfe],
             vxlan_port: [0x12, 0xb5],
             underlay_mtu: 1500,
-            _pad: [0; 4],
+            ..Config::default()
         }
     );
     let local = |net, ip: [u8; 4]| Local {
@@ -164,6 +164,7 @@ fn three_replicas_on_n1() {
         ip: [172, 18, 0, 2],
         port: 80u16.to_be_bytes(),
         mac: [2, 0x42, 172, 18, 0, 2],
+        ..Target::default()
     };
     assert_eq!(state.targets, BTreeMap::from([(key, target)]));
 }

@@ -215,7 +215,14 @@ fn state(dev: &Devices) -> MapState {
     for (ifindex, ip, task) in [(dev.gw1, GW1, LOCAL1), (dev.gw2, GW2, LOCAL2)] {
         state.locals.insert(ifindex, Local { tag: task.tag, ip, mac: mac(ip), ..Local::default() });
         for proto in [6, 17] {
-            let target = Target { tag: task.tag, ifindex, ip, port: TARGET_PORT.to_be_bytes(), mac: mac(ip) };
+            let target = Target {
+                tag: task.tag,
+                ifindex,
+                ip,
+                port: TARGET_PORT.to_be_bytes(),
+                mac: mac(ip),
+                ..Target::default()
+            };
             let key = TargetKey { ip: task.ingress, port: PUBLISHED.to_be_bytes(), proto, _pad: 0 };
             state.targets.insert(key, target);
         }

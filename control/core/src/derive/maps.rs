@@ -164,6 +164,7 @@ impl Maps<'_> {
                 ip: gateway.address.addr().octets(),
                 port: port.target_port.get().to_be_bytes(),
                 mac: gateway.mac,
+                ..Target::default()
             };
             self.state.targets.insert(key, target);
         }
