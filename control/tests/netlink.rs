@@ -31,6 +31,7 @@ fn desired(space: &Netns) -> Desired {
                 gateway: [10, 0, 1, 1].into(),
                 peers: BTreeSet::from([peer(8), peer(9)]),
                 flood: BTreeSet::from([vtep, [192, 0, 2, 3].into()]),
+                mesh: [([2, 0x48, 192, 0, 2, 3], [192, 0, 2, 3].into())].into(),
             }],
         }],
         tasks: vec![LocalTask {

@@ -20,7 +20,8 @@ pub struct Desired {
     pub node: String,
     /// Its tunnel address; `None` only in an empty value.
     pub vtep: Option<Ipv4Addr>,
-    /// Networks with an endpoint on this node.
+    /// Networks with an endpoint on this node, and the ingress network wherever ports are published in ingress mode: it
+    /// is the routing mesh's slow path.
     pub networks: Vec<OverlayNetwork>,
     /// Tasks that get networking on this node.
     pub tasks: Vec<LocalTask>,
@@ -64,6 +65,9 @@ pub struct OverlaySubnet {
     pub peers: BTreeSet<Peer>,
     /// Where broadcast goes: VTEPs of nodes with an endpoint (or node address) in this network.
     pub flood: BTreeSet<Ipv4Addr>,
+    /// The ingress network's first subnet: whom else mesh frames on the slow path name as their destination, and where
+    /// that is. Forwarding entries without a neighbour.
+    pub mesh: BTreeMap<Mac, Ipv4Addr>,
 }
 
 /// An endpoint on another node.

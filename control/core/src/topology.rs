@@ -42,6 +42,8 @@ pub(crate) struct Topology<'a> {
     by_service: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
     /// Ids of networks with an endpoint on this node.
     pub(crate) joined: BTreeSet<&'a str>,
+    /// Ids of networks whose slow path this node has: the joined ones, and the ingress network wherever ports answer.
+    pub(crate) carried: BTreeSet<&'a str>,
     /// By (IP protocol number, port).
     pub(crate) published: BTreeMap<(u8, u16), Published<'a>>,
     pub(crate) left_out: Vec<LeftOut>,
@@ -97,7 +99,9 @@ impl<'a> Topology<'a> {
             endpoints.insert(task.id.as_str(), placed);
         }
         let published = published(model, settings, &endpoints, &mut left_out);
-        Self { model, vtep, networks, endpoints, by_network, by_service, joined, published, left_out }
+        let ingress = networks.values().find(|n| n.ingress && !published.is_empty()).map(|n| n.id.as_str());
+        let carried = joined.iter().copied().chain(ingress).collect();
+        Self { model, vtep, networks, endpoints, by_network, by_service, joined, carried, published, left_out }
     }
 
     /// Endpoints with an address on `network`.
@@ -123,6 +127,11 @@ impl<'a> Topology<'a> {
             let placed = self.endpoints.get(id)?;
             Some((placed, *placed.task.addresses.get(&network.id)?))
         })
+    }
+
+    /// Usable networks on which `task` has an address.
+    pub(crate) fn networks_of<'s>(&'s self, task: &'s Task) -> impl Iterator<Item = &'a Network> + 's {
+        task.addresses.keys().filter_map(|id| self.networks.get(id.as_str()).copied())
     }
 
     /// Other nodes' own addresses on `network`, with their VTEPs.

@@ -5,65 +5,22 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::Path,
 };
 
 use dataplane_common::{
     ABI_VERSION,
     addr::VIRTUAL_MAC,
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, kind},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, endpoint_flag::VIP_BACKEND, kind},
     mesh::{NodeAddress, Target, TargetKey},
     service::Backend,
-    state::{MapState, SetKey},
+    state::SetKey,
 };
-use hiveway_core::{
-    Desired, Facts, GatewayAddresses, Model, Settings, derive, map_state, names, table::parse_file, tag,
+use hiveway_core::{GatewayAddresses, Settings, derive, map_state, names, tag};
+use support::{
+    BASE, base_with, capture, facts,
+    maps::{APP1, INGRESS, kinds, kinds_of, maps, maps_with, port, set, table, vip},
 };
-use support::{BASE, base_with, capture, facts};
-
-const APP1: [u8; 4] = 4097u32.to_be_bytes();
-const INGRESS: [u8; 4] = 4096u32.to_be_bytes();
-
-fn table(text: &str) -> Model {
-    parse_file(text, Path::new("t.yaml")).unwrap_or_else(|p| panic!("{p:#?}")).model
-}
-
-fn maps_with(model: &Model, node: &str, change: impl FnOnce(&Desired, &mut Facts)) -> MapState {
-    let settings = Settings::new(node);
-    let desired = derive(model, &settings, &mut GatewayAddresses::new()).expect("derivable");
-    let mut facts = facts(&desired);
-    change(&desired, &mut facts);
-    map_state(model, &desired, &settings, &facts)
-}
-
-fn maps(model: &Model, node: &str) -> MapState {
-    maps_with(model, node, |_, _| {})
-}
-
-/// `10.0.1.3@13` for each backend, as stored.
-fn set(state: &MapState, key: SetKey) -> Vec<String> {
-    let set = state.sets.get(&key).unwrap_or_else(|| panic!("no {key:?} in {:?}", state.sets.keys()));
-    set.iter().map(|b| format!("{}@{}", Ipv4Addr::from(b.ip), b.vtep[3])).collect()
-}
-
-fn vip(net: [u8; 4], ip: [u8; 4]) -> SetKey {
-    SetKey::Vip { net, ip }
-}
-
-fn port(proto: u8, port: u16) -> SetKey {
-    SetKey::Port { proto, port: port.to_be_bytes() }
-}
-
-/// Kinds of endpoints on a network: address → kind.
-fn kinds(state: &MapState, net: [u8; 4]) -> BTreeMap<String, u8> {
-    let on = state.endpoints.iter().filter(|(k, _)| k.net == net);
-    on.map(|(k, e)| (Ipv4Addr::from(k.ip).to_string(), e.kind)).collect()
-}
-
-fn kinds_of<const N: usize>(expected: [(&str, u8); N]) -> BTreeMap<String, u8> {
-    expected.into_iter().map(|(ip, kind)| (ip.to_owned(), kind)).collect()
-}
 
 const TASK_N1: &str = "zq82gd7vkhc9f1sdf7iogk7o2";
 const NET_APP1: &str = "mg4mgvyj2uov4s1ot8n37cytu";
@@ -91,6 +48,9 @@ fn three_replicas_on_n1() {
             mesh_vni: [0, 0xff, 0xff, 0xfe],
             vxlan_port: [0x12, 0xb5],
             underlay_mtu: 1500,
+            gateway_ip: [172, 18, 0, 1],
+            ingress_net: INGRESS,
+            ingress_vxlan_ifindex: index["hwx4096"],
             ..Config::default()
         }
     );
@@ -124,9 +84,9 @@ fn three_replicas_on_n1() {
     let common = Endpoint { vni: APP1, ..Endpoint::default() };
     assert_eq!(endpoint(1), Endpoint { kind: kind::GATEWAY, mac: VIRTUAL_MAC, ..common });
     assert_eq!(endpoint(2), Endpoint { kind: kind::VIP, mac: VIRTUAL_MAC, ..common });
-    let task = Endpoint { tag: tag(TASK_N1), mac: [2, 0x42, 10, 0, 1, 4], vtep: own, ..common };
+    let task = Endpoint { tag: tag(TASK_N1), mac: [2, 0x42, 10, 0, 1, 4], vtep: own, flags: VIP_BACKEND, ..common };
     assert_eq!(endpoint(4), Endpoint { kind: kind::LOCAL, ifindex: app1, ..task });
-    let remote = Endpoint { tag: tag("5kjv4jsfuqb08390uuegqss8z"), mac: [2, 0x42, 10, 0, 1, 3], ..common };
+    let remote = Endpoint { tag: tag("5kjv4jsfuqb08390uuegqss8z"), mac: [2, 0x42, 10, 0, 1, 3], ..task };
     assert_eq!(endpoint(3), Endpoint { kind: kind::REMOTE, vtep: [192, 168, 77, 13], ..remote });
     assert_eq!(
         kinds(&state, APP1),
@@ -169,13 +129,22 @@ fn three_replicas_on_n1() {
     assert_eq!(state.targets, BTreeMap::from([(key, target)]));
 }
 
-/// A node without tasks still answers published ports: it knows who the backends are, and nothing of other networks.
+/// A node without tasks still answers published ports: it knows who the backends are, has the mesh's slow path, and nothing
+/// of other networks.
 #[test]
 fn ingress_node_without_tasks() {
     let state = maps(&capture("06b-scale-2-done").model, "n2");
     assert_eq!(set(&state, port(6, 8080)), ["10.0.0.20@13", "10.0.0.25@11"]);
-    assert_eq!(kinds(&state, INGRESS), kinds_of([("10.0.0.20", kind::REMOTE), ("10.0.0.25", kind::REMOTE)]));
-    assert!(kinds(&state, APP1).is_empty() && state.vnis.is_empty() && state.locals.is_empty());
+    let known = [("10.0.0.1", kind::GATEWAY), ("10.0.0.20", kind::REMOTE), ("10.0.0.25", kind::REMOTE)];
+    assert_eq!(kinds(&state, INGRESS), kinds_of(known));
+    assert!(kinds(&state, APP1).is_empty());
+    assert_eq!(state.vnis.keys().collect::<Vec<_>>(), [&INGRESS]);
+    assert_eq!(state.locals.values().map(|l| l.net).collect::<Vec<_>>(), [INGRESS], "the vxlan device alone");
+    assert_eq!(state.config.gateway_ip, [0; 4]);
+    assert_eq!(
+        (state.config.ingress_net, state.config.ingress_vxlan_ifindex),
+        (INGRESS, state.vnis[&INGRESS].vxlan_ifindex)
+    );
     assert_eq!(state.sets.len(), 1, "no VIP of networks that the node has not joined");
 }
 

@@ -1,20 +1,23 @@
 //! Model and desired state → contents of the BPF maps.
 
+mod mesh;
+
 use std::net::Ipv4Addr;
 
 use dataplane_common::{
     ABI_VERSION,
     addr::{NetId, VIRTUAL_MAC},
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
-    mesh::{NodeAddress, Target, TargetKey},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind},
+    mesh::NodeAddress,
     service::Backend,
     state::{MapState, SetKey},
 };
 
 use crate::{
-    desired::{Desired, Interface, LocalTask, Role},
-    model::{Dataplane, Model, Network, Service},
+    desired::{Desired, Role},
+    model::{Dataplane, Model, Network, Service, Task},
+    names,
     roles::TaskRole,
     settings::{Facts, Settings},
     tag::tag,
@@ -27,6 +30,8 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     let vtep = desired.vtep.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let topology = Topology::new(model, settings, &desired.node, vtep);
     let mut maps = Maps { topology: &topology, desired, facts, state: MapState::default() };
+    let ingress = topology.ingress();
+    let ingress_vxlan = ingress.and_then(|n| facts.ifindex.get(&names::vxlan(n.vni().get())));
     maps.state.config = Config {
         abi: ABI_VERSION,
         underlay_ifindex: facts.underlay_ifindex,
@@ -34,6 +39,9 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         mesh_vni: settings.mesh_vni.to_be_bytes(),
         vxlan_port: settings.vxlan_port.to_be_bytes(),
         underlay_mtu: facts.underlay_mtu,
+        gateway_ip: desired.gateway.as_ref().map_or([0; 4], |g| g.address.addr().octets()),
+        ingress_net: ingress.map_or([0; 4], Network::net_id),
+        ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),
         ..Config::default()
     };
     maps.nodes();
@@ -100,11 +108,19 @@ impl Maps<'_> {
                         kind: kind::REMOTE,
                         mac: address.mac,
                         vtep: placed.vtep.octets(),
+                        flags: self.flags(placed.task, network),
                         ..Endpoint::default()
                     },
                 );
             }
         }
+    }
+
+    /// Whether a VIP on `network` may lead to `task`, or did: also while it drains or does not run yet.
+    fn flags(&self, task: &Task, network: &Network) -> u8 {
+        let service = task.service.as_ref().and_then(|id| self.topology.model.services.get(id));
+        let backs_vip = service.is_some_and(|s| s.virtual_ips.contains_key(&network.id));
+        if backs_vip { endpoint_flag::VIP_BACKEND } else { 0 }
     }
 
     fn endpoint(&mut self, network: &Network, ip: Ipv4Addr, endpoint: Endpoint) {
@@ -113,9 +129,10 @@ impl Maps<'_> {
         self.state.endpoints.insert(key, Endpoint { vni: subnet.vni.bytes(), ..endpoint });
     }
 
-    /// Local tasks: their interfaces, endpoints and what mesh frames call them.
+    /// Local tasks: their interfaces, endpoints and what the mesh needs of them.
     fn tasks(&mut self) {
         for task in &self.desired.tasks {
+            let Some(placed) = self.topology.endpoints.get(task.id.as_str()) else { continue };
             for interface in &task.interfaces {
                 let Some(ifindex) = self.facts.ifindex.get(&interface.host).copied() else { continue };
                 let ip = interface.address.addr().octets();
@@ -126,6 +143,7 @@ impl Maps<'_> {
                 let local = Local { tag: task.tag, net, vni, ip, mac: interface.mac, ..Local::default() };
                 self.state.locals.insert(ifindex, local);
                 if let Role::Overlay { .. } = interface.role {
+                    let network = self.topology.networks_of(placed.task).find(|n| n.net_id() == net);
                     let endpoint = Endpoint {
                         tag: task.tag,
                         kind: kind::LOCAL,
@@ -133,40 +151,13 @@ impl Maps<'_> {
                         vtep: self.topology.vtep.octets(),
                         vni,
                         ifindex,
+                        flags: network.map_or(0, |n| self.flags(placed.task, n)),
                         ..Endpoint::default()
                     };
                     self.state.endpoints.insert(EndpointKey { net, ip }, endpoint);
                 }
             }
-            self.targets(task);
-        }
-    }
-
-    fn targets(&mut self, task: &LocalTask) {
-        let Some(ingress) = self.topology.ingress() else { return };
-        let Some(placed) = self.topology.endpoints.get(task.id.as_str()) else { return };
-        let Some(address) = placed.task.addresses.get(&ingress.id) else { return };
-        let gateway: Option<(&Interface, u32)> = task
-            .interfaces
-            .iter()
-            .find(|i| i.role == Role::Gateway)
-            .and_then(|i| Some((i, *self.facts.ifindex.get(&i.host)?)));
-        let Some((gateway, ifindex)) = gateway else { return };
-        for port in &placed.task.ports {
-            let Some((proto, published)) = port.ingress() else { continue };
-            if !self.topology.published.contains_key(&(proto, published)) {
-                continue;
-            }
-            let key = TargetKey { ip: address.ip.octets(), port: published.to_be_bytes(), proto, _pad: 0 };
-            let target = Target {
-                tag: task.tag,
-                ifindex,
-                ip: gateway.address.addr().octets(),
-                port: port.target_port.get().to_be_bytes(),
-                mac: gateway.mac,
-                ..Target::default()
-            };
-            self.state.targets.insert(key, target);
+            self.mesh(task, placed);
         }
     }
 
@@ -181,29 +172,6 @@ impl Maps<'_> {
                 self.state.sets.insert(SetKey::Vip { net: network.net_id(), ip: ip.octets() }, set);
             }
         }
-    }
-
-    /// Published ports: on every node, whether or not it has a task.
-    fn ports(&mut self) {
-        for ((proto, port), published) in &self.topology.published {
-            let key = SetKey::Port { proto: *proto, port: port.to_be_bytes() };
-            let service = self.topology.model.services.get(published.service);
-            let set = match (service, self.topology.ingress()) {
-                (Some(service), Some(ingress)) => self.backends(service, ingress, |placed| {
-                    let serves = placed.task.ports.iter().any(|p| p.ingress() == Some((*proto, *port)));
-                    serves && placed.in_mesh && (!placed.local || self.has_target(placed, ingress, *proto, *port))
-                }),
-                _ => Vec::new(),
-            };
-            self.state.sets.insert(key, set);
-        }
-    }
-
-    fn has_target(&self, placed: &Placed<'_>, ingress: &Network, proto: u8, port: u16) -> bool {
-        placed.task.addresses.get(&ingress.id).is_some_and(|address| {
-            let key = TargetKey { ip: address.ip.octets(), port: port.to_be_bytes(), proto, _pad: 0 };
-            self.state.targets.get(&key).is_some_and(|t| t.tag == tag(&placed.task.id))
-        })
     }
 
     /// The service's backends on a network that fulfil `also` and whose endpoint is in the maps, sorted.

@@ -60,7 +60,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
     Ok(Desired {
         node: me.id.clone(),
         vtep: Some(vtep),
-        networks: networks::joined(&topology, &me.id),
+        networks: networks::carried(&topology, &me.id),
         tasks,
         gateway,
         published: topology.published.keys().copied().collect(),

@@ -1,17 +1,19 @@
 //! The slow path: bridges, vxlan devices and their static entries.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use dataplane_common::addr::{Mac, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of};
 
 use crate::{
     desired::{OverlayNetwork, OverlaySubnet, Peer},
-    model::{Address, Network},
+    model::{Address, Dataplane, Network},
     names,
     topology::Topology,
 };
 
-/// Networks with an endpoint on this node, by id.
-pub(super) fn joined(topology: &Topology<'_>, me: &str) -> Vec<OverlayNetwork> {
-    let networks = topology.joined.iter().filter_map(|id| topology.networks.get(id));
+/// Networks whose slow path this node has, by id.
+pub(super) fn carried(topology: &Topology<'_>, me: &str) -> Vec<OverlayNetwork> {
+    let networks = topology.carried.iter().filter_map(|id| topology.networks.get(id));
     networks.map(|network| overlay(topology, network, me)).collect()
 }
 
@@ -33,6 +35,7 @@ fn overlay(topology: &Topology<'_>, network: &Network, me: &str) -> OverlayNetwo
             .map(|(address, vtep)| Peer { ip: address.ip, mac: address.mac, vtep: *vtep })
             .collect(),
         flood: remote.iter().map(|(_, vtep)| *vtep).collect(),
+        mesh: if network.ingress && s.vni == network.vni() { mesh(topology, network, me) } else { BTreeMap::new() },
     });
     OverlayNetwork {
         id: network.id.clone(),
@@ -41,4 +44,17 @@ fn overlay(topology: &Topology<'_>, network: &Network, me: &str) -> OverlayNetwo
         mtu: network.mtu,
         subnets: subnets.collect(),
     }
+}
+
+/// Whom mesh frames name as their destination: tasks by their ingress address (whatever MAC the table gives them), for the
+/// way back nodes by their VTEP.
+fn mesh(topology: &Topology<'_>, ingress: &Network, me: &str) -> BTreeMap<Mac, Ipv4Addr> {
+    let nodes = topology.model.nodes.values().filter(|n| n.id != me && n.dataplane == Dataplane::Hiveway);
+    let tasks = topology.on(ingress).filter(|(placed, _)| !placed.local && placed.in_mesh);
+    nodes
+        .map(|node| (mac_of(NODE_MAC_PREFIX, node.vtep.octets()), node.vtep))
+        .chain(tasks.map(|(placed, address)| (mac_of(TASK_MAC_PREFIX, address.ip.octets()), placed.vtep)))
+        // A former self of this node may still be listed.
+        .filter(|(_, vtep)| *vtep != topology.vtep)
+        .collect()
 }

@@ -79,16 +79,17 @@ fn forwarding(item: &Item, subnet: &OverlaySubnet, found: Option<&Link>, plan: &
     let empty = Default::default();
     let have = found.map_or(&empty, |link| &link.fdb);
     let name = &subnet.vxlan;
-    // One place per MAC, should a table name two.
-    let peers: BTreeMap<Mac, _> = subnet.peers.iter().map(|peer| (peer.mac, peer.vtep)).collect();
-    let want = peers.iter().map(|(mac, vtep)| (*mac, *vtep)).chain(subnet.flood.iter().map(|vtep| (FLOOD, *vtep)));
+    // One place per MAC, should a table name two; peers before what only the mesh needs.
+    let peers = subnet.peers.iter().map(|peer| (peer.mac, peer.vtep));
+    let places: BTreeMap<Mac, _> = subnet.mesh.iter().map(|(mac, vtep)| (*mac, *vtep)).chain(peers).collect();
+    let want = places.iter().map(|(mac, vtep)| (*mac, *vtep)).chain(subnet.flood.iter().map(|vtep| (FLOOD, *vtep)));
     for (mac, vtep) in want {
         if !have.contains(&(mac, vtep)) {
             plan.fill(item, Action::AddFdb { name: name.clone(), mac, vtep });
         }
     }
     for &(mac, vtep) in have {
-        let keep = if mac == FLOOD { subnet.flood.contains(&vtep) } else { peers.contains_key(&mac) };
+        let keep = if mac == FLOOD { subnet.flood.contains(&vtep) } else { places.contains_key(&mac) };
         if !keep {
             plan.fill(item, Action::RemoveFdb { name: name.clone(), mac, vtep });
         }

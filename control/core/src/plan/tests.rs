@@ -10,9 +10,13 @@ use crate::{
     desired::{GatewayBridge, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
     observed::{GATEWAY_ALIAS, Inside, Kind, Link, Namespace},
 };
+use dataplane_common::addr::Mac;
 use kernel::Kernel;
 
 const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 168, 77, 11), port: 4789 };
+
+/// What mesh frames on the slow path call the other node.
+const NODE: Mac = [2, 0x48, 192, 168, 77, 12];
 
 /// Network `app` (VNI 4097) with one remote peer, one local task on it and on the gateway bridge.
 fn desired() -> Desired {
@@ -38,6 +42,7 @@ fn network(vni: u32) -> OverlayNetwork {
             gateway: [10, 0, 1, 1].into(),
             peers: BTreeSet::from([Peer { ip: [10, 0, 1, 9].into(), mac: [2, 0x42, 10, 0, 1, 9], vtep }]),
             flood: BTreeSet::from([vtep]),
+            mesh: [(NODE, vtep)].into(),
         }],
     }
 }
@@ -200,7 +205,33 @@ fn a_peer_that_moves_keeps_one_place() {
     desired.networks[0].subnets[0].peers.insert(Peer { vtep, ..peer });
     desired.networks[0].subnets[0].flood = BTreeSet::from([vtep]);
     kernel.run(&again(&kernel, &desired));
-    assert_eq!(kernel.observed.links["hwx4097"].fdb, BTreeSet::from([(network::FLOOD, vtep), (peer.mac, vtep)]));
+    let node = (NODE, [192, 168, 77, 12].into());
+    assert_eq!(kernel.observed.links["hwx4097"].fdb, BTreeSet::from([(network::FLOOD, vtep), (peer.mac, vtep), node]));
+    assert_eq!(again(&kernel, &desired), Plan::default());
+}
+
+/// The nodes of the mesh are forwarding entries like any other, but no neighbours.
+#[test]
+fn forwarding_entries_of_the_mesh_are_kept() {
+    let mut desired = desired();
+    let mut kernel = settled(&desired);
+    let vtep = std::net::Ipv4Addr::from([192, 168, 77, 12]);
+    assert!(kernel.observed.links["hwx4097"].fdb.contains(&(NODE, vtep)));
+    assert_eq!(kernel.observed.links["hwx4097"].neighbours.len(), 1);
+    for damaged in [None, Some([9, 9, 9, 9].into())] {
+        let fdb = &mut kernel.observed.links.get_mut("hwx4097").unwrap().fdb;
+        fdb.retain(|(mac, _)| *mac != NODE);
+        fdb.extend(damaged.map(|elsewhere| (NODE, elsewhere)));
+        kernel.run(&again(&kernel, &desired));
+        let fdb: Vec<_> = kernel.observed.links["hwx4097"].fdb.iter().filter(|(mac, _)| *mac == NODE).collect();
+        assert_eq!(fdb, [&(NODE, vtep)], "{damaged:?}");
+    }
+    desired.networks[0].subnets[0].mesh.clear();
+    kernel.run(&again(&kernel, &desired));
+    assert!(!kernel.observed.links["hwx4097"].fdb.contains(&(NODE, vtep)), "the node has left");
+    // One place per MAC: a task's own entry counts.
+    let peer = *desired.networks[0].subnets[0].peers.first().unwrap();
+    desired.networks[0].subnets[0].mesh.insert(peer.mac, [192, 168, 77, 13].into());
     assert_eq!(again(&kernel, &desired), Plan::default());
 }
 

@@ -1,6 +1,8 @@
 //! What several test files need.
 #![allow(dead_code)] // each file uses its own part
 
+pub(crate) mod maps;
+
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use hiveway_core::{
