@@ -10,7 +10,7 @@ mod process;
 mod topology;
 mod wait;
 
-pub use capture::{Capture, tshark};
+pub use capture::{BAD_CHECKSUM, Capture, tshark};
 pub use cleanup::{register_ctrl_c, sweep_dead_labs};
 pub(crate) use cleanup::{register_directory, remove_directory};
 pub use netns::Netns;

@@ -14,16 +14,20 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{Netns, Offloads, cleanup, cleanup::registry};
+use super::{Netns, Offloads, cleanup, cleanup::registry, wait::wait_for};
 use crate::agent::Agent;
 
 /// Labs of one process run one after the other: two cores are shared by generators, agents and servers as it is.
 static SERIAL: Mutex<()> = Mutex::new(());
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);
+
+/// A cable is connected in a millisecond; the kernel delays the news of it by up to a second.
+const LINK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A lab. Everything in it is gone when it is dropped.
 pub struct Lab {
@@ -93,6 +97,7 @@ impl Lab {
         self.switch.run(&format!("ip link set {label} master br0 up"))?;
         netns.run(&format!("ip addr add 192.168.77.{host}/24 dev eth0"))?;
         netns.run("ip link set eth0 up")?;
+        self.wait_connected(label, &netns)?;
         netns.run("ip route add default via 192.168.77.1")?;
         Ok(netns)
     }
@@ -111,8 +116,22 @@ impl Lab {
         self.switch.run("ip link set far up")?;
         netns.run("ip addr add 192.168.88.100/24 dev eth0")?;
         netns.run("ip link set eth0 up")?;
+        self.wait_connected("far", &netns)?;
         netns.run("ip route add default via 192.168.88.1")?;
         Ok(netns)
+    }
+
+    /// Both ends of the cable between a switch port and `eth0` have their carrier: the kernel reports it some time after
+    /// `up`, and whoever looks at the links before would see them change by themselves.
+    fn wait_connected(&self, port: &str, netns: &Netns) -> Result<()> {
+        for (end, interface) in [(&self.switch, port), (netns, "eth0")] {
+            wait_for(&format!("{interface} in {} to come up", end.label()), LINK_LIMIT, || {
+                let state = end.run(&format!("ip -br link show dev {interface}"))?;
+                ensure!(state.split_whitespace().nth(1) == Some("UP") && state.contains("LOWER_UP"), "{state}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// A namespace without any interface, as a task's is before the agent has seen it.

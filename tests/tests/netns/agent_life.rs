@@ -10,7 +10,7 @@ use hiveway_tests::{
 };
 use serde_json::Value;
 
-use crate::support::Cluster;
+use crate::{snapshot::Snapshot, support::Cluster};
 
 /// A service with one backend on n2, and users on n1 and n2.
 fn one_backend() -> Table {
@@ -211,7 +211,7 @@ fn teardown_leaves_nothing_of_ours_and_everything_else() {
         table.item_mut("tasks", "web.1")["netns"] = serde_json::json!(own.path());
         let file = lab.directory().join("table.json");
         table.write(&file)?;
-        let before = snapshot(node)?;
+        let before = Snapshot::of(node)?;
         let own_before = own.interfaces()?;
         let pins_before = pins()?;
         let options = hiveway_tests::agent::AgentOptions {
@@ -225,14 +225,11 @@ fn teardown_leaves_nothing_of_ours_and_everything_else() {
             ensure!(own.interfaces()?.len() == 3, "{:?}", own.interfaces()?);
             Ok(())
         })?;
-        ensure!(snapshot(node)? != before, "the agent has changed nothing; the comparison would prove nothing");
+        ensure!(Snapshot::of(node)? != before, "the agent has changed nothing; the comparison would prove nothing");
         agent.terminate()?;
         agent.teardown()?;
-        let after = snapshot(node)?;
-        for (what, text) in &before {
-            let now = after.iter().find(|(name, _)| name == what).map_or("", |(_, text)| text);
-            ensure!(text == now, "teardown changed {what}:\n{}", difference(text, now));
-        }
+        let difference = before.difference(&Snapshot::of(node)?);
+        ensure!(difference.is_empty(), "teardown changed {difference}");
         ensure!(own.interfaces()? == own_before, "left in the task's namespace: {:?}", own.interfaces()?);
         ensure!(!agent.bpffs().exists() || std::fs::read_dir(agent.bpffs())?.next().is_none(), "pins are left");
         ensure!(
@@ -243,48 +240,6 @@ fn teardown_leaves_nothing_of_ours_and_everything_else() {
         agent.teardown()?;
         agent.restart()
     });
-}
-
-/// Everything that an agent could touch in a node's namespace, as text.
-fn snapshot(node: &Netns) -> Result<Vec<(String, String)>> {
-    let mut parts = Vec::new();
-    for command in [
-        "ip -d link",
-        "ip addr",
-        "ip rule",
-        "ip route show table all",
-        "ip neigh show nud permanent",
-        "bridge fdb show",
-        "nft list ruleset",
-        "sysctl -a -r net.ipv4.(ip_|conf|tcp_|neigh)",
-        "tc filter show dev eth0 ingress",
-        "tc qdisc show",
-    ] {
-        parts.push((command.to_owned(), volatile_removed(&node.run(command)?)));
-    }
-    Ok(parts)
-}
-
-/// Counters and ages are not configuration.
-fn volatile_removed(text: &str) -> String {
-    let keep = |line: &&str| !line.contains("gc_timer") && !line.contains("hello_timer");
-    let mut kept: Vec<String> = text
-        .lines()
-        .filter(keep)
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-        .map(|line| match line.split_once("packets ") {
-            Some((start, _)) => start.to_owned(),
-            None => line,
-        })
-        .collect();
-    kept.dedup();
-    kept.join("\n")
-}
-
-fn difference(before: &str, after: &str) -> String {
-    let lost = before.lines().filter(|line| !after.lines().any(|other| other == *line)).map(|line| format!("- {line}"));
-    let new = after.lines().filter(|line| !before.lines().any(|other| other == *line)).map(|line| format!("+ {line}"));
-    lost.chain(new).collect::<Vec<_>>().join("\n")
 }
 
 fn pins() -> Result<Vec<String>> {

@@ -11,7 +11,10 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::{Cluster, assert_even};
+use crate::{
+    snapshot::Snapshot,
+    support::{Cluster, assert_even},
+};
 
 fn two_tasks() -> Table {
     Table::with_nodes(2)
@@ -69,7 +72,7 @@ fn an_agent_that_cannot_work_says_why_and_changes_nothing() {
     scenario(|lab| {
         let node = lab.node("n1", 11)?;
         two_tasks().write(&lab.directory().join("table.json"))?;
-        let before = node.run("ip -d link")? + &node.run("nft list ruleset")?;
+        let before = Snapshot::of(&node)?;
         mentions(&refused(lab, &node, &[("--node", "n9")], &[])?, &["n9"])?;
         mentions(&refused(lab, &node, &[("--underlay", "eth7")], &[])?, &["eth7"])?;
         let nowhere = lab.directory().join("no-bpffs").display().to_string();
@@ -78,8 +81,8 @@ fn an_agent_that_cannot_work_says_why_and_changes_nothing() {
         mentions(&refused(lab, &node, &[("--table", "nonsense")], &[])?, &["nonsense"])?;
         let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
         mentions(&refused(lab, &node, &[], &nobody)?, &["root"])?;
-        let after = node.run("ip -d link")? + &node.run("nft list ruleset")?;
-        ensure!(before == after, "a refused agent has changed the node:\n{before}\n{after}");
+        let difference = before.difference(&Snapshot::of(&node)?);
+        ensure!(difference.is_empty(), "a refused agent has changed the node:\n{difference}");
         Ok(())
     });
 }

@@ -13,5 +13,6 @@ mod namespaces;
 mod overlay;
 mod plain_linux;
 mod scaling;
+mod snapshot;
 mod support;
 mod vip;
