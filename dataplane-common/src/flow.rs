@@ -130,7 +130,7 @@ pub struct Affinity {
     pub _pad: [u8; 4],
 }
 
-/// Value of map `DIRECT_GATE` (array of one): whether any direct connection has its source port translated. Programs look
+/// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct connection has its source port translated. Programs look
 /// for such connections only while the two numbers differ.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

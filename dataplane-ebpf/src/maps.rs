@@ -50,7 +50,7 @@ pub(crate) static AFFINITY_PENDING: LruHashMap<AffinityKey, Affinity, { MAX_PEND
 #[btf_map]
 pub(crate) static FLOWS_PENDING: LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }> = LruHashMap::new();
 #[btf_map]
-pub(crate) static DIRECT_GATE: Array<DirectGate, 1> = Array::new();
+pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]

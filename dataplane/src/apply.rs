@@ -1,12 +1,14 @@
 //! Brings the maps to a desired state, in an order in which packets are right all the time: what is pointed to is
-//! written before what points to it, and removed after it.
+//! written before what points to it, and removed after it. Ports are closed before anything is opened: whoever may use
+//! a restricted port is known before it is restricted, and it is restricted before its backends are published.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
 use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, kind},
-    service::{PortKey, PublishedPort},
+    mesh::{ClientPrefix, ClientRule},
+    service::{AllowPrefix, PortKey, PublishedPort, port_flag},
     state::{MapState, SetKey},
 };
 
@@ -16,7 +18,7 @@ use crate::{
     clock::monotonic_now,
     diff::diff,
     pod::{Plain, Raw},
-    table::{MapFault, Table},
+    table::{Entries, MapFault},
     tables::Tables,
 };
 
@@ -34,6 +36,14 @@ impl Tables {
         let now = monotonic_now();
 
         self.put_config(&want.config, have.config, &mut changes);
+        let allow: BTreeMap<_, _> = want.allow.iter().map(|prefix| (*prefix, ALLOWED)).collect();
+        put(&mut self.allow, &have.allow, &allow, &mut changes);
+        let closed = closed_ports(&have.ports, want);
+        put(&mut self.ports, &have.ports, &closed, &mut changes);
+        // What an entry allows in a port that is not to be restricted any more, it allows until the port is open.
+        let (still, no_longer): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            have.allow.iter().partition(|((_, prefix), _)| want.restricted.contains(&prefix.port));
+        remove(&mut self.allow, &owned(&still), &allow, &mut changes);
         let (vips, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
             want.endpoints.iter().partition(|(_, endpoint)| endpoint.kind == kind::VIP);
 
@@ -41,18 +51,21 @@ impl Tables {
         put(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
         put(&mut self.endpoints, &have.endpoints, &owned(&others), &mut changes);
         put(&mut self.locals, &have.locals, &want.locals, &mut changes);
+        put(&mut self.clients, &have.clients, &want.clients, &mut changes);
         put(&mut self.targets, &have.targets, &want.targets, &mut changes);
         put(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
         self.sets.put(&want.sets, now, &mut changes);
         let vips = self.with_sets(&vips, &mut changes);
         let ports = self.published_ports(want);
         put(&mut self.endpoints, &have.endpoints, &vips, &mut changes);
-        put(&mut self.ports, &have.ports, &ports, &mut changes);
+        put(&mut self.ports, &overlaid(&have.ports, &closed), &ports, &mut changes);
 
         // A VIP that has no set yet stays as it is rather than being removed.
         remove(&mut self.ports, &have.ports, &ports, &mut changes);
+        remove(&mut self.allow, &owned(&no_longer), &allow, &mut changes);
         remove(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
         remove(&mut self.targets, &have.targets, &want.targets, &mut changes);
+        remove(&mut self.clients, &have.clients, &want.clients, &mut changes);
         remove(&mut self.locals, &have.locals, &want.locals, &mut changes);
         remove(&mut self.endpoints, &have.endpoints, &want.endpoints, &mut changes);
         remove(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
@@ -77,6 +90,8 @@ impl Tables {
             node_addresses: self.node_addresses.read()?,
             ports: self.ports.read()?,
             targets: self.targets.read()?,
+            allow: self.allow.read()?,
+            clients: self.clients.read()?,
         })
     }
 
@@ -116,10 +131,9 @@ impl Tables {
             .filter_map(|key| match key {
                 SetKey::Port { proto, port } => {
                     let set = self.sets.id(key)?;
-                    Some((
-                        PortKey { proto: *proto, _pad: 0, port: *port },
-                        PublishedPort { set, ..PublishedPort::default() },
-                    ))
+                    let key = PortKey { proto: *proto, _pad: 0, port: *port };
+                    let flags = if want.restricted.contains(&key) { port_flag::RESTRICTED } else { 0 };
+                    Some((key, PublishedPort { set, flags, ..PublishedPort::default() }))
                 }
                 SetKey::Vip { .. } => None,
             })
@@ -137,6 +151,24 @@ struct Held {
     node_addresses: BTreeMap<[u8; 4], dataplane_common::mesh::NodeAddress>,
     ports: BTreeMap<PortKey, PublishedPort>,
     targets: BTreeMap<dataplane_common::mesh::TargetKey, dataplane_common::mesh::Target>,
+    allow: BTreeMap<(u32, AllowPrefix), u32>,
+    clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
+}
+
+/// Value of entries in map `ALLOW`.
+const ALLOWED: u32 = 1;
+
+/// Ports that are open and are to be restricted, with that flag.
+fn closed_ports(have: &BTreeMap<PortKey, PublishedPort>, want: &MapState) -> BTreeMap<PortKey, PublishedPort> {
+    have.iter()
+        .filter(|(key, port)| want.restricted.contains(key) && port.flags & port_flag::RESTRICTED == 0)
+        .map(|(key, port)| (*key, PublishedPort { flags: port.flags | port_flag::RESTRICTED, ..*port }))
+        .collect()
+}
+
+/// `over` where it says something, `under` otherwise.
+fn overlaid<K: Copy + Ord, V: Copy>(under: &BTreeMap<K, V>, over: &BTreeMap<K, V>) -> BTreeMap<K, V> {
+    under.iter().chain(over).map(|(key, value)| (*key, *value)).collect()
 }
 
 fn owned<K: Copy + Ord, V: Copy>(borrowed: &BTreeMap<&K, &V>) -> BTreeMap<K, V> {
@@ -144,9 +176,9 @@ fn owned<K: Copy + Ord, V: Copy>(borrowed: &BTreeMap<&K, &V>) -> BTreeMap<K, V> 
 }
 
 /// Writes new and changed entries.
-fn put<K, V>(table: &mut Table<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, V>, changes: &mut Changes)
+fn put<K, V>(table: &mut impl Entries<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, V>, changes: &mut Changes)
 where
-    K: Plain + Ord + Debug,
+    K: Copy + Ord + Debug,
     V: Plain + PartialEq,
 {
     for (key, value, new) in diff(have, want).put {
@@ -159,9 +191,9 @@ where
 }
 
 /// Removes entries that are not wanted.
-fn remove<K, V, W>(table: &mut Table<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, W>, changes: &mut Changes)
+fn remove<K, V, W>(table: &mut impl Entries<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, W>, changes: &mut Changes)
 where
-    K: Plain + Ord + Debug,
+    K: Copy + Ord + Debug,
     V: Plain,
 {
     for key in have.keys().filter(|key| !want.contains_key(key)) {

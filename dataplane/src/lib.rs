@@ -13,6 +13,7 @@ mod clock;
 mod dataplane;
 mod diff;
 mod flows;
+mod gate;
 mod load;
 mod lock;
 mod logger;
@@ -31,7 +32,9 @@ mod tables;
 mod teardown;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trie;
 mod verify;
+mod words;
 
 pub use crate::{
     adopt::AdoptError,

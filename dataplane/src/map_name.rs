@@ -31,6 +31,16 @@ pub enum MapName {
     Affinity,
     /// Connections that are translated here.
     Flows,
+    /// As `Affinity`, of connections that have not proved themselves yet.
+    AffinityPending,
+    /// As `Flows`, of connections that have not proved themselves yet.
+    FlowsPending,
+    /// Whether any direct connection is translated.
+    DirectGate,
+    /// Who may use restricted ports.
+    Allow,
+    /// Clients that are shown with another address.
+    Clients,
     /// Dropped packets by reason.
     Drops,
     /// Handled packets by what was done.
@@ -53,6 +63,11 @@ impl MapName {
         Self::MeshTargets,
         Self::Affinity,
         Self::Flows,
+        Self::AffinityPending,
+        Self::FlowsPending,
+        Self::DirectGate,
+        Self::Allow,
+        Self::Clients,
         Self::Drops,
         Self::Counters,
     ];
@@ -73,6 +88,11 @@ impl MapName {
             Self::MeshTargets => "MESH_TARGETS",
             Self::Affinity => "AFFINITY",
             Self::Flows => "FLOWS",
+            Self::AffinityPending => "AFFINITY_PENDING",
+            Self::FlowsPending => "FLOWS_PENDING",
+            Self::DirectGate => "DIRECT_GATE",
+            Self::Allow => "ALLOW",
+            Self::Clients => "CLIENTS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",
         }

@@ -33,16 +33,20 @@ pub(crate) struct Table<K, V> {
     fd: OwnedFd,
 }
 
+/// What can be written entry by entry.
+pub(crate) trait Entries<K, V> {
+    fn name(&self) -> MapName;
+    fn put(&mut self, key: K, value: V) -> Result<(), MapFault>;
+    /// Removes the entry; it is no error if there is none.
+    fn remove(&mut self, key: &K) -> Result<(), MapFault>;
+}
+
 impl<K: Plain + Ord, V: Plain> Table<K, V> {
     /// Wraps the map; fails if it is no hash map with such keys and values.
     pub(crate) fn new(name: MapName, map: Map) -> Result<Self, MapFault> {
         let fault = |source| MapFault { map: name, source };
-        let fd = map_fd(&map).try_clone_to_owned().map_err(|e| fault(e.into()))?;
+        let fd = descriptor(name, &map)?.try_clone_to_owned().map_err(|e| fault(e.into()))?;
         Ok(Self { name, map: HashMap::try_from(map).map_err(fault)?, fd })
-    }
-
-    pub(crate) fn name(&self) -> MapName {
-        self.name
     }
 
     /// Everything that the map holds. Entries that are added or removed meanwhile may or may not be there; all others
@@ -59,30 +63,48 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         }
     }
 
-    pub(crate) fn put(&mut self, key: K, value: V) -> Result<(), MapFault> {
-        self.map.insert(Raw(key), Raw(value), 0).map_err(|error| self.fault(error))
-    }
-
-    /// Removes the entry; it is no error if there is none.
-    pub(crate) fn remove(&mut self, key: &K) -> Result<(), MapFault> {
-        match self.map.remove(&Raw(*key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(error) => Err(self.fault(error)),
-        }
-    }
-
     fn fault(&self, source: MapError) -> MapFault {
         MapFault { map: self.name, source }
     }
 }
 
-/// The descriptor of a map of one of the types that we use.
-pub(crate) fn map_fd(map: &Map) -> BorrowedFd<'_> {
-    match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => data.fd().as_fd(),
-        other => unreachable!("the object's definitions were checked; {other:?} is none of ours"),
+impl<K: Plain + Ord, V: Plain> Entries<K, V> for Table<K, V> {
+    fn name(&self) -> MapName {
+        self.name
     }
+
+    fn put(&mut self, key: K, value: V) -> Result<(), MapFault> {
+        self.map.insert(Raw(key), Raw(value), 0).map_err(|error| self.fault(error))
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapFault> {
+        absent_is_gone(self.map.remove(&Raw(*key))).map_err(|error| self.fault(error))
+    }
+}
+
+/// The outcome of a removal, where what was not there counts as removed.
+pub(crate) fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// The descriptor of a map of one of the types that we keep; `None` for others.
+pub(crate) fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
+            Some(data.fd().as_fd())
+        }
+        _ => None,
+    }
+}
+
+/// As [`map_fd`]; for maps whose type a user cannot have got wrong.
+pub(crate) fn descriptor(name: MapName, map: &Map) -> Result<BorrowedFd<'_>, MapFault> {
+    let wrong = || MapFault { map: name, source: MapError::InvalidMapType { map_type: 0 } };
+    map_fd(map).ok_or_else(wrong)
 }
 
 /// Reads a hash map bucket by bucket: unlike key by key, a removal meanwhile cannot send us back to the start.

@@ -10,16 +10,18 @@ use dataplane_common::{
     counter::Stat,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
     flow::{Affinity, AffinityKey, Flow, FlowKey},
-    mesh::{NodeAddress, Target, TargetKey},
-    service::{PortKey, PublishedPort},
+    mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    service::{AllowPrefix, PortKey, PublishedPort},
     state::SetKey,
 };
 
 use crate::{
     MapName,
+    gate::Gate,
     pod::Raw,
     sets::Sets,
     table::{MapFault, Table},
+    trie::Trie,
 };
 
 /// One handle per map.
@@ -32,9 +34,17 @@ pub(crate) struct Tables {
     pub(crate) node_addresses: Table<Ip4, NodeAddress>,
     pub(crate) ports: Table<PortKey, PublishedPort>,
     pub(crate) targets: Table<TargetKey, Target>,
+    pub(crate) allow: Trie<AllowPrefix, u32>,
+    pub(crate) clients: Trie<ClientPrefix, ClientRule>,
     pub(crate) sets: Sets,
     pub(crate) flows: Table<FlowKey, Flow>,
     pub(crate) affinity: Table<AffinityKey, Affinity>,
+    #[allow(dead_code, reason = "read by the sweep to come")]
+    pub(crate) flows_pending: Table<FlowKey, Flow>,
+    #[allow(dead_code, reason = "read by the sweep to come")]
+    pub(crate) affinity_pending: Table<AffinityKey, Affinity>,
+    #[allow(dead_code, reason = "read by the sweep to come")]
+    pub(crate) gate: Gate,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
     pub(crate) counters: PerCpuArray<MapData, Raw<Stat>>,
 }
@@ -58,9 +68,14 @@ impl Tables {
             node_addresses: Table::new(MapName::NodeAddresses, take(MapName::NodeAddresses)?)?,
             ports,
             targets: Table::new(MapName::MeshTargets, take(MapName::MeshTargets)?)?,
+            allow: Trie::new(MapName::Allow, take(MapName::Allow)?)?,
+            clients: Trie::new(MapName::Clients, take(MapName::Clients)?)?,
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,
             affinity: Table::new(MapName::Affinity, take(MapName::Affinity)?)?,
+            flows_pending: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
+            affinity_pending: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
+            gate: Gate::new(&take(MapName::DirectGate)?)?,
             drops: per_cpu(MapName::Drops, take(MapName::Drops)?)?,
             counters: per_cpu(MapName::Counters, take(MapName::Counters)?)?,
         })

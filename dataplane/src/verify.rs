@@ -15,6 +15,7 @@ use crate::{
     object::OBJECT,
     preflight,
     sys::load_with_statistics,
+    table::map_fd,
 };
 
 /// The verifier's figures for one program.
@@ -90,8 +91,8 @@ pub fn verify() -> Result<Vec<Verified>, VerifyError> {
 /// The descriptor of a map; `None` for kinds that the object has none of.
 fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => Some(data.fd().as_fd()),
-        _ => None,
+        Map::RingBuf(data) => Some(data.fd().as_fd()),
+        other => map_fd(other),
     }
 }
 

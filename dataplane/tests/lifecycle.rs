@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use dataplane::{
     AdoptError, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, TcHook, TeardownError,
     Timeouts, teardown,
@@ -18,8 +18,8 @@ use dataplane::{
 use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
-    mesh::{NodeAddress, Target, TargetKey},
-    service::Backend,
+    mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey, shown_as},
+    service::{AllowPrefix, Backend, PortKey},
     state::{MapState, SetKey},
 };
 use support::{
@@ -35,6 +35,13 @@ fn vip(last: u8) -> SetKey {
 
 fn port(port: u16) -> SetKey {
     SetKey::Port { proto: 6, port: port.to_be_bytes() }
+}
+
+/// Port 8080 in map `PORTS`.
+const PORT: PortKey = PortKey { proto: 6, _pad: 0, port: 8080u16.to_be_bytes() };
+
+fn prefix(ip: [u8; 4]) -> AllowPrefix {
+    AllowPrefix { port: PORT, ip }
 }
 
 fn backends(count: u8) -> Vec<Backend> {
@@ -63,6 +70,10 @@ fn state() -> MapState {
         state.sets.insert(vip(last), backends(count));
     }
     state.sets.insert(port(8080), backends(2));
+    state.restricted.insert(PORT);
+    state.allow.extend([(32, prefix([0; 4])), (40, prefix([198, 0, 0, 0])), (64, prefix([198, 51, 100, 7]))]);
+    let client = ClientPrefix { ifindex: 8u32.to_be_bytes(), ip: [10, 0, 1, 0] };
+    state.clients.insert((56, client), ClientRule { shown_as: shown_as::GATEWAY, ..ClientRule::default() });
     state
 }
 
@@ -83,6 +94,7 @@ fn applying_twice_changes_nothing_and_damage_is_repaired() -> Result<()> {
         assert_eq!(inserted[&MapName::Sets], 4);
         assert_eq!(inserted[&MapName::Backends], 3 + 1 + 2);
         assert_eq!(inserted[&MapName::Ports], 1);
+        assert_eq!((inserted[&MapName::Allow], inserted[&MapName::Clients]), (3, 1));
         assert!(dataplane.apply(&state)?.is_empty());
 
         // A foreign hand.
@@ -91,16 +103,26 @@ fn applying_twice_changes_nothing_and_damage_is_repaired() -> Result<()> {
         let mut slots: Array<_, [u8; 16]> =
             Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/BACKENDS"))?).try_into()?;
         slots.set(0, [0xee; 16], 0)?;
+        let mut allow: LpmTrie<_, [u8; 8], u32> =
+            Map::LpmTrie(MapData::from_pin(bpffs.join("hiveway/maps/ALLOW"))?).try_into()?;
+        allow.insert(&Key::new(64, [6, 0, 31, 144, 1, 2, 3, 4]), 1, 0)?;
+        allow.remove(&Key::new(40, [6, 0, 31, 144, 198, 0, 0, 0]))?;
+        let mut clients: LpmTrie<_, [u8; 8], [u8; 4]> =
+            Map::LpmTrie(MapData::from_pin(bpffs.join("hiveway/maps/CLIENTS"))?).try_into()?;
+        clients.insert(&Key::new(56, [0, 0, 0, 8, 10, 0, 1, 0]), [shown_as::INGRESS_NODE, 0, 0, 0], 0)?;
         let repaired = dataplane.apply(&state)?;
         let vteps = repaired.maps[&MapName::Vteps];
         assert_eq!((vteps.inserted, vteps.removed), (1, 1));
         assert_eq!(repaired.maps[&MapName::Sets].updated, 1);
+        let allow = repaired.maps[&MapName::Allow];
+        assert_eq!((allow.inserted, allow.updated, allow.removed), (1, 0, 1));
+        assert_eq!(repaired.maps[&MapName::Clients].updated, 1);
         assert!(dataplane.apply(&state)?.is_empty());
 
         // Everything can be taken away again.
         assert_eq!(dataplane.apply(&MapState { config: state.config, ..MapState::default() })?.failures, []);
         assert_eq!(pin::<[u8; 8], [u8; 32]>(bpffs, MapName::Endpoints)?.keys().count(), 0);
-        assert_eq!(pin::<[u8; 4], [u8; 4]>(bpffs, MapName::Ports)?.keys().count(), 0);
+        assert_eq!(pin::<[u8; 4], [u8; 8]>(bpffs, MapName::Ports)?.keys().count(), 0);
         Ok(())
     })
 }
@@ -190,9 +212,11 @@ fn other_file_systems_and_versions_are_refused_with_the_remedy() -> Result<()> {
 
         Dataplane::open(&options(bpffs))?.apply(&state())?;
         let path = bpffs.join("hiveway/maps/CONFIG");
-        let mut config: Array<_, [u32; 6]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
+        let mut config: Array<_, [u32; 10]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
         let good = config.get(&0, 0)?;
-        config.set(0, [99, good[1], good[2], good[3], good[4], good[5]], 0)?;
+        let mut bad = good;
+        bad[0] = 99;
+        config.set(0, bad, 0)?;
         let Err(OpenError::Adopt(error @ AdoptError::Abi { found: 99, .. })) = Dataplane::open(&options(bpffs)) else {
             bail!("adopted maps of another version")
         };

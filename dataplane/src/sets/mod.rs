@@ -4,7 +4,6 @@
 //! slots rest. The agent keeps no file about it: after a restart ids and slots are recovered from what the maps hold.
 
 mod runs;
-mod words;
 
 use std::collections::BTreeMap;
 
@@ -14,15 +13,13 @@ use dataplane_common::{
     state::SetKey,
 };
 
-use self::{
-    runs::{Run, Runs},
-    words::Words,
-};
+use self::runs::{Run, Runs};
 use crate::{
     MapName,
     changes::{Changes, Delta},
     pod::Raw,
-    table::{MapFault, map_fd},
+    table::{MapFault, descriptor},
+    words::Words,
 };
 
 /// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two seconds
@@ -55,7 +52,8 @@ impl Sets {
     ) -> Result<Self, MapFault> {
         let fault = |map| move |source| MapFault { map, source };
         let count = Array::<_, u64>::try_from(sets).map_err(fault(MapName::Sets))?.len();
-        let words = Words::map(map_fd(sets), count).map_err(|error| fault(MapName::Sets)(MapError::IoError(error)))?;
+        let words = Words::map(descriptor(MapName::Sets, sets)?, count)
+            .map_err(|error| fault(MapName::Sets)(MapError::IoError(error)))?;
         let backends: Array<MapData, Raw<Backend>> = Array::try_from(backends).map_err(fault(MapName::Backends))?;
         // Id 0 stays unused: it is what an entry says that was never given a set.
         let mut this = Self {
@@ -68,13 +66,17 @@ impl Sets {
         // What rested when the previous agent ended counts as free: loading programs has taken far longer than a packet.
         for (key, id) in found {
             if this.ids.reserve(Run { base: id, len: 1 }) {
-                let word = this.words.load(id);
+                let word = this.load(id);
                 let run = Run { base: word.base, len: word.count.into() };
                 let run = (run.len == 0 || this.slots.reserve(run)).then_some(run);
                 this.known.insert(key, Set { id, run });
             }
         }
         Ok(this)
+    }
+
+    fn load(&self, id: u32) -> SetWord {
+        SetWord::unpack(self.words.load(id))
     }
 
     /// The id of a set, if there is one.
@@ -85,7 +87,7 @@ impl Sets {
     /// The word of a set, if there is one.
     #[cfg(feature = "testing")]
     pub(crate) fn word(&self, key: &SetKey) -> Option<SetWord> {
-        self.known.get(key).map(|set| self.words.load(set.id))
+        self.known.get(key).map(|set| self.load(set.id))
     }
 
     /// Brings all wanted sets into being. Sets that are as they should be are not touched.
@@ -127,8 +129,8 @@ impl Sets {
                 }
             },
         };
-        let generation = self.words.load(id).generation.wrapping_add(1);
-        self.words.store(id, SetWord { base: run.base, count, generation });
+        let generation = self.load(id).generation.wrapping_add(1);
+        self.words.store(id, SetWord { base: run.base, count, generation }.pack());
         if let Some(Set { run: Some(old), .. }) = known {
             self.slots.give_back(old, now);
         }
@@ -141,7 +143,7 @@ impl Sets {
 
     /// Whether the maps hold exactly this for the set.
     fn holds(&self, id: u32, run: Run, want: &[Backend]) -> Result<bool, MapFault> {
-        let word = self.words.load(id);
+        let word = self.load(id);
         let base_differs = run.len > 0 && word.base != run.base;
         if base_differs || u32::from(word.count) != run.len || run.len as usize != want.len() {
             return Ok(false);

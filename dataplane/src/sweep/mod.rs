@@ -14,7 +14,11 @@ use dataplane_common::{
 
 use self::decide::Reason;
 pub use self::timeouts::Timeouts;
-use crate::{clock::monotonic_now, table::MapFault, tables::Tables};
+use crate::{
+    clock::monotonic_now,
+    table::{Entries as _, MapFault},
+    tables::Tables,
+};
 
 /// What a sweep saw and removed, in table entries (a translated connection has two in `FLOWS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use dataplane_common::{
     addr::Tag,
     counter::{Counter, Stat},
     drop_reason::DropReason,
-    flow::{Affinity, AffinityKey, Flow, FlowKey},
+    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
     mark,
     service::SetWord,
     state::{MapState, SetKey},
@@ -23,7 +23,9 @@ use crate::{
     Changes, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
     apply::ApplyError,
     load::{self, Maps},
+    pod::Plain,
     preflight,
+    table::{Entries as _, Table},
     tables::Tables,
 };
 
@@ -38,6 +40,10 @@ const SIZES: &[(MapName, u32)] = &[
     (MapName::MeshTargets, 64),
     (MapName::Flows, 2048),
     (MapName::Affinity, 2048),
+    (MapName::FlowsPending, 2048),
+    (MapName::AffinityPending, 2048),
+    (MapName::Allow, 64),
+    (MapName::Clients, 64),
 ];
 
 /// Room for what a program adds in front of a packet.
@@ -172,9 +178,21 @@ impl Harness {
         Ok(self.tables.drops()?.into_iter().collect())
     }
 
-    /// What `FLOWS` holds.
+    /// What `FLOWS` and `FLOWS_PENDING` hold; an established entry hides a pending one.
     pub fn flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        let mut flows = self.pending_flows()?;
+        flows.extend(self.established_flows()?);
+        Ok(flows)
+    }
+
+    /// What `FLOWS` holds.
+    pub fn established_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
         Ok(self.tables.flows.read()?)
+    }
+
+    /// What `FLOWS_PENDING` holds.
+    pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        Ok(self.tables.flows_pending.read()?)
     }
 
     /// Puts an entry into `FLOWS`, as packets do.
@@ -182,14 +200,41 @@ impl Harness {
         Ok(self.tables.flows.put(key, flow)?)
     }
 
-    /// What `AFFINITY` holds.
+    /// Puts an entry into `FLOWS_PENDING`, as packets do.
+    pub fn put_pending_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
+        Ok(self.tables.flows_pending.put(key, flow)?)
+    }
+
+    /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
     pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        let mut affinity = self.pending_affinity()?;
+        affinity.extend(self.established_affinity()?);
+        Ok(affinity)
+    }
+
+    /// What `AFFINITY` holds.
+    pub fn established_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
         Ok(self.tables.affinity.read()?)
+    }
+
+    /// What `AFFINITY_PENDING` holds.
+    pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        Ok(self.tables.affinity_pending.read()?)
+    }
+
+    /// What `DIRECT_GATE` holds.
+    pub fn direct_gate(&self) -> DirectGate {
+        self.tables.gate.read()
     }
 
     /// Puts an entry into `AFFINITY`, as packets do.
     pub fn put_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
         Ok(self.tables.affinity.put(key, affinity)?)
+    }
+
+    /// Puts an entry into `AFFINITY_PENDING`, as packets do.
+    pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
+        Ok(self.tables.affinity_pending.put(key, affinity)?)
     }
 
     /// Sweeps as the agent does.
@@ -199,12 +244,12 @@ impl Harness {
 
     /// Forgets all connections.
     pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
-        for key in self.tables.flows.read()?.keys() {
-            self.tables.flows.remove(key)?;
-        }
-        for key in self.tables.affinity.read()?.keys() {
-            self.tables.affinity.remove(key)?;
-        }
+        let tables = &mut self.tables;
+        forget(&mut tables.flows)?;
+        forget(&mut tables.flows_pending)?;
+        forget(&mut tables.affinity)?;
+        forget(&mut tables.affinity_pending)?;
+        tables.gate.clear(tables.gate.read().created);
         Ok(())
     }
 
@@ -219,6 +264,10 @@ impl Harness {
     pub fn set_word(&self, set: &SetKey) -> Option<SetWord> {
         self.tables.sets.word(set)
     }
+}
+
+fn forget<K: Plain + Ord, V: Plain>(table: &mut Table<K, V>) -> Result<(), MapFault> {
+    table.read()?.keys().try_for_each(|key| table.remove(key))
 }
 
 fn decision(cb: &[u32; 5]) -> Option<Decision> {

@@ -1,4 +1,4 @@
-//! Map `SETS`, memory-mapped: one word per backend set, written with one store.
+//! A memory-mapped array map: numbers of eight bytes, each read and written as a whole.
 
 use std::{
     io,
@@ -8,10 +8,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use dataplane_common::service::SetWord;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The words of all sets.
+/// The words of a map.
 pub(crate) struct Words {
     start: NonNull<AtomicU64>,
     count: usize,
@@ -35,22 +34,22 @@ impl Words {
         Ok(Self { start: start.cast(), count, bytes })
     }
 
-    fn word(&self, set: u32) -> Option<&AtomicU64> {
-        let index = set as usize;
+    fn word(&self, index: u32) -> Option<&AtomicU64> {
+        let index = index as usize;
         // SAFETY: the index lies inside the mapping, which lives as long as `self`; pages are aligned for u64; both
         // the programs and we access the words as wholes.
         (index < self.count).then(|| unsafe { self.start.add(index).as_ref() })
     }
 
-    /// The word of `set`; the empty word for a number that is too high.
-    pub(crate) fn load(&self, set: u32) -> SetWord {
-        SetWord::unpack(self.word(set).map_or(0, |word| word.load(Ordering::Acquire)))
+    /// A word; zero for a number that is too high.
+    pub(crate) fn load(&self, index: u32) -> u64 {
+        self.word(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// Stores the word of `set`. Packets see the old or the new one, and with the new one the slots written before.
-    pub(crate) fn store(&self, set: u32, value: SetWord) {
-        if let Some(word) = self.word(set) {
-            word.store(value.pack(), Ordering::Release);
+    /// Stores a word. Packets see the old or the new one, and with the new one what was written before it.
+    pub(crate) fn store(&self, index: u32, value: u64) {
+        if let Some(word) = self.word(index) {
+            word.store(value, Ordering::Release);
         }
     }
 }
@@ -59,7 +58,7 @@ impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: exactly the mapping made in `map`; no reference into it outlives `self`.
         if let Err(error) = unsafe { munmap(self.start.cast(), self.bytes.get()) } {
-            tracing::warn!(%error, "cannot unmap SETS");
+            tracing::warn!(%error, "cannot unmap an array");
         }
     }
 }
