@@ -33,4 +33,6 @@ pub mod decision {
     /// Answered with a reset or an ICMP error, back where it came from; `cb[1]` holds the
     /// [`crate::drop_reason::DropReason`] it is counted under.
     pub const REFUSE: u32 = 7;
+    /// Out of the interface in `cb[1]` as it is.
+    pub const DEVICE: u32 = 8;
 }

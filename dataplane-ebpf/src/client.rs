@@ -1,8 +1,10 @@
-//! Hook `from_client`: a packet arrives on an interface that is not the underlay.
+//! Hook `from_client`: a packet arrives on an interface that is not the underlay, or from the node itself through the
+//! host link.
 
 use aya_ebpf::programs::TcContext;
 
 use crate::{
+    host,
     maps::config,
     mesh_ingress, parse,
     verdict::{Action, Verdict},
@@ -12,7 +14,13 @@ use crate::{
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     match parse::from_outside(ctx) {
-        Some(packet) => mesh_ingress::from_outside(ctx, config()?, &packet),
+        Some(packet) => {
+            let config = config()?;
+            match mesh_ingress::from_outside(ctx, config, &packet) {
+                Ok(Action::Pass) => host::unserved(ctx, config, &packet),
+                served => served,
+            }
+        }
         None => Ok(Action::Pass),
     }
 }

@@ -1,4 +1,4 @@
-//! Hiveway's data plane: TC programs at five hooks. Each entry point below is one hook; where a packet's fate is
+//! Hiveway's data plane: TC programs at six hooks. Each entry point below is one hook; where a packet's fate is
 //! decided is one file away.
 //!
 //! Every program computes `Result<Action, DropReason>` and folds it into a TC verdict in [`verdict::fold`], the only
@@ -20,11 +20,13 @@ mod encap;
 mod fib;
 mod flow;
 mod gateway;
+mod host;
 mod maps;
 mod mesh_backend;
 mod mesh_ingress;
 mod mss;
 mod nat;
+mod outside;
 mod parse;
 mod reject;
 mod service;
@@ -64,6 +66,12 @@ pub fn from_client(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, slow_path::handle(&ctx))
+}
+
+/// The way out: TC egress of the underlay and of every other interface where clients arrive.
+#[classifier]
+pub fn to_outside(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, outside::handle(&ctx))
 }
 
 #[panic_handler]

@@ -12,7 +12,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    deliver, encap, fib, flow,
+    deliver, encap, flow, host,
     maps::MESH_TARGETS,
     mesh_ingress, mss, nat,
     nat::Translation,
@@ -103,7 +103,7 @@ fn send_back(ctx: &TcContext, config: &Config, known: &mut Flow, packet: &Packet
             return Err(DropReason::MeshBadReturn);
         }
         verdict::count(ctx, Counter::MeshReply);
-        return fib::route(ctx, &translated, translated.src, translated.dst);
+        return host::leave(ctx, config, &translated);
     }
     let (dst, src) = (mac_of(NODE_MAC_PREFIX, peer), mac_of(TASK_MAC_PREFIX, task));
     encap::encapsulate(ctx, config, peer, config.mesh_vni, dst, src, packet.tos)

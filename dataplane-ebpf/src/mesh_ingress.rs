@@ -13,7 +13,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    decap, encap, fib, flow,
+    decap, encap, flow, host,
     maps::{AFFINITY, NODE_ADDRESSES, PORTS},
     mesh_backend,
     parse::{Eth, Fragment, Packet},
@@ -32,7 +32,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
         return Ok(Action::Pass);
     };
     // SAFETY: as above.
-    if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() {
+    if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() || host::misplaced(ctx, config, packet) {
         return Ok(Action::Pass);
     }
     let Some((task, vtep)) = affinity(ctx, port.set, packet)? else {
@@ -96,7 +96,7 @@ fn affinity(ctx: &TcContext, set: u32, packet: &Packet) -> Result<Option<(Ip4, I
 /// is an address and published port of ours, and the MAC and the outer source are those in the affinity entry. So
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
-pub(crate) fn from_tunnel(ctx: &TcContext, outer: &Packet, eth: &Eth, inner: &Packet) -> Verdict {
+pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet) -> Verdict {
     if inner.fragment != Fragment::Whole {
         return Err(DropReason::Fragment);
     }
@@ -105,7 +105,7 @@ pub(crate) fn from_tunnel(ctx: &TcContext, outer: &Packet, eth: &Eth, inner: &Pa
     }
     let packet = decap::decapsulate(ctx, outer.tos, inner)?;
     verdict::count(ctx, Counter::MeshReply);
-    fib::route(ctx, &packet, packet.src, packet.dst)
+    host::leave(ctx, config, &packet)
 }
 
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.

@@ -109,7 +109,7 @@ fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
     if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
         forward(ctx, config, outer, &eth, &inner, task)
     } else if ip_in_mac(NODE_MAC_PREFIX, eth.dst) == Some(config.vtep) {
-        mesh_ingress::from_tunnel(ctx, outer, &eth, &inner)
+        mesh_ingress::from_tunnel(ctx, config, outer, &eth, &inner)
     } else {
         Err(DropReason::MeshNoTarget)
     }

@@ -26,6 +26,8 @@ pub(crate) enum Action {
     Peer(u32),
     /// Out of this interface; the kernel resolves the next hop.
     Neigh(u32),
+    /// Out of this interface as it is.
+    Device(u32),
     /// Back out of the interface it came from.
     Reply(u32),
     /// The same, with the answer that the packet is not served. It was counted as dropped before it became the answer.
@@ -58,6 +60,11 @@ pub(crate) fn fold(ctx: &TcContext, verdict: Verdict) -> i32 {
             note(ctx, decision::NEIGH, ifindex);
             // SAFETY: no next hop given: the helper looks up route and neighbour itself.
             unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Ok(Action::Device(ifindex)) => {
+            note(ctx, decision::DEVICE, ifindex);
+            // SAFETY: plain helper call.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
         Ok(Action::Reply(ifindex)) => {
             note(ctx, decision::REPLY, ifindex);

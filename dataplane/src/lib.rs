@@ -50,7 +50,7 @@ pub use crate::{
     map_name::MapName,
     options::{LogLevel, Options, TcHook, UnknownLevel},
     preflight::{PreflightError, preflight},
-    program::{Program, UnknownProgram},
+    program::{Direction, Program, UnknownProgram},
     sweep::{SweepReport, Timeouts},
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},

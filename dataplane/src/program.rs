@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// A program of the data plane. All of them run at a device's TC ingress.
+/// A program of the data plane.
 ///
 /// Append only: on kernels without TCX the numbers are part of what a restarted agent recognises its filters by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,12 +17,29 @@ pub enum Program {
     FromClient = 3,
     /// On the kernel's vxlan devices: the slow path's sender check.
     FromVxlan = 4,
+    /// On the way out of the VTEP's interface and of those where clients arrive: the node's own use of published ports.
+    ToOutside = 5,
+}
+
+/// Which of a device's two TC hooks a program runs at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// What the device receives.
+    Ingress,
+    /// What leaves through it.
+    Egress,
 }
 
 impl Program {
     /// All programs.
-    pub const ALL: &'static [Self] =
-        &[Self::FromContainer, Self::FromGateway, Self::FromUnderlay, Self::FromClient, Self::FromVxlan];
+    pub const ALL: &'static [Self] = &[
+        Self::FromContainer,
+        Self::FromGateway,
+        Self::FromUnderlay,
+        Self::FromClient,
+        Self::FromVxlan,
+        Self::ToOutside,
+    ];
 
     /// Name of the function in the object, and part of the names of pinned links.
     pub const fn name(self) -> &'static str {
@@ -32,6 +49,15 @@ impl Program {
             Self::FromUnderlay => "from_underlay",
             Self::FromClient => "from_client",
             Self::FromVxlan => "from_vxlan",
+            Self::ToOutside => "to_outside",
+        }
+    }
+
+    /// Where it runs.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::ToOutside => Direction::Egress,
+            _ => Direction::Ingress,
         }
     }
 }

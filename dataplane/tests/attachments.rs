@@ -145,3 +145,39 @@ fn a_qdisc_that_others_use_stays() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn the_way_out_is_another_hook_of_the_same_device() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("eth1", "peer1")?;
+        let both = [Program::FromClient, Program::ToOutside].map(|program| (program, "eth1".to_owned()));
+        // The best that this kernel has comes last.
+        for tc_hook in [TcHook::Clsact, TcHook::Auto] {
+            let options = Options { tc_hook, ..options(bpffs) };
+            let mut dataplane = Dataplane::open(&options)?;
+            let out = |dataplane: &Dataplane| -> Result<usize> {
+                Ok(match dataplane.uses_tcx() {
+                    true => SchedClassifier::query_tcx("eth1", TcAttachType::Egress)?.1.len(),
+                    false => run("tc filter show dev eth1 egress")?.matches("to_outside direct-action").count(),
+                })
+            };
+            for (program, interface) in &both {
+                assert_eq!(dataplane.attach(*program, interface)?, Attached::New);
+                assert_eq!(dataplane.attach(*program, interface)?, Attached::Unchanged);
+            }
+            assert_eq!(dataplane.detach_all_except(&both.clone().into()).failures, [""; 0]);
+            assert_eq!(out(&dataplane)?, 1);
+            drop(dataplane);
+            let mut next = Dataplane::open(&options)?;
+            assert_eq!(next.attach(Program::ToOutside, "eth1")?, Attached::Replaced);
+            assert_eq!(out(&next)?, 1);
+            assert_eq!(next.attachments()?, both.clone().into());
+            let keep = BTreeSet::from([both[0].clone()]);
+            assert_eq!(next.detach_all_except(&keep).detached, [both[1].clone()]);
+            assert_eq!(out(&next)?, 0);
+            assert_eq!(if next.uses_tcx() { attached("eth1")?.len() } else { filters("eth1")? }, 1);
+            next.detach_all_except(&BTreeSet::new());
+        }
+        Ok(())
+    })
+}

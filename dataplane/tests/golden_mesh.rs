@@ -10,7 +10,7 @@ use dataplane::{
     Program,
     testing::Decision::{Drop, Neigh, Pass},
 };
-use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::Vtep, flow::flag};
+use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::Vtep, flow::flag, mark};
 use support::{
     golden::golden,
     mesh::*,
@@ -169,6 +169,7 @@ fn the_reply_leaves_where_the_client_is() -> Result<()> {
         let (back, l4) = (ip(NODE2, NEAR), udp(PUBLISHED, CLIENT_PORT));
         let out = frame(ROUTER_MAC, NODE_MAC, &back, &l4);
         underlay(world, "answer", returning(PEER, &REMOTE1, &back, &l4), Neigh(dev.client))
+            .leaves_mark(mark::MESH_REPLY)
             .counts(Counter::MeshReply, out.len())
             .becomes(out)
             .check(&mut world.harness)

@@ -9,11 +9,11 @@ use std::{
 };
 
 use aya::programs::{
-    Link as _, ProgramError, TcAttachType,
+    Link as _, ProgramError,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 
-use super::{AttachFault, Attached, PinName, Target, qdisc};
+use super::{AttachFault, Attached, PinName, Target, qdisc, side};
 use crate::Program;
 
 /// Before what users add by hand (49152 and down) and what other tools commonly take.
@@ -40,7 +40,7 @@ pub(super) fn attach(target: Target<'_>, pin: &Path, attached_before: bool) -> R
         Err(error) if errno(&error) == Some(libc::ENOENT) => {
             let options =
                 TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: handle(program), classid: None });
-            (target.program.attach_with_options(ifname, TcAttachType::Ingress, options)?, false)
+            (target.program.attach_with_options(ifname, side(program), options)?, false)
         }
         Err(error) => return Err(error.into()),
     };
@@ -102,7 +102,7 @@ fn remove_qdisc(pin: &Path, ifname: &str) -> Result<(), AttachFault> {
 
 /// aya's idea of the filter that we have on the device, or would have.
 fn ours(program: Program, ifname: &str) -> Result<SchedClassifierLink, AttachFault> {
-    SchedClassifierLink::attached(ifname, TcAttachType::Ingress, PRIORITY, handle(program), None).map_err(|error| {
+    SchedClassifierLink::attached(ifname, side(program), PRIORITY, handle(program), None).map_err(|error| {
         match error.raw_os_error() {
             Some(libc::ENODEV | libc::ENXIO) => AttachFault::NoInterface,
             _ => AttachFault::kernel("look up the interface")(error),

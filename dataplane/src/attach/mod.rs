@@ -16,10 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 
 pub(crate) use self::pin_name::PinName;
-use crate::Program;
+use crate::{Direction, Program};
 
 /// What an `attach` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,4 +160,12 @@ pub(crate) fn pinned(hook: Hook, bpffs: &Path) -> io::Result<BTreeSet<PinName>> 
         found.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
     }
     Ok(found)
+}
+
+/// The hook that a program runs at, as aya calls it.
+pub(crate) fn side(program: Program) -> TcAttachType {
+    match program.direction() {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    }
 }

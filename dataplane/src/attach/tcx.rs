@@ -4,9 +4,9 @@
 
 use std::{fs, io, os::fd::AsFd as _, path::Path};
 
-use aya::programs::{LinkOrder, TcAttachType, links::FdLink, tc::TcAttachOptions};
+use aya::programs::{LinkOrder, links::FdLink, tc::TcAttachOptions};
 
-use super::{AttachFault, Attached, Target};
+use super::{AttachFault, Attached, Target, side};
 use crate::sys;
 
 pub(super) fn attach(target: Target<'_>, pin: &Path) -> Result<Attached, AttachFault> {
@@ -34,7 +34,7 @@ pub(super) fn attach(target: Target<'_>, pin: &Path) -> Result<Attached, AttachF
 
     let ifname = target.name.ifname.as_str();
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = target.program.attach_with_options(ifname, TcAttachType::Ingress, order)?;
+    let id = target.program.attach_with_options(ifname, side(target.name.program), order)?;
     let link = FdLink::try_from(target.program.take_link(id)?)
         .map_err(|error| AttachFault::kernel("take the link")(io::Error::other(error)))?;
     // Closing our descriptor afterwards leaves the pin, and with it the link, in place.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use aya::{
     Ebpf, TestRun as _, TestRunOptions,
     maps::{Array, MapData, MapError},
-    programs::{ProgramError, TcAttachType, tc},
+    programs::{ProgramError, tc},
 };
 use dataplane_common::{
     addr::Tag,
@@ -22,6 +22,7 @@ use super::context::{Input, SkbContext};
 use crate::{
     Changes, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
     apply::ApplyError,
+    attach::side,
     load::{self, Maps},
     pod::Plain,
     preflight,
@@ -91,6 +92,8 @@ pub enum Decision {
     Peer(u32),
     /// Out of this interface.
     Neigh(u32),
+    /// Out of this interface as it is.
+    Device(u32),
     /// Back out of this interface.
     Reply(u32),
     /// Dropped.
@@ -169,7 +172,7 @@ impl Harness {
     pub fn attach(&mut self, program: Program, ifname: &str) -> Result<(), RunError> {
         // Only kernels without TCX need it, and only once.
         let _ = tc::qdisc_add_clsact(ifname);
-        load::classifier(&mut self.ebpf, program)?.attach(ifname, TcAttachType::Ingress)?;
+        load::classifier(&mut self.ebpf, program)?.attach(ifname, side(program))?;
         Ok(())
     }
 
@@ -279,6 +282,7 @@ fn decision(cb: &[u32; 5]) -> Option<Decision> {
         mark::decision::SLOW_PATH => Decision::SlowPath,
         mark::decision::PEER => Decision::Peer(cb[1]),
         mark::decision::NEIGH => Decision::Neigh(cb[1]),
+        mark::decision::DEVICE => Decision::Device(cb[1]),
         mark::decision::REPLY => Decision::Reply(cb[1]),
         mark::decision::DROP => Decision::Drop(reason(cb[1])?),
         mark::decision::REFUSE => Decision::Refuse(reason(cb[1])?),

@@ -143,6 +143,8 @@ fn verdict_of(decision: Decision) -> i32 {
     match decision {
         Decision::Pass | Decision::SlowPath => NEXT,
         Decision::Drop(_) => SHOT,
-        Decision::Peer(_) | Decision::Neigh(_) | Decision::Reply(_) | Decision::Refuse(_) => REDIRECT,
+        Decision::Peer(_) | Decision::Neigh(_) | Decision::Device(_) | Decision::Reply(_) | Decision::Refuse(_) => {
+            REDIRECT
+        }
     }
 }

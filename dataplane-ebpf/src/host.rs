@@ -1,0 +1,48 @@
+//! The host link: the node's own connections to published ports, and those of its containers, come in through a veth
+//! pair as those of a client that has the tunnel address; the kernel's connection tracking translates them on the other
+//! end ([ADR 10](../../docs/adr/0010-host-link.md)).
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::{HOST_MAC, HOST_PEER_MAC},
+    config::Config,
+    drop_reason::DropReason,
+    headers::ipproto,
+    mark,
+};
+
+use crate::{
+    fib,
+    parse::Packet,
+    reject,
+    verdict::{self, Action, Verdict},
+};
+
+/// A mesh reply that was found in order leaves the ingress node: towards its client, or into the host link.
+#[inline(always)]
+pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+    if config.host_ifindex != 0 && packet.src == config.host_ip {
+        ctx.store(0, &[HOST_MAC, HOST_PEER_MAC], 0).map_err(|_| DropReason::RewriteFailed)?;
+        return Ok(Action::Device(config.host_ifindex));
+    }
+    if packet.proto == ipproto::UDP {
+        ctx.set_mark(mark::MESH_REPLY);
+    }
+    fib::route(ctx, packet, packet.src, packet.dst)
+}
+
+/// Whether a packet to `config.host_ip` may be one for a published port: the address exists on the host link only.
+#[inline(always)]
+pub(crate) fn misplaced(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
+    packet.dst == config.host_ip && verdict::ifindex(ctx) != config.host_ifindex
+}
+
+/// What the stack would have to judge elsewhere must be answered here: to the stack a packet with one of the node's own
+/// addresses as its source is a martian, and the sender would wait in vain.
+#[inline(always)]
+pub(crate) fn unserved(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+    if verdict::ifindex(ctx) != config.host_ifindex {
+        return Ok(Action::Pass);
+    }
+    reject::refuse(ctx, packet, DropReason::NoBackend)
+}

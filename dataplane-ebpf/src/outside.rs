@@ -1,0 +1,108 @@
+//! Hook `to_outside`: a packet leaves the node through the underlay or an interface where clients arrive.
+//!
+//! Only one kind matters: UDP from an address of this node and a published port that is no answer of the mesh. A socket
+//! of the node itself, or a container behind masquerade, uses that port as its source; what comes back must not be taken
+//! for a client's first packet. TCP needs no such care: what answers a SYN never opens a connection.
+
+use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use dataplane_common::{
+    config::Config,
+    counter::Counter,
+    drop_reason::DropReason,
+    flow::{Affinity, AffinityKey, flag},
+    headers::{ETH_LEN, IPV4_LEN, OUTER_UDP, UDP_LEN, ethertype, ipproto},
+    mark,
+    service::PortKey,
+};
+
+use crate::{
+    flow,
+    maps::{AFFINITY, AFFINITY_PENDING, NODE_ADDRESSES, PORTS, config},
+    parse::{self, Fragment, Packet},
+    verdict::{self, Action, Verdict},
+};
+
+/// Entry of the hook. Every packet goes on, whatever is found.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    // SAFETY: the context pointer is valid for the program's run.
+    if unsafe { (*ctx.skb.skb).mark } == mark::MESH_REPLY {
+        ctx.set_mark(0);
+        return Ok(Action::Pass);
+    }
+    let config = config()?;
+    if !may_be_own(ctx, config) {
+        return Ok(Action::Pass);
+    }
+    match parse::from_outside(ctx) {
+        Some(packet) => own(ctx, config, &packet),
+        None => Ok(Action::Pass),
+    }
+}
+
+/// Whether the frame has to be looked at: UDP and no tunnel. Every encapsulated packet comes by here, so this reads the
+/// headers where they are.
+#[inline(always)]
+fn may_be_own(ctx: &TcContext, config: &Config) -> bool {
+    const HEAD: usize = OUTER_UDP + UDP_LEN;
+    const PROTO: usize = ETH_LEN + 9;
+    const DPORT: usize = ETH_LEN + IPV4_LEN + 2;
+    let (data, end) = (ctx.data(), ctx.data_end());
+    if data + HEAD > end {
+        // Not in one piece; read with care.
+        return true;
+    }
+    // SAFETY: that many bytes are there, and any bytes are valid.
+    let head = unsafe { &*(data as *const [u8; HEAD]) };
+    if [head[ETH_LEN - 2], head[ETH_LEN - 1]] != ethertype::IPV4 || head[PROTO] != ipproto::UDP {
+        return false;
+    }
+    head[ETH_LEN] != 0x45 || [head[DPORT], head[DPORT + 1]] != config.vxlan_port
+}
+
+#[inline(always)]
+fn own(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+    if packet.proto != ipproto::UDP || packet.fragment == Fragment::Later || packet.dport == config.vxlan_port {
+        return Ok(Action::Pass);
+    }
+    // SAFETY: entries are replaced as a whole by the agent.
+    if unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.sport }) }.is_some()
+        && unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()
+    {
+        note(ctx, packet);
+    }
+    Ok(Action::Pass)
+}
+
+/// Enters the connection under the key that its answers will have. A client's connection that has this key already keeps
+/// its backend: then the local socket answers a client of the mesh, and is not meant.
+// Not inlined: rare, and the entry needs stack.
+#[inline(never)]
+fn note(ctx: &TcContext, packet: &Packet) {
+    let key = AffinityKey {
+        client: packet.dst,
+        node: packet.src,
+        client_port: packet.dport,
+        port: packet.sport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    };
+    if AFFINITY.get_ptr_mut(key).is_some() {
+        return;
+    }
+    if let Some(known) = AFFINITY_PENDING.get_ptr_mut(key) {
+        // SAFETY: only `last_seen` and `flags` change after creation.
+        let known = unsafe { &mut *known };
+        if known.flags & flag::OWN != 0 {
+            flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+        }
+        return;
+    }
+    let now = flow::now();
+    let entry = Affinity { last_seen: now, created: now, flags: flag::OWN | flag::SEEN, ..Affinity::default() };
+    if AFFINITY_PENDING.insert(key, entry, BPF_ANY as u64).is_ok() {
+        verdict::count(ctx, Counter::OwnNoted);
+    } else {
+        verdict::count_drop(ctx, DropReason::FlowTableFull);
+    }
+}
