@@ -57,13 +57,25 @@ pub(crate) fn check_sender(ctx: &TcContext, local: &Local) -> Result<Arp, DropRe
 /// An ARP packet out of an overlay veth.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext, local: &Local) -> Verdict {
+    let mut answered = false;
+    answer(ctx, local, &mut answered)?;
+    if !answered {
+        return Ok(Action::SlowPath);
+    }
+    verdict::count(ctx, Counter::ArpReply);
+    Ok(Action::Reply(verdict::ifindex(ctx)))
+}
+
+// Not inlined: the caller has little of the 512 bytes of stack to spare.
+#[inline(never)]
+fn answer(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
     let arp = check_sender(ctx, local)?;
     // The asker's own address (duplicate address detection, gratuitous ARP) is never answered.
     if arp.format != ETHERNET_IPV4 || arp.operation != REQUEST || arp.target_ip == local.ip {
-        return Ok(Action::SlowPath);
+        return Ok(());
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: arp.target_ip }) else {
-        return Ok(Action::SlowPath);
+        return Ok(());
     };
     // SAFETY: the buffer is large enough, `Answer` has alignment 1 and any bytes are valid.
     let answer = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Answer>() };
@@ -78,7 +90,6 @@ pub(crate) fn handle(ctx: &TcContext, local: &Local) -> Verdict {
             target_ip: arp.sender_ip,
         },
     };
-    ctx.store(0, answer, 0).map_err(|_| DropReason::RewriteFailed)?;
-    verdict::count(ctx, Counter::ArpReply);
-    Ok(Action::Reply(verdict::ifindex(ctx)))
+    *answered = true;
+    ctx.store(0, answer, 0).map_err(|_| DropReason::RewriteFailed)
 }

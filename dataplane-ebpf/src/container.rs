@@ -7,11 +7,11 @@ use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local, kind},
-    headers::{ETH_LEN, ethertype},
+    headers::{ETH_LEN, ethertype, ipproto},
 };
 
 use crate::{
-    arp, deliver, echo, encap,
+    arp, deliver, direct, echo, encap,
     maps::{self, config},
     parse::{self, Eth, Packet},
     reject,
@@ -38,7 +38,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
-    let packet = parse::ipv4(ctx, ETH_LEN)?;
+    let packet = parse::outer(ctx, ETH_LEN)?;
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
@@ -49,13 +49,18 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
         return Ok(Action::SlowPath);
     };
     match endpoint.kind {
-        kind::VIP => match vip::translate(ctx, local, endpoint, &packet)? {
-            vip::Outcome::Answered(action) => Ok(action),
-            vip::Outcome::Refused(reason) => reject::refuse(ctx, &packet, reason),
-            vip::Outcome::Translated { packet, backend } => hand_over(ctx, local, backend, &packet, true),
+        kind::VIP if packet.proto == ipproto::ICMP => vip::ping(ctx, endpoint, packet),
+        kind::VIP => match vip::translate(ctx, local, endpoint, packet) {
+            Ok(backend) => hand_over(ctx, local, backend, packet, true),
+            Err(reason) if vip::is_refusal(reason) => reject::refuse(ctx, packet, reason),
+            Err(reason) => Err(reason),
         },
-        kind::GATEWAY => echo::answer(ctx, &packet),
-        _ => hand_over(ctx, local, endpoint, &packet, false),
+        kind::GATEWAY => echo::answer(ctx, packet),
+        _ if direct::concerns(endpoint, packet) => {
+            let translated = direct::translate(ctx, local, endpoint, packet)?;
+            hand_over(ctx, local, endpoint, packet, translated)
+        }
+        _ => hand_over(ctx, local, endpoint, packet, false),
     }
 }
 

@@ -15,21 +15,20 @@ const ECN_MASK: u8 = 0x03;
 const CE: u8 = 0x03;
 
 /// Removes outer IP, UDP, VXLAN and inner Ethernet header; the outer Ethernet header stays in front and is overwritten
-/// by whoever delivers. Returns the packet with its offsets moved.
+/// by whoever delivers. Moves the packet's offsets.
 ///
 /// The kernel goes on to call the skb "encapsulated": it must not be encapsulated again or change its tail.
 /// No DECAP flag: they came with 6.6 and IPv4 in IPv4 needs none.
 #[inline(always)]
-pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &Packet) -> Result<Packet, DropReason> {
+pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) -> Result<(), DropReason> {
     ctx.adjust_room(-(ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO as u64)
         .map_err(|_| DropReason::RewriteFailed)?;
-    let mut packet = *inner;
-    packet.net = ETH_LEN;
-    packet.l4 = ETH_LEN + (inner.l4 - inner.net).max(IPV4_LEN);
-    if outer_tos & ECN_MASK == CE && packet.tos & ECN_MASK != CE {
-        mark_congestion(ctx, &mut packet)?;
+    inner.l4 = ETH_LEN + (inner.l4 - inner.net).max(IPV4_LEN);
+    inner.net = ETH_LEN;
+    if outer_tos & ECN_MASK == CE && inner.tos & ECN_MASK != CE {
+        mark_congestion(ctx, inner)?;
     }
-    Ok(packet)
+    Ok(())
 }
 
 /// RFC 6040 section 4.2: congestion seen by the tunnel reaches the inner packet, or drops it if it cannot carry it.

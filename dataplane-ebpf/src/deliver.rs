@@ -27,7 +27,7 @@ pub(crate) fn to_container(
     packet: &Packet,
     translated: bool,
 ) -> Verdict {
-    if !translated && let Some(translation) = flow::reply(net, packet) {
+    if !translated && let Some(translation) = flow::reply(ctx, net, packet) {
         nat::rewrite(ctx, packet, &translation)?;
     }
     into_veth(ctx, to.ifindex, to.mac, src_mac)

@@ -17,6 +17,7 @@ use dataplane_common::{
 };
 
 use crate::{
+    maps,
     parse::{self, Packet},
     verdict::{self, Action, Verdict},
 };
@@ -84,7 +85,9 @@ pub(crate) fn encapsulate(
     }
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
     let source_port = SOURCE_PORT_BASE + ((hash ^ hash >> 16) & SOURCE_PORT_MASK) as u16;
-    let headers = Headers {
+    // SAFETY: the buffer is large enough, `Headers` has alignment 1 and any bytes are valid.
+    let headers = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Headers>() };
+    *headers = Headers {
         eth: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ethertype::IPV4[0], ethertype::IPV4[1]],
         ip: outer_ip(config.vtep, vtep, tos & 0x03, ip_len as u16),
         udp: outer_udp(source_port, config.vxlan_port, (ip_len - IPV4_LEN) as u16),
@@ -95,7 +98,7 @@ pub(crate) fn encapsulate(
         inner_src,
         inner_type: ethertype::IPV4,
     };
-    ctx.store(0, &headers, 0).map_err(|_| DropReason::RewriteFailed)?;
+    ctx.store(0, headers, 0).map_err(|_| DropReason::RewriteFailed)?;
     verdict::count(ctx, Counter::Encapsulated);
     Ok(Action::Neigh(config.underlay_ifindex))
 }

@@ -1,11 +1,18 @@
-//! The connection table `FLOWS`: two entries per translated connection, one per direction.
+//! The connection tables `FLOWS` and `FLOWS_PENDING`: two entries per translated connection, one per direction.
+//!
+//! A connection begins in `FLOWS_PENDING`, where the least recently used entry makes room, and moves to `FLOWS`, where
+//! nothing is ever displaced, once both ends have proved that they are there (see `pending.rs`). A flood of packets
+//! from invented sources never gets that far. Either entry of a pending connection may be displaced; each can be made
+//! again from the other.
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
-//! only `last_seen` and `flags` change, each written by packets of the entry's own direction.
+//! only `last_seen`, `flags` and `expected_ack` change. Who moves an entry puts it into `FLOWS` before it takes it out
+//! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_coarse_ns,
+    programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, NetId, Port, Tag},
@@ -15,9 +22,10 @@ use dataplane_common::{
 };
 
 use crate::{
-    maps::{FLOWS, scratch},
+    maps::{FLOWS, FLOWS_PENDING, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
+    pending,
 };
 
 /// Entries are touched at most this often: a shared cache line per packet would cost more than the precision is worth.
@@ -76,11 +84,53 @@ pub(crate) fn key(zone: NetId, packet: &Packet) -> FlowKey {
     }
 }
 
-/// The entry with this key.
+/// The entry with this key, in whichever table.
 #[inline(always)]
 pub(crate) fn get(key: &FlowKey) -> Option<&'static mut Flow> {
+    match established(key) {
+        None => pending(key),
+        found => found,
+    }
+}
+
+/// The entry with this key in `FLOWS`.
+#[inline(always)]
+pub(crate) fn established(key: &FlowKey) -> Option<&'static mut Flow> {
     // SAFETY: see the module's note on concurrency; a torn read cannot happen on the fields that change (8 and 1 byte).
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// The entry with this key in `FLOWS_PENDING`.
+#[inline(always)]
+pub(crate) fn pending(key: &FlowKey) -> Option<&'static mut Flow> {
+    // SAFETY: as above.
+    FLOWS_PENDING.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// Finds the entry of a packet from the client. One that is still pending may have proved itself with this packet.
+#[inline(always)]
+pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+    if let Some(flow) = established(key) {
+        return Some(flow);
+    }
+    let flow = pending(key)?;
+    // An entry that has moved may be another connection's by now.
+    let moved = flow.flags & flag::REPLY == 0 && pending::forward(ctx, key, flow, packet) && pending::promote(ctx);
+    if moved { established(key) } else { Some(flow) }
+}
+
+/// Finds the reply entry of a packet from the backend; likewise.
+#[inline(always)]
+pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+    let flow = match established(key) {
+        Some(flow) => flow,
+        None => {
+            let flow = pending(key)?;
+            let moved = flow.flags & flag::REPLY != 0 && pending::backward(ctx, key, flow, packet) && pending::promote(ctx);
+            if moved { established(key)? } else { flow }
+        }
+    };
+    (flow.flags & flag::REPLY != 0).then_some(flow)
 }
 
 /// Notes that `packet` went by.
@@ -115,14 +165,11 @@ pub(crate) fn translation(flow: &Flow) -> Translation {
 
 /// If the packet is a reply of a VIP flow: how it must look to the client.
 #[inline(always)]
-pub(crate) fn reply(net: NetId, packet: &Packet) -> Option<Translation> {
-    if packet.fragment != Fragment::Whole || (packet.proto != ipproto::TCP && packet.proto != ipproto::UDP) {
+pub(crate) fn reply(ctx: &TcContext, net: NetId, packet: &Packet) -> Option<Translation> {
+    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
         return None;
     }
-    let flow = get(&key(net, packet))?;
-    if flow.flags & flag::REPLY == 0 {
-        return None;
-    }
+    let flow = backward(ctx, &key(net, packet), packet)?;
     if packet.flags & tcpflag::RST != 0 && packet.proto == ipproto::TCP {
         close_forward(net, flow, packet.proto);
     }
@@ -140,20 +187,40 @@ pub(crate) fn close_forward(zone: NetId, reply: &Flow, proto: u8) {
 
 /// Key of the forward entry that belongs to a reply entry.
 #[inline(always)]
-fn forward_key(zone: NetId, reply: &Flow, proto: u8) -> FlowKey {
+pub(crate) fn forward_key(zone: NetId, reply: &Flow, proto: u8) -> FlowKey {
     FlowKey { zone, src: reply.dst, dst: reply.src, sport: reply.dport, dport: reply.sport, proto, _pad: [0; 3] }
 }
 
+/// Key of the reply entry that belongs to a forward entry.
+#[inline(always)]
+pub(crate) fn reply_key(zone: NetId, forward: &Flow, proto: u8) -> FlowKey {
+    // The same turn: both are what the entry makes of its packets, turned round.
+    forward_key(zone, forward, proto)
+}
+
+/// Whether `reply` turns packets back into answers to packets with key `forward`.
+#[inline(always)]
+pub(crate) fn answers(reply: &Flow, forward: &FlowKey) -> bool {
+    reply.flags & flag::REPLY != 0
+        && reply.dst == forward.src
+        && reply.src == forward.dst
+        && reply.dport == forward.sport
+        && reply.sport == forward.dport
+}
+
 /// A new connection.
+#[repr(C)]
 pub(crate) struct NewFlow {
     pub zone: NetId,
-    /// Addresses that the backend shall see; the source port may still be changed.
+    /// Addresses that the backend shall see; the source port may still be changed by [`open`].
     pub to: Translation,
     pub tag: Tag,
     /// See [`Flow::peer`].
     pub peer: Ip4,
     /// See [`Flow::task`].
     pub task: Ip4,
+    /// [`flag::DIRECT`] or 0.
+    pub flags: u8,
 }
 
 /// How many source ports are tried when the backend already talks to the same address and port.
@@ -161,40 +228,40 @@ const PORT_TRIES: u16 = 8;
 
 /// Enters both directions of a connection whose first packet is `packet`. When the reply direction is taken by another
 /// live connection (two services or two ingress nodes lead one client port to one backend), the source port that the
-/// backend sees is changed; after a bounded number of tries the packet is dropped and counted.
-#[inline(always)]
-pub(crate) fn open(packet: &Packet, new: &NewFlow) -> Result<Translation, DropReason> {
-    let now = now();
-    let mut to = new.to;
-    let mut entered = false;
-    for attempt in 0..PORT_TRIES {
-        if attempt > 0 {
-            to.sport = another_port(new.to.sport, attempt);
-        }
-        if enter_reply(packet, new, &to, now)? {
-            entered = true;
+/// backend sees is changed, in `new.to`; after a bounded number of tries the packet is dropped and counted. Protocols
+/// other than TCP and UDP have no port to change.
+// Not inlined, as `enter_reply`: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
+pub(crate) fn open(packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
+    let wanted = new.to.sport;
+    let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
+    let mut entered = enter_reply(packet, new);
+    for attempt in 1..tries {
+        if entered != Err(DropReason::FlowCollision) {
             break;
         }
+        new.to.sport = another_port(wanted, attempt);
+        entered = enter_reply(packet, new);
     }
-    if !entered {
-        return Err(DropReason::FlowCollision);
-    }
+    entered?;
+    let now = now();
     let forward = &mut scratch()?.flow;
     *forward = Flow {
         last_seen: now,
         created: now,
         tag: new.tag,
-        src: to.src,
-        dst: to.dst,
-        sport: to.sport,
-        dport: to.dport,
+        src: new.to.src,
+        dst: new.to.dst,
+        sport: new.to.sport,
+        dport: new.to.dport,
         peer: new.peer,
         task: new.task,
-        flags: bits(packet),
+        flags: bits(packet) | new.flags,
         expected_ack: [0; 3],
     };
-    FLOWS.insert(key(new.zone, packet), forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
-    Ok(to)
+    let key_slot = &mut scratch()?.key;
+    *key_slot = key(new.zone, packet);
+    FLOWS_PENDING.insert(&*key_slot, forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
 }
 
 #[inline(always)]
@@ -204,19 +271,34 @@ fn another_port(port: Port, attempt: u16) -> Port {
     (mixed | 0x8000).to_be_bytes()
 }
 
-/// Whether the reply entry could be made: the key was free, held by this very connection's former life, or by one that
-/// ended long enough ago.
-#[inline(always)]
-fn enter_reply(packet: &Packet, new: &NewFlow, to: &Translation, now: u64) -> Result<bool, DropReason> {
-    let reply_key = FlowKey {
+/// Makes the reply entry if its key is free, held by this very connection's former life, or by one that ended long
+/// enough ago; `FlowCollision` otherwise.
+#[inline(never)]
+fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
+    let reply_key = &mut scratch()?.key;
+    *reply_key = FlowKey {
         zone: new.zone,
-        src: to.dst,
-        dst: to.src,
-        sport: to.dport,
-        dport: to.sport,
+        src: new.to.dst,
+        dst: new.to.src,
+        sport: new.to.dport,
+        dport: new.to.sport,
         proto: packet.proto,
         _pad: [0; 3],
     };
+    let reply_key = &*reply_key;
+    let now = now();
+    // In this order: see the module's note on concurrency.
+    let existing = match pending(reply_key) {
+        None => established(reply_key),
+        found => found,
+    };
+    if let Some(existing) = existing {
+        if !answers(existing, &key(new.zone, packet)) && !outlived(existing, new.zone, packet.proto, now) {
+            return Err(DropReason::FlowCollision);
+        }
+        let _ = FLOWS.remove(reply_key);
+        let _ = FLOWS_PENDING.remove(reply_key);
+    }
     let reply = &mut scratch()?.flow;
     *reply = Flow {
         last_seen: now,
@@ -228,46 +310,39 @@ fn enter_reply(packet: &Packet, new: &NewFlow, to: &Translation, now: u64) -> Re
         dport: packet.sport,
         peer: new.peer,
         task: new.task,
-        flags: flag::REPLY,
+        flags: flag::REPLY | new.flags,
         expected_ack: [0; 3],
     };
-    if let Some(existing) = get(&reply_key) {
-        let own = existing.dst == reply.dst
-            && existing.src == reply.src
-            && existing.sport == reply.sport
-            && existing.dport == reply.dport;
-        let ended = closed(existing)
-            || get(&forward_key(new.zone, existing, packet.proto)).is_none_or(|forward| closed(forward));
-        let free = own || (ended && now.wrapping_sub(existing.last_seen) > TIME_WAIT_NS);
-        if !free {
-            return Ok(false);
-        }
-        return match FLOWS.insert(reply_key, reply, BPF_ANY as u64) {
-            Ok(()) => Ok(true),
-            Err(_) => Err(DropReason::FlowTableFull),
-        };
-    }
+    enter(reply_key, reply)
+}
+
+/// Whether the connection of a reply entry has ended, and so long ago that its key may be used again.
+#[inline(always)]
+pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8, now: u64) -> bool {
+    // A direct connection that was only noted has no forward entry.
+    let ended = closed(reply)
+        || (reply.flags & flag::DIRECT == 0
+            && get(&forward_key(zone, reply, proto)).is_none_or(|forward| closed(forward)));
+    ended && now.wrapping_sub(reply.last_seen) > TIME_WAIT_NS
+}
+
+/// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.
+#[inline(always)]
+pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
     const EEXIST: i32 = -17;
-    match FLOWS.insert(reply_key, reply, BPF_NOEXIST as u64) {
-        Ok(()) => Ok(true),
-        // Another CPU was faster with the same key.
-        Err(EEXIST) => Ok(false),
+    match FLOWS_PENDING.insert(key, flow, BPF_NOEXIST as u64) {
+        Ok(()) => Ok(()),
+        Err(EEXIST) => Err(DropReason::FlowCollision),
         Err(_) => Err(DropReason::FlowTableFull),
     }
 }
 
 /// Forgets a connection by its forward key and entry.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
-    let reply_key = FlowKey {
-        zone: forward_key.zone,
-        src: forward.dst,
-        dst: forward.src,
-        sport: forward.dport,
-        dport: forward.sport,
-        proto: forward_key.proto,
-        _pad: [0; 3],
-    };
+    let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
     let _ = FLOWS.remove(reply_key);
+    let _ = FLOWS_PENDING.remove(reply_key);
     let _ = FLOWS.remove(forward_key);
+    let _ = FLOWS_PENDING.remove(forward_key);
 }

@@ -36,15 +36,15 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, local: &Local) -> Verdict {
-    let packet = parse::ipv4(ctx, ETH_LEN)?;
+    let packet = parse::outer(ctx, ETH_LEN)?;
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
     let config = config()?;
-    if forges_tunnel(config, &packet) {
+    if forges_tunnel(config, packet) {
         return Err(DropReason::ForgedTunnel);
     }
-    mesh_backend::reply(ctx, config, local.tag, &packet).unwrap_or(Ok(Action::Pass))
+    mesh_backend::reply(ctx, config, local.tag, packet).unwrap_or(Ok(Action::Pass))
 }
 
 /// Behind masquerade a container's packet carries this node's address: it could speak for the node's VTEP.

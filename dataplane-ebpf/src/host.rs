@@ -28,7 +28,7 @@ pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdic
     if packet.proto == ipproto::UDP {
         ctx.set_mark(mark::MESH_REPLY);
     }
-    fib::route(ctx, packet, packet.src, packet.dst)
+    fib::route(ctx, packet)
 }
 
 /// Whether a packet to `config.host_ip` may be one for a published port: the address exists on the host link only.

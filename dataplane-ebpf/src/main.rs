@@ -9,12 +9,14 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, unreachable_pub, reason = "the classifier macro generates the exported symbols without docs")]
 
+mod affinity;
 mod arp;
 mod checksum;
 mod client;
 mod container;
 mod decap;
 mod deliver;
+mod direct;
 mod echo;
 mod encap;
 mod fib;
@@ -28,6 +30,7 @@ mod mss;
 mod nat;
 mod outside;
 mod parse;
+mod pending;
 mod reject;
 mod service;
 mod slow_path;

@@ -1,7 +1,7 @@
 //! All maps. Their meaning, keys and values are documented in `dataplane-common` and `docs/maps.md`.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
@@ -15,6 +15,8 @@ use dataplane_common::{
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
 };
+
+use crate::{flow::NewFlow, parse::Packet};
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -63,13 +65,27 @@ pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerC
 /// Room for what would not fit the 512 bytes of stack: one slot per CPU, used within one program run only. Not pinned.
 #[repr(C)]
 pub(crate) struct Scratch {
+    /// The packet, or the outer one of two.
+    pub(crate) outer: Packet,
+    /// The packet inside a tunnel.
+    pub(crate) inner: Packet,
+    /// An entry that is about to be inserted.
     pub(crate) flow: Flow,
+    /// Its key.
+    pub(crate) key: FlowKey,
+    /// Key of the reply entry of a connection that may have proved itself.
+    pub(crate) reply_key: FlowKey,
+    /// A connection that is being opened.
+    pub(crate) new: NewFlow,
+    /// A question to the routing table.
+    pub(crate) fib: bpf_fib_lookup,
+    /// Headers that are about to be written.
     pub(crate) packet: [u8; 80],
 }
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// This CPU's scratch slot. At most one reference at a time; nothing in it survives the program run.
+/// This CPU's scratch slot. At most one reference to each field at a time; nothing in it survives the program run.
 #[inline(always)]
 pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
     // SAFETY: TC programs run with bottom halves off: nothing else uses this CPU's slot meanwhile.

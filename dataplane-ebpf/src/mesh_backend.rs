@@ -1,19 +1,19 @@
 //! Routing mesh, the backend's node (N2): late DNAT into the container, and the reply's way back to the ingress node.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Flow, MESH_ZONE, flag},
+    flow::{Flow, MESH_ZONE},
     headers::{ipproto, tcpflag},
-    mesh::{Target, TargetKey},
+    mesh::{ClientPrefix, Target, TargetKey, shown_as, target_flag},
 };
 
 use crate::{
     deliver, encap, flow, host,
-    maps::MESH_TARGETS,
+    maps::{CLIENTS, MESH_TARGETS, scratch},
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
@@ -27,9 +27,12 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
     let key = TargetKey { ip: task, port: packet.dport, proto: packet.proto, _pad: 0 };
     // SAFETY: entries are replaced as a whole by the agent.
     let target = unsafe { MESH_TARGETS.get(key) }.ok_or(DropReason::MeshNoTarget)?;
-    let to = match established(packet, target, ingress)? {
+    if target.flags & target_flag::LOCAL_ONLY != 0 && ingress != config.vtep {
+        return Err(DropReason::MeshNoTarget);
+    }
+    let to = match established(ctx, packet, target, ingress)? {
         Some(to) => to,
-        None => open(packet, target, task, ingress)?,
+        None => open(ctx, config, packet, target, task, ingress)?,
     };
     if ingress != config.vtep && packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
         mss::clamp(ctx, config, packet)?;
@@ -39,9 +42,14 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
 }
 
 #[inline(always)]
-fn established(packet: &Packet, target: &Target, ingress: Ip4) -> Result<Option<Translation>, DropReason> {
+fn established(
+    ctx: &TcContext,
+    packet: &Packet,
+    target: &Target,
+    ingress: Ip4,
+) -> Result<Option<Translation>, DropReason> {
     let key = flow::key(MESH_ZONE, packet);
-    let Some(known) = flow::get(&key) else {
+    let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
     let fresh_start = flow::is_syn(packet) && flow::closed(known);
@@ -56,37 +64,59 @@ fn established(packet: &Packet, target: &Target, ingress: Ip4) -> Result<Option<
 }
 
 #[inline(always)]
-fn open(packet: &Packet, target: &Target, task: Ip4, ingress: Ip4) -> Result<Translation, DropReason> {
+fn open(
+    ctx: &TcContext,
+    config: &Config,
+    packet: &Packet,
+    target: &Target,
+    task: Ip4,
+    ingress: Ip4,
+) -> Result<Translation, DropReason> {
     if !flow::may_open(packet) {
         return Err(DropReason::MeshNoFlow);
     }
-    let to = Translation { src: packet.src, dst: target.ip, sport: packet.sport, dport: target.port };
-    flow::open(packet, &flow::NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task })
+    let src = shown_as(ctx, config, packet.src, target, ingress);
+    let to = Translation { src, dst: target.ip, sport: packet.sport, dport: target.port };
+    let new = &mut scratch()?.new;
+    *new = flow::NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task, flags: 0 };
+    flow::open(packet, new)?;
+    Ok(new.to)
+}
+
+/// The address that the task sees: the client's, except where the reply would stay inside the container's namespace or
+/// on the gateway bridge instead of coming back to us.
+#[inline(always)]
+fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingress: Ip4) -> Ip4 {
+    let data = ClientPrefix { ifindex: target.ifindex.to_be_bytes(), ip: client };
+    let Some(rule) = CLIENTS.get(&Key::new(8 * size_of::<ClientPrefix>() as u32, data)) else {
+        return client;
+    };
+    verdict::count(ctx, Counter::ClientTranslated);
+    if rule.shown_as == shown_as::INGRESS_NODE { ingress } else { config.gateway_ip }
 }
 
 /// If a packet out of a gateway-bridge veth answers a mesh connection of task `tag`, sends it back to the client through
 /// the ingress node. `None`: it is ordinary traffic.
 #[inline(always)]
-pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> Option<Verdict> {
-    if packet.fragment != Fragment::Whole || (packet.proto != ipproto::TCP && packet.proto != ipproto::UDP) {
+pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
+    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
         return None;
     }
-    let known = flow::get(&flow::key(MESH_ZONE, packet))?;
-    if known.flags & flag::REPLY == 0 || known.tag != tag {
+    let known = flow::backward(ctx, &flow::key(MESH_ZONE, packet), packet)?;
+    if known.tag != tag {
         return None;
     }
     Some(send_back(ctx, config, known, packet))
 }
 
 #[inline(always)]
-fn send_back(ctx: &TcContext, config: &Config, known: &mut Flow, packet: &Packet) -> Verdict {
+fn send_back(ctx: &TcContext, config: &Config, known: &mut Flow, packet: &mut Packet) -> Verdict {
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 {
         flow::close_forward(MESH_ZONE, known, packet.proto);
     }
     flow::touch(known, packet);
     let (peer, task) = (known.peer, known.task);
     let to = flow::translation(known);
-    let translated = Packet { src: to.src, dst: to.dst, sport: to.sport, dport: to.dport, ..*packet };
     let local = peer == config.vtep;
     if !local {
         if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
@@ -97,14 +127,15 @@ fn send_back(ctx: &TcContext, config: &Config, known: &mut Flow, packet: &Packet
         }
     }
     nat::rewrite(ctx, packet, &to)?;
+    (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
     verdict::count(ctx, Counter::MeshReturn);
+    let mac = mac_of(TASK_MAC_PREFIX, task);
     if local {
-        if !mesh_ingress::returned(&translated, mac_of(TASK_MAC_PREFIX, task), config.vtep) {
+        if !mesh_ingress::returned(ctx, packet, &mac, &config.vtep) {
             return Err(DropReason::MeshBadReturn);
         }
         verdict::count(ctx, Counter::MeshReply);
-        return host::leave(ctx, config, &translated);
+        return host::leave(ctx, config, packet);
     }
-    let (dst, src) = (mac_of(NODE_MAC_PREFIX, peer), mac_of(TASK_MAC_PREFIX, task));
-    encap::encapsulate(ctx, config, peer, config.mesh_vni, dst, src, packet.tos)
+    encap::encapsulate(ctx, config, peer, config.mesh_vni, mac_of(NODE_MAC_PREFIX, peer), mac, packet.tos)
 }

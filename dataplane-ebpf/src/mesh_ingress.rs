@@ -1,20 +1,20 @@
 //! Routing mesh, ingress node (N1): a client's packet to an address of this node and a published port is given to a
 //! backend's node untouched, inside the mesh VNI; the reply comes back the same way.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
-    addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
+    addr::{Ip4, Mac, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Affinity, AffinityKey, flag},
+    flow::{AffinityKey, flag},
     headers::ipproto,
-    service::PortKey,
+    service::{AllowPrefix, PortKey, PublishedPort, port_flag},
 };
 
 use crate::{
-    decap, encap, flow, host,
-    maps::{AFFINITY, NODE_ADDRESSES, PORTS},
+    affinity, decap, encap, flow, host,
+    maps::{ALLOW, NODE_ADDRESSES, PORTS},
     mesh_backend,
     parse::{Eth, Fragment, Packet},
     service,
@@ -24,7 +24,7 @@ use crate::{
 /// A packet from outside. Whatever is not for a published port of ours is the stack's.
 #[inline(always)]
 pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
-    if packet.fragment != Fragment::Whole || (packet.proto != ipproto::TCP && packet.proto != ipproto::UDP) {
+    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
         return Ok(Action::Pass);
     }
     // SAFETY: entries are replaced as a whole by the agent.
@@ -35,7 +35,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
     if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() || host::misplaced(ctx, config, packet) {
         return Ok(Action::Pass);
     }
-    let Some((task, vtep)) = affinity(ctx, port.set, packet)? else {
+    let Some((task, vtep)) = affinity(ctx, port, packet)? else {
         return Ok(Action::Pass);
     };
     let local = vtep == config.vtep;
@@ -51,66 +51,57 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
 }
 
 /// The connection's backend as (ingress address, VTEP). `None`: nobody serves, or TCP in the middle of a connection
-/// that did not begin with us; the stack answers both with a reset or an ICMP error.
+/// that did not begin with us, or one of this node's own; the stack goes on with it, or answers with a reset or an ICMP
+/// error.
 #[inline(always)]
-fn affinity(ctx: &TcContext, set: u32, packet: &Packet) -> Result<Option<(Ip4, Ip4)>, DropReason> {
-    let key = AffinityKey {
-        client: packet.src,
-        node: packet.dst,
-        client_port: packet.sport,
-        port: packet.dport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
-    if let Some(known) = AFFINITY.get_ptr_mut(key) {
-        // SAFETY: as for flows: only `last_seen` and `flags` change after creation.
-        let known = unsafe { &mut *known };
-        if !(flow::is_syn(packet) && known.flags & (flag::FIN | flag::RST) != 0) {
-            flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet));
-            return Ok(Some((known.ip, known.vtep)));
-        }
+fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Option<(Ip4, Ip4)>, DropReason> {
+    let key = affinity::key(packet);
+    if let Some(known) = affinity::forward(ctx, &key, packet)
+        && !(flow::is_syn(packet) && known.flags & (flag::FIN | flag::RST) != 0)
+    {
+        flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet));
+        return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep)) });
     }
     if !flow::may_open(packet) {
         return Ok(None);
     }
-    let Some(backend) = service::pick(set) else {
+    if port.flags & port_flag::RESTRICTED != 0 && !allowed(packet) {
+        return Err(DropReason::NotAllowed);
+    }
+    let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };
-    let now = flow::now();
-    let entry = Affinity {
-        last_seen: now,
-        created: now,
-        tag: backend.tag,
-        ip: backend.ip,
-        vtep: backend.vtep,
-        flags: flow::bits(packet),
-        expected_ack: [0; 3],
-        _pad: [0; 4],
-    };
-    AFFINITY.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
+    affinity::enter(&key, backend, flow::bits(packet))?;
     verdict::count(ctx, Counter::MeshFlow);
     Ok(Some((backend.ip, backend.vtep)))
+}
+
+/// Whether the client is on the list of a restricted port.
+#[inline(always)]
+fn allowed(packet: &Packet) -> bool {
+    let port = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
+    ALLOW.get(&Key::new(8 * size_of::<AllowPrefix>() as u32, AllowPrefix { port, ip: packet.src })).is_some()
 }
 
 /// A reply in the tunnel. It leaves only if it comes from the backend that this very connection was given: its source
 /// is an address and published port of ours, and the MAC and the outer source are those in the affinity entry. So
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
-pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet) -> Verdict {
+pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
     if inner.fragment != Fragment::Whole {
         return Err(DropReason::Fragment);
     }
-    if !returned(inner, eth.src, outer.src) {
+    if !returned(ctx, inner, &eth.src, &outer.src) {
         return Err(DropReason::MeshBadReturn);
     }
-    let packet = decap::decapsulate(ctx, outer.tos, inner)?;
+    decap::decapsulate(ctx, outer.tos, inner)?;
     verdict::count(ctx, Counter::MeshReply);
-    host::leave(ctx, config, &packet)
+    host::leave(ctx, config, inner)
 }
 
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
-#[inline(always)]
-pub(crate) fn returned(packet: &Packet, task: [u8; 6], vtep: Ip4) -> bool {
+#[inline(never)]
+pub(crate) fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     let key = AffinityKey {
         client: packet.dst,
         node: packet.src,
@@ -119,15 +110,14 @@ pub(crate) fn returned(packet: &Packet, task: [u8; 6], vtep: Ip4) -> bool {
         proto: packet.proto,
         _pad: [0; 3],
     };
-    let Some(known) = AFFINITY.get_ptr_mut(key) else {
+    let Some(known) = affinity::get(&key) else {
         return false;
     };
-    // SAFETY: as above.
-    let known = unsafe { &mut *known };
-    if task != mac_of(TASK_MAC_PREFIX, known.ip) || vtep != known.vtep {
+    if known.flags & flag::OWN != 0 || *task != mac_of(TASK_MAC_PREFIX, known.ip) || *vtep != known.vtep {
         return false;
     }
     let bits = (flow::bits(packet) & !flag::SEEN) | flag::REPLIED;
     flow::note(&mut known.last_seen, &mut known.flags, bits);
+    affinity::backward(ctx, &key, packet);
     true
 }

@@ -31,7 +31,8 @@ const IP_SRC: usize = 12;
 const IP_DST: usize = 16;
 
 /// Rewrites whatever differs. The packet must be a whole TCP or UDP packet or a first fragment.
-#[inline(always)]
+// Not inlined: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
 pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
     let (checksum, flags) = match packet.proto {
         ipproto::TCP => (packet.l4 + 16, 0),

@@ -35,7 +35,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return Ok(Action::Pass);
     }
     match parse::from_outside(ctx) {
-        Some(packet) => own(ctx, config, &packet),
+        Some(packet) => own(ctx, config, packet),
         None => Ok(Action::Pass),
     }
 }

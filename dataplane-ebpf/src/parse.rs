@@ -8,6 +8,8 @@ use dataplane_common::{
     headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
 };
 
+use crate::maps::scratch;
+
 /// Ethernet header.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -34,12 +36,12 @@ pub(crate) fn eth(ctx: &TcContext, offset: usize) -> Result<Eth, DropReason> {
 /// The IPv4 packet in a frame from outside. `None`: another protocol, or too broken to read; both are the stack's to
 /// judge, not ours.
 #[inline(always)]
-pub(crate) fn from_outside(ctx: &TcContext) -> Option<Packet> {
+pub(crate) fn from_outside(ctx: &TcContext) -> Option<&'static mut Packet> {
     let eth = eth(ctx, 0).ok()?;
     if eth.ethertype != ethertype::IPV4 {
         return None;
     }
-    ipv4(ctx, ETH_LEN).ok()
+    outer(ctx, ETH_LEN).ok()
 }
 
 /// IPv4 header without options.
@@ -108,9 +110,25 @@ impl Packet {
 pub(crate) const ICMP_ECHO_REPLY: u8 = 0;
 pub(crate) const ICMP_ECHO_REQUEST: u8 = 8;
 
-/// The IPv4 packet whose header starts at `net`.
+/// The IPv4 packet whose header starts at `net`; the outer one where there are two. It lives in scratch memory.
 #[inline(always)]
-pub(crate) fn ipv4(ctx: &TcContext, net: usize) -> Result<Packet, DropReason> {
+pub(crate) fn outer(ctx: &TcContext, net: usize) -> Result<&'static mut Packet, DropReason> {
+    let packet = &mut scratch()?.outer;
+    ipv4(ctx, net, packet)?;
+    Ok(packet)
+}
+
+/// The same for the packet inside a tunnel.
+#[inline(always)]
+pub(crate) fn inner(ctx: &TcContext, net: usize) -> Result<&'static mut Packet, DropReason> {
+    let packet = &mut scratch()?.inner;
+    ipv4(ctx, net, packet)?;
+    Ok(packet)
+}
+
+// Not inlined: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
+fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReason> {
     let ip: Ipv4Header = ctx.load(net).map_err(|_| DropReason::Truncated)?;
     let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < IPV4_LEN {
@@ -129,7 +147,7 @@ pub(crate) fn ipv4(ctx: &TcContext, net: usize) -> Result<Packet, DropReason> {
         return Err(DropReason::Truncated);
     }
     let fragment = u16::from_be_bytes(ip.fragment);
-    let mut packet = Packet {
+    *packet = Packet {
         net,
         l4: net + header_len,
         src: ip.src,
@@ -149,9 +167,9 @@ pub(crate) fn ipv4(ctx: &TcContext, net: usize) -> Result<Packet, DropReason> {
         tcp_len: 0,
     };
     if packet.fragment != Fragment::Later {
-        transport(ctx, &mut packet)?;
+        transport(ctx, packet)?;
     }
-    Ok(packet)
+    Ok(())
 }
 
 /// Whether a transport header of `len` bytes lies within what the IP header claims, not in padding behind it.

@@ -33,7 +33,7 @@ pub(crate) fn pick(id: u32) -> Option<&'static Backend> {
 /// # Safety
 /// `at` must point to an aligned `u64` in a map.
 #[inline(always)]
-unsafe fn fetch_add(at: *mut u64, add: u64) -> u64 {
+pub(crate) unsafe fn fetch_add(at: *mut u64, add: u64) -> u64 {
     let mut value = add;
     // SAFETY: the caller's promise; one instruction, no stack, no flags.
     unsafe {

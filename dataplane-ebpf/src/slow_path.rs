@@ -38,7 +38,7 @@ fn check(ctx: &TcContext, sender: u32) -> Verdict {
     if eth.ethertype != ethertype::IPV4 {
         return Err(DropReason::UncheckedTunnel);
     }
-    let packet = parse::ipv4(ctx, ETH_LEN)?;
+    let packet = parse::outer(ctx, ETH_LEN)?;
     match maps::endpoint(&EndpointKey { net: device.net, ip: packet.src }) {
         Some(from) if (from.kind == kind::REMOTE || from.kind == kind::NODE) && low24(from.vtep) == sender => {
             Ok(Action::Pass)

@@ -69,7 +69,7 @@ fn overlay(ctx: &TcContext, net: NetId, vni: VniBytes, outer: &Packet) -> Verdic
         }
         _ => return slow_path(ctx, vni),
     }
-    let inner = parse::ipv4(ctx, INNER_NET)?;
+    let inner = parse::inner(ctx, INNER_NET)?;
     check_inner_source(net, inner.src, outer)?;
     if eth.is_group() {
         return slow_path(ctx, vni);
@@ -78,8 +78,8 @@ fn overlay(ctx: &TcContext, net: NetId, vni: VniBytes, outer: &Packet) -> Verdic
     if to.kind != kind::LOCAL {
         return Err(DropReason::UnknownDestination);
     }
-    let packet = decap::decapsulate(ctx, outer.tos, &inner)?;
-    deliver::to_container(ctx, net, eth.src, to, &packet, false)
+    decap::decapsulate(ctx, outer.tos, inner)?;
+    deliver::to_container(ctx, net, eth.src, to, inner, false)
 }
 
 /// The inner source must live on the node that sent the frame.
@@ -105,24 +105,24 @@ fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
     if eth.ethertype != ethertype::IPV4 {
         return Err(DropReason::MalformedHeader);
     }
-    let inner = parse::ipv4(ctx, INNER_NET)?;
+    let inner = parse::inner(ctx, INNER_NET)?;
     if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
-        forward(ctx, config, outer, &eth, &inner, task)
+        forward(ctx, config, outer, &eth, inner, task)
     } else if ip_in_mac(NODE_MAC_PREFIX, eth.dst) == Some(config.vtep) {
-        mesh_ingress::from_tunnel(ctx, config, outer, &eth, &inner)
+        mesh_ingress::from_tunnel(ctx, config, outer, &eth, inner)
     } else {
         Err(DropReason::MeshNoTarget)
     }
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet, task: [u8; 4]) -> Verdict {
+fn forward(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet, task: [u8; 4]) -> Verdict {
     if ip_in_mac(NODE_MAC_PREFIX, eth.src) != Some(outer.src) {
         return Err(DropReason::BadInnerSource);
     }
     if inner.fragment != parse::Fragment::Whole {
         return Err(DropReason::Fragment);
     }
-    let packet = decap::decapsulate(ctx, outer.tos, inner)?;
-    mesh_backend::to_task(ctx, config, &packet, task, outer.src)
+    decap::decapsulate(ctx, outer.tos, inner)?;
+    mesh_backend::to_task(ctx, config, inner, task, outer.src)
 }

@@ -21,13 +21,13 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     let config = config()?;
     if packet.proto == ipproto::UDP && packet.dst == config.vtep {
         if packet.fragment != Fragment::Whole {
-            return fragment(ctx, &packet);
+            return fragment(ctx, packet);
         }
         if packet.dport == config.vxlan_port {
-            return tunnel::handle(ctx, config, &packet);
+            return tunnel::handle(ctx, config, packet);
         }
     }
-    mesh_ingress::from_outside(ctx, config, &packet)
+    mesh_ingress::from_outside(ctx, config, packet)
 }
 
 /// An outer fragment: another node's slow path had to cut. The kernel puts it together; `from_vxlan` checks the inner

@@ -13,66 +13,66 @@ use crate::{
     echo, flow, maps, nat,
     nat::Translation,
     parse::{Fragment, Packet},
-    service,
-    verdict::{self, Action},
+    reject, service,
+    verdict::{self, Verdict},
 };
 
-/// What became of the packet.
-pub(crate) enum Outcome {
-    /// It was answered by the node.
-    Answered(Action),
-    /// Nobody serves it; the container should be told.
-    Refused(DropReason),
-    /// It was rewritten and now goes to `backend`.
-    Translated { packet: Packet, backend: &'static Endpoint },
+/// Answers a ping of the VIP while somebody serves it.
+#[inline(always)]
+pub(crate) fn ping(ctx: &TcContext, vip: &Endpoint, packet: &Packet) -> Verdict {
+    if service::set(vip.set).is_some_and(|set| set.count > 0) {
+        echo::answer(ctx, packet)
+    } else {
+        reject::refuse(ctx, packet, DropReason::NoBackend)
+    }
 }
 
-/// Translates a packet from `local` to the VIP `vip`. An existing connection keeps its backend; a new one gets the next.
+/// Translates a packet from `local` to the VIP `vip`, towards the backend that is returned. An existing connection keeps
+/// its backend; a new one gets the next.
 #[inline(always)]
 pub(crate) fn translate(
     ctx: &TcContext,
     local: &Local,
     vip: &Endpoint,
-    packet: &Packet,
-) -> Result<Outcome, DropReason> {
-    match packet.proto {
-        ipproto::TCP | ipproto::UDP => {}
-        ipproto::ICMP => {
-            let served = service::set(vip.set).is_some_and(|set| set.count > 0);
-            return if served {
-                echo::answer(ctx, packet).map(Outcome::Answered)
-            } else {
-                Ok(Outcome::Refused(DropReason::NoBackend))
-            };
-        }
-        _ => return Err(DropReason::UnsupportedProtocol),
+    packet: &mut Packet,
+) -> Result<&'static Endpoint, DropReason> {
+    if packet.proto != ipproto::TCP && packet.proto != ipproto::UDP {
+        return Err(DropReason::UnsupportedProtocol);
     }
     if packet.fragment != Fragment::Whole {
         return Err(DropReason::Fragment);
     }
-    let found = match established(local, packet) {
-        Ok(Some(found)) => Ok(found),
-        Ok(None) => open(ctx, local, vip, packet),
-        Err(reason) => Err(reason),
-    };
-    let (to, backend) = match found {
-        Ok(found) => found,
-        Err(reason @ (DropReason::NoBackend | DropReason::NoFlow | DropReason::BackendGone)) => {
-            return Ok(Outcome::Refused(reason));
-        }
-        Err(reason) => return Err(reason),
-    };
-    nat::rewrite(ctx, packet, &to)?;
-    let packet = Packet { src: to.src, dst: to.dst, sport: to.sport, dport: to.dport, ..*packet };
-    Ok(Outcome::Translated { packet, backend })
+    let mut backend = None;
+    established(ctx, local, packet, &mut backend)?;
+    if backend.is_none() {
+        open(ctx, local, vip, packet, &mut backend)?;
+    }
+    let backend = backend.ok_or(DropReason::BackendGone)?;
+    let to = &maps::scratch()?.new.to;
+    nat::rewrite(ctx, packet, to)?;
+    (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
+    Ok(backend)
 }
 
-/// The connection's translation and backend, if there is one and it may go on.
+/// Whether the container is told at once that nobody serves it, rather than left to wait.
 #[inline(always)]
-fn established(local: &Local, packet: &Packet) -> Result<Option<(Translation, &'static Endpoint)>, DropReason> {
+pub(crate) fn is_refusal(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NoBackend | DropReason::NoFlow | DropReason::BackendGone)
+}
+
+/// Finds the connection's backend, if there is one and it may go on, and puts its translation into `scratch().new.to`.
+// Not inlined, as `open`: together with the frame of `from_container` there would be no room for the calls below them.
+// The backend is not returned but stored, as one aligned word: otherwise the verifier forgets that it is a pointer.
+#[inline(never)]
+fn established(
+    ctx: &TcContext,
+    local: &Local,
+    packet: &Packet,
+    found: &mut Option<&'static Endpoint>,
+) -> Result<(), DropReason> {
     let key = flow::key(local.net, packet);
-    let Some(known) = flow::get(&key) else {
-        return Ok(None);
+    let Some(known) = flow::forward(ctx, &key, packet) else {
+        return Ok(());
     };
     let fresh_start = flow::is_syn(packet) && flow::closed(known);
     // The reply of a hairpin connection also goes to the VIP, and back to its own sender.
@@ -81,24 +81,28 @@ fn established(local: &Local, packet: &Packet) -> Result<Option<(Translation, &'
     match backend {
         Some(backend) if !fresh_start && backend.tag == known.tag => {
             flow::touch(known, packet);
-            Ok(Some((flow::translation(known), backend)))
+            maps::scratch()?.new.to = flow::translation(known);
+            *found = Some(backend);
+            Ok(())
         }
         _ if is_reply => Err(DropReason::BackendGone),
         _ => {
             flow::forget(&key, known);
             // A new connection, or a UDP flow, goes to another backend; TCP in mid-flow cannot.
-            if flow::may_open(packet) { Ok(None) } else { Err(DropReason::BackendGone) }
+            if flow::may_open(packet) { Ok(()) } else { Err(DropReason::BackendGone) }
         }
     }
 }
 
-#[inline(always)]
+/// Gives a new connection the next backend, and puts its translation into `scratch().new.to`.
+#[inline(never)]
 fn open(
     ctx: &TcContext,
     local: &Local,
     vip: &Endpoint,
     packet: &Packet,
-) -> Result<(Translation, &'static Endpoint), DropReason> {
+    found: &mut Option<&'static Endpoint>,
+) -> Result<(), DropReason> {
     if !flow::may_open(packet) {
         return Err(DropReason::NoFlow);
     }
@@ -107,8 +111,10 @@ fn open(
     // A task that is its own backend must see the VIP as the client, or it would answer itself directly.
     let src = if chosen.ip == local.ip { packet.dst } else { packet.src };
     let to = Translation { src, dst: chosen.ip, sport: packet.sport, dport: packet.dport };
-    let new = flow::NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4] };
-    let to = flow::open(packet, &new)?;
+    let new = &mut maps::scratch()?.new;
+    *new = flow::NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4], flags: 0 };
+    flow::open(packet, new)?;
     verdict::count(ctx, Counter::VipFlow);
-    Ok((to, backend))
+    *found = Some(backend);
+    Ok(())
 }

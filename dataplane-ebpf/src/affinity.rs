@@ -1,0 +1,110 @@
+//! The tables `AFFINITY` and `AFFINITY_PENDING`: which backend the ingress node gave a client's connection to.
+//!
+//! As with flows (see `flow.rs` and `pending.rs`) a connection begins in the pending table, where the least recently
+//! used entry makes room, and moves to the established one when both ends have proved that they are there.
+
+use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use dataplane_common::{
+    counter::Counter,
+    drop_reason::DropReason,
+    flow::{Affinity, AffinityKey, flag},
+    service::Backend,
+};
+
+use crate::{
+    flow,
+    maps::{AFFINITY, AFFINITY_PENDING},
+    parse::Packet,
+    pending, verdict,
+};
+
+/// Key of a client's packet.
+#[inline(always)]
+pub(crate) fn key(packet: &Packet) -> AffinityKey {
+    AffinityKey {
+        client: packet.src,
+        node: packet.dst,
+        client_port: packet.sport,
+        port: packet.dport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    }
+}
+
+/// The entry with this key, in whichever table.
+#[inline(always)]
+pub(crate) fn get(key: &AffinityKey) -> Option<&'static mut Affinity> {
+    match established(key) {
+        None => pending(key),
+        found => found,
+    }
+}
+
+#[inline(always)]
+fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
+    // SAFETY: as for flows: only `last_seen`, `flags` and `expected_ack` change after creation.
+    AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+}
+
+#[inline(always)]
+fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
+    // SAFETY: as above.
+    AFFINITY_PENDING.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+}
+
+/// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
+#[inline(always)]
+pub(crate) fn forward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) -> Option<&'static mut Affinity> {
+    if let Some(known) = established(key) {
+        return Some(known);
+    }
+    let known = pending(key)?;
+    let proved = known.flags & flag::OWN == 0
+        && pending::client_proves(ctx, packet, known.expected_ack, known.flags & flag::REPLIED != 0);
+    if proved && promote(ctx, key, known) { established(key) } else { Some(known) }
+}
+
+/// Notes what a packet from the backend proves about a connection.
+#[inline(always)]
+pub(crate) fn backward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) {
+    if established(key).is_none()
+        && let Some(known) = pending(key)
+    {
+        if let Some(expected) = pending::expected_ack(ctx, packet) {
+            known.expected_ack = expected;
+        } else if pending::server_proves(packet) {
+            promote(ctx, key, known);
+        }
+    }
+}
+
+/// Enters a new connection.
+#[inline(never)]
+pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(), DropReason> {
+    let now = flow::now();
+    let entry = Affinity {
+        last_seen: now,
+        created: now,
+        tag: backend.tag,
+        ip: backend.ip,
+        vtep: backend.vtep,
+        flags,
+        expected_ack: [0; 3],
+        _pad: [0; 4],
+    };
+    // A connection from the same port that has ended.
+    let _ = AFFINITY.remove(key);
+    AFFINITY_PENDING.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+}
+
+/// Moves an entry to the established table. When that is full it stays where it is.
+#[inline(never)]
+fn promote(ctx: &TcContext, key: &AffinityKey, known: &Affinity) -> bool {
+    let entry = *known;
+    if AFFINITY.insert(key, entry, BPF_ANY as u64).is_err() {
+        return false;
+    }
+    let _ = AFFINITY_PENDING.remove(key);
+    verdict::count(ctx, Counter::FlowPromoted);
+    true
+}

@@ -1,0 +1,168 @@
+//! Connections made directly to a task that is also a VIP's backend.
+//!
+//! To the backend a VIP connection and a direct one from the same source port would be one and the same. So a direct
+//! connection is noted under the key of its replies, where a VIP connection finds it and takes another source port; and
+//! where a VIP connection was first, the direct one's source port is translated. The cost: one insertion per direct TCP
+//! connection, a lookup per direct UDP datagram; nothing for TCP segments in between.
+
+use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use dataplane_common::{
+    addr::Port,
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::{Endpoint, Local, endpoint_flag},
+    flow::{Flow, FlowKey, flag},
+    headers::{ipproto, tcpflag},
+};
+
+use crate::{
+    flow,
+    maps::{DIRECT_GATE, FLOWS, FLOWS_PENDING, scratch},
+    nat::{self, Translation},
+    parse::{Fragment, Packet},
+    service, verdict,
+};
+
+/// Whether `packet`, which goes directly to `to`, is to be looked at more closely by [`translate`].
+#[inline(always)]
+pub(crate) fn concerns(to: &Endpoint, packet: &Packet) -> bool {
+    if to.flags & endpoint_flag::VIP_BACKEND == 0 || packet.fragment != Fragment::Whole {
+        return false;
+    }
+    match packet.proto {
+        ipproto::TCP => packet.flags & (tcpflag::SYN | tcpflag::FIN | tcpflag::RST) != 0 || gate_open(),
+        ipproto::UDP => true,
+        _ => false,
+    }
+}
+
+/// Whether any direct connection has its source port translated.
+#[inline(always)]
+fn gate_open() -> bool {
+    // SAFETY: aligned 8-byte loads.
+    DIRECT_GATE.get_ptr(0).is_some_and(|gate| unsafe {
+        core::ptr::read_volatile(&raw const (*gate).created) != core::ptr::read_volatile(&raw const (*gate).cleared)
+    })
+}
+
+/// Notes the connection, or rewrites the packet so that it can be told apart from a VIP's. Whether it was rewritten.
+// Its three steps are not inlined, and none calls the next: together they would need more stack than there is.
+#[inline(always)]
+pub(crate) fn translate(
+    ctx: &TcContext,
+    local: &Local,
+    backend: &Endpoint,
+    packet: &mut Packet,
+) -> Result<bool, DropReason> {
+    let found = match known(ctx, local, backend, packet) {
+        None => note(ctx, local, backend, packet)?,
+        found => found,
+    };
+    let sport = match found {
+        Some(sport) => sport,
+        None => another_port(ctx, local, backend, packet)?,
+    };
+    if sport == packet.sport {
+        return Ok(false);
+    }
+    let to = Translation { src: packet.src, dst: packet.dst, sport, dport: packet.dport };
+    nat::rewrite(ctx, packet, &to)?;
+    packet.sport = sport;
+    Ok(true)
+}
+
+/// The source port that a connection of which both directions are known has at the backend.
+#[inline(never)]
+fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Option<Port> {
+    let key = flow::key(local.net, packet);
+    let known = flow::forward(ctx, &key, packet)?;
+    if known.flags & flag::REPLY != 0 {
+        // An answer to a connection that the other side opened, on this very node.
+        return Some(packet.sport);
+    }
+    if known.tag == backend.tag && !(flow::is_syn(packet) && flow::closed(known)) {
+        flow::touch(known, packet);
+        return Some(known.sport);
+    }
+    flow::forget(&key, known);
+    None
+}
+
+/// Notes a connection that keeps its source port. `None`: the backend already talks to this address and port on behalf
+/// of a VIP.
+#[inline(never)]
+fn note(
+    ctx: &TcContext,
+    local: &Local,
+    backend: &Endpoint,
+    packet: &Packet,
+) -> Result<Option<Port>, DropReason> {
+    let reply_key = FlowKey {
+        zone: local.net,
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    };
+    if let Some(known) = flow::get(&reply_key) {
+        let lone = known.flags & flag::DIRECT != 0 && known.src == packet.dst && known.dport == packet.sport;
+        if lone && known.tag == backend.tag {
+            if flow::is_syn(packet) {
+                known.flags = flag::REPLY | flag::DIRECT;
+            }
+            flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet) & (flag::FIN | flag::RST));
+            return Ok(Some(packet.sport));
+        }
+        if !flow::may_open(packet) {
+            return Ok(Some(packet.sport));
+        }
+        if !lone && !flow::outlived(known, local.net, packet.proto, flow::now()) {
+            return Ok(None);
+        }
+        let _ = FLOWS.remove(reply_key);
+        let _ = FLOWS_PENDING.remove(reply_key);
+    }
+    if !flow::may_open(packet) {
+        return Ok(Some(packet.sport));
+    }
+    let now = flow::now();
+    let reply = &mut scratch()?.flow;
+    *reply = Flow {
+        last_seen: now,
+        created: now,
+        tag: backend.tag,
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        peer: [0; 4],
+        task: [0; 4],
+        flags: flag::REPLY | flag::DIRECT,
+        expected_ack: [0; 3],
+    };
+    FLOWS_PENDING.insert(reply_key, reply, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
+    verdict::count(ctx, Counter::DirectNoted);
+    Ok(Some(packet.sport))
+}
+
+/// Enters a connection with another source port.
+#[inline(never)]
+fn another_port(
+    ctx: &TcContext,
+    local: &Local,
+    backend: &Endpoint,
+    packet: &Packet,
+) -> Result<Port, DropReason> {
+    let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
+    let new = &mut scratch()?.new;
+    *new = flow::NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };
+    flow::open(packet, new)?;
+    if let Some(gate) = DIRECT_GATE.get_ptr_mut(0) {
+        // SAFETY: aligned, in a live array map; the agent only reads this field.
+        unsafe { service::fetch_add(&raw mut (*gate).created, 1) };
+    }
+    verdict::count(ctx, Counter::DirectTranslated);
+    Ok(new.to.sport)
+}
