@@ -91,12 +91,7 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
 /// Notes a connection that keeps its source port. `None`: the backend already talks to this address and port on behalf
 /// of a VIP.
 #[inline(never)]
-fn note(
-    ctx: &TcContext,
-    local: &Local,
-    backend: &Endpoint,
-    packet: &Packet,
-) -> Result<Option<Port>, DropReason> {
+fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Option<Port>, DropReason> {
     let reply_key = FlowKey {
         zone: local.net,
         src: packet.dst,
@@ -149,12 +144,7 @@ fn note(
 
 /// Enters a connection with another source port.
 #[inline(never)]
-fn another_port(
-    ctx: &TcContext,
-    local: &Local,
-    backend: &Endpoint,
-    packet: &Packet,
-) -> Result<Port, DropReason> {
+fn another_port(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Port, DropReason> {
     let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = flow::NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };

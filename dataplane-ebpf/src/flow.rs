@@ -126,7 +126,8 @@ pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Optio
         Some(flow) => flow,
         None => {
             let flow = pending(key)?;
-            let moved = flow.flags & flag::REPLY != 0 && pending::backward(ctx, key, flow, packet) && pending::promote(ctx);
+            let moved =
+                flow.flags & flag::REPLY != 0 && pending::backward(ctx, key, flow, packet) && pending::promote(ctx);
             if moved { established(key)? } else { flow }
         }
     };
