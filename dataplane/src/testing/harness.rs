@@ -208,6 +208,11 @@ impl Harness {
         Ok(self.tables.flows_pending.put(key, flow)?)
     }
 
+    /// Removes an entry of `FLOWS_PENDING`, as the kernel does when it needs room.
+    pub fn remove_pending_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
+        Ok(self.tables.flows_pending.remove(key)?)
+    }
+
     /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
     pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
         let mut affinity = self.pending_affinity()?;

@@ -53,7 +53,8 @@ pub fn udp(sport: u16, dport: u16) -> L4 {
     L4::Udp { sport, dport, payload: b"a datagram".to_vec(), checksum: true }
 }
 
-/// TCP with the flags named by their first letters (`S`, `A`, `F`, `R`, `P`).
+/// TCP with the flags named by their first letters (`S`, `A`, `F`, `R`, `P`); `K` is an ACK of a SYN made here, `A` one
+/// of something else.
 pub fn tcp(sport: u16, dport: u16, flags: &'static str) -> L4 {
     let payload = if flags == "PA" { b"a segment".to_vec() } else { Vec::new() };
     L4::Tcp { sport, dport, flags, mss: None, payload }
@@ -105,6 +106,11 @@ fn transport(ip: &Ipv4Header, l4: &L4) -> (u8, Vec<u8>) {
             header.psh = flags.contains('P');
             if header.ack {
                 header.acknowledgment_number = 2000;
+            }
+            if flags.contains('K') {
+                // All segments have sequence number 1000: this is what completes a handshake.
+                header.ack = true;
+                header.acknowledgment_number = 1001;
             }
             if let Some(mss) = mss {
                 let options = [
