@@ -1,7 +1,8 @@
 //! When a connection has proved that both its ends are there, and moves from the pending to the established table.
 //!
 //! * TCP: the client acknowledges the SYN-ACK's sequence number, which a sender of invented addresses never saw; or the
-//!   server sends a segment without SYN and RST, which it does only when its own TCP calls the connection established.
+//!   server sends data or a FIN, which it does only when its own TCP calls the connection established. A plain ACK of the
+//!   server's proves nothing: one in SYN-RECEIVED answers any second SYN with another sequence number so.
 //! * Everything else: the client sends again after it was answered. An answer alone proves nothing: an echo service
 //!   answers a flood, too. Single questions and answers (DNS) so never leave the pending table.
 //!
@@ -59,7 +60,10 @@ pub(crate) fn client_proves(ctx: &TcContext, packet: &Packet, expected: [u8; 3],
 /// Whether the server's packet proves that its side of the handshake is complete.
 #[inline(always)]
 pub(crate) fn server_proves(packet: &Packet) -> bool {
-    packet.proto == ipproto::TCP && is_plain_ack(packet)
+    // Zero on BIG TCP, which always carries data.
+    let header = packet.l4 - packet.net + usize::from(packet.tcp_len);
+    let data = packet.total_len == 0 || usize::from(packet.total_len) > header;
+    packet.proto == ipproto::TCP && is_plain_ack(packet) && (data || packet.flags & tcpflag::FIN != 0)
 }
 
 /// A packet from the client of a pending connection. Whether it proves the connection: then [`promote`] follows.

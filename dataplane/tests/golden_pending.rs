@@ -74,6 +74,9 @@ fn a_server_that_speaks_has_seen_the_client() -> Result<()> {
         assert_eq!(flows(world)?, (2, 0), "a refusal is no handshake");
         world.harness.set_cursor(&vip_set(VIP), 0)?;
         says(world, &tcp(1000, 80, "S"))?;
+        // What a server in SYN-RECEIVED says to a second SYN.
+        answers(world, &tcp(80, 1000, "A"))?;
+        assert_eq!(flows(world)?, (2, 0), "a plain ACK needs no completed handshake");
         answers(world, &tcp(80, 1000, "PA"))?;
         assert_eq!(flows(world)?, (0, 2));
         Ok(())
