@@ -11,10 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::{Lab, Netns, Process, wait_for};
-
-/// How long an agent may take to program its first table.
-const READY_LIMIT: Duration = Duration::from_secs(40);
+use crate::lab::{Lab, Netns, PATIENCE, Process, wait_for};
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -127,11 +124,7 @@ impl Agent {
                 if let Some(status) = process.try_wait()? {
                     bail!("agent {} ended with {status}:\n{}", self.netns.label(), process.stderr_tail(20));
                 }
-                ensure!(
-                    started.elapsed() < READY_LIMIT,
-                    "waited {READY_LIMIT:?} for {what}:\n{}",
-                    process.stderr_tail(30)
-                );
+                ensure!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}:\n{}", process.stderr_tail(30));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -149,7 +142,7 @@ impl Agent {
         let mut guard = self.lock();
         let Some(process) = guard.as_mut() else { return Ok(()) };
         process.signal(Signal::SIGTERM)?;
-        let status = process.wait(Duration::from_secs(10))?;
+        let status = process.wait(PATIENCE)?;
         ensure!(status.success(), "agent {} ended with {status} on SIGTERM", self.netns.label());
         Ok(())
     }
@@ -196,7 +189,7 @@ impl Agent {
 
     /// Waits until a reason has been counted more than `before` times.
     pub fn wait_dropped(&self, reason: &str, at_least: u64) -> Result<()> {
-        wait_for(&format!("{at_least} drops of {reason}"), Duration::from_secs(3), || {
+        wait_for(&format!("{at_least} drops of {reason}"), PATIENCE, || {
             let seen = self.dropped(reason)?;
             ensure!(seen >= at_least, "{seen} so far: {}", self.json(&["drops"])?);
             Ok(())

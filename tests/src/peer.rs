@@ -4,14 +4,13 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     agent::built,
-    lab::{Lab, Netns, Process, wait_for},
+    lab::{Lab, Netns, PATIENCE, Process, wait_for},
     load::Tally,
 };
 
@@ -29,7 +28,7 @@ fn binary() -> Result<PathBuf> {
 /// Starts a server and waits until it listens.
 fn server(lab: &Lab, netns: &Netns, arguments: &[&str]) -> Result<Process> {
     let process = Process::start(command(netns, arguments)?, lab.directory(), &lab.unique(netns.label()))?;
-    wait_for("the server to listen", Duration::from_secs(5), || {
+    wait_for("the server to listen", PATIENCE, || {
         ensure!(process.stderr()?.contains("listening"), "{}", process.stderr_tail(3));
         Ok(())
     })?;
@@ -91,27 +90,71 @@ pub struct LoadLoop(Process);
 
 impl LoadLoop {
     /// One request after the other in `concurrency` threads, each on a new connection, or with `keep_alive` all of a
-    /// thread's requests on one.
+    /// thread's requests on one. Returns when every thread has had an answer.
     pub fn tcp(lab: &Lab, netns: &Netns, target: &str, concurrency: u32, keep_alive: bool) -> Result<Self> {
-        let concurrency = concurrency.to_string();
+        let threads = concurrency.to_string();
         let more: &[&str] = if keep_alive { &["--keep-alive"] } else { &[] };
-        Self::start(lab, netns, target, &[&["--concurrency", &concurrency], more].concat())
+        Self::start(lab, netns, "tcp-load", target, &[&["--concurrency", &threads], more].concat(), concurrency)
     }
 
     /// One request after the other on one connection from this port.
     pub fn from_port(lab: &Lab, netns: &Netns, target: &str, port: u16) -> Result<Self> {
-        Self::start(lab, netns, target, &["--keep-alive", "--first-port", &port.to_string()])
+        Self::start(lab, netns, "tcp-load", target, &["--keep-alive", "--first-port", &port.to_string()], 1)
     }
 
-    fn start(lab: &Lab, netns: &Netns, target: &str, more: &[&str]) -> Result<Self> {
-        let basic = ["tcp-load", "--target", target, "--loop-until-stdin-closes", "--pause-ms", "3"];
-        let command = command(netns, &[&basic, more].concat())?;
-        Ok(Self(Process::start(command, lab.directory(), &lab.unique("load"))?))
+    /// One UDP request after the other from one port; each is given up after 300 ms.
+    pub fn udp(lab: &Lab, netns: &Netns, target: &str) -> Result<Self> {
+        Self::start(lab, netns, "udp-load", target, &["--same-port", "--timeout-ms", "300"], 1)
+    }
+
+    fn start(lab: &Lab, netns: &Netns, load: &str, target: &str, more: &[&str], threads: u32) -> Result<Self> {
+        let basic = [load, "--target", target, "--loop-until-stdin-closes", "--pause-ms", "3"];
+        // Longer than any change of the table takes on a slow machine, and less than PATIENCE.
+        let limit = ["--timeout-ms", "40000"];
+        let limit: &[&str] = if load == "tcp-load" { &limit } else { &[] };
+        let command = command(netns, &[&basic, limit, more].concat())?;
+        let started = Self(Process::start(command, lab.directory(), &lab.unique("load"))?);
+        wait_for(&format!("first answers of {target}"), PATIENCE, || {
+            let seen = started.count("first answer")?;
+            ensure!(seen >= threads as usize, "{seen} of {threads} threads; {}", started.0.stderr_tail(3));
+            Ok(())
+        })?;
+        Ok(started)
+    }
+
+    /// Waits for about this many further answers.
+    pub fn wait_answers(&self, more: u64) -> Result<()> {
+        let wanted = self.answers()? + more;
+        wait_for(&format!("{more} more answers"), PATIENCE, || {
+            let seen = self.answers()?;
+            ensure!(seen >= wanted, "{seen} of {wanted}; {}", self.0.stderr_tail(3));
+            Ok(())
+        })
+    }
+
+    /// Waits until this many requests have failed in all.
+    pub fn wait_failures(&self, count: usize) -> Result<()> {
+        wait_for(&format!("{count} failed requests"), PATIENCE, || {
+            let seen = self.count("failure after")?;
+            ensure!(seen >= count, "{seen} so far");
+            Ok(())
+        })
+    }
+
+    /// Answers so far, by the last report.
+    fn answers(&self) -> Result<u64> {
+        let text = self.0.stderr()?;
+        let last = text.lines().rev().find_map(|line| line.strip_prefix("answers: "));
+        Ok(last.and_then(|number| number.parse().ok()).unwrap_or(0))
+    }
+
+    fn count(&self, start: &str) -> Result<usize> {
+        Ok(self.0.stderr()?.lines().filter(|line| line.starts_with(start)).count())
     }
 
     /// Ends the loop: its tally.
     pub fn stop(self) -> Result<Tally> {
-        let text = self.0.finish(Duration::from_secs(15))?;
+        let text = self.0.finish(PATIENCE)?;
         serde_json::from_str(&text).with_context(|| format!("load said `{text}`"))
     }
 }

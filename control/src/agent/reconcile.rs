@@ -86,9 +86,14 @@ impl Agent {
         let gateway = gateway(&self.args, &links);
         let settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
         let desired = self.derive(&settings, round)?;
-        if cause == Cause::Table && self.last.ready {
-            // What the kernel takes its time for must not delay what is known now: no new flow for who has left.
-            block_in_place(|| self.maps(&desired, &settings, &links, &gateway, round));
+        let early = cause == Cause::Table && self.last.ready;
+        if early {
+            // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not delay
+            // what is known now: no new flow for who has left, and an answer for who still talks to it.
+            block_in_place(|| {
+                self.maps(&desired, &settings, &links, &gateway, round);
+                self.sweep(round);
+            });
         }
         self.guard(&desired, &settings, &gateway, cause, round);
 
@@ -110,7 +115,7 @@ impl Agent {
         });
         round.run(&mut self.backoff, &plan, Stage::Finish, &self.socket, &spaces).await;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
-        if cause != Cause::Kernel {
+        if cause != Cause::Kernel && !early {
             block_in_place(|| self.sweep(round));
         }
         self.remember(&desired, &gateway, clients, &links);

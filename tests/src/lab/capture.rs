@@ -4,16 +4,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Lab, Netns, Process, wait::wait_for};
-
-/// tcpdump starts and stops in milliseconds; a machine that is busy with other things gets its time.
-const LIMIT: Duration = Duration::from_secs(30);
+use super::{
+    Lab, Netns, Process,
+    wait::{PATIENCE, wait_for},
+};
 
 /// What tshark is to know. Everything else is disabled: it would take test payloads on ports that happen to be some
 /// protocol's (37008 is TZSP's, 44818 EtherNet/IP's) for that protocol, and call them malformed.
@@ -43,18 +42,27 @@ impl Capture {
         command.arg(&file);
         command.args(filter.split_whitespace());
         let process = Process::start(command, lab.directory(), &name)?;
-        wait_for("tcpdump to listen", LIMIT, || {
+        wait_for("tcpdump to listen", PATIENCE, || {
             ensure!(process.stderr()?.contains("listening on"), "{}", process.stderr_tail(3));
             Ok(())
         })?;
         Ok(Self { process, file })
     }
 
+    /// Waits until at least this many packets have been captured.
+    pub fn wait_packets(&mut self, count: u64) -> Result<()> {
+        wait_for(&format!("{count} packets"), PATIENCE, || {
+            let report = self.report()?;
+            ensure!(report.captured >= count, "{report:?}");
+            Ok(())
+        })
+    }
+
     /// Ends the capture and returns the file, with every packet that has passed the interface by now.
     pub fn stop(mut self) -> Result<PathBuf> {
         self.drain()?;
         self.process.signal(Signal::SIGINT)?;
-        self.process.wait(LIMIT)?;
+        self.process.wait(PATIENCE)?;
         Ok(self.file.clone())
     }
 
@@ -67,20 +75,34 @@ impl Capture {
     /// Waits until tcpdump has written as many packets as its filter has let through: it does not look for more when it
     /// is interrupted, and on a busy machine it lags behind.
     fn drain(&mut self) -> Result<()> {
-        wait_for("tcpdump to catch up", LIMIT, || {
-            let reports = self.process.stderr()?.matches("received by filter").count();
-            self.process.signal(Signal::SIGUSR1)?;
-            let report = wait_for("tcpdump's count", LIMIT, || {
-                let text = self.process.stderr()?;
-                let report = text.lines().filter(|line| line.contains("received by filter")).nth(reports);
-                report.map(str::to_owned).context("not yet")
-            })?;
-            let numbers: Vec<u64> = report.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-            let &[captured, received, dropped, ..] = &numbers[..] else { bail!("tcpdump said {report}") };
-            ensure!(captured + dropped >= received, "{report}");
+        wait_for("tcpdump to catch up", PATIENCE, || {
+            let report = self.report()?;
+            ensure!(report.captured + report.dropped >= report.received, "{report:?}");
             Ok(())
         })
     }
+
+    /// What tcpdump says of itself when asked with SIGUSR1: `3 packets captured, 4 packets received by filter, 0 packets
+    /// dropped by kernel`.
+    fn report(&mut self) -> Result<Report> {
+        let earlier = self.process.stderr()?.matches("received by filter").count();
+        self.process.signal(Signal::SIGUSR1)?;
+        let line = wait_for("tcpdump's counts", PATIENCE, || {
+            let text = self.process.stderr()?;
+            let line = text.lines().filter(|line| line.contains("received by filter")).nth(earlier);
+            line.map(str::to_owned).context("not yet")
+        })?;
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let &[captured, received, dropped, ..] = &numbers[..] else { bail!("tcpdump said {line}") };
+        Ok(Report { captured, received, dropped })
+    }
+}
+
+#[derive(Debug)]
+struct Report {
+    captured: u64,
+    received: u64,
+    dropped: u64,
 }
 
 /// Runs tshark over a file; packets are reassembled and checksums verified.

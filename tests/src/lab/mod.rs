@@ -17,4 +17,4 @@ pub use netns::Netns;
 pub use offload::Offloads;
 pub use process::Process;
 pub use topology::{Lab, scenario, with_and_without_offloads};
-pub use wait::{wait_for, wait_until};
+pub use wait::{PATIENCE, wait_for, wait_until};

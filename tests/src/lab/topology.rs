@@ -14,20 +14,20 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Netns, Offloads, cleanup, cleanup::registry, wait::wait_for};
+use super::{
+    Netns, Offloads, cleanup,
+    cleanup::registry,
+    wait::{PATIENCE, wait_for},
+};
 use crate::agent::Agent;
 
 /// Labs of one process run one after the other: two cores are shared by generators, agents and servers as it is.
 static SERIAL: Mutex<()> = Mutex::new(());
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);
-
-/// A cable is connected in a millisecond; the kernel delays the news of it by up to a second.
-const LINK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A lab. Everything in it is gone when it is dropped.
 pub struct Lab {
@@ -125,7 +125,7 @@ impl Lab {
     /// `up`, and whoever looks at the links before would see them change by themselves.
     fn wait_connected(&self, port: &str, netns: &Netns) -> Result<()> {
         for (end, interface) in [(&self.switch, port), (netns, "eth0")] {
-            wait_for(&format!("{interface} in {} to come up", end.label()), LINK_LIMIT, || {
+            wait_for(&format!("{interface} in {} to come up", end.label()), PATIENCE, || {
                 let state = end.run(&format!("ip -br link show dev {interface}"))?;
                 ensure!(state.split_whitespace().nth(1) == Some("UP") && state.contains("LOWER_UP"), "{state}");
                 Ok(())

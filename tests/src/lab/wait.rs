@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// How long to wait for what takes well under a second on a machine that has nothing else to do. It is never the claim of
+/// a scenario, only where it gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Calls `probe` until it returns a value; fails with `what` and the last reason after `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();

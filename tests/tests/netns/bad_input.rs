@@ -1,11 +1,11 @@
 //! What the agent says to wrong input, and that it stays calm.
 
-use std::{process::Output, time::Duration};
+use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::{Agent, hiveway},
-    lab::{Lab, Netns, Process, scenario, wait_for, wait_until},
+    lab::{Lab, Netns, PATIENCE, Process, scenario, wait_for, wait_until},
     peer,
     table::Table,
 };
@@ -53,7 +53,7 @@ fn refused(lab: &Lab, node: &Netns, change: &[(&str, &str)], wrapper: &[&str]) -
     };
     command.arg("agent").args(arguments.into_iter().flat_map(|(flag, value)| [flag, value]));
     let mut process = Process::start(command, lab.directory(), &name)?;
-    let status = process.wait(Duration::from_secs(10))?;
+    let status = process.wait(PATIENCE)?;
     ensure!(!status.success(), "it ended with success");
     let _ = std::fs::remove_dir_all(&bpffs);
     process.stderr()
@@ -117,7 +117,7 @@ fn an_invalid_table_is_refused_whole_and_the_last_good_one_stays() {
         bad = bad.task("a.3", "a", "n1", &[("app", "10.0.9.9")]);
         bad.write(&cluster.file)?;
         let agent = &cluster.agents[0];
-        wait_for("the agent to complain", Duration::from_secs(5), || {
+        wait_for("the agent to complain", PATIENCE, || {
             let status = agent.cli(&["status"])?;
             ensure!(status.contains("tasks[1].addresses.app"), "{status}");
             Ok(())
@@ -130,7 +130,7 @@ fn an_invalid_table_is_refused_whole_and_the_last_good_one_stays() {
         mentions(&text, &["tasks[1].addresses.app"])?;
         // Not even a table: the same.
         hiveway_tests::table::write_atomically(&cluster.file, "version: [")?;
-        wait_until("the agent to complain", Duration::from_secs(5), || {
+        wait_until("the agent to complain", PATIENCE, || {
             agent.cli(&["status"]).is_ok_and(|status| !status.contains("tasks[1].addresses.app"))
         })?;
         assert_even(&peer::tcp_load(cluster.task("a.1"), "10.0.1.4:80", 5, 1)?, &["a.2"], 5)?;
@@ -152,17 +152,17 @@ fn a_task_whose_namespace_vanishes_is_reported_and_connected_again_when_it_is_ba
         cluster.serve(&["a.1", "a.2"])?;
         cluster.end_task("a.2");
         let agent = std::sync::Arc::clone(&cluster.agents[1]);
-        wait_for("status to name the task", Duration::from_secs(7), || {
+        wait_for("status to name the task", PATIENCE, || {
             let status = agent.cli(&["status"])?;
             ensure!(status.contains("a.2"), "{status}");
             Ok(())
         })?;
         // The others are none the worse.
-        cluster.task("a.1").run("ping -c 2 -i 0.05 -W 1 10.0.1.5")?;
+        cluster.task("a.1").run("ping -c 2 -i 0.05 -W 5 10.0.1.5")?;
         cluster.change(|_| ())?;
         cluster.serve(&["a.2"])?;
         assert_even(&peer::tcp_load(cluster.task("a.1"), "10.0.1.4:80", 5, 1)?, &["a.2"], 5)?;
-        wait_until("status to be content", Duration::from_secs(7), || {
+        wait_until("status to be content", PATIENCE, || {
             agent.cli(&["status"]).is_ok_and(|status| !status.contains("a.2"))
         })
     });

@@ -1,8 +1,6 @@
 //! Connections that would be one and the same to a backend, were their addresses just rewritten.
 
-use std::time::Duration;
-
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, with_and_without_offloads},
     peer::LoadLoop,
@@ -31,13 +29,14 @@ fn live_side_by_side(lab: &Lab, client: &Netns, port: u16, targets: &[&str]) -> 
     let mut loops = Vec::new();
     for target in targets {
         loops.push((target, LoadLoop::from_port(lab, client, target, port)?));
-        std::thread::sleep(Duration::from_millis(150));
     }
-    std::thread::sleep(Duration::from_millis(400));
+    // All of them go on, with the others beside them.
+    for (target, running) in &loops {
+        running.wait_answers(60).with_context(|| format!("{target} among {targets:?} from port {port}"))?;
+    }
     for (target, running) in loops {
         let tally = running.stop()?;
-        ensure!(tally.failed == 0 && tally.ok > 50, "{target} among {targets:?} from port {port}: {tally:?}");
-        ensure!(tally.slowest_ms < 900, "{target} among {targets:?} from port {port} came to a halt: {tally:?}");
+        ensure!(tally.failed == 0, "{target} among {targets:?} from port {port}: {tally:?}");
     }
     Ok(())
 }

@@ -1,11 +1,8 @@
 //! What a client notices when the task that it talks to is gone.
 
-use std::{process::Stdio, time::Duration};
-
 use anyhow::{Context as _, ensure};
 use hiveway_tests::{
-    lab::{Process, with_and_without_offloads},
-    load::Tally,
+    lab::{PATIENCE, wait_for, with_and_without_offloads},
     peer::{self, LoadLoop},
     table::Table,
 };
@@ -39,16 +36,18 @@ fn a_connection_to_a_task_that_is_gone_is_reset_and_not_left_hanging() {
             ("mesh, other node", LoadLoop::tcp(lab, &client, "192.168.77.13:8080", 4, true)?),
             ("mesh, same node", LoadLoop::tcp(lab, &client, "192.168.77.12:8080", 4, true)?),
         ];
-        std::thread::sleep(Duration::from_millis(400));
         cluster.crash_task("web.2")?;
         cluster.change(|table| table.set_states("web.2", "shutdown", "failed"))?;
-        std::thread::sleep(Duration::from_millis(3000));
+        for (what, running) in &kept {
+            // Two of four were on web.2.
+            running.wait_failures(2).with_context(|| format!("{what}: nothing broke"))?;
+            running.wait_answers(100).with_context(|| format!("{what}: no way to another backend"))?;
+        }
         for (what, running) in kept {
             let tally = running.stop()?;
             ensure!(tally.names.contains_key("web.2"), "{what}: nothing was connected to web.2: {tally:?}");
-            ensure!(tally.failed >= 1, "{what}: nothing broke: {tally:?}");
             ensure!(!tally.errors.keys().any(|why| why.contains("no answer")), "{what}: left hanging: {tally:?}");
-            ensure!(tally.slowest_ms < 1500, "{what}: the way to another backend took long: {tally:?}");
+            ensure!(tally.failed == 2, "{what}: more broke than was on web.2: {tally:?}");
         }
         Ok(())
     });
@@ -60,29 +59,23 @@ fn a_udp_client_gets_another_backend_when_its_own_is_gone() {
         let client = lab.client()?;
         let mut cluster = Cluster::start(lab, 3, web())?;
         cluster.serve(&["web.1", "web.2"])?;
-        let ask = |netns: &hiveway_tests::lab::Netns, target: &str| -> anyhow::Result<Process> {
-            let arguments = ["--count", "60", "--same-port", "--pause-ms", "40", "--timeout-ms", "300"];
-            let mut command = peer::command(netns, &[&["udp-load", "--target", target], &arguments[..]].concat())?;
-            command.stdin(Stdio::null());
-            Process::start(command, lab.directory(), &lab.unique("udp"))
-        };
         // Four clients, so that some of them are on web.2.
         let mut clients = Vec::new();
         for _ in 0..4 {
-            clients.push(ask(cluster.task("user.1"), "10.0.1.2:53")?);
-            clients.push(ask(&client, "192.168.77.13:5353")?);
+            clients.push(LoadLoop::udp(lab, cluster.task("user.1"), "10.0.1.2:53")?);
+            clients.push(LoadLoop::udp(lab, &client, "192.168.77.13:5353")?);
         }
-        std::thread::sleep(Duration::from_millis(600));
         cluster.crash_task("web.2")?;
         cluster.change(|table| table.set_states("web.2", "shutdown", "failed"))?;
         let mut moved = 0;
         for client in clients {
-            let text = client.finish(Duration::from_secs(30))?;
-            let tally: Tally = serde_json::from_str(&text).with_context(|| text)?;
-            ensure!(tally.ok > 45, "a UDP client was left behind: {tally:?}");
+            client.wait_answers(40).context("a UDP client was left behind")?;
+            let tally = client.stop()?;
+            ensure!(tally.names.contains_key("web.1"), "{tally:?}");
             moved += u32::from(tally.names.len() == 2);
         }
-        ensure!(moved >= 2, "no client was on the task that went away");
+        // Two of four of each kind.
+        ensure!(moved == 4, "{moved} clients were on the task that went away");
         Ok(())
     });
 }
@@ -95,7 +88,12 @@ fn backends_on_a_node_that_is_down_get_nothing() {
         cluster.serve(&["web.1", "web.2"])?;
         cluster.table.item_mut("nodes", "n2")["state"] = serde_json::json!("down");
         cluster.table.write(&cluster.file)?;
-        std::thread::sleep(Duration::from_millis(1500));
+        wait_for("a table in which n2 is down", PATIENCE, || {
+            let vip = peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 2, 1)?;
+            let mesh = peer::tcp_load(&client, "192.168.77.13:8080", 2, 1)?;
+            ensure!(!vip.names.contains_key("web.2") && !mesh.names.contains_key("web.2"), "{vip:?} {mesh:?}");
+            Ok(())
+        })?;
         let vip = peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 10, 1)?;
         let mesh = peer::tcp_load(&client, "192.168.77.13:8080", 10, 1)?;
         for tally in [vip, mesh] {

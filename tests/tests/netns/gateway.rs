@@ -37,15 +37,15 @@ fn a_container_reaches_the_outside_but_not_its_neighbours_on_the_gateway_bridge(
             ensure!(udp.ok == 20, "{offloads:?}: {udp:?}");
             assert_peer(&udp, "192.168.77.11")?;
             peer::transfer(container, "192.168.88.100:80", 3_000_000)?;
-            container.run("ping -c 2 -i 0.05 -W 1 192.168.88.100")?;
+            container.run("ping -c 2 -i 0.05 -W 5 192.168.88.100")?;
             // Isolated on the bridge, connected on the overlay.
             let neighbour = gateway_address(&cluster, "a.2")?;
             ensure!(
                 !container.succeeds(&format!("ping -c 2 -i 0.1 -W 1 {neighbour}")),
                 "a container reached {neighbour} over the gateway bridge"
             );
-            container.run("ping -c 2 -i 0.05 -W 1 10.0.1.4")?;
-            cluster.task("in.1").run("ping -c 2 -i 0.05 -W 1 10.0.2.4")?;
+            container.run("ping -c 2 -i 0.05 -W 5 10.0.1.4")?;
+            cluster.task("in.1").run("ping -c 2 -i 0.05 -W 5 10.0.2.4")?;
         }
         let routes = cluster.task("in.1").run("ip route")?;
         ensure!(!routes.contains("default"), "a task on internal networks has a default route: {routes}");

@@ -59,7 +59,7 @@ fn a_container_cannot_use_another_ones_address() {
         let cluster = Cluster::start(lab, 2, two_tasks())?;
         let (liar, agent) = (cluster.task("a.1"), &cluster.agents[0]);
         let (own, theirs) = (plain::mac_of("10.0.1.3"), plain::mac_of("10.0.1.4"));
-        let seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
         let before = (agent.dropped("spoofed_mac")?, agent.dropped("spoofed_ip")?);
         for _ in 0..5 {
             liar.send_frame("eth0", &frame("02:42:0a:00:01:63", &theirs, "10.0.1.3", "10.0.1.4"))?;
@@ -71,6 +71,7 @@ fn a_container_cannot_use_another_ones_address() {
         agent.wait_dropped("spoofed_ip", before.1 + 7)?;
         ensure!(agent.dropped("spoofed_mac")? == before.0 + 5, "spoofed_mac: {}", agent.json(&["drops"])?);
         ensure!(agent.dropped("spoofed_ip")? == before.1 + 7, "spoofed_ip: {}", agent.json(&["drops"])?);
+        seen.wait_packets(1)?;
         let rows = seen.dissect("udp", &["ip.src"])?;
         ensure!(rows == [["10.0.1.3"]], "a.2 has seen {rows:?}");
         Ok(())
@@ -95,7 +96,7 @@ fn a_tunnel_forged_by_a_container_or_a_local_user_is_dropped() {
         ensure!(rows.is_empty(), "forged tunnels left the node: {rows:?}");
         // The node's own slow path still works: broadcast goes through the kernel's device.
         cluster.task("a.2").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
-        let answers = liar.run("ping -b -c 1 -W 1 10.0.1.255")?;
+        let answers = liar.run("ping -b -c 1 -W 5 10.0.1.255")?;
         ensure!(answers.contains("from 10.0.1.4"), "the guard has cut off our own tunnel: {answers}");
         Ok(())
     });
@@ -107,7 +108,7 @@ fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
         let (stranger, node3) = (lab.client()?, lab.node("n3", 13)?);
         let cluster = Cluster::start(lab, 2, two_tasks())?;
         let agent = &cluster.agents[1];
-        let seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
         let target = plain::mac_of("10.0.1.4");
         let count = |reason: &str| agent.dropped(reason);
         let before = (count("unknown_vtep")?, count("bad_inner_source")?, count("malformed_header")?);
@@ -123,16 +124,17 @@ fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
         agent.wait_dropped("bad_inner_source", before.1 + 3)?;
         ensure!(count("unknown_vtep")? == before.0 + 4, "{}", agent.json(&["drops"])?);
         ensure!(count("bad_inner_source")? == before.1 + 3, "{}", agent.json(&["drops"])?);
+        seen.wait_packets(2)?;
         let rows = seen.dissect("udp", &["ip.src"])?;
         ensure!(rows == [["10.0.1.5"], ["10.0.1.5"]], "a.2 has seen {rows:?}");
         // A network that is not ours stays its owner's: a foreign vxlan device on the node gets its frames.
         let n2 = &cluster.nodes[1];
         n2.run("ip link add fvx0 type vxlan id 77 dstport 4789 local 192.168.77.12 nolearning")?;
         n2.run("ip link set fvx0 up")?;
-        let foreign = Capture::start(lab, n2, "fvx0", "udp port 9")?;
+        let mut foreign = Capture::start(lab, n2, "fvx0", "udp port 9")?;
         let inner = frame("02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "10.9.0.1", "10.9.0.255");
         send_datagrams(&stranger, "192.168.77.12:4789", &tunnelled(77, &inner), 2)?;
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        foreign.wait_packets(2)?;
         let rows = foreign.dissect("udp", &["ip.src"])?;
         ensure!(rows.len() == 2, "the foreign vxlan device got {rows:?}");
         ensure!(

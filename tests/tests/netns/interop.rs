@@ -42,7 +42,7 @@ fn a_plain_linux_node_and_hiveway_exchange_full_size_traffic_both_ways() {
                 ("p.1", "10.0.1.5", "10.0.1.9", "user.1"),
             ] {
                 let from = cluster.task(from);
-                from.run(&format!("ping -c 2 -i 0.05 -W 1 -M do -s 1422 {to}"))?;
+                from.run(&format!("ping -c 2 -i 0.05 -W 5 -M do -s 1422 {to}"))?;
                 let tcp = peer::tcp_load(from, &format!("{to}:80"), 20, 2)?;
                 assert_even(&tcp, &[name], 20)?;
                 assert_peer(&tcp, own)?;

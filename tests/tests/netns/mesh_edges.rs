@@ -1,16 +1,14 @@
 //! The routing mesh's less usual clients, addresses and ports.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use hiveway_tests::{
-    lab::{Netns, scenario, wait_for, with_and_without_offloads},
+    lab::{Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     peer,
     table::Table,
 };
 use serde_json::json;
 
-use crate::support::{Cluster, assert_even, assert_peer};
+use crate::support::{Cluster, assert_even, assert_peer, assert_refused};
 
 const WEB: [&str; 2] = ["web.1", "web.2"];
 
@@ -45,7 +43,7 @@ fn addresses_that_come_and_go_answer_while_they_are_there() {
         for node in [&cluster.nodes[2], &cluster.nodes[0]] {
             node.run(&format!("ip addr add {floating}/32 dev eth0"))?;
             client.output("ip neigh flush all")?;
-            wait_for(&format!("{floating} to answer on {}", node.label()), Duration::from_secs(5), || {
+            wait_for(&format!("{floating} to answer on {}", node.label()), PATIENCE, || {
                 answers(&client, &format!("{floating}:8080"), "192.168.77.100")
             })?;
             node.run(&format!("ip addr del {floating}/32 dev eth0"))?;
@@ -67,7 +65,7 @@ fn a_client_behind_another_interface_of_the_node_is_served() {
             node.run("ip link set eth1 up")?;
             beside.run(&format!("ip addr add {subnet}.100/24 dev {device}"))?;
             beside.run(&format!("ip link set {device} up"))?;
-            wait_for(&format!("{} to serve eth1", node.label()), Duration::from_secs(8), || {
+            wait_for(&format!("{} to serve eth1", node.label()), PATIENCE, || {
                 answers(&beside, &format!("{subnet}.1:8080"), &format!("{subnet}.100"))
             })?;
             peer::transfer(&beside, &format!("{subnet}.1:8080"), 1_000_000)?;
@@ -109,10 +107,9 @@ fn old_and_new_target_ports_coexist_while_a_service_is_updated() {
             }
             table.item_mut("services", "web")["ports"][0]["published_port"] = json!(8181);
         })?;
-        wait_for("the new port", Duration::from_secs(5), || answers(&client, "192.168.77.13:8181", "192.168.77.100"))?;
+        wait_for("the new port", PATIENCE, || answers(&client, "192.168.77.13:8181", "192.168.77.100"))?;
         let old = peer::tcp_load(&client, "192.168.77.13:8080", 2, 1)?;
-        ensure!(old.failed == 2 && old.errors.keys().all(|why| why.contains("refused")), "the old port: {old:?}");
-        Ok(())
+        assert_refused(&old, 2)
     });
 }
 

@@ -1,11 +1,11 @@
 //! Where tasks' namespaces come from, and bridges that were there before.
 
-use std::{os::unix::fs::symlink, time::Duration};
+use std::os::unix::fs::symlink;
 
 use anyhow::ensure;
 use hiveway_tests::{
     agent::{Agent, AgentOptions},
-    lab::{Lab, Netns, scenario, wait_for, with_and_without_offloads},
+    lab::{Lab, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     table::Table,
 };
 use serde_json::json;
@@ -24,7 +24,7 @@ fn start(lab: &Lab, node: &Netns, table: &Table) -> anyhow::Result<std::sync::Ar
 }
 
 fn wait_connected(task: &Netns, address: &str) -> anyhow::Result<()> {
-    wait_for(&format!("{} to have {address}", task.label()), Duration::from_secs(5), || {
+    wait_for(&format!("{} to have {address}", task.label()), PATIENCE, || {
         let seen = task.run("ip -4 -br addr")?;
         ensure!(seen.contains(&format!("{address}/")), "it has {seen}");
         Ok(())
@@ -54,10 +54,12 @@ fn a_namespace_that_comes_after_the_table_is_connected_when_it_comes() {
         let second = lab.namespace("named")?;
         ensure!(second.path().display().to_string() == path);
         wait_connected(&second, "10.0.1.4")?;
-        first.run("ping -c 2 -i 0.05 -W 1 10.0.1.4")?;
-        let status = agent.cli(&["status"])?;
-        ensure!(status.contains("healthy"), "{status}");
-        Ok(())
+        first.run("ping -c 2 -i 0.05 -W 5 10.0.1.4")?;
+        wait_for("status to be content", PATIENCE, || {
+            let status = agent.cli(&["status"])?;
+            ensure!(status.contains("healthy"), "{status}");
+            Ok(())
+        })
     });
 }
 
@@ -78,12 +80,12 @@ fn dockers_gateway_bridge_is_used_as_it_is() {
         );
         table.item_mut("tasks", "a.1")["netns"] = json!(task.path());
         let agent = start(lab, &node, &table)?;
-        wait_for("an address on the bridge", Duration::from_secs(5), || {
+        wait_for("an address on the bridge", PATIENCE, || {
             let seen = task.run("ip -4 -br addr")?;
             ensure!(seen.contains("172.19."), "{seen}");
             Ok(())
         })?;
-        task.run("ping -c 2 -i 0.05 -W 1 172.19.0.1")?;
+        task.run("ping -c 2 -i 0.05 -W 5 172.19.0.1")?;
         ensure!(task.run("ip route")?.contains("default via 172.19.0.1"), "no default route over the bridge");
         let rules = node.run("nft list ruleset")?;
         ensure!(!rules.contains("masquerade"), "masquerade of an adopted bridge is its owner's: {rules}");

@@ -37,7 +37,7 @@ fn containers_reach_each_other_on_the_same_node_and_across_nodes() {
                 ("a.3", "10.0.1.5", "10.0.1.3"),
             ] {
                 let from = cluster.task(from);
-                from.run(&format!("ping -c 3 -i 0.05 -W 1 {to}"))?;
+                from.run(&format!("ping -c 3 -i 0.05 -W 5 {to}"))?;
                 let tcp = peer::tcp_load(from, &format!("{to}:80"), 30, 3)?;
                 ensure!(tcp.ok == 30, "{offloads:?} TCP {own} to {to}: {tcp:?}");
                 assert_peer(&tcp, own)?;
@@ -60,9 +60,9 @@ fn packets_up_to_the_mtu_pass_and_larger_ones_are_refused_or_fragmented() {
             lab.set_offloads(offloads)?;
             let from = cluster.task("a.1");
             for to in ["10.0.1.4", "10.0.1.5"] {
-                from.run(&format!("ping -c 2 -i 0.05 -W 1 -M do -s 1422 {to}"))?;
+                from.run(&format!("ping -c 2 -i 0.05 -W 5 -M do -s 1422 {to}"))?;
                 ensure!(!from.succeeds(&format!("ping -c 1 -W 1 -M do -s 1423 {to}")), "1451 bytes passed to {to}");
-                from.run(&format!("ping -c 2 -i 0.05 -W 1 -M dont -s 4000 {to}"))?;
+                from.run(&format!("ping -c 2 -i 0.05 -W 5 -M dont -s 4000 {to}"))?;
                 // 1422 bytes of UDP payload fill the MTU exactly; 9000 travel as fragments.
                 for size in [1422, 9000] {
                     let echo = peer::udp_echo(from, &format!("{to}:53"), size, 5)?;
@@ -151,7 +151,7 @@ fn a_broadcast_takes_the_slow_path_and_reaches_every_node() {
         for task in ["a.2", "a.3"] {
             cluster.task(task).run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
         }
-        let seen = from.run("ping -b -c 2 -i 0.3 -W 1 10.0.1.255")?;
+        let seen = from.run("ping -b -c 2 -i 0.3 -W 5 10.0.1.255")?;
         for address in ["10.0.1.4", "10.0.1.5"] {
             ensure!(seen.contains(&format!("from {address}")), "no answer of {address} to a broadcast: {seen}");
         }

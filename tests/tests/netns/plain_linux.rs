@@ -23,7 +23,7 @@ fn plain_linux_nodes_exchange_overlay_traffic_in_the_lab() {
         for offloads in Offloads::BOTH {
             lab.set_offloads(offloads)?;
             let capture = Capture::start(lab, lab.switch(), "n1", "udp port 4789")?;
-            tasks[0].run("ping -c 2 -i 0.2 -W 1 10.0.1.4")?;
+            tasks[0].run("ping -c 2 -i 0.2 -W 5 10.0.1.4")?;
             let tcp = peer::tcp_load(&tasks[0], "10.0.1.4:80", 20, 4)?;
             assert_eq!((tcp.ok, tcp.failed, tcp.peers["10.0.1.3"]), (20, 0, 20), "{tcp:?}");
             let udp = peer::udp_load(&tasks[0], "10.0.1.4:53", 20)?;

@@ -1,19 +1,16 @@
 //! A cluster in a lab: nodes, an agent on each, a namespace per task, one table for all.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::{Agent, AgentOptions},
-    lab::{Lab, Netns, Process, wait_for},
+    lab::{Lab, Netns, PATIENCE, Process, wait_for},
     load::Tally,
     peer,
     table::Table,
 };
 use serde_json::{Value, json};
-
-/// A change is in force in well under a second; a machine that is busy with other things gets its time.
-const APPLY_LIMIT: Duration = Duration::from_secs(40);
 
 pub(crate) struct Cluster<'l> {
     pub(crate) lab: &'l Lab,
@@ -106,7 +103,7 @@ impl<'l> Cluster<'l> {
         let expected = expected_backends(self.table.value());
         for agent in &self.agents {
             let what = format!("agent {} to have the new table in force", agent.netns().label());
-            wait_for(&what, APPLY_LIMIT, || {
+            wait_for(&what, PATIENCE, || {
                 let seen = reported_backends(&agent.json(&["service", "ls"])?);
                 ensure!(seen == expected, "it reports {seen:?} instead of {expected:?}");
                 let status = agent.cli(&["status"])?;
@@ -120,7 +117,7 @@ impl<'l> Cluster<'l> {
                 continue;
             }
             for address in task["addresses"].as_object().into_iter().flatten().filter_map(|(_, ip)| ip.as_str()) {
-                wait_for(&format!("{} to have {address}", netns.label()), APPLY_LIMIT, || {
+                wait_for(&format!("{} to have {address}", netns.label()), PATIENCE, || {
                     let addresses = netns.run("ip -4 -br addr")?;
                     ensure!(addresses.contains(&format!("{address}/")), "it has {addresses}");
                     Ok(())
@@ -194,6 +191,13 @@ pub(crate) fn assert_even(tally: &Tally, names: &[&str], each: u64) -> Result<()
     let expected: BTreeMap<String, u64> = names.iter().map(|&name| (name.to_owned(), each)).collect();
     ensure!(tally.failed == 0, "{} of {} failed: {:?}", tally.failed, tally.ok + tally.failed, tally.errors);
     ensure!(tally.names == expected, "uneven: {:?}, expected {each} each of {names:?}", tally.names);
+    Ok(())
+}
+
+/// Fails unless all of `count` requests were refused, rather than left without an answer.
+pub(crate) fn assert_refused(tally: &Tally, count: u64) -> Result<()> {
+    let refused = tally.errors.keys().all(|why| why.contains("refused"));
+    ensure!(tally.failed == count && tally.ok == 0 && refused, "not all refused: {tally:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! one line of JSON on stdout.
 
 mod http;
+mod progress;
 mod tcp_load;
 mod udp;
 

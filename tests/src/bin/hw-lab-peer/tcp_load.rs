@@ -14,6 +14,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::load::{Tally, pattern, sha256};
 
+use crate::progress::Progress;
+
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
     /// Address and port.
@@ -45,11 +47,11 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Tally {
     let started = Instant::now();
     let stop = if options.loop_until_stdin_closes { crate::stdin_closed() } else { Arc::new(AtomicBool::new(false)) };
-    let next = AtomicU64::new(0);
+    let (next, progress) = (AtomicU64::new(0), Progress::default());
     let mut total = Tally::default();
     std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..options.concurrency).map(|_| scope.spawn(|| one_thread(options, &stop, &next))).collect();
+            (0..options.concurrency).map(|_| scope.spawn(|| one_thread(options, &stop, &next, &progress))).collect();
         for thread in threads {
             match thread.join() {
                 Ok(tally) => total.merge(tally),
@@ -61,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Tally {
     total
 }
 
-fn one_thread(options: &Options, stop: &AtomicBool, next: &AtomicU64) -> Tally {
+fn one_thread(options: &Options, stop: &AtomicBool, next: &AtomicU64, progress: &Progress) -> Tally {
     let mut tally = Tally::default();
     let mut kept: Option<TcpStream> = None;
     while !stop.load(Ordering::Relaxed) {
@@ -72,9 +74,12 @@ fn one_thread(options: &Options, stop: &AtomicBool, next: &AtomicU64) -> Tally {
         let port = options.first_port.map(|first| nth_port(first, number));
         let started = Instant::now();
         match request(options, port, &mut kept) {
-            Ok(answer) => tally.answer(&answer, millis(started)),
+            Ok(answer) => {
+                progress.answered(tally.ok == 0);
+                tally.answer(&answer, millis(started));
+            }
             Err(error) => {
-                eprintln!("after {} answers: {error:#}", tally.ok);
+                progress.failed(&error);
                 kept = None;
                 tally.failure(describe(&error));
             }

@@ -3,12 +3,15 @@
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::load::{Tally, pattern};
 use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::progress::Progress;
 
 #[derive(clap::Args, Clone)]
 pub(crate) struct Options {
@@ -18,6 +21,9 @@ pub(crate) struct Options {
     /// Number of requests.
     #[arg(long, default_value_t = 1)]
     count: u64,
+    /// Instead of --count: until stdin is closed.
+    #[arg(long)]
+    loop_until_stdin_closes: bool,
     /// Send this many bytes that have to come back as they are, instead of asking who answers.
     #[arg(long)]
     size: Option<usize>,
@@ -61,12 +67,24 @@ pub(crate) fn run(options: &Options) -> Tally {
     let started = Instant::now();
     let mut tally = Tally::default();
     let mut kept = None;
-    for number in 0..options.count {
+    let progress = Progress::default();
+    let stop = if options.loop_until_stdin_closes { crate::stdin_closed() } else { Arc::default() };
+    let numbers = if options.loop_until_stdin_closes { 0..u64::MAX } else { 0..options.count };
+    for number in numbers {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         let port = options.first_port.map_or(0, |first| crate::tcp_load::nth_port(first, number));
         let asked = Instant::now();
         match request(options, port, &mut kept) {
-            Ok(answer) => tally.answer(&answer, u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            Err(error) => tally.failure(format!("{error:#}")),
+            Ok(answer) => {
+                progress.answered(tally.ok == 0);
+                tally.answer(&answer, u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX));
+            }
+            Err(error) => {
+                progress.failed(&error);
+                tally.failure(format!("{error:#}"));
+            }
         }
         std::thread::sleep(Duration::from_millis(options.pause_ms));
     }
