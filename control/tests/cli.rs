@@ -51,7 +51,6 @@ fn what_is_for_later_is_refused_by_name() {
     for (more, named) in [
         (&["--table", "file:/x", "--xdp", "native"][..], "--xdp native"),
         (&["--table", "file:/x", "--mesh-return", "dsr"], "--mesh-return dsr"),
-        (&["--table", "file:/x", "--mesh-allow", "10.0.0.0/8"], "--mesh-allow"),
         (&["--table", "swarm"], "swarm"),
         (&["--table", "relay:10.0.0.1:4788"], "relay:10.0.0.1:4788"),
     ] {

@@ -27,7 +27,8 @@ pub struct Desired {
     pub tasks: Vec<LocalTask>,
     /// The gateway bridge; `None` while no local task needs one.
     pub gateway: Option<GatewayBridge>,
-    /// Published ports in ingress mode, whether or not this node has a task: (IP protocol number, port).
+    /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks in
+    /// host mode. (IP protocol number, port).
     pub published: BTreeSet<(u8, u16)>,
     /// All other nodes' tunnel addresses.
     pub vteps: BTreeSet<Ipv4Addr>,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use crate::desired::IfName;
+use crate::{desired::IfName, model::AllowList};
 
 /// Default of `--vxlan-port` (IANA's number for VXLAN).
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
@@ -27,6 +27,8 @@ pub struct Settings {
     /// The gateway bridge's subnet. With host bits set, those are the bridge's own address (as on an adopted bridge);
     /// without, the bridge has the first address.
     pub gwbridge_subnet: Ipv4Net,
+    /// `--mesh-allow`; `None`: published ports are open to all.
+    pub mesh_allow: Option<AllowList>,
 }
 
 impl Settings {
@@ -39,6 +41,7 @@ impl Settings {
             mesh_vni: DEFAULT_MESH_VNI,
             gwbridge: "hw-gwbridge".into(),
             gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
+            mesh_allow: None,
         }
     }
 

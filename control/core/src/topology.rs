@@ -1,13 +1,17 @@
 //! Who is where, seen from one node: what [`crate::derive`] and [`crate::map_state`] have in common.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
 
+pub(crate) use ports::{HostPort, Published};
+
 use crate::{
     desired::LeftOut,
-    model::{Address, Dataplane, Model, Network, Port, Service, Task},
+    model::{Address, Dataplane, Model, Network, Service, Task},
     roles::TaskRole,
     settings::Settings,
 };
@@ -24,12 +28,6 @@ pub(crate) struct Placed<'a> {
     pub(crate) in_mesh: bool,
 }
 
-/// A port that answers on every node.
-pub(crate) struct Published<'a> {
-    /// Whose it is.
-    pub(crate) service: &'a str,
-}
-
 /// The swarm seen from one node. Networks that clash with this node's settings are not in it.
 pub(crate) struct Topology<'a> {
     pub(crate) model: &'a Model,
@@ -44,8 +42,10 @@ pub(crate) struct Topology<'a> {
     pub(crate) joined: BTreeSet<&'a str>,
     /// Ids of networks whose slow path this node has: the joined ones, and the ingress network wherever ports answer.
     pub(crate) carried: BTreeSet<&'a str>,
-    /// By (IP protocol number, port).
+    /// Ports in ingress mode, by (IP protocol number, port).
     pub(crate) published: BTreeMap<(u8, u16), Published<'a>>,
+    /// Ports of local tasks in host mode, likewise. No port is in both.
+    pub(crate) host_ports: BTreeMap<(u8, u16), HostPort<'a>>,
     pub(crate) left_out: Vec<LeftOut>,
 }
 
@@ -98,10 +98,24 @@ impl<'a> Topology<'a> {
             };
             endpoints.insert(task.id.as_str(), placed);
         }
-        let published = published(model, settings, &endpoints, &mut left_out);
+        let published = ports::published(model, settings, &endpoints, &mut left_out);
         let ingress = networks.values().find(|n| n.ingress && !published.is_empty()).map(|n| n.id.as_str());
         let carried = joined.iter().copied().chain(ingress).collect();
-        Self { model, vtep, networks, endpoints, by_network, by_service, joined, carried, published, left_out }
+        let mut topology = Self {
+            model,
+            vtep,
+            networks,
+            endpoints,
+            by_network,
+            by_service,
+            joined,
+            carried,
+            published,
+            host_ports: BTreeMap::new(),
+            left_out,
+        };
+        ports::host_mode(&mut topology, settings);
+        topology
     }
 
     /// Endpoints with an address on `network`.
@@ -132,6 +146,11 @@ impl<'a> Topology<'a> {
     /// Usable networks on which `task` has an address.
     pub(crate) fn networks_of<'s>(&'s self, task: &'s Task) -> impl Iterator<Item = &'a Network> + 's {
         task.addresses.keys().filter_map(|id| self.networks.get(id.as_str()).copied())
+    }
+
+    /// Whether a task has a way out, and clients a way to it: one of its networks is not internal.
+    pub(crate) fn needs_gateway(&self, task: &Task) -> bool {
+        self.networks_of(task).any(|n| n.ingress || !n.internal)
     }
 
     /// Other nodes' own addresses on `network`, with their VTEPs.
@@ -172,52 +191,4 @@ fn clash(network: &Network, settings: &Settings) -> Option<String> {
             )
         })
     })
-}
-
-/// Which ports answer on every node, and whose they are: what services say, then what their tasks still have.
-fn published<'a>(
-    model: &'a Model,
-    settings: &Settings,
-    endpoints: &BTreeMap<&'a str, Placed<'a>>,
-    left_out: &mut Vec<LeftOut>,
-) -> BTreeMap<(u8, u16), Published<'a>> {
-    let mut published: BTreeMap<(u8, u16), Published<'a>> = BTreeMap::new();
-    let by_service = model.services.values().filter(|s| !s.vanished).flat_map(|s| s.ports.iter().map(move |p| (s, p)));
-    let by_task =
-        endpoints.values().filter(|p| matches!(p.role, TaskRole::Backend | TaskRole::Draining)).flat_map(|p| {
-            let service = p.task.service.as_ref().and_then(|id| model.services.get(id));
-            service.into_iter().flat_map(move |s| p.task.ports.iter().map(move |port| (s, port)))
-        });
-    for (service, port) in by_service.chain(by_task) {
-        let Some(key) = port.ingress() else { continue };
-        if let Some(why) = unusable(port, settings) {
-            let item = LeftOut { what: format!("port {port} of service {} ({})", service.name, service.id), why };
-            if !left_out.contains(&item) {
-                left_out.push(item);
-            }
-            continue;
-        }
-        let owner = published.entry(key).or_insert(Published { service: &service.id });
-        if owner.service != service.id {
-            let other = model.services.get(owner.service).map_or(owner.service, |s| s.name.as_str());
-            let item = LeftOut {
-                what: format!("port {port} of service {} ({})", service.name, service.id),
-                why: format!("service {other} publishes it too; publish another port"),
-            };
-            if !left_out.contains(&item) {
-                left_out.push(item);
-            }
-        }
-    }
-    published
-}
-
-/// Why a port can't be published here.
-fn unusable(port: &Port, settings: &Settings) -> Option<String> {
-    use crate::model::Protocol;
-    if port.needs_sctp_translation() {
-        return Some("SCTP ports can't be translated; publish the target port itself".into());
-    }
-    (port.protocol == Protocol::Udp && port.published_port.is_some_and(|p| p.get() == settings.vxlan_port))
-        .then(|| "it is the VXLAN port; publish another one or start the agents with another --vxlan-port".into())
 }

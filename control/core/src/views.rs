@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use crate::{
-    model::{Model, Network, Port, Task, TaskState},
+    model::{AllowList, Model, Network, Port, Task, TaskState},
     roles::TaskRole,
 };
 
@@ -55,6 +55,8 @@ pub struct ServiceView {
     pub vips: Vec<VipView>,
     /// Ports.
     pub ports: Vec<Port>,
+    /// Who may use its published ports at this node; `null`: everybody.
+    pub allow: Option<AllowList>,
     /// Tasks with flows, by id.
     pub backends: Vec<BackendView>,
     /// The manager has deleted it; its tasks drain.
@@ -158,8 +160,8 @@ pub fn networks(model: &Model, node: &str) -> Vec<NetworkView> {
     views
 }
 
-/// `service ls`, by name.
-pub fn services(model: &Model) -> Vec<ServiceView> {
+/// `service ls`, by name; `node_allow` is what this node allows for all services.
+pub fn services(model: &Model, node_allow: Option<&AllowList>) -> Vec<ServiceView> {
     let mut backends: BTreeMap<&str, Vec<BackendView>> = BTreeMap::new();
     for task in model.tasks.values() {
         if let (Some(service), Some(view)) = (&task.service, backend(model, task)) {
@@ -182,6 +184,7 @@ pub fn services(model: &Model) -> Vec<ServiceView> {
                 endpoint_mode: service.endpoint_mode.name(),
                 vips,
                 ports: service.ports.clone(),
+                allow: service.allowed(node_allow),
                 backends: backends.remove(service.id.as_str()).unwrap_or_default(),
                 vanished: service.vanished,
             }

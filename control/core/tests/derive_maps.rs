@@ -182,7 +182,8 @@ fn kinds_of_services() {
     let state = maps(&capture("16-attachable-standalone-multinet").model, "n1");
     let ports: BTreeSet<_> = state.sets.keys().filter(|k| matches!(k, SetKey::Port { .. })).copied().collect();
     // 8081 is published in host mode, 30000 was assigned by the manager.
-    assert_eq!(ports, [port(6, 8080), port(6, 9090), port(17, 9090), port(6, 30000), port(17, 5353)].into());
+    let everywhere = [port(6, 8080), port(6, 9090), port(17, 9090), port(6, 30000), port(17, 5353)];
+    assert_eq!(ports, everywhere.into_iter().chain([port(6, 8081)]).collect());
     assert_eq!(set(&state, port(17, 5353)), ["10.0.0.27@12", "10.0.0.28@11"]);
     assert_eq!(set(&state, port(6, 30000)), ["10.0.0.30@12", "10.0.0.31@13"]);
     assert_eq!(set(&state, vip(APP1, [10, 0, 1, 31])), ["10.0.1.32@13", "10.0.1.33@11", "10.0.1.34@12"], "host mode");

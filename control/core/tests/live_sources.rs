@@ -75,6 +75,26 @@ fn tasks_of_a_vanished_service_drain() {
     assert!(later.model.services.is_empty());
 }
 
+/// Fail closed: a label that can't be read closes the ports of its service, and says so.
+#[test]
+fn an_allow_label_that_makes_no_sense() {
+    let mut files = Files::of("02b-web3-running");
+    files.services[0]["Spec"]["Labels"] = json!({"hiveway.allow": "10.0.0.0/8 192.0.2.0/24"});
+    let loaded = files.load();
+    let [why] = &left_out(&loaded)[..] else { panic!("{:?}", loaded.left_out) };
+    assert!(why.starts_with("label hiveway.allow of service web (xqxsv2mjdqjbymxtrni2mv8bw): "), "{why}");
+    assert!(why.ends_with("until it is right its published ports are closed to all"), "{why}");
+    let settings = Settings::new("n1");
+    let desired = derive(&loaded.model, &settings, &mut GatewayAddresses::new()).expect("derivable");
+    let state = map_state(&loaded.model, &desired, &settings, &facts(&desired));
+    assert_eq!((state.restricted.len(), state.allow.len()), (1, 0));
+
+    files.services[0]["Spec"]["Labels"] = json!({"hiveway.allow": "fd00::/8,10.0.0.0/8"});
+    let loaded = files.load();
+    let what = "fd00::/8 in label hiveway.allow of service web (xqxsv2mjdqjbymxtrni2mv8bw): IPv6 is not supported yet";
+    assert_eq!(left_out(&loaded), [what]);
+}
+
 #[test]
 fn a_vanished_service_gives_way() {
     let mut files = Files::of("02b-web3-running");

@@ -311,10 +311,56 @@ fn ports_that_clash() {
         &service("{protocol: sctp, target_port: 81, published_port: 82}"),
         &[("services[1].ports[0].published_port", "publish the target port 81 itself")],
     );
+    with_more(
+        "services",
+        &service("{protocol: sctp, target_port: 81, published_port: 82, publish_mode: host}"),
+        &[("services[1].ports[0].published_port", "publish the target port 81 itself")],
+    );
+    with_more(
+        "services",
+        &service("{protocol: udp, target_port: 81, published_port: 4789, publish_mode: host}"),
+        &[("services[1].ports[0].published_port", "--vxlan-port")],
+    );
+    // A port in ingress mode answers on every node, whichever service comes first.
+    with_more(
+        "services",
+        &service("{target_port: 81, published_port: 8080, publish_mode: host}"),
+        &[("services[1].ports[0].published_port", "in ingress mode by services[0].ports[0]")],
+    );
+    let first = BASE.replace("publish_mode: ingress", "publish_mode: host");
+    let second = service("{target_port: 81, published_port: 8080}");
+    refused(
+        &first.replace("tasks:\n", &format!("{second}\ntasks:\n")),
+        &[("services[0].ports[0].published_port", "in ingress mode by services[1].ports[0]")],
+    );
+    with_more(
+        "services",
+        &service("{target_port: 1, published_port: 9}, {target_port: 2, published_port: 9, publish_mode: host}"),
+        &[("services[1].ports[1].published_port", "in ingress mode by services[1].ports[0]")],
+    );
     with(
         "netns: /run/netns/web1",
         "ports: [{target_port: 1, published_port: 7}, {target_port: 2, published_port: 7}]",
         &[("tasks[0].ports[1].published_port", "by tasks[0].ports[0] already")],
+    );
+}
+
+#[test]
+fn allow_lists_that_cannot_be_read() {
+    for (list, hint) in
+        [("", "is empty"), ("10.0.0.5/24", "did you mean 10.0.0.0/24"), ("10.0.0.0/8;all", "is no CIDR")]
+    {
+        let label = format!("labels: {{hiveway.allow: \"{list}\"}}");
+        with("labels: {}", &label, &[("services[0].labels.hiveway.allow", hint)]);
+    }
+}
+
+#[test]
+fn times_that_are_none() {
+    with(
+        "netns: /run/netns/web1",
+        "created_at: yesterday",
+        &[("tasks[0].created_at", "is no time like 2026-11-21T00:27:35.5Z")],
     );
 }
 

@@ -115,9 +115,9 @@ tasks:
 }
 
 #[test]
-fn one_port_in_two_protocols_and_modes() {
+fn one_port_in_several_protocols() {
     let ports = "ports: [{target_port: 80, published_port: 8080}, {protocol: udp, target_port: 80, published_port: 8080}, \
-                 {target_port: 81, published_port: 8080, publish_mode: host}]";
+                 {protocol: sctp, target_port: 8080, published_port: 8080, publish_mode: host}]";
     let text =
         base_with("ports: [{protocol: tcp, target_port: 80, published_port: 8080, publish_mode: ingress}]", ports);
     assert_eq!(parse(&text).model.services["web"].ports.len(), 3);
@@ -131,6 +131,41 @@ fn ended_tasks_may_share_addresses() {
     );
     let model = parse(&text).model;
     assert_eq!(model.role(&model.tasks["old"]), TaskRole::Absent);
+}
+
+/// SCTP needs no translation where published and target port are the same, nor where nothing is published.
+#[test]
+fn sctp_ports() {
+    let sctp = |more: &str| {
+        let own = format!("ports: [{{protocol: sctp, target_port: 3868{more}}}]");
+        parse(&base_with(
+            "ports: [{protocol: tcp, target_port: 80, published_port: 8080, publish_mode: ingress}]",
+            &own,
+        ))
+    };
+    for more in ["", ", published_port: 0", ", published_port: 3868", ", published_port: 3868, publish_mode: host"] {
+        assert_eq!(sctp(more).warnings, [], "{more:?}");
+    }
+}
+
+#[test]
+fn allow_lists() {
+    let label = |list: &str| parse(&base_with("labels: {}", &format!("labels: {{hiveway.allow: \"{list}\"}}")));
+    assert_eq!(label("10.0.0.0/8, 192.0.2.7").warnings, []);
+    let table = label("10.0.0.0/8,fd00::/8");
+    let [warning] = &table.warnings[..] else { panic!("{:?}", table.warnings) };
+    assert_eq!(warning.path, "services[0].labels.hiveway.allow");
+    assert_eq!(warning.message, "fd00::/8 is ignored: IPv6 is not supported yet");
+}
+
+#[test]
+fn tasks_that_claim_one_port_of_a_node_are_warned_of() {
+    let host = BASE.replace("publish_mode: ingress", "publish_mode: host");
+    assert_eq!(parse(&host).warnings, [], "on two nodes");
+    let table = parse(&host.replace("node_id: n2", "node_id: n1"));
+    let [warning] = &table.warnings[..] else { panic!("{:?}", table.warnings) };
+    assert_eq!(warning.path, "tasks[1].ports");
+    assert!(warning.message.contains("8080/tcp is published in host mode by tasks[0] on the same node"), "{warning}");
 }
 
 #[test]

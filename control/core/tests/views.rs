@@ -31,6 +31,7 @@ fn services() {
             {"network": "ingress", "network_id": "tborf1j99y7jea326xn8grrbv", "address": "10.0.0.5"},
         ],
         "ports": [{"protocol": "tcp", "published_port": 8080, "target_port": 80, "publish_mode": "ingress"}],
+        "allow": null,
         "backends": [
             backend("i4n1sks3cev4et8cxzws8oonl", n1, 16, "active"),
             backend("pj51huva8uo8ys3df4xl0fx2h", n2, 15, "active"),
@@ -41,13 +42,13 @@ fn services() {
         ],
         "vanished": false,
     }]);
-    assert_eq!(json_of(views::services(&model)), expected);
+    assert_eq!(json_of(views::services(&model, None)), expected);
 }
 
 #[test]
 fn services_by_name() {
     let model = capture("30a-n3-down-mid").model;
-    let views = views::services(&model);
+    let views = views::services(&model, None);
     let shown: Vec<_> = views.iter().map(|s| format!("{} {}", s.name, s.backends.len())).collect();
     let expected =
         "badimg 0, crash 0, glob 0, hostp 2, inside 2, multi 1, pend 0, rr 2, six 0, small 2, udp 2, vn 2, web 1";

@@ -59,6 +59,7 @@ pub(super) fn settings(
         mesh_vni: args.mesh_vni,
         gwbridge: gateway.name.clone(),
         gwbridge_subnet: subnet,
+        mesh_allow: args.mesh_allow(),
     })
 }
 

@@ -50,6 +50,7 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         startup::start(&args).await?;
     let addresses = state.gateway_addresses()?;
     let about = About {
+        mesh_allow: args.mesh_allow(),
         source: args.table.to_string(),
         underlay: args.underlay.clone(),
         bpffs: args.bpffs.display().to_string(),

@@ -8,7 +8,7 @@ use std::{
 
 use dataplane::Dataplane;
 use dataplane_common::addr::Tag;
-use hiveway_core::{LeftOut, Model, Problem};
+use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -91,6 +91,8 @@ pub struct Shared {
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
 pub struct About {
+    /// `--mesh-allow`.
+    pub mesh_allow: Option<AllowList>,
     /// Table source.
     pub source: String,
     /// Underlay interface.

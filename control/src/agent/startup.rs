@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context, bail};
 use dataplane::{Dataplane, LogLevel, Options};
-use hiveway_core::table::Reserved;
+use hiveway_core::{model::AllowEntry, table::Reserved};
 use tokio::net::TcpListener;
 
 use super::table::Table;
@@ -43,6 +43,9 @@ pub(super) async fn start(args: &AgentArgs) -> anyhow::Result<Started> {
             "--netns-dir {} does not exist (yet); tasks need a netns in the table or a file there",
             args.netns_dir.display()
         );
+    }
+    for entry in args.mesh_allow.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
+        tracing::warn!("--mesh-allow: {entry} is ignored: IPv6 is not supported yet");
     }
     let options = options(args)?;
     let metrics = match args.metrics {

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, ValueEnum};
+use hiveway_core::model::{AllowEntry, AllowList};
 use ipnet::Ipv4Net;
 
 use super::{DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
@@ -60,9 +61,10 @@ pub struct AgentArgs {
     /// How mesh replies return to the client: through the ingress node's tunnel, or directly (not supported yet).
     #[arg(long, value_enum, default_value_t = MeshReturn::Tunnel)]
     pub mesh_return: MeshReturn,
-    /// Clients that may use published ports (not supported yet).
+    /// Clients that may use published ports at this node, of all services; without the flag everybody may. A service's
+    /// label `hiveway.allow` can only narrow it down.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
-    pub mesh_allow: Vec<Ipv4Net>,
+    pub mesh_allow: Vec<AllowEntry>,
 }
 
 /// `--xdp`.
@@ -115,12 +117,13 @@ impl AgentArgs {
         };
         let dsr = (self.mesh_return == MeshReturn::Dsr)
             .then_some("--mesh-return dsr is not supported yet: leave it at tunnel");
-        let allow = (!self.mesh_allow.is_empty()).then_some(
-            "--mesh-allow is not supported yet, and ignoring it would open published ports: \
-             restrict clients before they reach this node",
-        );
         let source = self.table.unsupported();
-        xdp.or(dsr).or(allow).map(str::to_owned).or(source)
+        xdp.or(dsr).map(str::to_owned).or(source)
+    }
+
+    /// `--mesh-allow`; `None` without the flag. IPv6 entries allow no IPv4 client.
+    pub fn mesh_allow(&self) -> Option<AllowList> {
+        (!self.mesh_allow.is_empty()).then(|| AllowList::new(&self.mesh_allow))
     }
 }
 
@@ -175,7 +178,6 @@ mod tests {
             (["--xdp", "native"], "--xdp native"),
             (["--xdp", "generic"], "--xdp generic"),
             (["--mesh-return", "dsr"], "--mesh-return dsr"),
-            (["--mesh-allow", "10.0.0.0/8"], "--mesh-allow"),
             (["--table", "swarm"], "swarm"),
             (["--table", "relay:h:1"], "relay"),
         ] {
@@ -195,6 +197,15 @@ mod tests {
     }
 
     #[test]
+    fn allowed_clients_are_a_list() {
+        assert_eq!(parse(&[]).unwrap().mesh_allow(), None);
+        let allow = |text: &str| parse(&["--mesh-allow", text]).unwrap().mesh_allow().unwrap();
+        let shown: Vec<_> = allow("203.0.113.7,10.0.0.0/8,fd00::/8").nets().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["10.0.0.0/8", "203.0.113.7/32"]);
+        assert!(allow("fd00::/8").nets().is_empty(), "restricted all the same");
+    }
+
+    #[test]
     fn interfaces_are_a_list() {
         let args = parse(&["--mesh-interfaces", "eth0,eth1"]).unwrap();
         assert_eq!(args.mesh_interfaces, MeshInterfaces::Named(vec!["eth0".into(), "eth1".into()]));
@@ -210,6 +221,9 @@ mod tests {
             ["--gwbridge", "a-name-that-is-too-long"],
             ["--metrics", "localhost"],
             ["--xdp", "fast"],
+            ["--mesh-allow", "all"],
+            ["--mesh-allow", ""],
+            ["--mesh-allow", "10.0.0.1/8"],
         ] {
             assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }

@@ -92,7 +92,7 @@ fn services(value: &Value) -> String {
             .map(|vip| format!("{}={}", text(&vip["network"]), text(&vip["address"])))
             .collect();
         let ports: Vec<_> = row["ports"].as_array().into_iter().flatten().map(port).collect();
-        let head = vec![text(&row["name"]), short(&row["id"]), vips.join(","), ports.join(",")];
+        let head = vec![text(&row["name"]), short(&row["id"]), vips.join(","), ports.join(","), allow(row)];
         let blank = vec![String::new(); head.len()];
         let backends = row["backends"].as_array().cloned().unwrap_or_default();
         let mut lines: Vec<Vec<String>> = backends
@@ -115,14 +115,28 @@ fn services(value: &Value) -> String {
         }
         lines
     });
-    columns(&["NAME", "ID", "VIPS", "PORTS", "BACKEND", "ADDRESS", "STATE"], rows, "no services")
+    columns(&["NAME", "ID", "VIPS", "PORTS", "ALLOW", "BACKEND", "ADDRESS", "STATE"], rows, "no services")
+}
+
+/// Who may use a service's published ports; nothing where nothing is published.
+fn allow(service: &Value) -> String {
+    let published = service["ports"].as_array().into_iter().flatten().any(|port| !port["published_port"].is_null());
+    match service["allow"].as_array().map(Vec::as_slice) {
+        _ if !published => String::new(),
+        None => "all".to_owned(),
+        Some([]) => "nobody".to_owned(),
+        Some(nets) => nets.iter().map(text).collect::<Vec<_>>().join(","),
+    }
 }
 
 fn port(port: &Value) -> String {
     let (target, protocol) = (text(&port["target_port"]), text(&port["protocol"]));
     match &port["published_port"] {
         Value::Null => format!("{target}/{protocol}"),
-        published => format!("{}->{target}/{protocol}", text(published)),
+        published => {
+            let mode = if port["publish_mode"] == "host" { " (host)" } else { "" };
+            format!("{}->{target}/{protocol}{mode}", text(published))
+        }
     }
 }
 
@@ -251,6 +265,22 @@ mod tests {
             text.contains("app=10.0.1.2") && text.contains("8080->80/tcp") && text.contains("no backend"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_service_shows_where_and_to_whom_it_answers() {
+        let shown = |mode: &str, allow: Value| {
+            let port = json!({"protocol": "tcp", "target_port": 80, "published_port": 8080, "publish_mode": mode});
+            render(Request::Services, &json!([{"name": "web", "id": "web", "ports": [port], "allow": allow}]))
+        };
+        for (mode, allow, part) in [
+            ("host", Value::Null, "8080->80/tcp (host)  all"),
+            ("ingress", json!([]), "8080->80/tcp  nobody"),
+            ("ingress", json!(["10.0.0.0/8", "192.0.2.7/32"]), "8080->80/tcp  10.0.0.0/8,192.0.2.7/32"),
+        ] {
+            let text = shown(mode, allow);
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

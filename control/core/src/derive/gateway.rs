@@ -6,14 +6,8 @@ use ipnet::Ipv4Net;
 
 use crate::{
     desired::{GatewayAddresses, LeftOut},
-    model::Task,
     topology::Topology,
 };
-
-/// Whether a task has a way out: one of its networks is not internal.
-pub(super) fn needs_gateway(topology: &Topology<'_>, task: &Task) -> bool {
-    task.addresses.keys().filter_map(|id| topology.networks.get(id.as_str())).any(|n| n.ingress || !n.internal)
-}
 
 /// Frees the addresses of tasks that are gone, drops those that can't be used on `bridge` (its own address with its
 /// subnet's prefix length), and gives new local tasks the lowest free one; the highest on a bridge that is not ours
@@ -33,7 +27,7 @@ pub(super) fn allocate(
 
     // Only ever shrinks: what was passed by is taken.
     let mut rest = bridge.network().to_bits()..=bridge.broadcast().to_bits();
-    for placed in topology.endpoints.values().filter(|p| p.local && needs_gateway(topology, p.task)) {
+    for placed in topology.endpoints.values().filter(|p| p.local && topology.needs_gateway(p.task)) {
         if addresses.contains_key(&placed.task.id) {
             continue;
         }

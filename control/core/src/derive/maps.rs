@@ -48,7 +48,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     maps.networks();
     maps.tasks();
     maps.services();
-    maps.ports();
+    maps.ports(settings);
     maps.state
 }
 
@@ -168,18 +168,23 @@ impl Maps<'_> {
             for (network, ip) in topology.vips(service).filter(|(n, _)| topology.joined.contains(n.id.as_str())) {
                 let vip = Endpoint { kind: kind::VIP, mac: VIRTUAL_MAC, ..Endpoint::default() };
                 self.endpoint(network, ip, vip);
-                let set = self.backends(service, network, |_| true);
+                let set = self.backends(service, network, |_, _| true);
                 self.state.sets.insert(SetKey::Vip { net: network.net_id(), ip: ip.octets() }, set);
             }
         }
     }
 
     /// The service's backends on a network that fulfil `also` and whose endpoint is in the maps, sorted.
-    fn backends(&self, service: &Service, network: &Network, also: impl Fn(&Placed<'_>) -> bool) -> Vec<Backend> {
+    fn backends(
+        &self,
+        service: &Service,
+        network: &Network,
+        also: impl Fn(&Placed<'_>, Ipv4Addr) -> bool,
+    ) -> Vec<Backend> {
         let mut backends: Vec<_> = self
             .topology
             .of_service(service, network)
-            .filter(|(p, _)| p.role == TaskRole::Backend && also(p))
+            .filter(|(p, address)| p.role == TaskRole::Backend && also(p, address.ip))
             .filter_map(|(placed, address)| {
                 let (tag, ip) = (tag(&placed.task.id), address.ip.octets());
                 let endpoint = self.state.endpoints.get(&EndpointKey { net: network.net_id(), ip })?;

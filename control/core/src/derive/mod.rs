@@ -54,7 +54,6 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         });
     }
     outside_the_mesh(&topology, &mut left_out);
-    host_mode(&topology, &mut left_out);
     left_out.sort();
     left_out.dedup();
     Ok(Desired {
@@ -63,7 +62,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         networks: networks::carried(&topology, &me.id),
         tasks,
         gateway,
-        published: topology.published.keys().copied().collect(),
+        published: topology.published.keys().chain(topology.host_ports.keys()).copied().collect(),
         vteps: other_vteps(model, &me.id, vtep).collect(),
         left_out,
     })
@@ -85,19 +84,6 @@ fn outside_the_mesh(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
                     why: format!("its node {} does not run Hiveway and takes no mesh frames", placed.node),
                 });
             }
-        }
-    }
-}
-
-/// Names ports in host mode: the container engine's business, not ours.
-fn host_mode(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
-    use crate::model::PublishMode;
-    for service in topology.model.services.values() {
-        for port in service.ports.iter().filter(|p| p.publish_mode == PublishMode::Host && p.published_port.is_some()) {
-            left_out.push(LeftOut {
-                what: format!("port {port} of service {} ({})", service.name, service.id),
-                why: "published in host mode, which is left to the container engine".into(),
-            });
         }
     }
 }

@@ -11,8 +11,6 @@ use crate::{
     topology::Topology,
 };
 
-use super::gateway::needs_gateway;
-
 /// MTU on the gateway bridge.
 const GATEWAY_MTU: u32 = 1500;
 
@@ -45,7 +43,7 @@ fn interfaces(
 
     let mut interfaces: Vec<_> =
         networks.into_iter().filter_map(|(network, address)| overlay(task, network, address)).collect();
-    if let Some(ip) = addresses.get(&task.id).filter(|_| needs_gateway(topology, task)) {
+    if let Some(ip) = addresses.get(&task.id).filter(|_| topology.needs_gateway(task)) {
         let bridge = settings.gwbridge_address();
         let address = Address::with_default_mac(*ip);
         interfaces.push(Interface {

@@ -99,6 +99,7 @@ objects! {
         id: String = "ID",
         service: String = "ServiceID",
         slot: u64 = "Slot",
+        created_at: String = "CreatedAt",
         node: String = "NodeID",
         status: TaskStatus = "Status",
         desired_state: String = "DesiredState",

@@ -9,7 +9,7 @@ use std::{
 use super::{api, load::insert, networks::Networks};
 use crate::{
     desired::LeftOut,
-    model::{EndpointMode, Network, Port, Protocol, PublishMode, Service},
+    model::{ALLOW_LABEL, AllowEntry, EndpointMode, Network, Port, Protocol, PublishMode, Service, parse_allow},
 };
 
 pub(super) fn load(
@@ -53,6 +53,9 @@ pub(super) fn load(
         }
         ports.sort();
         ports.dedup();
+        if !ports.is_empty() {
+            allow(&raw.spec.labels, &what, left_out);
+        }
         let service = Service {
             id: raw.id.clone(),
             name: raw.spec.name,
@@ -65,6 +68,23 @@ pub(super) fn load(
         insert(&mut services, raw.id, service, || what, left_out);
     }
     services
+}
+
+/// Names what of the allow list is not programmed. A list that can't be read closes the ports to all.
+fn allow(labels: &BTreeMap<String, String>, what: &str, left_out: &mut Vec<LeftOut>) {
+    let Some(text) = labels.get(ALLOW_LABEL) else { return };
+    match parse_allow(text) {
+        Ok(entries) => {
+            for entry in entries.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
+                let what = format!("{entry} in label {ALLOW_LABEL} of {what}");
+                left_out.push(LeftOut { what, why: "IPv6 is not supported yet".into() });
+            }
+        }
+        Err(why) => left_out.push(LeftOut {
+            what: format!("label {ALLOW_LABEL} of {what}"),
+            why: format!("{why}; until it is right its published ports are closed to all"),
+        }),
+    }
 }
 
 fn port(raw: &api::Port) -> Result<Port, String> {

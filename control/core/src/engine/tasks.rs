@@ -89,6 +89,8 @@ fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
         desired_state,
         state,
         addresses: BTreeMap::new(),
+        // Only decides between two that claim one port of a node.
+        created: raw.created_at.parse().ok(),
         netns: None,
         ports: Vec::new(),
     }

@@ -8,19 +8,23 @@
 //! * no two networks share a VNI, no two nodes a VTEP, at most one network is the ingress network;
 //! * lists are sorted, so that equal tables are equal models.
 
+mod allow;
 mod find;
 mod net;
 mod port;
 mod state;
+mod time;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 
+pub use allow::{ALLOW_LABEL, AllowEntry, AllowList, parse_allow};
 pub use find::NodeLookup;
 pub use net::{DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, parse_mac};
 pub use port::{Port, Protocol, PublishMode};
 pub use state::{NodeState, TaskState};
+pub use time::Timestamp;
 
 /// A swarm's task table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,6 +107,18 @@ pub struct Service {
     pub vanished: bool,
 }
 
+impl Service {
+    /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both. A
+    /// label that can't be read allows nobody.
+    pub fn allowed(&self, node: Option<&AllowList>) -> Option<AllowList> {
+        let own = self.labels.get(ALLOW_LABEL).map(|text| AllowList::new(&parse_allow(text).unwrap_or_default()));
+        match (own, node) {
+            (Some(own), Some(node)) => Some(own.and(node)),
+            (own, node) => own.or_else(|| node.cloned()),
+        }
+    }
+}
+
 /// A task: one container that runs, ran or is about to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -120,6 +136,8 @@ pub struct Task {
     pub state: TaskState,
     /// Per network id.
     pub addresses: BTreeMap<String, Address>,
+    /// When it was made, where the table says so.
+    pub created: Option<Timestamp>,
     /// Its network namespace, where the table says so.
     pub netns: Option<PathBuf>,
     /// Its own ports (while ports are being changed, old and new tasks differ). Sorted.

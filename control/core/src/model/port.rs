@@ -35,7 +35,7 @@ named! {
     PublishMode, "publish mode" {
         /// On every node.
         Ingress = "ingress",
-        /// On the nodes of the tasks only; the container engine sees to it.
+        /// On the nodes of the tasks only, each task by itself.
         Host = "host",
     }
 }
@@ -56,17 +56,22 @@ pub struct Port {
 impl Port {
     /// The port that answers on every node, as (IP protocol number, port).
     pub fn ingress(&self) -> Option<(u8, u16)> {
-        match (self.publish_mode, self.published_port) {
-            (PublishMode::Ingress, Some(port)) => Some((self.protocol.number(), port.get())),
-            _ => None,
-        }
+        self.published(PublishMode::Ingress)
+    }
+
+    /// The port that answers on the task's own node, in the same form.
+    pub fn host(&self) -> Option<(u8, u16)> {
+        self.published(PublishMode::Host)
+    }
+
+    fn published(&self, mode: PublishMode) -> Option<(u8, u16)> {
+        let port = self.published_port.filter(|_| self.publish_mode == mode)?;
+        Some((self.protocol.number(), port.get()))
     }
 
     /// Translating the port would need SCTP's checksum recomputed over the whole packet, which we can't.
     pub fn needs_sctp_translation(&self) -> bool {
-        self.protocol == Protocol::Sctp
-            && self.publish_mode == PublishMode::Ingress
-            && self.published_port.is_some_and(|p| p != self.target_port)
+        self.protocol == Protocol::Sctp && self.published_port.is_some_and(|p| p != self.target_port)
     }
 }
 

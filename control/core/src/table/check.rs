@@ -36,6 +36,7 @@ pub(super) fn check(raw: RawTable, reserved: Reserved, problems: &mut Vec<Proble
     let tasks = tasks(raw.tasks, &known, &mut addresses, problems);
     services::without_ingress(&services, &tasks, &networks, problems);
     services::contested(&services, &tasks, problems);
+    services::crowded(&tasks, problems);
     Model { nodes, networks, services, tasks: tasks.into_iter().map(|(id, (_, task))| (id, task)).collect() }
 }
 
@@ -225,6 +226,7 @@ fn tasks(
             desired_state: raw.desired_state,
             state: raw.state,
             addresses: placed,
+            created: raw.created,
             netns: raw.netns,
             ports,
         };

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::tree::{Keyed, Object, boolean, ipv4, named, number, subnet, text};
 use crate::{
-    model::{Dataplane, EndpointMode, MAX_MTU, MIN_MTU, NodeState, Port, TaskState, Vni, parse_mac},
+    model::{Dataplane, EndpointMode, MAX_MTU, MIN_MTU, NodeState, Port, TaskState, Timestamp, Vni, parse_mac},
     problem::Problem,
 };
 
@@ -68,6 +68,7 @@ pub(super) struct RawTask {
     pub(super) state: TaskState,
     pub(super) addresses: Vec<Keyed<Ipv4Addr>>,
     pub(super) macs: Vec<Keyed<Mac>>,
+    pub(super) created: Option<Timestamp>,
     pub(super) netns: Option<PathBuf>,
     pub(super) ports: Option<Vec<(String, Port)>>,
 }
@@ -197,8 +198,20 @@ fn port(path: String, value: &Value, problems: &mut Vec<Problem>) -> Option<Port
     Some(Port { protocol, published_port, target_port: target_port?, publish_mode })
 }
 
-const TASK: &[&str] =
-    &["id", "service_id", "slot", "node_id", "desired_state", "state", "addresses", "mac", "macs", "netns", "ports"];
+const TASK: &[&str] = &[
+    "id",
+    "service_id",
+    "slot",
+    "node_id",
+    "desired_state",
+    "state",
+    "created_at",
+    "addresses",
+    "mac",
+    "macs",
+    "netns",
+    "ports",
+];
 
 fn task(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawTask> {
     let service = o.optional("service_id", problems, text);
@@ -210,6 +223,7 @@ fn task(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawTask> {
     let mac = |v: &Value| parse_mac(&text(v)?);
     let mut macs = o.map("mac", problems, mac);
     macs.extend(o.map("macs", problems, mac));
+    let created = o.optional("created_at", problems, named);
     let netns = o.optional("netns", problems, |v| {
         let path = PathBuf::from(text(v)?);
         if path.is_absolute() { Ok(path) } else { Err(format!("{} is not an absolute path", path.display())) }
@@ -223,6 +237,7 @@ fn task(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawTask> {
         state: state?,
         addresses,
         macs,
+        created,
         netns,
         ports: own_ports,
     })

@@ -6,9 +6,13 @@ use super::{
     Reserved,
     addresses::Addresses,
     read::{Placed, RawService},
+    tree::Keyed,
 };
 use crate::{
-    model::{EndpointMode, Network, Port, Protocol, PublishMode, Service, Task, TaskState},
+    model::{
+        ALLOW_LABEL, AllowEntry, EndpointMode, Network, Port, Protocol, PublishMode, Service, Task, TaskState,
+        parse_allow,
+    },
     problem::Problem,
 };
 
@@ -22,20 +26,26 @@ pub(super) fn check(
     let mut services = BTreeMap::new();
     // By port: the service's path and the port's.
     let mut published: BTreeMap<(u8, u16), (String, String)> = BTreeMap::new();
+    let everywhere = answering_everywhere(&raw);
     for Placed { path: own, id, item } in raw {
         let (Some(id), Some(raw)) = (id, item) else { continue };
         for (path, port) in &raw.ports {
-            let Some(key) = port.ingress() else { continue };
-            match published.get(&key) {
-                // Twice in one service is found by `ports`.
-                Some((service, _)) if *service == own => {}
-                Some((_, other)) => {
-                    let message = format!("{port} is published in ingress mode by {other} already");
-                    problems.push(Problem::error(format!("{path}.published_port"), message));
+            if let Some(key) = port.ingress() {
+                match published.get(&key) {
+                    // Twice in one service is found by `ports`.
+                    Some((service, _)) if *service == own => {}
+                    Some((_, other)) => {
+                        let message = format!("{port} is published in ingress mode by {other} already");
+                        problems.push(Problem::error(format!("{path}.published_port"), message));
+                    }
+                    None => drop(published.insert(key, (own.clone(), path.clone()))),
                 }
-                None => drop(published.insert(key, (own.clone(), path.clone()))),
             }
-            if key == (Protocol::Udp.number(), reserved.vxlan_port) {
+            if let Some(other) = port.host().and_then(|key| everywhere.get(&key)) {
+                let message = format!("{port} is published in ingress mode by {other}, which answers on every node");
+                problems.push(Problem::error(format!("{path}.published_port"), message));
+            }
+            if port.ingress().or(port.host()) == Some((Protocol::Udp.number(), reserved.vxlan_port)) {
                 let message = format!("{port} is the VXLAN port (--vxlan-port); publish another");
                 problems.push(Problem::error(format!("{path}.published_port"), message));
             }
@@ -57,12 +67,35 @@ pub(super) fn check(
             endpoint_mode: raw.endpoint_mode,
             virtual_ips,
             ports: ports(raw.ports, problems),
-            labels: raw.labels.into_iter().map(|l| (l.key, l.value)).collect(),
+            labels: labels(raw.labels, problems),
             vanished: false,
         };
         services.entry(id).or_insert(service);
     }
     services
+}
+
+/// Ports in ingress mode, with the path of the first that has it.
+fn answering_everywhere(raw: &[Placed<RawService>]) -> BTreeMap<(u8, u16), String> {
+    let ports = raw.iter().filter_map(|placed| placed.item.as_ref()).flat_map(|service| &service.ports);
+    // Backwards, so that the first one stays.
+    ports.rev().filter_map(|(path, port)| Some((port.ingress()?, path.clone()))).collect()
+}
+
+/// Checks the labels that mean something to us.
+fn labels(raw: Vec<Keyed<String>>, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
+    for label in raw.iter().filter(|label| label.key == ALLOW_LABEL) {
+        match parse_allow(&label.value) {
+            Ok(entries) => {
+                for entry in entries.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
+                    let message = format!("{entry} is ignored: IPv6 is not supported yet");
+                    problems.push(Problem::warning(label.path.clone(), message));
+                }
+            }
+            Err(why) => problems.push(Problem::error(label.path.clone(), why)),
+        }
+    }
+    raw.into_iter().map(|label| (label.key, label.value)).collect()
 }
 
 /// Checks a list of ports by itself and sorts it.
@@ -128,6 +161,27 @@ pub(super) fn contested(
             if let Some(owner) = owner.filter(|o| task.service.as_ref() != Some(&o.id)) {
                 let message = format!("{port} is published by service {} now and goes to its tasks only", owner.name);
                 problems.push(Problem::warning(format!("{path}.ports"), message));
+            }
+        }
+    }
+}
+
+/// Warns of running tasks that claim one port of one node.
+pub(super) fn crowded(tasks: &BTreeMap<String, (String, Task)>, problems: &mut Vec<Problem>) {
+    let mut claimed: BTreeMap<(&str, u8, u16), &str> = BTreeMap::new();
+    let wanted = |task: &Task| task.state == TaskState::Running && task.desired_state == TaskState::Running;
+    for (path, task) in tasks.values().filter(|(_, task)| wanted(task)) {
+        let Some(node) = &task.node else { continue };
+        for port in &task.ports {
+            let Some((proto, number)) = port.host() else { continue };
+            match claimed.get(&(node, proto, number)) {
+                Some(other) => {
+                    let message = format!(
+                        "{port} is published in host mode by {other} on the same node too; the one made last gets it"
+                    );
+                    problems.push(Problem::warning(format!("{path}.ports"), message));
+                }
+                None => drop(claimed.insert((node, proto, number), path)),
             }
         }
     }

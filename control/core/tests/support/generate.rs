@@ -1,4 +1,5 @@
 //! Random valid tables as JSON, and their permutations.
+#![allow(dead_code)] // each file uses its own part
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -63,20 +64,22 @@ fn network(i: usize, draw: Option<(u8, bool)>) -> Value {
            "ingress": i == 0})
 }
 
-fn service(i: usize, (dnsrr, nets, ports): (bool, u8, u8), networks: usize) -> Value {
+fn service(i: usize, (dnsrr, nets, draw): (bool, u8, u8), networks: usize) -> Value {
     let vips: Map<String, Value> = (0..=networks)
         .filter(|n| !dnsrr && nets >> n & 1 == 1)
         .map(|n| (format!("net{n}"), json!(format!("10.{n}.0.{}", 100 + i))))
         .collect();
-    let ports: Vec<_> = (0..ports % 4)
+    let ports: Vec<_> = (0..draw % 4)
         .map(|p| {
             json!({"protocol": (["tcp", "udp", "tcp"][usize::from(p)]), "target_port": 80 + u16::from(p),
                    "published_port": 8000 + i * 10 + usize::from(p),
-                   "publish_mode": if ports > 200 { "host" } else { "ingress" }})
+                   "publish_mode": if draw > 200 { "host" } else { "ingress" }})
         })
         .collect();
+    let allow = ["10.0.0.0/8", "10.0.0.0/24,192.0.2.0/28", "192.0.2.7,fd00::/8"].get(usize::from(draw / 4 % 5));
+    let labels = allow.map_or(json!({}), |list| json!({"hiveway.allow": list}));
     json!({"id": format!("s{i}"), "name": format!("svc{i}"), "endpoint_mode": if dnsrr { "dnsrr" } else { "vip" },
-           "virtual_ips": vips, "ports": ports})
+           "virtual_ips": vips, "ports": ports, "labels": labels})
 }
 
 fn task(

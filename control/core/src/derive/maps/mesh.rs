@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use dataplane_common::{
-    mesh::{ClientPrefix, ClientRule, Target, TargetKey, shown_as},
+    mesh::{ClientPrefix, ClientRule, Target, TargetKey, shown_as, target_flag},
+    service::{AllowPrefix, Backend, PortKey},
     state::SetKey,
 };
 use ipnet::Ipv4Net;
@@ -11,13 +12,14 @@ use ipnet::Ipv4Net;
 use super::Maps;
 use crate::{
     desired::{Interface, LocalTask, Role},
-    model::Network,
+    model::{Service, Task},
+    settings::Settings,
     tag::tag,
     topology::Placed,
 };
 
-/// Bits of a [`ClientPrefix`] before the address.
-const INDEX_BITS: u32 = 32;
+/// Bits of a [`ClientPrefix`] or [`AllowPrefix`] before the address.
+const PREFIX_BITS: u32 = 32;
 /// No reply to a loopback address ever leaves its container.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
@@ -37,25 +39,29 @@ impl Maps<'_> {
         }
     }
 
-    /// Names of the task in mesh frames.
+    /// What the task is called: by mesh frames with its ingress address, by this node's own clients of a port in host mode
+    /// with its address on the gateway bridge.
     fn targets(&mut self, task: &LocalTask, placed: &Placed<'_>, gateway: &Interface, ifindex: u32) {
-        let Some(ingress) = self.topology.ingress() else { return };
-        let Some(address) = placed.task.addresses.get(&ingress.id) else { return };
-        for port in &placed.task.ports {
-            let Some((proto, published)) = port.ingress() else { continue };
-            if !self.topology.published.contains_key(&(proto, published)) {
-                continue;
-            }
-            let key = TargetKey { ip: address.ip.octets(), port: published.to_be_bytes(), proto, _pad: 0 };
+        let topology = self.topology;
+        let ingress = topology.ingress().and_then(|network| placed.task.addresses.get(&network.id));
+        let own = gateway.address.addr();
+        for port in placed.task.ports.iter().filter(|port| !port.needs_sctp_translation()) {
+            let everywhere = port.ingress().filter(|key| topology.published.contains_key(key));
+            let here = port.host().filter(|key| topology.host_ports.contains_key(key));
+            let name = everywhere
+                .and_then(|key| Some((key, ingress?.ip, 0)))
+                .or_else(|| here.map(|key| (key, own, target_flag::LOCAL_ONLY)));
+            let Some((key, ip, flags)) = name else { continue };
             let target = Target {
                 tag: task.tag,
                 ifindex,
-                ip: gateway.address.addr().octets(),
+                ip: own.octets(),
                 port: port.target_port.get().to_be_bytes(),
                 mac: gateway.mac,
+                flags,
                 ..Target::default()
             };
-            self.state.targets.insert(key, target);
+            self.state.targets.insert(target_key(key, ip), target);
         }
     }
 
@@ -68,31 +74,61 @@ impl Maps<'_> {
             .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, shown_as::INGRESS_NODE)));
         for (subnet, shown_as) in rules {
             let prefix = ClientPrefix { ifindex: ifindex.to_be_bytes(), ip: subnet.network().octets() };
-            let length = INDEX_BITS + u32::from(subnet.prefix_len());
+            let length = PREFIX_BITS + u32::from(subnet.prefix_len());
             self.state.clients.insert((length, prefix), ClientRule { shown_as, ..ClientRule::default() });
         }
     }
 
-    /// Published ports: on every node, whether or not it has a task.
-    pub(super) fn ports(&mut self) {
-        for ((proto, port), published) in &self.topology.published {
-            let key = SetKey::Port { proto: *proto, port: port.to_be_bytes() };
-            let service = self.topology.model.services.get(published.service);
-            let set = match (service, self.topology.ingress()) {
-                (Some(service), Some(ingress)) => self.backends(service, ingress, |placed| {
-                    let serves = placed.task.ports.iter().any(|p| p.ingress() == Some((*proto, *port)));
-                    serves && placed.in_mesh && (!placed.local || self.has_target(placed, ingress, *proto, *port))
+    /// Published ports: those in ingress mode on every node, whether or not it has a task; those in host mode where their
+    /// task is.
+    pub(super) fn ports(&mut self, settings: &Settings) {
+        let topology = self.topology;
+        for (key, published) in &topology.published {
+            let service = topology.model.services.get(published.service);
+            let set = match (service, topology.ingress()) {
+                (Some(service), Some(ingress)) => self.backends(service, ingress, |placed, ip| {
+                    let port = placed.task.ports.iter().find(|p| p.ingress() == Some(*key));
+                    let serves = port.is_some_and(|p| !p.needs_sctp_translation());
+                    serves && placed.in_mesh && (!placed.local || self.has_target(placed.task, *key, ip))
                 }),
                 _ => Vec::new(),
             };
-            self.state.sets.insert(key, set);
+            self.port(*key, set, service, settings);
+        }
+        for (key, port) in &topology.host_ports {
+            let local = port.backend.and_then(|id| self.desired.tasks.iter().find(|t| t.id == id));
+            let set = local.and_then(|task| self.here(task, *key)).into_iter().collect();
+            self.port(*key, set, topology.model.services.get(port.service), settings);
         }
     }
 
-    fn has_target(&self, placed: &Placed<'_>, ingress: &Network, proto: u8, port: u16) -> bool {
-        placed.task.addresses.get(&ingress.id).is_some_and(|address| {
-            let key = TargetKey { ip: address.ip.octets(), port: port.to_be_bytes(), proto, _pad: 0 };
-            self.state.targets.get(&key).is_some_and(|t| t.tag == tag(&placed.task.id))
-        })
+    /// The task that has a port in host mode, once it can be reached.
+    fn here(&self, task: &LocalTask, key: (u8, u16)) -> Option<Backend> {
+        let gateway = task.interfaces.iter().find(|i| i.role == Role::Gateway)?;
+        let ip = gateway.address.addr();
+        let target = self.state.targets.get(&target_key(key, ip))?;
+        let backend = Backend { tag: task.tag, ip: ip.octets(), vtep: self.topology.vtep.octets() };
+        (target.tag == task.tag).then_some(backend)
     }
+
+    fn port(&mut self, (proto, port): (u8, u16), set: Vec<Backend>, service: Option<&Service>, settings: &Settings) {
+        let port = port.to_be_bytes();
+        self.state.sets.insert(SetKey::Port { proto, port }, set);
+        let Some(allowed) = service.and_then(|s| s.allowed(settings.mesh_allow.as_ref())) else { return };
+        let key = PortKey { proto, _pad: 0, port };
+        self.state.restricted.insert(key);
+        for net in allowed.nets() {
+            let prefix = AllowPrefix { port: key, ip: net.network().octets() };
+            self.state.allow.insert((PREFIX_BITS + u32::from(net.prefix_len()), prefix));
+        }
+    }
+
+    fn has_target(&self, task: &Task, key: (u8, u16), ip: Ipv4Addr) -> bool {
+        self.state.targets.get(&target_key(key, ip)).is_some_and(|t| t.tag == tag(&task.id))
+    }
+}
+
+/// `ip`: the task's address on the ingress network, or on the gateway bridge for a port in host mode.
+fn target_key((proto, port): (u8, u16), ip: Ipv4Addr) -> TargetKey {
+    TargetKey { ip: ip.octets(), port: port.to_be_bytes(), proto, _pad: 0 }
 }
