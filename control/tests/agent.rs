@@ -255,11 +255,17 @@ fn teardown_carries_on_after_an_error_and_says_so() {
 fn metrics_are_served() {
     let (node, space) = (Node::new(), Netns::new("c1"));
     node.write_table(&format!("{NODES}{}", task(11, &space.0)));
-    let agent = node.start(&[("--metrics", "127.0.0.1:9464")]);
+    let sizes = [("--max-flows", "4096"), ("--max-pending", "2048")];
+    let agent = node.start(&[[("--metrics", "127.0.0.1:9464")].as_slice(), &sizes].concat());
     let script =
         "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET /metrics HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' >&3; cat <&3";
-    let output = node.netns.command("bash").args(["-c", script]).stderr(Stdio::inherit()).output().unwrap();
-    let text = stdout(&output);
+    let mut text = String::new();
+    // Entries are counted by the first sweep, which begins when the agent is ready.
+    eventually("connections are counted", || {
+        let output = node.netns.command("bash").args(["-c", script]).stderr(Stdio::inherit()).output().unwrap();
+        text = stdout(&output);
+        text.contains("hiveway_flow_entries{")
+    });
     for metric in [
         "hiveway_build_info{version=",
         "hiveway_ready 1",
@@ -268,10 +274,50 @@ fn metrics_are_served() {
         "hiveway_dropped_packets_total{reason=\"spoofed_ip\"} 0",
         "hiveway_handled_packets_total{action=\"delivered\"}",
         "hiveway_flow_entries{map=\"flows\"} 0",
+        "hiveway_flow_entries{map=\"affinity_pending\"} 0",
+        "hiveway_flow_table_pressure{map=\"flows_pending\"} 0.0",
+        "hiveway_flow_table_capacity{map=\"flows\"} 4096",
+        "hiveway_flow_table_capacity{map=\"flows_pending\"} 2048",
+        "hiveway_flow_entries_max 4096",
+        "hiveway_flow_entries_removed_total{reason=\"expired\"} 0",
+        "hiveway_flow_count_age_seconds",
         "# EOF",
     ] {
         assert!(text.contains(metric), "no {metric} in {text}");
     }
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+}
+
+#[test]
+fn times_and_sizes_are_chosen_and_shown_and_tables_that_are_there_are_kept() {
+    let (node, space) = (Node::new(), Netns::new("c1"));
+    node.write_table(&format!("{NODES}{}", task(11, &space.0)));
+    let small = [("--max-flows", "4096"), ("--max-pending", "2048"), ("--timeout", "tcp-established=90s,icmp=500ms")];
+    let capacities = || {
+        let status = node.ask(&["status"]);
+        let tables = status["dataplane"]["tables"].as_array().unwrap().clone();
+        let sizes: Vec<_> = tables.iter().map(|t| (t["name"].clone(), t["capacity"].as_u64().unwrap())).collect();
+        (sizes.iter().map(|(_, size)| *size).collect::<Vec<_>>(), status["dataplane"].clone())
+    };
+    let agent = node.start(&small);
+    let (sizes, shown) = capacities();
+    assert_eq!(sizes, [4096, 4096, 2048, 2048], "{shown:#}");
+    assert_eq!(shown["timeouts"]["tcp-established"], 90.0);
+    assert_eq!(shown["timeouts"]["icmp"], 0.5);
+    assert_eq!(shown["timeouts"]["udp-unreplied"], 30.0);
+    assert_eq!(shown["warnings"], serde_json::json!([]));
+    agent.stop();
+
+    let agent = node.start(&[("--max-flows", "8192"), ("--max-pending", "2048")]);
+    let (sizes, shown) = capacities();
+    assert_eq!(sizes, [4096, 4096, 2048, 2048]);
+    let warnings = shown["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for part in ["flows has room for 4096 entries, not 8192", "hiveway teardown"] {
+        assert!(warnings[0].as_str().unwrap().contains(part), "{warnings:?}");
+    }
+    assert_eq!(shown["timeouts"]["icmp"], 30.0);
     agent.stop();
     assert_eq!(node.teardown().status.code(), Some(0));
 }

@@ -82,8 +82,8 @@ struct Definition {
 }
 
 impl Definition {
-    /// The first property that differs: its name, ours, theirs.
-    fn difference(&self, needed: &Self) -> Option<(&'static str, u32, u32)> {
+    /// The first property that differs: its name, ours, theirs. Some maps may have any size.
+    fn difference(&self, needed: &Self, any_size: bool) -> Option<(&'static str, u32, u32)> {
         [
             ("type", self.kind, needed.kind),
             ("key size", self.key, needed.key),
@@ -92,7 +92,7 @@ impl Definition {
             ("flags", self.flags, needed.flags),
         ]
         .into_iter()
-        .find(|(_, pinned, needed)| pinned != needed)
+        .find(|(what, pinned, needed)| pinned != needed && !(any_size && *what == "max_entries"))
     }
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn check(object: &[u8], bpffs: &Path) -> Result<(), AdoptError> {
         };
         let path = pin_path(bpffs, *map);
         if let Some(pinned) = pinned_definition(&path)?
-            && let Some((what, pinned, needed)) = pinned.difference(&needed)
+            && let Some((what, pinned, needed)) = pinned.difference(&needed, sized_by_choice(*map))
         {
             return Err(AdoptError::Definition { path, what, pinned, needed, bpffs: bpffs.to_owned() });
         }
@@ -119,6 +119,11 @@ pub(crate) fn check(object: &[u8], bpffs: &Path) -> Result<(), AdoptError> {
         None | Some(0 | ABI_VERSION) => Ok(()),
         Some(found) => Err(AdoptError::Abi { found, bpffs: bpffs.to_owned() }),
     }
+}
+
+/// The map's size is its user's choice. A pinned one is adopted as it is, with the connections it holds.
+fn sized_by_choice(map: MapName) -> bool {
+    crate::Sizes::default().by_map().iter().any(|(sized, _)| *sized == map)
 }
 
 /// Where a map is pinned.
@@ -165,7 +170,7 @@ mod tests {
     #[test]
     fn every_property_counts() {
         let needed = Definition { kind: 1, key: 4, value: 8, entries: 16, flags: 0 };
-        assert_eq!(needed.difference(&needed), None);
+        assert_eq!(needed.difference(&needed, false), None);
         for (pinned, what) in [
             (Definition { kind: 2, ..needed }, "type"),
             (Definition { key: 8, ..needed }, "key size"),
@@ -173,7 +178,9 @@ mod tests {
             (Definition { entries: 17, ..needed }, "max_entries"),
             (Definition { flags: 1, ..needed }, "flags"),
         ] {
-            assert_eq!(pinned.difference(&needed).unwrap().0, what);
+            assert_eq!(pinned.difference(&needed, false).unwrap().0, what);
+            let tolerated = pinned.difference(&needed, true).map(|(what, ..)| what);
+            assert_eq!(tolerated, Some(what).filter(|what| *what != "max_entries"));
         }
     }
 }

@@ -1,26 +1,25 @@
 //! The data plane of one node, opened by its agent.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
 use aya::Ebpf;
 use dataplane_common::{
-    addr::Tag,
     counter::{Counter, Stat},
     drop_reason::DropReason,
     state::MapState,
 };
 
 use crate::{
-    MapFault, Options, Program, SweepReport, Timeouts,
+    MapFault, Options, Program,
     adopt::{self, AdoptError},
     apply::ApplyError,
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target},
     changes::Changes,
-    flows::{AffinityRow, FlowRow},
+    connections::{Connections, PerTable},
     load::{self, LoadError, Maps},
     lock::{Lock, LockError},
     logger::{Logger, LoggerError},
@@ -94,7 +93,10 @@ impl Dataplane {
             make_directory(directory)?;
         }
         let hook = if tcx { Hook::Tcx } else { Hook::Clsact };
-        let mut ebpf = load::load(&Maps::Pinned(bpffs), options.log_level.map_or(0, |level| level as u8))?;
+        let mut ebpf = load::load(
+            &Maps::Pinned(bpffs, &options.sizes.by_map()),
+            options.log_level.map_or(0, |level| level as u8),
+        )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let tables = Tables::take(&mut ebpf)?;
         Ok(Self {
@@ -176,14 +178,14 @@ impl Dataplane {
         Ok(attach::pinned(self.hook, &self.bpffs)?.into_iter().map(|name| (name.program, name.ifname)).collect())
     }
 
-    /// All translated connections, one row per direction.
-    pub fn flows(&self) -> Result<Vec<FlowRow>, MapFault> {
-        self.tables.flow_rows()
+    /// The connection tables. The caller's handles are his own: no call on them keeps others from the data plane.
+    pub fn connections(&self) -> Result<Connections, MapFault> {
+        self.tables.connections.try_clone()
     }
 
-    /// All connections that came to a published port on this node.
-    pub fn affinity(&self) -> Result<Vec<AffinityRow>, MapFault> {
-        self.tables.affinity_rows()
+    /// Room in the connection tables. Not what [`Options::sizes`] asks for, if maps of another size were adopted.
+    pub fn capacity(&self) -> PerTable<u32> {
+        self.tables.connections.capacity()
     }
 
     /// Dropped packets by reason since the maps were made; all reasons.
@@ -194,12 +196,6 @@ impl Dataplane {
     /// Handled packets since the maps were made; all counters.
     pub fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
         self.tables.counters()
-    }
-
-    /// Forgets connections that have been idle for too long, and all of tasks that are not in `live_tags`: the tags of
-    /// **every** endpoint in the table, on whichever node. Never call it before the first full table has been read.
-    pub fn sweep(&mut self, live_tags: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, MapFault> {
-        self.tables.sweep(live_tags, timeouts)
     }
 }
 

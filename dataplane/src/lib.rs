@@ -10,9 +10,9 @@ mod apply;
 mod attach;
 mod changes;
 mod clock;
+mod connections;
 mod dataplane;
 mod diff;
-mod flows;
 mod gate;
 mod load;
 mod lock;
@@ -25,7 +25,6 @@ mod preflight;
 mod program;
 mod sets;
 mod stats;
-mod sweep;
 mod sys;
 mod table;
 mod tables;
@@ -42,16 +41,15 @@ pub use crate::{
     attach::{AttachError, AttachFault, Attached},
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
+    connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
     dataplane::{Dataplane, Detached, OpenError},
-    flows::{AffinityRow, FlowRow},
     load::LoadError,
     lock::LockError,
     logger::LoggerError,
     map_name::MapName,
-    options::{LogLevel, Options, TcHook, UnknownLevel},
+    options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     preflight::{PreflightError, preflight},
     program::{Direction, Program, UnknownProgram},
-    sweep::{SweepReport, Timeouts},
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},
     verify::{Verified, VerifyError, verify},

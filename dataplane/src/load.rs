@@ -46,8 +46,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// How the maps are made.
 pub(crate) enum Maps<'a> {
-    /// Pinned under this directory; adopted if they are there.
-    Pinned(&'a Path),
+    /// Pinned under this directory; adopted if they are there, made with these numbers of entries otherwise.
+    Pinned(&'a Path, &'a [(MapName, u32)]),
     /// Of this process alone, with fewer entries where given.
     Private(&'a [(MapName, u32)]),
 }
@@ -56,17 +56,17 @@ pub(crate) enum Maps<'a> {
 pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &log_level, false);
-    match maps {
-        Maps::Pinned(bpffs) => {
+    let sizes = match maps {
+        Maps::Pinned(bpffs, sizes) => {
             for map in MapName::ALL {
                 loader.map_pin_path(map.name(), pin_path(bpffs, *map));
             }
+            sizes
         }
-        Maps::Private(sizes) => {
-            for (map, entries) in *sizes {
-                loader.map_max_entries(map.name(), *entries);
-            }
-        }
+        Maps::Private(sizes) => sizes,
+    };
+    for (map, entries) in *sizes {
+        loader.map_max_entries(map.name(), *entries);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     for program in Program::ALL {

@@ -2,6 +2,10 @@
 
 use std::{path::PathBuf, str::FromStr};
 
+use dataplane_common::flow::{MAX_FLOWS, MAX_PENDING};
+
+use crate::{MapName, PerTable};
+
 /// How to open the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -9,6 +13,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// How programs are attached.
     pub tc_hook: TcHook,
+    /// Room in the connection tables if they are made. Pinned ones of another size are adopted as they are.
+    pub sizes: Sizes,
     /// How much the programs log through the `log` crate; `None`: nothing, and the programs spend nothing on it.
     pub log_level: Option<LogLevel>,
 }
@@ -16,7 +22,44 @@ pub struct Options {
 impl Options {
     /// Defaults with that directory: the best hook the kernel has, no debug output.
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
-        Self { bpffs: bpffs.into(), tc_hook: TcHook::Auto, log_level: None }
+        Self { bpffs: bpffs.into(), tc_hook: TcHook::Auto, sizes: Sizes::default(), log_level: None }
+    }
+}
+
+/// Room in the connection tables, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// `FLOWS` (two entries per connection) and `AFFINITY`.
+    pub max_flows: u32,
+    /// `FLOWS_PENDING` (two entries per connection) and `AFFINITY_PENDING`.
+    pub max_pending: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { max_flows: MAX_FLOWS, max_pending: MAX_PENDING }
+    }
+}
+
+impl Sizes {
+    pub(crate) fn by_map(self) -> [(MapName, u32); 4] {
+        [
+            (MapName::Flows, self.max_flows),
+            (MapName::Affinity, self.max_flows),
+            (MapName::FlowsPending, self.max_pending),
+            (MapName::AffinityPending, self.max_pending),
+        ]
+    }
+}
+
+impl From<Sizes> for PerTable<u32> {
+    fn from(sizes: Sizes) -> Self {
+        Self {
+            flows: sizes.max_flows,
+            affinity: sizes.max_flows,
+            flows_pending: sizes.max_pending,
+            affinity_pending: sizes.max_pending,
+        }
     }
 }
 

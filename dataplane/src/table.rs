@@ -25,9 +25,10 @@ pub struct MapFault {
     pub source: MapError,
 }
 
-/// A hash map with key `K` and value `V`.
+/// A hash map, plain or LRU, with key `K` and value `V`.
 pub(crate) struct Table<K, V> {
     name: MapName,
+    capacity: u32,
     map: HashMap<MapData, Raw<K>, Raw<V>>,
     /// The same map once more: aya's handle does not show its descriptor, and has no batch reads.
     fd: OwnedFd,
@@ -45,13 +46,32 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
     /// Wraps the map; fails if it is no hash map with such keys and values.
     pub(crate) fn new(name: MapName, map: Map) -> Result<Self, MapFault> {
         let fault = |source| MapFault { map: name, source };
-        let fd = descriptor(name, &map)?.try_clone_to_owned().map_err(|e| fault(e.into()))?;
-        Ok(Self { name, map: HashMap::try_from(map).map_err(fault)?, fd })
+        let data = data(name, &map)?;
+        let capacity = data.info().map_err(fault)?.max_entries();
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| fault(e.into()))?;
+        Ok(Self { name, capacity, map: HashMap::try_from(map).map_err(fault)?, fd })
+    }
+
+    /// Another handle of the same map.
+    pub(crate) fn try_clone(&self) -> Result<Self, MapFault> {
+        let fd = self.fd.try_clone().map_err(|e| self.fault(e.into()))?;
+        let map = MapData::from_fd(fd).and_then(Map::from_map_data).map_err(|e| self.fault(e))?;
+        Self::new(self.name, map)
+    }
+
+    /// Room in the map, in entries.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// Everything that the map holds. Entries that are added or removed meanwhile may or may not be there; all others
     /// are, once.
     pub(crate) fn read(&self) -> Result<BTreeMap<K, V>, MapFault> {
+        Ok(self.read_unordered()?.into_iter().collect())
+    }
+
+    /// As [`Table::read`], in any order: for large tables.
+    pub(crate) fn read_unordered(&self) -> Result<Vec<(K, V)>, MapFault> {
         read_all(self.fd.as_fd()).map_err(|error| self.fault(error.into()))
     }
 
@@ -93,28 +113,37 @@ pub(crate) fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapErro
 
 /// The descriptor of a map of one of the types that we keep; `None` for others.
 pub(crate) fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    map_data(map).map(|data| data.fd().as_fd())
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
-            Some(data.fd().as_fd())
+            Some(data)
         }
         _ => None,
     }
 }
 
+fn data(name: MapName, map: &Map) -> Result<&MapData, MapFault> {
+    let wrong = || MapFault { map: name, source: MapError::InvalidMapType { map_type: 0 } };
+    map_data(map).ok_or_else(wrong)
+}
+
 /// As [`map_fd`]; for maps whose type a user cannot have got wrong.
 pub(crate) fn descriptor(name: MapName, map: &Map) -> Result<BorrowedFd<'_>, MapFault> {
-    let wrong = || MapFault { map: name, source: MapError::InvalidMapType { map_type: 0 } };
-    map_fd(map).ok_or_else(wrong)
+    data(name, map).map(|data| data.fd().as_fd())
 }
 
 /// Reads a hash map bucket by bucket: unlike key by key, a removal meanwhile cannot send us back to the start.
-fn read_all<K: Plain + Ord, V: Plain>(fd: BorrowedFd<'_>) -> io::Result<BTreeMap<K, V>> {
+fn read_all<K: Plain, V: Plain>(fd: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut capacity = 1024;
     let mut cursor = None;
-    let mut entries = BTreeMap::new();
+    let mut entries = Vec::new();
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
     loop {
-        let mut keys = vec![0u8; capacity * size_of::<K>()];
-        let mut values = vec![0u8; capacity * size_of::<V>()];
+        keys.resize(capacity * size_of::<K>(), 0u8);
+        values.resize(capacity * size_of::<V>(), 0u8);
         let (count, last) = match lookup_batch(fd, &mut cursor, &mut keys, &mut values, capacity)? {
             Batch::More(count) => (count, false),
             Batch::Last(count) => (count, true),
@@ -123,10 +152,8 @@ fn read_all<K: Plain + Ord, V: Plain>(fd: BorrowedFd<'_>) -> io::Result<BTreeMap
                 continue;
             }
         };
-        let keys = keys.chunks_exact(size_of::<K>());
-        let values = values.chunks_exact(size_of::<V>());
         entries.extend(
-            keys.zip(values)
+            (keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>())))
                 .take(count)
                 .filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?))),
         );

@@ -9,7 +9,6 @@ use dataplane_common::{
     config::Config,
     counter::Stat,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
-    flow::{Affinity, AffinityKey, Flow, FlowKey},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, PortKey, PublishedPort},
     state::SetKey,
@@ -17,6 +16,7 @@ use dataplane_common::{
 
 use crate::{
     MapName,
+    connections::Connections,
     gate::Gate,
     pod::Raw,
     sets::Sets,
@@ -37,14 +37,7 @@ pub(crate) struct Tables {
     pub(crate) allow: Trie<AllowPrefix, u32>,
     pub(crate) clients: Trie<ClientPrefix, ClientRule>,
     pub(crate) sets: Sets,
-    pub(crate) flows: Table<FlowKey, Flow>,
-    pub(crate) affinity: Table<AffinityKey, Affinity>,
-    #[allow(dead_code, reason = "read by the sweep to come")]
-    pub(crate) flows_pending: Table<FlowKey, Flow>,
-    #[allow(dead_code, reason = "read by the sweep to come")]
-    pub(crate) affinity_pending: Table<AffinityKey, Affinity>,
-    #[allow(dead_code, reason = "read by the sweep to come")]
-    pub(crate) gate: Gate,
+    pub(crate) connections: Connections,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
     pub(crate) counters: PerCpuArray<MapData, Raw<Stat>>,
 }
@@ -71,11 +64,13 @@ impl Tables {
             allow: Trie::new(MapName::Allow, take(MapName::Allow)?)?,
             clients: Trie::new(MapName::Clients, take(MapName::Clients)?)?,
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
-            flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,
-            affinity: Table::new(MapName::Affinity, take(MapName::Affinity)?)?,
-            flows_pending: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
-            affinity_pending: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
-            gate: Gate::new(&take(MapName::DirectGate)?)?,
+            connections: Connections {
+                flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,
+                affinity: Table::new(MapName::Affinity, take(MapName::Affinity)?)?,
+                flows_pending: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
+                affinity_pending: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
+                gate: Gate::new(&take(MapName::DirectGate)?)?,
+            },
             drops: per_cpu(MapName::Drops, take(MapName::Drops)?)?,
             counters: per_cpu(MapName::Counters, take(MapName::Counters)?)?,
         })

@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Result, bail};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use dataplane::{
-    AdoptError, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, TcHook, TeardownError,
-    Timeouts, teardown,
+    AdoptError, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes, TcHook,
+    TeardownError, Timeouts, teardown,
 };
 use dataplane_common::{
     config::Config,
@@ -284,24 +284,59 @@ fn teardown_removes_ours_and_nothing_else() -> Result<()> {
 #[test]
 fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
     sandbox(|bpffs| {
-        let mut dataplane = Dataplane::open(&options(bpffs))?;
-        let mut flows = pin::<[u8; 20], [u8; 48]>(bpffs, MapName::Flows)?;
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        let mut connections = dataplane.connections()?;
+        // A pending table takes these too, and more; none of them is a reply, so that each is a connection.
         let entries = 5000u32;
-        for i in 0..entries {
-            let mut key = [0u8; 20];
-            key[..4].copy_from_slice(&NET);
-            key[4..8].copy_from_slice(&i.to_be_bytes());
-            key[16] = 17;
-            let mut value = [0u8; 48];
-            value[..8].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
-            value[8..16].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
-            value[16..24].copy_from_slice(&[if i % 2 == 0 { 1 } else { 2 }; 8]);
-            flows.insert(key, value, 0)?;
+        let started = dataplane::monotonic_now();
+        for map in [MapName::Flows, MapName::FlowsPending] {
+            let mut table = flows(bpffs, map)?;
+            for i in 0..entries {
+                let mut key = [0u8; 20];
+                key[..4].copy_from_slice(&NET);
+                key[4..8].copy_from_slice(&i.to_be_bytes());
+                key[8] = u8::from(map == MapName::Flows);
+                key[16] = 17;
+                let mut value = [0u8; 48];
+                value[..8].copy_from_slice(&started.to_ne_bytes());
+                value[8..16].copy_from_slice(&started.to_ne_bytes());
+                value[16..24].copy_from_slice(&[if i % 2 == 0 { 1 } else { 2 }; 8]);
+                table.insert(key, value, 0)?;
+            }
         }
-        assert_eq!(dataplane.flows()?.len(), entries as usize);
-        let report = dataplane.sweep(&HashSet::from([[1; 8]]), &Timeouts::default())?;
-        assert_eq!((report.flows, report.task_gone), (2500, 2500));
-        assert!(dataplane.flows()?.iter().all(|row| row.tag() == [1; 8]));
+        assert_eq!(connections.rows()?.len(), 2 * entries as usize);
+        let live = HashSet::from([[1; 8]]);
+        let report = connections.sweep(&live, started - 1, &Timeouts::default())?;
+        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (5000, 5000, 0));
+        let report = connections.sweep(&live, started, &Timeouts::default())?;
+        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (2500, 2500, 5000));
+        assert!(connections.rows()?.iter().all(|row| row.tag == [1; 8]));
+        Ok(())
+    })
+}
+
+/// `FLOWS` or `FLOWS_PENDING`.
+fn flows(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, [u8; 20], [u8; 48]>> {
+    let data = MapData::from_pin(bpffs.join("hiveway/maps").join(map.name()))?;
+    Ok(if map == MapName::Flows { Map::HashMap(data) } else { Map::LruHashMap(data) }.try_into()?)
+}
+
+#[test]
+fn connection_tables_of_another_size_are_kept_and_others_refused() -> Result<()> {
+    sandbox(|bpffs| {
+        let sizes = Sizes { max_flows: 5000, max_pending: 3000 };
+        let small = Options { sizes, ..options(bpffs) };
+        let dataplane = Dataplane::open(&small)?;
+        assert_eq!(dataplane.capacity(), sizes.into());
+        flows(bpffs, MapName::Flows)?.insert([0; 20], [0; 48], 0)?;
+        drop(dataplane);
+
+        // Connections are worth more than a size.
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        assert_eq!((dataplane.capacity(), dataplane.connections()?.rows()?.len()), (sizes.into(), 1));
+        drop(dataplane);
+        teardown(&bpffs.join("hiveway"))?;
+        assert_eq!(Dataplane::open(&options(bpffs))?.capacity(), Sizes::default().into());
         Ok(())
     })
 }

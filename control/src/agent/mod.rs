@@ -10,6 +10,7 @@ mod reconcile;
 mod run;
 pub mod shared;
 mod startup;
+mod sweep;
 mod table;
 
 pub use run::run;

@@ -13,7 +13,6 @@ use std::{
     time::Instant,
 };
 
-use dataplane::Timeouts;
 use hiveway_core::{
     Desired, GatewayAddresses, Settings, derive, map_state,
     observed::{Link, Observed},
@@ -29,6 +28,7 @@ use super::{
     firewall::{firewall, ports},
     programs,
     shared::{Shared, Snapshot, Trouble},
+    sweep::Sweeper,
     table::Table,
 };
 use crate::{
@@ -52,6 +52,7 @@ pub(super) struct Agent {
     pub(super) last: Snapshot,
     /// Firewall and ports that were last made sure of.
     pub(super) guarded: Option<(nft::Firewall, BTreeSet<u16>)>,
+    pub(super) sweeper: Sweeper,
 }
 
 /// What has made a reconciliation due.
@@ -90,10 +91,8 @@ impl Agent {
         if early {
             // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not delay
             // what is known now: no new flow for who has left, and an answer for who still talks to it.
-            block_in_place(|| {
-                self.maps(&desired, &settings, &links, &gateway, round);
-                self.sweep(round);
-            });
+            block_in_place(|| self.maps(&desired, &settings, &links, &gateway, round));
+            self.sweep(cause, round);
         }
         self.guard(&desired, &settings, &gateway, cause, round);
 
@@ -116,7 +115,7 @@ impl Agent {
         round.run(&mut self.backoff, &plan, Stage::Finish, &self.socket, &spaces).await;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
         if cause != Cause::Kernel && !early {
-            block_in_place(|| self.sweep(round));
+            self.sweep(cause, round);
         }
         self.remember(&desired, &gateway, clients, &links);
         Ok(())
@@ -212,12 +211,14 @@ impl Agent {
         }
     }
 
-    fn sweep(&mut self, round: &mut Round) {
+    /// Has connections swept, meanwhile and beside.
+    fn sweep(&mut self, cause: Cause, round: &mut Round) {
         let model = &self.table.model;
         let live: HashSet<_> =
             model.tasks.values().filter(|task| model.role(task).is_endpoint()).map(|task| tag(&task.id)).collect();
-        let swept = self.shared.dataplane().sweep(&live, &Timeouts::default());
-        round.note(&mut self.backoff, "flow sweep", swept);
+        let asked = self.sweeper.ask(live, cause == Cause::Table);
+        let last = self.shared.sweeps().error.map_or(Ok(()), Err);
+        round.note(&mut self.backoff, "flow sweep", asked.map_err(str::to_owned).and(last));
     }
 
     fn remember(

@@ -15,6 +15,7 @@ use super::{
     reconcile::{Agent, Cause},
     shared::{About, Shared, Snapshot},
     startup::{self, Started},
+    sweep::Sweeper,
 };
 use crate::{
     cli::AgentArgs,
@@ -54,9 +55,14 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         source: args.table.to_string(),
         underlay: args.underlay.clone(),
         bpffs: args.bpffs.display().to_string(),
+        timeouts: args.connections.timeouts(),
+        sizes: args.connections.sizes(),
         started: std::time::Instant::now(),
     };
-    let shared = Arc::new(Shared::new(about, dataplane));
+    let sweep = dataplane.connections()?;
+    let shared = Arc::new(Shared::new(about, dataplane)?);
+    let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
+        .context("cannot start the sweep's thread")?;
     status.serve(shared.clone());
     if let Some(listener) = metrics {
         metrics::serve(listener, shared.clone());
@@ -78,6 +84,7 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         backoff: Backoff::default(),
         last: Snapshot::default(),
         guarded: None,
+        sweeper,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

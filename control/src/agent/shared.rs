@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane::Dataplane;
+use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
 use dataplane_common::addr::Tag;
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
@@ -86,6 +86,20 @@ pub struct Shared {
     pub about: About,
     snapshot: RwLock<Arc<Snapshot>>,
     dataplane: Mutex<Dataplane>,
+    /// For readers of whole tables: they must not keep the data plane from being changed.
+    connections: Connections,
+    sweeps: Mutex<Sweeps>,
+}
+
+/// What the sweeps of the connection tables have found.
+#[derive(Clone, Debug, Default)]
+pub struct Sweeps {
+    /// The last one that was done, and when.
+    pub last: Option<(Instant, SweepReport)>,
+    /// Entries removed by all of them.
+    pub removed: Removed,
+    /// What went wrong with the last one that was tried.
+    pub error: Option<String>,
 }
 
 /// What does not change while the agent runs.
@@ -99,14 +113,23 @@ pub struct About {
     pub underlay: String,
     /// Pins.
     pub bpffs: String,
+    /// How long idle connections are remembered.
+    pub timeouts: Timeouts,
+    /// Room in the connection tables, as asked for.
+    pub sizes: Sizes,
     /// When the agent started.
     pub started: Instant,
 }
 
 impl Shared {
     /// Before the first reconciliation.
-    pub fn new(about: About, dataplane: Dataplane) -> Self {
-        Self { about, snapshot: RwLock::default(), dataplane: Mutex::new(dataplane) }
+    ///
+    /// # Errors
+    /// When the process has no file descriptors left.
+    pub fn new(about: About, dataplane: Dataplane) -> Result<Self, MapFault> {
+        let connections = dataplane.connections()?;
+        let dataplane = Mutex::new(dataplane);
+        Ok(Self { about, snapshot: RwLock::default(), dataplane, connections, sweeps: Mutex::default() })
     }
 
     /// The last reconciliation's result.
@@ -116,6 +139,25 @@ impl Shared {
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    /// The connection tables, to be read without the data plane.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// What the sweeps have found so far.
+    pub fn sweeps(&self) -> Sweeps {
+        self.sweeps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn swept(&self, result: Result<SweepReport, String>) {
+        let mut sweeps = self.sweeps.lock().unwrap_or_else(PoisonError::into_inner);
+        sweeps.error = result.as_ref().err().cloned();
+        if let Ok(report) = result {
+            sweeps.removed += report.removed;
+            sweeps.last = Some((Instant::now(), report));
+        }
     }
 
     /// The data plane; its calls block for as long as some map operations take.

@@ -115,7 +115,7 @@ fn free_socket(path: &Path) -> anyhow::Result<()> {
 }
 
 fn options(args: &AgentArgs) -> anyhow::Result<Options> {
-    let mut options = Options::new(&args.bpffs);
+    let mut options = Options { sizes: args.connections.sizes(), ..Options::new(&args.bpffs) };
     if let Ok(level) = std::env::var("HIVEWAY_BPF_LOG") {
         options.log_level = Some(level.parse::<LogLevel>().context("HIVEWAY_BPF_LOG")?);
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use hiveway_core::model::{AllowEntry, AllowList};
 use ipnet::Ipv4Net;
 
-use super::{DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use crate::source::Source;
 
 /// Arguments of `hiveway agent`.
@@ -65,6 +65,9 @@ pub struct AgentArgs {
     /// label `hiveway.allow` can only narrow it down.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     pub mesh_allow: Vec<AllowEntry>,
+    /// How many connections are remembered, and for how long.
+    #[command(flatten)]
+    pub connections: ConnectionArgs,
 }
 
 /// `--xdp`.

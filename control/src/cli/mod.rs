@@ -1,6 +1,7 @@
 //! The command line: what is accepted, and what is refused with which exit code.
 
 mod agent_args;
+mod connection_args;
 pub mod exit;
 pub mod run;
 mod show;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use agent_args::{AgentArgs, MeshInterfaces, MeshReturn, XdpMode};
+pub use connection_args::ConnectionArgs;
 
 use crate::source::Source;
 

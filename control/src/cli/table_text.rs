@@ -1,5 +1,7 @@
 //! Answers as text for people: columns padded to their widest cell.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::status::protocol::Request;
@@ -53,22 +55,23 @@ pub(super) fn render(request: Request, value: &Value) -> String {
             "no endpoints",
         ),
         Request::Flows => columns(
-            &["KIND", "PROTO", "SOURCE", "DESTINATION", "TRANSLATED", "TASK", "IDLE", "FLAGS"],
+            &["KIND", "PROTO", "CLIENT", "ADDRESS", "BACKEND", "TASK", "STATE", "AGE", "IDLE"],
             rows().map(|row| {
-                let translated = match (&row["translated_source"], &row["translated_destination"]) {
-                    (Value::Null, _) => "-".to_owned(),
-                    (source, destination) => format!("{} -> {}", text(source), text(destination)),
+                let shown = match (&row["shown_as"], &row["client"]) {
+                    (Value::Null, client) => text(client),
+                    (shown, client) if shown == client => text(client),
+                    (shown, client) => format!("{} (as {})", text(client), text(shown)),
                 };
-                let kind = if row["direction"] == "reply" { " reply" } else { "" };
                 vec![
-                    format!("{}{kind}", text(&row["kind"])),
+                    text(&row["kind"]),
                     text(&row["protocol"]),
-                    text(&row["source"]),
-                    text(&row["destination"]),
-                    translated,
+                    shown,
+                    text(&row["address"]),
+                    text(&row["backend"]),
                     short(&row["task"]),
+                    text(&row["state"]),
+                    format!("{}s", text(&row["age_seconds"])),
                     format!("{}s", text(&row["idle_seconds"])),
-                    list(&row["flags"]),
                 ]
             }),
             "no flows",
@@ -172,16 +175,14 @@ fn status(value: &Value) -> String {
                 text(&value["local_tasks"]),
             ),
         ),
-        (
-            "flows",
-            format!(
-                "{} translated, {} as ingress node",
-                text(&value["dataplane"]["flows"]),
-                text(&value["dataplane"]["affinity"])
-            ),
-        ),
+        ("flows", tables(&value["dataplane"])),
+        ("timeouts", timeouts(&value["dataplane"]["timeouts"])),
     ];
-    let mut out: String = lines.iter().map(|(name, line)| format!("{name:<9}{line}\n")).collect();
+    let mut out: String = lines.iter().map(|(name, line)| format!("{name:<10}{line}\n")).collect();
+    let warnings: Vec<_> = value["dataplane"]["warnings"].as_array().into_iter().flatten().map(text).collect();
+    if !warnings.is_empty() {
+        out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
+    }
     if let Some(problems) = table["refused"]["problems"].as_array() {
         out += "\nA newer table was refused:\n";
         problems.iter().for_each(|problem| out += &format!("  {}\n", text(problem)));
@@ -196,6 +197,24 @@ fn status(value: &Value) -> String {
         }
     }
     out
+}
+
+/// Fill of the connection tables, like `flows 12 of 1048576 (0 %), ...; counted 3 s ago`.
+fn tables(dataplane: &Value) -> String {
+    let fill = |table: &Value| {
+        let percent = table["pressure"].as_f64().unwrap_or(0.0) * 100.0;
+        format!("{} {} of {} ({percent:.0} %)", text(&table["name"]), text(&table["entries"]), text(&table["capacity"]))
+    };
+    let tables: Vec<_> = dataplane["tables"].as_array().into_iter().flatten().map(fill).collect();
+    format!("{}; counted {} s ago", tables.join(", "), text(&dataplane["counted_seconds_ago"]))
+}
+
+fn timeouts(timeouts: &Value) -> String {
+    let time = |(state, seconds): (&String, &Value)| {
+        let time = Duration::try_from_secs_f64(seconds.as_f64().unwrap_or(0.0)).unwrap_or_default();
+        format!("{state} {}", humantime::format_duration(time))
+    };
+    timeouts.as_object().into_iter().flatten().map(time).collect::<Vec<_>>().join(", ")
 }
 
 fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -> String {
@@ -285,10 +304,19 @@ mod tests {
 
     #[test]
     fn status_shows_what_is_wrong() {
-        let status = json!({"ready": true, "healthy": false, "failing": [{"item": "task a", "why": "no"}],
+        let status = json!({"ready": true, "healthy": false, "dataplane": {
+                "tables": [{"name": "flows", "entries": 512, "capacity": 1024, "pressure": 0.5}],
+                "counted_seconds_ago": 3, "timeouts": {"icmp": 90.0}, "warnings": ["too small"]}, "failing": [{"item": "task a", "why": "no"}],
             "table": {"refused": {"problems": ["error: tasks[0]: bad"]}}});
         let text = render(Request::Status, &status);
-        for part in ["degraded", "task a: no", "error: tasks[0]: bad"] {
+        for part in [
+            "degraded",
+            "flows 512 of 1024 (50 %); counted 3 s ago",
+            "icmp 1m 30s",
+            "  too small\n",
+            "task a: no",
+            "error: tasks[0]: bad",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -33,21 +33,47 @@ impl Collector for Agent {
         gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
         gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
+        self.connections(out)?;
         self.dataplane(out)
     }
 }
 
 impl Agent {
+    /// As the last sweep has counted: reading large tables at each scrape would cost more than the figures are worth.
+    fn connections(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let sweeps = self.0.sweeps();
+        let capacity = self.0.connections().capacity();
+        if let Some((at, report)) = sweeps.last {
+            let left = report.left;
+            labelled(out, "flow_entries", "Entries in the connection tables", MetricType::Gauge, |family| {
+                let mut tables = left.named().into_iter();
+                tables.try_for_each(|(map, n)| family(&[("map", map)], &ConstGauge::new(n as i64)))
+            })?;
+            let help = "Fill of the connection tables, from 0 to 1";
+            labelled(out, "flow_table_pressure", help, MetricType::Gauge, |family| {
+                let mut tables = left.named().into_iter().zip(capacity.named());
+                tables.try_for_each(|((map, n), (_, room))| {
+                    family(&[("map", map)], &ConstGauge::new(n as f64 / f64::from(room)))
+                })
+            })?;
+            let age = at.elapsed().as_secs() as i64;
+            gauge(out, "flow_count_age_seconds", "Seconds since entries were counted", age)?;
+        }
+        let room = i64::from(capacity.flows);
+        gauge(out, "flow_entries_max", "Room in the tables of established connections", room)?;
+        labelled(out, "flow_table_capacity", "Room in the connection tables", MetricType::Gauge, |family| {
+            let mut tables = capacity.named().into_iter();
+            tables.try_for_each(|(map, room)| family(&[("map", map)], &ConstGauge::new(i64::from(room))))
+        })?;
+        let help = "Entries that sweeps have removed, by reason";
+        labelled(out, "flow_entries_removed", help, MetricType::Counter, |family| {
+            let mut reasons = sweeps.removed.named().into_iter();
+            reasons.try_for_each(|(reason, n)| family(&[("reason", reason)], &ConstCounter::new(n as u64)))
+        })
+    }
+
     fn dataplane(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let dataplane = self.0.dataplane();
-        if let (Ok(flows), Ok(affinity)) = (dataplane.flows(), dataplane.affinity()) {
-            let entries = [("flows", flows.len()), ("affinity", affinity.len())];
-            labelled(out, "flow_entries", "Entries in the connection tables", MetricType::Gauge, |family| {
-                entries.iter().try_for_each(|(map, n)| family(&[("map", *map)], &ConstGauge::new(*n as i64)))
-            })?;
-            let room = i64::from(dataplane_common::flow::MAX_FLOWS);
-            gauge(out, "flow_entries_max", "Room in each connection table", room)?;
-        }
         if let Ok(drops) = dataplane.drops() {
             for (unit, name) in [("packets", "dropped_packets"), ("bytes", "dropped_bytes")] {
                 labelled(out, name, &format!("Dropped {unit} by reason"), MetricType::Counter, |family| {

@@ -20,9 +20,10 @@ use zerocopy::IntoBytes as _;
 
 use super::context::{Input, SkbContext};
 use crate::{
-    Changes, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
+    Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
     apply::ApplyError,
     attach::side,
+    clock::monotonic_now,
     load::{self, Maps},
     pod::Plain,
     preflight,
@@ -190,27 +191,27 @@ impl Harness {
 
     /// What `FLOWS` holds.
     pub fn established_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
-        Ok(self.tables.flows.read()?)
+        Ok(self.tables.connections.flows.read()?)
     }
 
     /// What `FLOWS_PENDING` holds.
     pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
-        Ok(self.tables.flows_pending.read()?)
+        Ok(self.tables.connections.flows_pending.read()?)
     }
 
     /// Puts an entry into `FLOWS`, as packets do.
     pub fn put_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
-        Ok(self.tables.flows.put(key, flow)?)
+        Ok(self.tables.connections.flows.put(key, flow)?)
     }
 
     /// Puts an entry into `FLOWS_PENDING`, as packets do.
     pub fn put_pending_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
-        Ok(self.tables.flows_pending.put(key, flow)?)
+        Ok(self.tables.connections.flows_pending.put(key, flow)?)
     }
 
     /// Removes an entry of `FLOWS_PENDING`, as the kernel does when it needs room.
     pub fn remove_pending_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
-        Ok(self.tables.flows_pending.remove(key)?)
+        Ok(self.tables.connections.flows_pending.remove(key)?)
     }
 
     /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
@@ -222,37 +223,47 @@ impl Harness {
 
     /// What `AFFINITY` holds.
     pub fn established_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
-        Ok(self.tables.affinity.read()?)
+        Ok(self.tables.connections.affinity.read()?)
     }
 
     /// What `AFFINITY_PENDING` holds.
     pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
-        Ok(self.tables.affinity_pending.read()?)
+        Ok(self.tables.connections.affinity_pending.read()?)
     }
 
     /// What `DIRECT_GATE` holds.
     pub fn direct_gate(&self) -> DirectGate {
-        self.tables.gate.read()
+        self.tables.connections.gate.read()
     }
 
     /// Puts an entry into `AFFINITY`, as packets do.
     pub fn put_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        Ok(self.tables.affinity.put(key, affinity)?)
+        Ok(self.tables.connections.affinity.put(key, affinity)?)
+    }
+
+    /// Counts one more translated direct connection in `DIRECT_GATE`, as packets do.
+    pub fn open_direct_gate(&mut self) {
+        self.tables.connections.gate.open();
     }
 
     /// Puts an entry into `AFFINITY_PENDING`, as packets do.
     pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        Ok(self.tables.affinity_pending.put(key, affinity)?)
+        Ok(self.tables.connections.affinity_pending.put(key, affinity)?)
     }
 
-    /// Sweeps as the agent does.
+    /// Sweeps as the agent does, with tasks that are live now.
     pub fn sweep(&mut self, live: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, HarnessError> {
-        Ok(self.tables.sweep(live, timeouts)?)
+        Ok(self.tables.connections.sweep(live, monotonic_now(), timeouts)?)
+    }
+
+    /// What `flow ls` shows.
+    pub fn rows(&self) -> Result<Vec<ConnectionRow>, HarnessError> {
+        Ok(self.tables.connections.rows()?)
     }
 
     /// Forgets all connections.
     pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
-        let tables = &mut self.tables;
+        let tables = &mut self.tables.connections;
         forget(&mut tables.flows)?;
         forget(&mut tables.flows_pending)?;
         forget(&mut tables.affinity)?;

@@ -1,93 +1,77 @@
 //! `flow ls`.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dataplane::{AffinityRow, FlowRow, monotonic_now};
-use dataplane_common::{addr::Tag, flow::flag};
+use dataplane::{ConnectionRow, Kind, monotonic_now};
+use dataplane_common::addr::NetId;
 use serde::Serialize;
 
 use crate::agent::shared::{Shared, Snapshot};
 
-/// A row of `flow ls`: one direction of a connection that this node translates, or a client's connection that it hands
-/// on as ingress node.
+/// A row of `flow ls`: a connection, whatever this node does for it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct FlowView {
-    /// `vip`, `mesh` (at the backend's node) or `ingress` (at the ingress node).
+    /// `vip`, `mesh` (served here), `ingress` (handed on to another node), `direct` or `own`.
     kind: &'static str,
-    /// `request` or `reply`.
-    direction: &'static str,
     protocol: String,
-    /// Network's name, for `vip`.
+    /// Network's name, for `vip` and `direct`.
     network: Option<String>,
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
-    /// After translation; the backend's address for `ingress`, without port.
-    translated_source: Option<SocketAddrV4>,
-    translated_destination: Option<SocketAddrV4>,
+    client: SocketAddrV4,
+    /// What the client talks to.
+    address: SocketAddrV4,
+    /// The client as the backend sees it; null for `ingress` and `own`.
+    shown_as: Option<SocketAddrV4>,
+    /// The backend's address and port; for `ingress` its address on the ingress network, without a port.
+    backend: Option<String>,
     task: Option<String>,
     service: Option<String>,
+    /// For `mesh` the ingress node's tunnel address, for `ingress` that of the backend's node.
+    node: Option<Ipv4Addr>,
+    state: &'static str,
     age_seconds: u64,
     idle_seconds: u64,
-    /// `fin`, `rst`, `seen`, `replied`.
-    flags: Vec<&'static str>,
 }
 
 pub(super) fn flows(shared: &Shared, snapshot: &Snapshot) -> Result<Vec<FlowView>, String> {
-    let (rows, affinity) = {
-        let dataplane = shared.dataplane();
-        (dataplane.flows().map_err(|e| e.to_string())?, dataplane.affinity().map_err(|e| e.to_string())?)
-    };
+    let rows = shared.connections().rows().map_err(|error| error.to_string())?;
     let now = monotonic_now();
-    let translated = rows.iter().map(|row| translated(row, snapshot, now));
-    Ok(translated.chain(affinity.iter().map(|row| ingress(row, snapshot, now))).collect())
+    Ok(rows.iter().map(|row| view(row, snapshot, now)).collect())
 }
 
-fn translated(row: &FlowRow, snapshot: &Snapshot, now: u64) -> FlowView {
-    let (source, destination) = row.before();
-    let (translated_source, translated_destination) = row.after();
-    let (task, service) = who(snapshot, row.tag());
-    let network = row.network().map(|net| {
-        let name = snapshot.model.networks.values().find(|network| network.net_id() == net);
-        name.map_or_else(|| format!("vni {}", u32::from_be_bytes(net)), |network| network.name.clone())
+fn view(row: &ConnectionRow, snapshot: &Snapshot, now: u64) -> FlowView {
+    let (kind, network) = match row.kind {
+        Kind::Vip(net) => ("vip", Some(net)),
+        Kind::Mesh => ("mesh", None),
+        Kind::Ingress => ("ingress", None),
+        Kind::Direct(net) => ("direct", Some(net)),
+        Kind::Own => ("own", None),
+    };
+    let backend = row.backend.map(|backend| match row.kind {
+        Kind::Ingress => backend.ip().to_string(),
+        _ => backend.to_string(),
     });
+    let (task, service) =
+        snapshot.tags.get(&row.tag).cloned().map_or((None, None), |(task, service)| (Some(task), service));
     FlowView {
-        kind: if network.is_some() { "vip" } else { "mesh" },
-        direction: if row.is_reply() { "reply" } else { "request" },
-        protocol: protocol(row.key.proto),
-        network,
-        source,
-        destination,
-        translated_source: Some(translated_source),
-        translated_destination: Some(translated_destination),
+        kind,
+        protocol: protocol(row.proto),
+        network: network.map(|net| network_name(snapshot, net)),
+        client: row.client,
+        address: row.address,
+        shown_as: row.shown_as,
+        backend,
         task,
         service,
-        age_seconds: seconds(now, row.flow.created),
-        idle_seconds: seconds(now, row.flow.last_seen),
-        flags: flags(row.flow.flags),
+        node: row.peer,
+        state: row.state.name(row.proto),
+        age_seconds: seconds(now, row.created),
+        idle_seconds: seconds(now, row.last_seen),
     }
 }
 
-fn ingress(row: &AffinityRow, snapshot: &Snapshot, now: u64) -> FlowView {
-    let (task, service) = who(snapshot, row.affinity.tag);
-    FlowView {
-        kind: "ingress",
-        direction: "request",
-        protocol: protocol(row.key.proto),
-        network: None,
-        source: row.client(),
-        destination: row.published(),
-        translated_source: None,
-        translated_destination: None,
-        task,
-        service,
-        age_seconds: seconds(now, row.affinity.created),
-        idle_seconds: seconds(now, row.affinity.last_seen),
-        flags: flags(row.affinity.flags),
-    }
-}
-
-fn who(snapshot: &Snapshot, tag: Tag) -> (Option<String>, Option<String>) {
-    snapshot.tags.get(&tag).map_or((None, None), |(task, service)| (Some(task.clone()), service.clone()))
+fn network_name(snapshot: &Snapshot, net: NetId) -> String {
+    let network = snapshot.model.networks.values().find(|network| network.net_id() == net);
+    network.map_or_else(|| format!("vni {}", u32::from_be_bytes(net)), |network| network.name.clone())
 }
 
 fn protocol(number: u8) -> String {
@@ -102,12 +86,4 @@ fn protocol(number: u8) -> String {
 
 fn seconds(now: u64, then: u64) -> u64 {
     now.saturating_sub(then) / 1_000_000_000
-}
-
-fn flags(bits: u8) -> Vec<&'static str> {
-    [(flag::SEEN, "seen"), (flag::FIN, "fin"), (flag::RST, "rst"), (flag::REPLIED, "replied")]
-        .into_iter()
-        .filter(|(bit, _)| bits & bit != 0)
-        .map(|(_, name)| name)
-        .collect()
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
+use dataplane::PerTable;
 use hiveway_core::{LeftOut, Problem};
 use serde::Serialize;
 
@@ -84,9 +85,27 @@ struct Reconcile {
 struct Dataplane {
     bpffs: String,
     hook: &'static str,
-    flows: usize,
-    affinity: usize,
+    /// Entries in `FLOWS` and `AFFINITY`, as the last sweep has counted; null before the first.
+    flows: Option<usize>,
+    affinity: Option<usize>,
+    tables: Vec<TableFill>,
+    /// Since entries were counted; null before the first sweep.
+    counted_seconds_ago: Option<u64>,
+    /// Idle times in seconds, by state.
+    timeouts: BTreeMap<&'static str, f64>,
+    /// What is not as it was asked for, and what to do about it.
+    warnings: Vec<String>,
     counters: BTreeMap<&'static str, u64>,
+}
+
+/// A connection table.
+#[derive(Clone, Debug, Serialize)]
+struct TableFill {
+    name: &'static str,
+    entries: Option<usize>,
+    capacity: u32,
+    /// From 0 to 1.
+    pressure: Option<f64>,
 }
 
 pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, String> {
@@ -140,14 +159,41 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
 }
 
 fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
-    let dataplane = shared.dataplane();
+    let (hook, counters) = {
+        let dataplane = shared.dataplane();
+        (if dataplane.uses_tcx() { "tcx" } else { "clsact" }, dataplane.counters()?)
+    };
+    let last = shared.sweeps().last;
+    let left = last.map(|(_, report)| report.left);
+    let capacity = shared.connections().capacity();
+    let fill = |((name, entries), (_, capacity)): ((_, usize), (_, u32))| {
+        let pressure = left.map(|_| entries as f64 / f64::from(capacity));
+        TableFill { name, entries: left.map(|_| entries), capacity, pressure }
+    };
     Ok(Dataplane {
         bpffs: shared.about.bpffs.clone(),
-        hook: if dataplane.uses_tcx() { "tcx" } else { "clsact" },
-        flows: dataplane.flows()?.len(),
-        affinity: dataplane.affinity()?.len(),
-        counters: dataplane.counters()?.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
+        hook,
+        flows: left.map(|left| left.flows),
+        affinity: left.map(|left| left.affinity),
+        tables: left.unwrap_or_default().named().into_iter().zip(capacity.named()).map(fill).collect(),
+        counted_seconds_ago: ago(last.map(|(at, _)| at)),
+        timeouts: shared.about.timeouts.named().into_iter().map(|(name, time)| (name, time.as_secs_f64())).collect(),
+        warnings: wrong_sizes(capacity, shared.about.sizes.into()),
+        counters: counters.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
     })
+}
+
+/// Adopted tables of another size than was asked for.
+fn wrong_sizes(have: PerTable<u32>, want: PerTable<u32>) -> Vec<String> {
+    let both = have.named().into_iter().zip(want.named());
+    both.filter(|((_, have), (_, want))| have != want)
+        .map(|((name, have), (_, want))| {
+            format!(
+                "connection table {name} has room for {have} entries, not {want}: an earlier agent made it, and its \
+                 connections were kept; `hiveway teardown` and a new start make it anew (connections end)"
+            )
+        })
+        .collect()
 }
 
 fn item(trouble: &Trouble) -> Item {

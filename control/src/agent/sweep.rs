@@ -1,0 +1,72 @@
+//! The sweep of the connection tables, on a thread of its own: a table of a million entries takes seconds, and neither
+//! the reconciliation nor who asks for the status waits for it.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use dataplane::{Connections, Timeouts, monotonic_now};
+use dataplane_common::addr::Tag;
+
+use super::shared::Shared;
+
+/// How much longer than a sweep takes the time between two of them is, unless tasks have gone.
+const SPARING: u32 = 10;
+
+/// Asks for sweeps.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    requests: mpsc::Sender<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    /// Tags of all endpoints in the table.
+    live: HashSet<Tag>,
+    /// When that was so.
+    as_of: u64,
+    /// The table has changed: who is gone is gone at once.
+    urgent: bool,
+}
+
+impl Sweeper {
+    /// Starts the thread; it ends with the sweeper.
+    pub(super) fn start(connections: Connections, timeouts: Timeouts, shared: Arc<Shared>) -> std::io::Result<Self> {
+        let (requests, inbox) = mpsc::channel();
+        let run = move || run(connections, &timeouts, &shared, &inbox);
+        std::thread::Builder::new().name("sweep".to_owned()).spawn(run)?;
+        Ok(Self { requests })
+    }
+
+    /// Asks for a sweep with the tags of all endpoints, as they are now. Fails if the thread has ended.
+    pub(super) fn ask(&self, live: HashSet<Tag>, urgent: bool) -> Result<(), &'static str> {
+        let request = Request { live, as_of: monotonic_now(), urgent };
+        self.requests.send(request).map_err(|_| "the sweep's thread has ended: restart the agent")
+    }
+}
+
+fn run(mut connections: Connections, timeouts: &Timeouts, shared: &Shared, inbox: &mpsc::Receiver<Request>) {
+    let mut rest_until = Instant::now();
+    while let Ok(mut request) = inbox.recv() {
+        // Only the newest table counts.
+        for newer in inbox.try_iter() {
+            request = Request { urgent: newer.urgent || request.urgent, ..newer };
+        }
+        if !request.urgent && Instant::now() < rest_until {
+            continue;
+        }
+        let started = Instant::now();
+        let swept = connections.sweep(&request.live, request.as_of, timeouts);
+        let took = started.elapsed();
+        rest_until = Instant::now() + rest(took);
+        shared.swept(swept.map_err(|error| error.to_string()));
+        tracing::debug!("swept connections in {} ms", took.as_millis());
+    }
+}
+
+/// How long to rest after a sweep that took so long.
+fn rest(took: Duration) -> Duration {
+    took * SPARING
+}

@@ -1,0 +1,127 @@
+//! Which connections are to be forgotten: pure decisions on a snapshot of the tables.
+
+use std::{collections::HashSet, time::Duration};
+
+use dataplane_common::{
+    addr::Tag,
+    flow::{Affinity, AffinityKey, Flow, FlowKey, flag},
+    headers::ipproto,
+};
+
+use super::{
+    Snapshot, Stage,
+    pairs::{Pair, pairs},
+    state::{Evidence, State},
+    timeouts::Timeouts,
+};
+
+/// Why a connection is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Idle for too long.
+    Expired,
+    /// Its task is gone.
+    TaskGone,
+    /// An established reply entry without its forward entry.
+    Orphan,
+}
+
+/// What decisions are made by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules<'a> {
+    /// Tags of all endpoints, as they were at `as_of`.
+    pub(super) live: &'a HashSet<Tag>,
+    pub(super) as_of: u64,
+    pub(super) timeouts: &'a Timeouts,
+    /// A time before the snapshot was taken.
+    pub(super) now: u64,
+}
+
+impl Rules<'_> {
+    /// A connection that is younger than the list of tasks may be of a task that is not in it yet.
+    fn gone(&self, tag: &Tag, created: u64) -> bool {
+        created <= self.as_of && !self.live.contains(tag)
+    }
+
+    fn expired(&self, proto: u8, state: State, last_seen: u64) -> bool {
+        idle(self.now, last_seen) > self.timeouts.of(proto, state)
+    }
+}
+
+/// Entries younger than this are not called orphans: the programs write a connection's two entries one after the
+/// other, and the snapshot is not taken in an instant.
+const ORPHAN_AGE: Duration = Duration::from_secs(2);
+
+/// Entries of `FLOWS` and `FLOWS_PENDING` to remove; all entries of a connection or none, the forward entry first.
+pub(super) fn flows(flows: &Snapshot<FlowKey, Flow>, rules: &Rules<'_>) -> Vec<(FlowKey, Stage, Reason)> {
+    let mut remove = Vec::new();
+    for pair in pairs(flows) {
+        if let Some(reason) = flow(pair, rules) {
+            remove.extend(pair.halves().map(|(key, stage, _)| (*key, stage, reason)));
+        }
+    }
+    remove
+}
+
+fn flow(pair: Pair<'_>, rules: &Rules<'_>) -> Option<Reason> {
+    let proto = pair.first().0.proto;
+    if pair.halves().any(|(_, _, flow)| rules.gone(&flow.tag, flow.created)) {
+        Some(Reason::TaskGone)
+    } else if is_orphan(pair, rules.now) {
+        Some(Reason::Orphan)
+    } else if rules.expired(proto, pair.state(), pair.last_seen()) {
+        Some(Reason::Expired)
+    } else {
+        None
+    }
+}
+
+/// A pending entry may have lost its other half to a flood, and gets it back with the next packet. Established ones come
+/// and go in twos, but for direct connections, which need only the one.
+fn is_orphan(pair: Pair<'_>, now: u64) -> bool {
+    match pair {
+        Pair::Reply((_, Stage::Established, flow)) => {
+            flow.flags & flag::DIRECT == 0 && idle(now, flow.created) > ORPHAN_AGE
+        }
+        _ => false,
+    }
+}
+
+/// Entries of `AFFINITY` and `AFFINITY_PENDING` to remove.
+pub(super) fn affinity(
+    affinity: &Snapshot<AffinityKey, Affinity>,
+    rules: &Rules<'_>,
+) -> Vec<(AffinityKey, Stage, Reason)> {
+    affinity
+        .iter()
+        .filter_map(|(key, (stage, entry))| affinity_entry(key, *stage, entry, rules).map(|why| (*key, *stage, why)))
+        .collect()
+}
+
+fn affinity_entry(key: &AffinityKey, stage: Stage, entry: &Affinity, rules: &Rules<'_>) -> Option<Reason> {
+    // The node's own connections belong to no task.
+    let own = entry.flags & flag::OWN != 0;
+    if !own && rules.gone(&entry.tag, entry.created) {
+        Some(Reason::TaskGone)
+    } else {
+        rules.expired(key.proto, affinity_state(key, stage, entry), entry.last_seen).then_some(Reason::Expired)
+    }
+}
+
+/// State of a client's connection at its ingress node.
+pub(super) fn affinity_state(key: &AffinityKey, stage: Stage, entry: &Affinity) -> State {
+    let own = entry.flags & flag::OWN != 0;
+    if own && key.proto != ipproto::TCP {
+        // This node has spoken; whether it was answered is not its tables' business.
+        return State::Established;
+    }
+    Evidence { proto: key.proto, stage, forward: entry.flags, reply: 0 }.state()
+}
+
+/// How long ago that was; nothing if the entry was touched after the clock was read.
+pub(super) fn idle(now: u64, seen: u64) -> Duration {
+    Duration::from_nanos(now.saturating_sub(seen))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Connections: what the four connection tables hold, how long it is kept, and how it is shown.
+//!
+//! Timestamps and a sweep instead of an LRU map for established connections: that evicts exactly the long-idle ones that
+//! must be kept. Connections that have proved nothing yet live apart, where LRU is right.
+
+mod decide;
+mod pairs;
+mod rows;
+mod state;
+mod sweep;
+mod timeouts;
+
+use std::collections::HashMap;
+
+use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
+
+pub use self::{
+    rows::{ConnectionRow, Kind},
+    state::State,
+    sweep::{Removed, SweepReport},
+    timeouts::Timeouts,
+};
+use crate::{
+    gate::Gate,
+    table::{MapFault, Table},
+};
+
+/// Handles of the connection tables. They are the holder's own: reading whole tables keeps nobody else waiting.
+pub struct Connections {
+    pub(crate) flows: Table<FlowKey, Flow>,
+    pub(crate) affinity: Table<AffinityKey, Affinity>,
+    pub(crate) flows_pending: Table<FlowKey, Flow>,
+    pub(crate) affinity_pending: Table<AffinityKey, Affinity>,
+    pub(crate) gate: Gate,
+}
+
+/// One number per connection table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerTable<T> {
+    /// `FLOWS`.
+    pub flows: T,
+    /// `AFFINITY`.
+    pub affinity: T,
+    /// `FLOWS_PENDING`.
+    pub flows_pending: T,
+    /// `AFFINITY_PENDING`.
+    pub affinity_pending: T,
+}
+
+impl<T: Copy> PerTable<T> {
+    /// With the tables' names as in metrics and `status`.
+    pub fn named(&self) -> [(&'static str, T); 4] {
+        [
+            ("flows", self.flows),
+            ("affinity", self.affinity),
+            ("flows_pending", self.flows_pending),
+            ("affinity_pending", self.affinity_pending),
+        ]
+    }
+}
+
+/// Which of two tables an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Both ends have proved that they are there.
+    Established,
+    /// Not yet.
+    Pending,
+}
+
+/// A snapshot of an established and a pending table: what is in force under each key.
+pub(crate) type Snapshot<K, V> = HashMap<K, (Stage, V)>;
+
+impl Connections {
+    /// More handles of the same tables.
+    pub(crate) fn try_clone(&self) -> Result<Self, MapFault> {
+        Ok(Self {
+            flows: self.flows.try_clone()?,
+            affinity: self.affinity.try_clone()?,
+            flows_pending: self.flows_pending.try_clone()?,
+            affinity_pending: self.affinity_pending.try_clone()?,
+            gate: self.gate.clone(),
+        })
+    }
+
+    /// Room in each table, in entries.
+    pub fn capacity(&self) -> PerTable<u32> {
+        PerTable {
+            flows: self.flows.capacity(),
+            affinity: self.affinity.capacity(),
+            flows_pending: self.flows_pending.capacity(),
+            affinity_pending: self.affinity_pending.capacity(),
+        }
+    }
+}

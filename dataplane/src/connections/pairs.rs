@@ -1,0 +1,129 @@
+//! The entries of `FLOWS` and `FLOWS_PENDING` as connections.
+
+use dataplane_common::flow::{Flow, FlowKey, flag};
+
+use super::{
+    Snapshot, Stage,
+    state::{Evidence, State},
+};
+
+/// An entry: its key, which table it is in, and its value.
+pub(super) type Half<'a> = (&'a FlowKey, Stage, &'a Flow);
+
+/// A connection's entries: both, or one of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pair<'a> {
+    /// Both directions.
+    Whole(Half<'a>, Half<'a>),
+    /// From client to backend only: the other was displaced and will be made anew.
+    Forward(Half<'a>),
+    /// From backend to client only: as above, or a direct connection that needs no more, or a leftover.
+    Reply(Half<'a>),
+}
+
+/// All connections in a snapshot, each once.
+pub(super) fn pairs(flows: &Snapshot<FlowKey, Flow>) -> impl Iterator<Item = Pair<'_>> {
+    flows.iter().filter_map(|(key, (stage, flow))| {
+        let here = (key, *stage, flow);
+        let other_key = if is_reply(flow) { forward_key(key, flow) } else { reply_key(key, flow) };
+        let other = flows
+            .get_key_value(&other_key)
+            .map(|(key, (stage, flow))| (key, *stage, flow))
+            .filter(|(other_key, _, other)| belong_together((key, flow), (other_key, other)));
+        match (is_reply(flow), other) {
+            (false, Some(reply)) => Some(Pair::Whole(here, reply)),
+            (false, None) => Some(Pair::Forward(here)),
+            // Its forward entry tells of it.
+            (true, Some(_)) => None,
+            (true, None) => Some(Pair::Reply(here)),
+        }
+    })
+}
+
+pub(super) fn is_reply(flow: &Flow) -> bool {
+    flow.flags & flag::REPLY != 0
+}
+
+/// Whether two entries are a connection's: another connection may have taken one's key over.
+fn belong_together(a: (&FlowKey, &Flow), b: (&FlowKey, &Flow)) -> bool {
+    let (forward, reply) = if is_reply(a.1) { (b, a) } else { (a, b) };
+    !is_reply(forward.1)
+        && is_reply(reply.1)
+        && reply_key(forward.0, forward.1) == *reply.0
+        && forward_key(reply.0, reply.1) == *forward.0
+}
+
+/// Key of the reply entry that belongs to a forward entry: the translated packet, turned round.
+pub(super) fn reply_key(key: &FlowKey, forward: &Flow) -> FlowKey {
+    turned(key, forward)
+}
+
+/// Key of the forward entry that belongs to a reply entry.
+fn forward_key(key: &FlowKey, reply: &Flow) -> FlowKey {
+    turned(key, reply)
+}
+
+fn turned(key: &FlowKey, flow: &Flow) -> FlowKey {
+    FlowKey {
+        zone: key.zone,
+        src: flow.dst,
+        dst: flow.src,
+        sport: flow.dport,
+        dport: flow.sport,
+        proto: key.proto,
+        _pad: [0; 3],
+    }
+}
+
+impl<'a> Pair<'a> {
+    /// The entries, the forward entry first.
+    pub(super) fn halves(self) -> impl Iterator<Item = Half<'a>> {
+        let (first, second) = match self {
+            Self::Whole(forward, reply) => (forward, Some(reply)),
+            Self::Forward(one) | Self::Reply(one) => (one, None),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// The forward entry, or the only one.
+    pub(super) fn first(self) -> Half<'a> {
+        match self {
+            Self::Whole(forward, _) => forward,
+            Self::Forward(one) | Self::Reply(one) => one,
+        }
+    }
+
+    pub(super) fn state(self) -> State {
+        let established = self.halves().any(|(_, stage, _)| stage == Stage::Established);
+        let flags =
+            |reply| self.halves().filter(|(_, _, f)| is_reply(f) == reply).fold(0, |all, (_, _, f)| all | f.flags);
+        Evidence {
+            proto: self.first().0.proto,
+            stage: if established { Stage::Established } else { Stage::Pending },
+            forward: flags(false),
+            reply: flags(true),
+        }
+        .state()
+    }
+
+    /// When a packet of either direction was last seen.
+    pub(super) fn last_seen(self) -> u64 {
+        self.halves().map(|(_, _, flow)| flow.last_seen).max().unwrap_or(0)
+    }
+
+    /// When the first of its entries was made.
+    pub(super) fn created(self) -> u64 {
+        self.halves().map(|(_, _, flow)| flow.created).min().unwrap_or(0)
+    }
+}
+
+/// Whether packets with that key are changed.
+fn translates(key: &FlowKey, flow: &Flow) -> bool {
+    (key.src, key.dst, key.sport, key.dport) != (flow.src, flow.dst, flow.sport, flow.dport)
+}
+
+/// Whether the entry is of a direct connection whose source port is translated: while there is one, map `DIRECT_GATE`
+/// stays open. One that was only noted changes nothing.
+pub(super) fn holds_the_gate(key: &FlowKey, flow: &Flow) -> bool {
+    flow.flags & flag::DIRECT != 0 && translates(key, flow)
+}
