@@ -8,6 +8,8 @@ pub const IPV4_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
 /// TCP header without options (RFC 9293).
 pub const TCP_LEN: usize = 20;
+/// SCTP common header (RFC 9260 section 3.1).
+pub const SCTP_LEN: usize = 12;
 /// ICMP header (RFC 792).
 pub const ICMP_LEN: usize = 8;
 /// VXLAN header (RFC 7348).
@@ -53,6 +55,16 @@ pub mod ipproto {
     pub const UDP: u8 = 17;
     /// SCTP.
     pub const SCTP: u8 = 132;
+}
+
+/// SCTP chunk types (RFC 9260 section 3.2).
+pub mod sctpchunk {
+    /// Opens an association.
+    pub const INIT: u8 = 1;
+    /// Ends it at once.
+    pub const ABORT: u8 = 6;
+    /// Ends it in order.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
 /// TCP flag bits (offset 13).

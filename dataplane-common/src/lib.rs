@@ -18,6 +18,8 @@ pub mod counter;
 pub mod drop_reason;
 pub mod endpoint;
 pub mod flow;
+pub mod fragment;
+pub mod group;
 pub mod headers;
 pub mod mark;
 pub mod mesh;

@@ -10,7 +10,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    maps,
+    group, maps,
     parse::Eth,
     verdict::{self, Action, Verdict},
 };
@@ -54,13 +54,13 @@ pub(crate) fn check_sender(ctx: &TcContext, local: &Local) -> Result<Arp, DropRe
     Ok(arp)
 }
 
-/// An ARP packet out of an overlay veth.
+/// An ARP packet out of an overlay veth; `group`: to all.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext, local: &Local) -> Verdict {
+pub(crate) fn handle(ctx: &TcContext, local: &Local, group: bool) -> Verdict {
     let mut answered = false;
     answer(ctx, local, &mut answered)?;
     if !answered {
-        return Ok(Action::SlowPath);
+        return group::slow_path(ctx, group);
     }
     verdict::count(ctx, Counter::ArpReply);
     Ok(Action::Reply(verdict::ifindex(ctx)))

@@ -7,13 +7,14 @@ use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local, kind},
+    fragment::{Fragmented, place},
     headers::{ETH_LEN, ethertype, ipproto},
 };
 
 use crate::{
-    arp, deliver, direct, echo, encap,
+    arp, deliver, direct, echo, encap, fragment, group,
     maps::{self, config},
-    parse::{self, Eth, Packet},
+    parse::{self, Eth, Fragment, Packet},
     reject,
     verdict::{self, Action, Verdict},
     vip,
@@ -29,10 +30,10 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     }
     match eth.ethertype {
         ethertype::IPV4 => ipv4(ctx, local, &eth),
-        ethertype::ARP => arp::handle(ctx, local),
+        ethertype::ARP => arp::handle(ctx, local, eth.is_group()),
         // A tag would hide the addresses from every check above; overlay interfaces have no VLANs.
         ethertype::VLAN | ethertype::QINQ => Err(DropReason::UnsupportedProtocol),
-        _ => Ok(Action::SlowPath),
+        _ => group::slow_path(ctx, eth.is_group()),
     }
 }
 
@@ -43,7 +44,7 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
         return Err(DropReason::SpoofedIp);
     }
     if eth.is_group() {
-        return Ok(Action::SlowPath);
+        return group::slow_path(ctx, true);
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
         return Ok(Action::SlowPath);
@@ -71,9 +72,23 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
         return deliver::to_container(ctx, local.net, local.mac, to, packet, translated);
     }
     let config = config()?;
-    if !encap::fits(ctx, config, packet) {
-        // The vxlan device fragments the outer packet; nothing may be rewritten before that.
-        return if packet.dont_fragment || translated { Err(DropReason::MtuExceeded) } else { Ok(Action::SlowPath) };
+    let fits = encap::fits(ctx, config, packet);
+    if !fits && packet.dont_fragment {
+        return Err(DropReason::MtuExceeded);
+    }
+    if !fits || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {
+        fragment::decided(ctx, packet, local.net, place::SLOW, Fragmented::default())?;
+        // The bridge finds the vxlan device, which fragments the outer packet.
+        ctx.store(0, &to.mac, 0).map_err(|_| DropReason::RewriteFailed)?;
+        return Ok(Action::SlowPath);
     }
     encap::encapsulate(ctx, config, to.vtep, to.vni, to.mac, local.mac, packet.tos)
+}
+
+/// Whether a fragment that fits comes behind a first one that did not: it must not overtake that on the fast path, for it
+/// is no use to a VIP's client before.
+#[inline(always)]
+fn behind(ctx: &TcContext, local: &Local, packet: &Packet) -> bool {
+    fragment::begin(packet, local.net, place::SLOW);
+    packet.fragment == Fragment::Later && fragment::recall(ctx, packet, local.net, place::SLOW)
 }

@@ -5,11 +5,13 @@ use dataplane_common::{
     addr::{Mac, NetId},
     drop_reason::DropReason,
     endpoint::Endpoint,
+    fragment::{Fragmented, place},
 };
 
 use crate::{
-    flow, nat,
-    parse::Packet,
+    flow, fragment, maps, nat,
+    nat::Translation,
+    parse::{Fragment, Packet},
     verdict::{Action, Verdict},
 };
 
@@ -27,10 +29,31 @@ pub(crate) fn to_container(
     packet: &Packet,
     translated: bool,
 ) -> Verdict {
-    if !translated && let Some(translation) = flow::reply(ctx, net, packet) {
-        nat::rewrite(ctx, packet, &translation)?;
+    if !translated {
+        if packet.fragment == Fragment::Later {
+            follow(ctx, net, packet)?;
+        } else {
+            fragment::begin(packet, net, place::FROM_VIP);
+            if let Some(to) = flow::reply(ctx, net, packet) {
+                let decided = Fragmented { src: to.src, dst: to.dst, ..Fragmented::default() };
+                fragment::decided(ctx, packet, net, place::FROM_VIP, decided)?;
+                nat::rewrite(ctx, packet, &to)?;
+            }
+        }
     }
     into_veth(ctx, to.ifindex, to.mac, src_mac)
+}
+
+/// A later fragment of a VIP flow's reply gets the VIP as its source, as its first did.
+#[inline(never)]
+fn follow(ctx: &TcContext, net: NetId, packet: &Packet) -> Result<(), DropReason> {
+    if !fragment::recall(ctx, packet, net, place::FROM_VIP) {
+        return Ok(());
+    }
+    let scratch = maps::scratch()?;
+    let (src, dst) = (scratch.fragmented.src, scratch.fragmented.dst);
+    scratch.new.to = Translation { src, dst, sport: packet.sport, dport: packet.dport };
+    nat::rewrite(ctx, packet, &scratch.new.to)
 }
 
 /// Sets the Ethernet addresses and moves the packet through the veth with host index `ifindex`.

@@ -26,7 +26,7 @@ use crate::{
 /// Whether `packet`, which goes directly to `to`, is to be looked at more closely by [`translate`].
 #[inline(always)]
 pub(crate) fn concerns(to: &Endpoint, packet: &Packet) -> bool {
-    if to.flags & endpoint_flag::VIP_BACKEND == 0 || packet.fragment != Fragment::Whole {
+    if to.flags & endpoint_flag::VIP_BACKEND == 0 || packet.fragment == Fragment::Later {
         return false;
     }
     match packet.proto {

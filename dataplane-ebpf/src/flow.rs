@@ -18,7 +18,7 @@ use dataplane_common::{
     addr::{Ip4, NetId, Port, Tag},
     drop_reason::DropReason,
     flow::{Flow, FlowKey, flag},
-    headers::{ipproto, tcpflag},
+    headers::{ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
@@ -42,30 +42,38 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// The packet opens a TCP connection.
+/// The packet opens a TCP connection or an SCTP association.
 #[inline(always)]
 pub(crate) fn is_syn(packet: &Packet) -> bool {
-    packet.proto == ipproto::TCP
-        && packet.flags & (tcpflag::SYN | tcpflag::ACK | tcpflag::RST | tcpflag::FIN) == tcpflag::SYN
+    match packet.proto {
+        ipproto::TCP => packet.flags & (tcpflag::SYN | tcpflag::ACK | tcpflag::RST | tcpflag::FIN) == tcpflag::SYN,
+        ipproto::SCTP => packet.flags == sctpchunk::INIT,
+        _ => false,
+    }
 }
 
-/// The packet may open a flow.
+/// The packet may open a flow: every one of a protocol without connections, or one that opens a connection.
 #[inline(always)]
 pub(crate) fn may_open(packet: &Packet) -> bool {
-    packet.proto == ipproto::UDP || is_syn(packet)
+    (packet.proto != ipproto::TCP && packet.proto != ipproto::SCTP) || is_syn(packet)
 }
 
 /// `flag` bits that this packet adds to its direction's entry.
 #[inline(always)]
 pub(crate) fn bits(packet: &Packet) -> u8 {
     let mut bits = flag::SEEN;
-    if packet.proto == ipproto::TCP {
-        if packet.flags & tcpflag::FIN != 0 {
-            bits |= flag::FIN;
+    match packet.proto {
+        ipproto::TCP => {
+            if packet.flags & tcpflag::FIN != 0 {
+                bits |= flag::FIN;
+            }
+            if packet.flags & tcpflag::RST != 0 {
+                bits |= flag::RST;
+            }
         }
-        if packet.flags & tcpflag::RST != 0 {
-            bits |= flag::RST;
-        }
+        ipproto::SCTP if packet.flags == sctpchunk::ABORT => bits |= flag::RST,
+        ipproto::SCTP if packet.flags == sctpchunk::SHUTDOWN_COMPLETE => bits |= flag::FIN,
+        _ => {}
     }
     bits
 }
@@ -167,7 +175,7 @@ pub(crate) fn translation(flow: &Flow) -> Translation {
 /// If the packet is a reply of a VIP flow: how it must look to the client.
 #[inline(always)]
 pub(crate) fn reply(ctx: &TcContext, net: NetId, packet: &Packet) -> Option<Translation> {
-    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
+    if packet.fragment == Fragment::Later || packet.proto == ipproto::ICMP {
         return None;
     }
     let flow = backward(ctx, &key(net, packet), packet)?;

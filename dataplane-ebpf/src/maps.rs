@@ -12,6 +12,8 @@ use dataplane_common::{
     drop_reason::{DROP_SLOTS, DropReason},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING},
+    fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
+    group::MAX_INTERFACES,
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
 };
@@ -57,6 +59,11 @@ pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }>
 pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]
 pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
+// Not pinned, these two: what they hold outlives neither a minute nor an agent.
+#[btf_map]
+pub(crate) static FRAGS: LruHashMap<FragmentKey, Fragmented, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
+#[btf_map]
+pub(crate) static GROUP_RATE: LruHashMap<u32, u64, { MAX_INTERFACES as usize }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static DROPS: PerCpuArray<Stat, { DROP_SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -79,6 +86,8 @@ pub(crate) struct Scratch {
     pub(crate) new: NewFlow,
     /// A question to the routing table.
     pub(crate) fib: bpf_fib_lookup,
+    /// What a first fragment leaves or has left.
+    pub(crate) fragmented: Fragmented,
     /// Headers that are about to be written.
     pub(crate) packet: [u8; 80],
 }

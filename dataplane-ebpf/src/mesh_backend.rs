@@ -2,21 +2,23 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
-    addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
+    addr::{Ip4, NODE_MAC_PREFIX, Port, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Flow, MESH_ZONE},
+    flow::MESH_ZONE,
+    fragment::{Fragmented, place},
     headers::{ipproto, tcpflag},
     mesh::{ClientPrefix, Target, TargetKey, shown_as, target_flag},
 };
 
 use crate::{
-    deliver, encap, flow, host,
+    deliver, encap, flow, fragment, host,
     maps::{CLIENTS, MESH_TARGETS, scratch},
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
+    slow_path,
     verdict::{self, Verdict},
 };
 
@@ -24,21 +26,52 @@ use crate::{
 /// ingress node with VTEP `ingress`.
 #[inline(always)]
 pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: Ip4, ingress: Ip4) -> Verdict {
-    let key = TargetKey { ip: task, port: packet.dport, proto: packet.proto, _pad: 0 };
+    let later = packet.fragment == Fragment::Later;
+    let mut port = packet.dport;
+    if later {
+        port = follow(ctx, packet, &task, &ingress)?;
+    }
+    let key = TargetKey { ip: task, port, proto: packet.proto, _pad: 0 };
     // SAFETY: entries are replaced as a whole by the agent.
     let target = unsafe { MESH_TARGETS.get(key) }.ok_or(DropReason::MeshNoTarget)?;
     if target.flags & target_flag::LOCAL_ONLY != 0 && ingress != config.vtep {
         return Err(DropReason::MeshNoTarget);
     }
-    let to = match established(ctx, packet, target, ingress)? {
-        Some(to) => to,
-        None => open(ctx, config, packet, target, task, ingress)?,
+    // SCTP's ports cannot be changed: its checksum is left alone.
+    if packet.proto == ipproto::SCTP && target.port != port {
+        return Err(DropReason::MeshNoTarget);
+    }
+    let to = if later {
+        let first = &scratch()?.fragmented;
+        if first.tag != target.tag {
+            return Err(DropReason::Fragment);
+        }
+        Translation { src: first.src, dst: first.dst, sport: packet.sport, dport: packet.dport }
+    } else {
+        fragment::begin(packet, MESH_ZONE, place::BACKEND);
+        match established(ctx, packet, target, ingress)? {
+            Some(to) => to,
+            None => open(ctx, config, packet, target, task, ingress)?,
+        }
     };
+    let (src, dst, tag, peer) = (to.src, to.dst, target.tag, ingress);
+    let decided = Fragmented { src, dst, tag, peer, task, port, ..Fragmented::default() };
+    fragment::decided(ctx, packet, MESH_ZONE, place::BACKEND, decided)?;
     if ingress != config.vtep && packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
         mss::clamp(ctx, config, packet)?;
     }
     nat::rewrite(ctx, packet, &to)?;
     deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)
+}
+
+/// A later fragment goes where its first went, if it comes the same way: the published port of the first.
+#[inline(never)]
+fn follow(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Result<Port, DropReason> {
+    if !fragment::recall(ctx, packet, MESH_ZONE, place::BACKEND) {
+        return Err(DropReason::Fragment);
+    }
+    let first = &scratch()?.fragmented;
+    if first.task == *task && first.peer == *ingress { Ok(first.port) } else { Err(DropReason::Fragment) }
 }
 
 #[inline(always)]
@@ -99,43 +132,79 @@ fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingr
 /// the ingress node. `None`: it is ordinary traffic.
 #[inline(always)]
 pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
-    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
+    if packet.proto == ipproto::ICMP {
         return None;
     }
-    let known = flow::backward(ctx, &flow::key(MESH_ZONE, packet), packet)?;
-    if known.tag != tag {
-        return None;
-    }
-    Some(send_back(ctx, config, known, packet))
+    fragment::begin(packet, MESH_ZONE, place::REPLY);
+    let ours =
+        if packet.fragment == Fragment::Later { follow_back(ctx, tag, packet) } else { answers(ctx, tag, packet) };
+    ours.then(|| send_back(ctx, config, packet))
 }
 
-#[inline(always)]
-fn send_back(ctx: &TcContext, config: &Config, known: &mut Flow, packet: &mut Packet) -> Verdict {
+/// Whether the packet answers a mesh connection of task `tag`: how it must look and where it goes is in
+/// `scratch().fragmented` and `scratch().new.to` then.
+#[inline(never)]
+fn answers(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
+    let Some(known) = flow::backward(ctx, &flow::key(MESH_ZONE, packet), packet) else { return false };
+    let Ok(scratch) = scratch() else { return false };
+    if known.tag != tag {
+        return false;
+    }
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 {
         flow::close_forward(MESH_ZONE, known, packet.proto);
     }
     flow::touch(known, packet);
-    let (peer, task) = (known.peer, known.task);
-    let to = flow::translation(known);
+    let (src, dst, peer, task) = (known.src, known.dst, known.peer, known.task);
+    scratch.new.to = flow::translation(known);
+    scratch.fragmented = Fragmented { src, dst, tag, peer, task, ..Fragmented::default() };
+    true
+}
+
+/// The same for a later fragment, whose first has answered.
+#[inline(never)]
+fn follow_back(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
+    if !fragment::recall(ctx, packet, MESH_ZONE, place::REPLY) {
+        return false;
+    }
+    let Ok(scratch) = scratch() else { return false };
+    let first = &scratch.fragmented;
+    scratch.new.to = Translation { src: first.src, dst: first.dst, sport: packet.sport, dport: packet.dport };
+    first.tag == tag
+}
+
+#[inline(always)]
+fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
+    let scratch = scratch()?;
+    let back = &mut scratch.fragmented;
+    let (peer, task) = (back.peer, back.task);
     let local = peer == config.vtep;
     if !local {
         if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
             mss::clamp(ctx, config, packet)?;
         }
         if !encap::fits(ctx, config, packet) {
-            return Err(DropReason::MtuExceeded);
+            if packet.dont_fragment {
+                return Err(DropReason::MtuExceeded);
+            }
+            back.slow = 1;
         }
     }
-    nat::rewrite(ctx, packet, &to)?;
+    let slow = back.slow != 0;
+    if packet.fragment == Fragment::First {
+        fragment::remember(ctx, packet, MESH_ZONE, place::REPLY)?;
+    }
+    let to = &scratch.new.to;
+    nat::rewrite(ctx, packet, to)?;
     (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
     verdict::count(ctx, Counter::MeshReturn);
     let mac = mac_of(TASK_MAC_PREFIX, task);
     if local {
-        if !mesh_ingress::returned(ctx, packet, &mac, &config.vtep) {
-            return Err(DropReason::MeshBadReturn);
-        }
+        mesh_ingress::check_return(ctx, packet, &mac, &config.vtep)?;
         verdict::count(ctx, Counter::MeshReply);
         return host::leave(ctx, config, packet);
+    }
+    if slow {
+        return slow_path::to_node(ctx, config, mac_of(NODE_MAC_PREFIX, peer), mac);
     }
     encap::encapsulate(ctx, config, peer, config.mesh_vni, mac_of(NODE_MAC_PREFIX, peer), mac, packet.tos)
 }

@@ -7,46 +7,68 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{AffinityKey, flag},
+    flow::{AffinityKey, MESH_ZONE, flag},
+    fragment::{Fragmented, place},
     headers::ipproto,
     service::{AllowPrefix, PortKey, PublishedPort, port_flag},
 };
 
 use crate::{
-    affinity, decap, encap, flow, host,
-    maps::{ALLOW, NODE_ADDRESSES, PORTS},
+    affinity, decap, encap, flow, fragment, host,
+    maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend,
     parse::{Eth, Fragment, Packet},
-    service,
+    service, slow_path, underlay,
     verdict::{self, Action, Verdict},
 };
 
 /// A packet from outside. Whatever is not for a published port of ours is the stack's.
 #[inline(always)]
 pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
-    if packet.fragment != Fragment::Whole || packet.proto == ipproto::ICMP {
+    if packet.proto == ipproto::ICMP {
         return Ok(Action::Pass);
     }
-    // SAFETY: entries are replaced as a whole by the agent.
-    let Some(port) = (unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.dport }) }) else {
-        return Ok(Action::Pass);
-    };
-    // SAFETY: as above.
-    if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() || host::misplaced(ctx, config, packet) {
-        return Ok(Action::Pass);
-    }
-    let Some((task, vtep)) = affinity(ctx, port, packet)? else {
-        return Ok(Action::Pass);
+    let mut slow = false;
+    let (task, vtep) = if packet.fragment == Fragment::Later {
+        if !fragment::recall(ctx, packet, MESH_ZONE, place::INGRESS) {
+            underlay::unclaimed(ctx, config, packet);
+            return Ok(Action::Pass);
+        }
+        let first = &scratch()?.fragmented;
+        slow = first.slow != 0;
+        (first.task, first.peer)
+    } else {
+        fragment::begin(packet, MESH_ZONE, place::INGRESS);
+        // SAFETY: entries are replaced as a whole by the agent.
+        let Some(port) = (unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.dport }) }) else {
+            return Ok(Action::Pass);
+        };
+        // SAFETY: as above.
+        if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() || host::misplaced(ctx, config, packet) {
+            return Ok(Action::Pass);
+        }
+        let Some(chosen) = affinity(ctx, port, packet)? else {
+            return Ok(Action::Pass);
+        };
+        chosen
     };
     let local = vtep == config.vtep;
     if !local && !encap::fits(ctx, config, packet) {
-        return Err(DropReason::MtuExceeded);
+        if packet.dont_fragment {
+            return Err(DropReason::MtuExceeded);
+        }
+        slow = true;
     }
+    let decided = Fragmented { task, peer: vtep, slow: u8::from(slow), ..Fragmented::default() };
+    fragment::decided(ctx, packet, MESH_ZONE, place::INGRESS, decided)?;
     verdict::count(ctx, Counter::MeshForward);
     if local {
         return mesh_backend::to_task(ctx, config, packet, task, vtep);
     }
     let (dst, src) = (mac_of(TASK_MAC_PREFIX, task), mac_of(NODE_MAC_PREFIX, config.vtep));
+    if slow {
+        return slow_path::to_node(ctx, config, dst, src);
+    }
     encap::encapsulate(ctx, config, vtep, config.mesh_vni, dst, src, packet.tos)
 }
 
@@ -88,20 +110,35 @@ fn allowed(packet: &Packet) -> bool {
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
 pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
-    if inner.fragment != Fragment::Whole {
-        return Err(DropReason::Fragment);
-    }
-    if !returned(ctx, inner, &eth.src, &outer.src) {
-        return Err(DropReason::MeshBadReturn);
-    }
+    check_return(ctx, inner, &eth.src, &outer.src)?;
     decap::decapsulate(ctx, outer.tos, inner)?;
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, inner)
 }
 
+/// Lets a reply pass that comes from where its connection was given to: `task` (ingress MAC) behind `vtep`. A later
+/// fragment passes if its first has passed, from there.
+#[inline(always)]
+pub(crate) fn check_return(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> Result<(), DropReason> {
+    if packet.fragment != Fragment::Later {
+        fragment::begin(packet, MESH_ZONE, place::RETURN);
+        if !returned(ctx, packet, task, vtep) {
+            return Err(DropReason::MeshBadReturn);
+        }
+        let decided = Fragmented { task: [task[2], task[3], task[4], task[5]], peer: *vtep, ..Fragmented::default() };
+        return fragment::decided(ctx, packet, MESH_ZONE, place::RETURN, decided);
+    }
+    if !fragment::recall(ctx, packet, MESH_ZONE, place::RETURN) {
+        return Err(DropReason::Fragment);
+    }
+    let first = &scratch()?.fragmented;
+    let same = *task == mac_of(TASK_MAC_PREFIX, first.task) && *vtep == first.peer;
+    if same { Ok(()) } else { Err(DropReason::MeshBadReturn) }
+}
+
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
 #[inline(never)]
-pub(crate) fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
+fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     let key = AffinityKey {
         client: packet.dst,
         node: packet.src,

@@ -1,5 +1,8 @@
 //! Rewriting addresses and ports.
 //!
+//! Ports of TCP and UDP only. Other protocols and later fragments have their addresses rewritten, which is all there is
+//! to do: SCTP's checksum (CRC32c) does not cover addresses, and a datagram's checksum is in its first fragment.
+//!
 //! Only through the checksum helpers: a container's packet usually carries a partial checksum (only the pseudo-header
 //! is summed, the NIC or the receiver does the rest), which a program cannot see. The helpers do: with the
 //! pseudo-header flag they correct a partial sum, without it they leave it alone.
@@ -14,7 +17,7 @@ use dataplane_common::{
     headers::ipproto,
 };
 
-use crate::parse::Packet;
+use crate::parse::{Fragment, Packet};
 
 /// Addresses and ports as they should be.
 #[derive(Clone, Copy)]
@@ -30,15 +33,16 @@ const IP_CHECKSUM: usize = 10;
 const IP_SRC: usize = 12;
 const IP_DST: usize = 16;
 
-/// Rewrites whatever differs. The packet must be a whole TCP or UDP packet or a first fragment.
+/// Rewrites whatever differs. Without a checksum that we know only the addresses may.
 // Not inlined: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
 pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
     let (checksum, flags) = match packet.proto {
+        _ if packet.fragment == Fragment::Later => return addresses(ctx, packet, to),
         ipproto::TCP => (packet.l4 + 16, 0),
         // A UDP checksum of 0 means none and stays; one that becomes 0 is sent as 0xffff (RFC 768).
         ipproto::UDP => (packet.l4 + 6, BPF_F_MARK_MANGLED_0 as u64),
-        _ => return Err(DropReason::UnsupportedProtocol),
+        _ => return addresses(ctx, packet, to),
     };
     if packet.src != to.src {
         address(ctx, packet, IP_SRC, packet.src, to.src, checksum, flags)?;
@@ -53,6 +57,24 @@ pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, to: &Translation) -> Res
         port(ctx, packet.l4 + 2, packet.dport, to.dport, checksum, flags)?;
     }
     Ok(())
+}
+
+/// Rewrites the addresses where no checksum but the IP header's covers them.
+#[inline(always)]
+fn addresses(ctx: &TcContext, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
+    if packet.fragment != Fragment::Later && (packet.sport != to.sport || packet.dport != to.dport) {
+        return Err(DropReason::FlowCollision);
+    }
+    bare_address(ctx, packet, IP_SRC, packet.src, to.src)?;
+    bare_address(ctx, packet, IP_DST, packet.dst, to.dst)
+}
+
+#[inline(always)]
+fn bare_address(ctx: &TcContext, packet: &Packet, offset: usize, from: Ip4, to: Ip4) -> Result<(), DropReason> {
+    let failed = |_| DropReason::RewriteFailed;
+    let (old, new) = (u64::from(u32::from_ne_bytes(from)), u64::from(u32::from_ne_bytes(to)));
+    ctx.l3_csum_replace(packet.net + IP_CHECKSUM, old, new, 4).map_err(failed)?;
+    ctx.store(packet.net + offset, &to, 0).map_err(failed)
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Ip4, Mac, Port},
     drop_reason::DropReason,
-    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, SCTP_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
 };
 
 use crate::maps::scratch;
@@ -51,7 +51,7 @@ struct Ipv4Header {
     version_ihl: u8,
     tos: u8,
     total_len: [u8; 2],
-    _id: [u8; 2],
+    id: [u8; 2],
     fragment: [u8; 2],
     _ttl: u8,
     proto: u8,
@@ -82,6 +82,8 @@ pub(crate) struct Packet {
     pub l4: usize,
     pub src: Ip4,
     pub dst: Ip4,
+    /// Identification, big endian: which datagram a fragment belongs to.
+    pub id: [u8; 2],
     pub proto: u8,
     pub tos: u8,
     /// Length of IP header and payload in bytes as the header has it; 0 on BIG TCP.
@@ -89,10 +91,10 @@ pub(crate) struct Packet {
     /// The DF bit.
     pub dont_fragment: bool,
     pub fragment: Fragment,
-    /// TCP and UDP ports; identifier of ICMP echo in both; zero otherwise.
+    /// TCP, UDP and SCTP ports; identifier of ICMP echo in both; zero otherwise.
     pub sport: Port,
     pub dport: Port,
-    /// TCP flags, or ICMP type.
+    /// TCP flags, ICMP type, or type of the first SCTP chunk.
     pub flags: u8,
     /// TCP header length in bytes.
     pub tcp_len: u8,
@@ -152,6 +154,7 @@ fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReas
         l4: net + header_len,
         src: ip.src,
         dst: ip.dst,
+        id: ip.id,
         proto: ip.proto,
         tos: ip.tos,
         total_len,
@@ -200,6 +203,14 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
             let udp: [u8; 8] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.sport = [udp[0], udp[1]];
             packet.dport = [udp[2], udp[3]];
+        }
+        ipproto::SCTP => {
+            // The common header and the head of the first chunk: without one it is no SCTP packet.
+            within(packet, SCTP_LEN + 4)?;
+            let sctp: [u8; SCTP_LEN + 4] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            packet.sport = [sctp[0], sctp[1]];
+            packet.dport = [sctp[2], sctp[3]];
+            packet.flags = sctp[SCTP_LEN];
         }
         ipproto::ICMP => {
             within(packet, ICMP_LEN)?;

@@ -1,48 +1,119 @@
-//! Hook `from_vxlan`: the kernel's vxlan device has taken the tunnel off a frame that the fast path left to it.
+//! The slow path's two ends, where the kernel's vxlan device puts the tunnel on and takes it off.
 //!
-//! By now the outer header is gone; the mark says what `from_underlay` has seen of it. A frame without a mark came in
-//! through another interface (the loopback, say) and nobody has checked it.
+//! At the hook `from_vxlan` the outer header is gone; the mark says what `from_underlay` has seen of it. A frame without
+//! a mark came in through another interface (the loopback, say) and nobody has checked it.
+//!
+//! The routing mesh has no vxlan device of its own. Its packets that must be fragmented travel on the ingress network's,
+//! with the MACs of mesh frames: its forwarding entries know tasks by `02:42` + ingress address and nodes by `02:48` +
+//! VTEP, and no container has a MAC of the second kind.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
+    addr::{Ip4, Mac, NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, ip_in_mac},
+    config::Config,
+    counter::Counter,
     drop_reason::DropReason,
-    endpoint::{EndpointKey, kind},
+    endpoint::{Endpoint, EndpointKey, kind},
     headers::{ETH_LEN, ethertype},
     mark,
 };
 
 use crate::{
-    maps, parse,
+    deliver, host,
+    maps::{self, config},
+    mesh_backend, mesh_ingress,
+    parse::{self, Eth, Packet},
     underlay::low24,
     verdict::{self, Action, Verdict},
 };
 
-/// Entry of the hook.
+/// Leaves a mesh packet to the kernel's vxlan device of the ingress network, which fragments the outer packet.
+#[inline(always)]
+pub(crate) fn to_node(ctx: &TcContext, config: &Config, dst: Mac, src: Mac) -> Verdict {
+    if config.ingress_vxlan_ifindex == 0 {
+        return Err(DropReason::MtuExceeded);
+    }
+    ctx.store(0, &[dst, src], 0).map_err(|_| DropReason::RewriteFailed)?;
+    verdict::count(ctx, Counter::SlowPath);
+    Ok(Action::Device(config.ingress_vxlan_ifindex))
+}
+
+/// Entry of the hook `from_vxlan`.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     // SAFETY: the context pointer is valid for the program's run.
     let seen = unsafe { (*ctx.skb.skb).mark };
     ctx.set_mark(0);
-    match seen & mark::KIND_MASK {
-        mark::CHECKED => Ok(Action::Pass),
-        mark::FRAGMENT => check(ctx, seen & !mark::KIND_MASK),
-        _ => Err(DropReason::UncheckedTunnel),
-    }
-}
-
-/// A frame that came in pieces: its inner source must live on the node that the pieces came from.
-#[inline(always)]
-fn check(ctx: &TcContext, sender: u32) -> Verdict {
+    let sender = match seen & mark::KIND_MASK {
+        mark::CHECKED => None,
+        mark::FRAGMENT => Some(seen & !mark::KIND_MASK),
+        _ => return Err(DropReason::UncheckedTunnel),
+    };
     let device = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
     let eth = parse::eth(ctx, 0)?;
     if eth.ethertype != ethertype::IPV4 {
-        return Err(DropReason::UncheckedTunnel);
+        return if sender.is_none() { Ok(Action::Pass) } else { Err(DropReason::UncheckedTunnel) };
     }
     let packet = parse::outer(ctx, ETH_LEN)?;
-    match maps::endpoint(&EndpointKey { net: device.net, ip: packet.src }) {
-        Some(from) if (from.kind == kind::REMOTE || from.kind == kind::NODE) && low24(from.vtep) == sender => {
-            Ok(Action::Pass)
+    if let Some(sender) = sender {
+        let config = config()?;
+        if config.ingress_net != [0; 4] && device.net == config.ingress_net && is_mesh(&eth) {
+            return mesh(ctx, config, &eth, packet, sender);
         }
+        check(device.net, packet.src, sender)?;
+    }
+    if eth.is_group() {
+        return Ok(Action::Pass);
+    }
+    match maps::endpoint(&EndpointKey { net: device.net, ip: packet.dst }) {
+        // The bridge would do, but the reply of a VIP has to be translated.
+        Some(to) if to.kind == kind::LOCAL => deliver::to_container(ctx, device.net, eth.src, to, packet, false),
+        _ => Ok(Action::Pass),
+    }
+}
+
+/// The inner source must live on the node that the pieces came from.
+#[inline(always)]
+fn check(net: NetId, src: Ip4, sender: u32) -> Result<(), DropReason> {
+    match elsewhere(net, src) {
+        Some(from) if low24(from.vtep) == sender => Ok(()),
         _ => Err(DropReason::BadInnerSource),
     }
+}
+
+/// What answers at an address on another node.
+#[inline(always)]
+fn elsewhere(net: NetId, ip: Ip4) -> Option<&'static Endpoint> {
+    maps::endpoint(&EndpointKey { net, ip }).filter(|at| at.kind == kind::REMOTE || at.kind == kind::NODE)
+}
+
+/// Whether a frame names a node by its MAC, as only mesh frames do.
+#[inline(always)]
+pub(crate) fn is_mesh(eth: &Eth) -> bool {
+    ip_in_mac(NODE_MAC_PREFIX, eth.src).is_some() || ip_in_mac(NODE_MAC_PREFIX, eth.dst).is_some()
+}
+
+/// A mesh frame from the node whose VTEP ends in the 24 bits `sender`.
+#[inline(always)]
+fn mesh(ctx: &TcContext, config: &Config, eth: &Eth, packet: &Packet, sender: u32) -> Verdict {
+    if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
+        let ingress = ip_in_mac(NODE_MAC_PREFIX, eth.src).ok_or(DropReason::BadInnerSource)?;
+        if low24(ingress) != sender {
+            return Err(DropReason::BadInnerSource);
+        }
+        let vtep = maps::vtep(&ingress).ok_or(DropReason::BadInnerSource)?;
+        if vtep.hiveway == 0 {
+            return Err(DropReason::BadInnerSource);
+        }
+        return mesh_backend::to_task(ctx, config, packet, task, ingress);
+    }
+    if ip_in_mac(NODE_MAC_PREFIX, eth.dst) != Some(config.vtep) {
+        return Err(DropReason::MeshNoTarget);
+    }
+    let task = ip_in_mac(TASK_MAC_PREFIX, eth.src).ok_or(DropReason::MeshBadReturn)?;
+    let from = elsewhere(config.ingress_net, task).filter(|from| low24(from.vtep) == sender);
+    let from = from.ok_or(DropReason::BadInnerSource)?;
+    mesh_ingress::check_return(ctx, packet, &eth.src, &from.vtep)?;
+    verdict::count(ctx, Counter::MeshReply);
+    host::leave(ctx, config, packet)
 }

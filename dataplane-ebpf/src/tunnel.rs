@@ -16,7 +16,8 @@ use crate::{
     decap, deliver, maps,
     maps::VNIS,
     mesh_backend, mesh_ingress,
-    parse::{self, Eth, Packet},
+    parse::{self, Eth, Fragment, Packet},
+    slow_path,
     underlay::low24,
     verdict::{Action, Verdict},
 };
@@ -51,11 +52,11 @@ pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdic
         ctx.set_mark(mark::FRAGMENT | low24(outer.src));
         return Ok(Action::SlowPath);
     }
-    overlay(ctx, info.net, vni, outer)
+    overlay(ctx, config, info.net, vni, outer)
 }
 
 #[inline(always)]
-fn overlay(ctx: &TcContext, net: NetId, vni: VniBytes, outer: &Packet) -> Verdict {
+fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &Packet) -> Verdict {
     let eth = parse::eth(ctx, INNER_ETH)?;
     match eth.ethertype {
         ethertype::IPV4 => {}
@@ -65,14 +66,22 @@ fn overlay(ctx: &TcContext, net: NetId, vni: VniBytes, outer: &Packet) -> Verdic
             if arp.format == ETHERNET_IPV4 && arp.sender_ip != [0; 4] {
                 check_inner_source(net, arp.sender_ip, outer)?;
             }
-            return slow_path(ctx, vni);
+            return leave(ctx, vni);
         }
-        _ => return slow_path(ctx, vni),
+        _ => return leave(ctx, vni),
     }
     let inner = parse::inner(ctx, INNER_NET)?;
-    check_inner_source(net, inner.src, outer)?;
-    if eth.is_group() {
-        return slow_path(ctx, vni);
+    if let Err(reason) = check_inner_source(net, inner.src, outer) {
+        if !is_mesh_fragment(config, net, &eth, inner) {
+            return Err(reason);
+        }
+        ctx.set_mark(mark::FRAGMENT | low24(outer.src));
+        return Ok(Action::SlowPath);
+    }
+    // The sender's kernel cut this datagram's first piece once more: the small one behind it must not overtake.
+    let behind = inner.fragment != Fragment::Whole && !outer.dont_fragment;
+    if eth.is_group() || behind {
+        return leave(ctx, vni);
     }
     let to = maps::endpoint(&EndpointKey { net, ip: inner.dst }).ok_or(DropReason::UnknownDestination)?;
     if to.kind != kind::LOCAL {
@@ -91,9 +100,16 @@ fn check_inner_source(net: NetId, src: [u8; 4], outer: &Packet) -> Result<(), Dr
     }
 }
 
+/// Whether it is a piece of a mesh datagram whose first piece had to take the slow path: it takes the same, so as not to
+/// overtake. `from_vxlan` checks its sender.
+#[inline(never)]
+fn is_mesh_fragment(config: &Config, net: NetId, eth: &Eth, inner: &Packet) -> bool {
+    net == config.ingress_net && inner.fragment == Fragment::Later && slow_path::is_mesh(eth)
+}
+
 /// Leaves a checked frame to the kernel's vxlan device.
 #[inline(always)]
-fn slow_path(ctx: &TcContext, vni: VniBytes) -> Verdict {
+fn leave(ctx: &TcContext, vni: VniBytes) -> Verdict {
     ctx.set_mark(mark::CHECKED | u32::from_be_bytes(vni));
     Ok(Action::SlowPath)
 }
@@ -119,9 +135,6 @@ fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
 fn forward(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet, task: [u8; 4]) -> Verdict {
     if ip_in_mac(NODE_MAC_PREFIX, eth.src) != Some(outer.src) {
         return Err(DropReason::BadInnerSource);
-    }
-    if inner.fragment != parse::Fragment::Whole {
-        return Err(DropReason::Fragment);
     }
     decap::decapsulate(ctx, outer.tos, inner)?;
     mesh_backend::to_task(ctx, config, inner, task, outer.src)

@@ -2,14 +2,15 @@
 //! routing mesh, or somebody else's business.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::{addr::Ip4, headers::ipproto, mark};
+use dataplane_common::{addr::Ip4, config::Config, flow::MESH_ZONE, fragment::place, headers::ipproto, mark};
 
 use crate::{
+    fragment,
     maps::{self, config},
     mesh_ingress,
     parse::{self, Fragment, Packet},
     tunnel,
-    verdict::{Action, Verdict},
+    verdict::{self, Action, Verdict},
 };
 
 /// Entry of the hook. What is not ours passes, however broken it is.
@@ -19,25 +20,33 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return Ok(Action::Pass);
     };
     let config = config()?;
-    if packet.proto == ipproto::UDP && packet.dst == config.vtep {
-        if packet.fragment != Fragment::Whole {
-            return fragment(ctx, packet);
+    let ours = packet.proto == ipproto::UDP && packet.dst == config.vtep && packet.dport == config.vxlan_port;
+    match packet.fragment {
+        Fragment::Whole if ours => tunnel::handle(ctx, config, packet),
+        Fragment::First if ours => {
+            fragment::begin(packet, MESH_ZONE, place::INGRESS);
+            outer_fragment(ctx, packet);
+            Ok(Action::Pass)
         }
-        if packet.dport == config.vxlan_port {
-            return tunnel::handle(ctx, config, packet);
-        }
+        _ => mesh_ingress::from_outside(ctx, config, packet),
     }
-    mesh_ingress::from_outside(ctx, config, packet)
 }
 
-/// An outer fragment: another node's slow path had to cut. The kernel puts it together; `from_vxlan` checks the inner
-/// sender against the mark.
+/// A later fragment that is no client's, as far as we know: perhaps a tunnel's.
 #[inline(always)]
-fn fragment(ctx: &TcContext, packet: &Packet) -> Verdict {
+pub(crate) fn unclaimed(ctx: &TcContext, config: &Config, packet: &Packet) {
+    if packet.proto == ipproto::UDP && packet.dst == config.vtep && verdict::ifindex(ctx) == config.underlay_ifindex {
+        outer_fragment(ctx, packet);
+    }
+}
+
+/// A fragment of a tunnel: another node's slow path had to cut. The kernel puts it together; `from_vxlan` checks the
+/// inner sender against the mark.
+#[inline(always)]
+fn outer_fragment(ctx: &TcContext, packet: &Packet) {
     if maps::vtep(&packet.src).is_some() {
         ctx.set_mark(mark::FRAGMENT | low24(packet.src));
     }
-    Ok(Action::Pass)
 }
 
 /// The lower 24 bits of an address: what fits a mark.

@@ -6,11 +6,11 @@ use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local},
     flow::flag,
-    headers::ipproto,
+    fragment::{Fragmented, place},
 };
 
 use crate::{
-    echo, flow, maps, nat,
+    echo, flow, fragment, maps, nat,
     nat::Translation,
     parse::{Fragment, Packet},
     reject, service,
@@ -36,19 +36,20 @@ pub(crate) fn translate(
     vip: &Endpoint,
     packet: &mut Packet,
 ) -> Result<&'static Endpoint, DropReason> {
-    if packet.proto != ipproto::TCP && packet.proto != ipproto::UDP {
-        return Err(DropReason::UnsupportedProtocol);
-    }
-    if packet.fragment != Fragment::Whole {
-        return Err(DropReason::Fragment);
-    }
     let mut backend = None;
-    established(ctx, local, packet, &mut backend)?;
-    if backend.is_none() {
-        open(ctx, local, vip, packet, &mut backend)?;
+    if packet.fragment == Fragment::Later {
+        follow(ctx, local, packet, &mut backend)?;
+    } else {
+        fragment::begin(packet, local.net, place::TO_VIP);
+        established(ctx, local, packet, &mut backend)?;
+        if backend.is_none() {
+            open(ctx, local, vip, packet, &mut backend)?;
+        }
     }
     let backend = backend.ok_or(DropReason::BackendGone)?;
     let to = &maps::scratch()?.new.to;
+    let (src, dst, tag) = (to.src, to.dst, backend.tag);
+    fragment::decided(ctx, packet, local.net, place::TO_VIP, Fragmented { src, dst, tag, ..Fragmented::default() })?;
     nat::rewrite(ctx, packet, to)?;
     (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
     Ok(backend)
@@ -58,6 +59,29 @@ pub(crate) fn translate(
 #[inline(always)]
 pub(crate) fn is_refusal(reason: DropReason) -> bool {
     matches!(reason, DropReason::NoBackend | DropReason::NoFlow | DropReason::BackendGone)
+}
+
+/// A later fragment goes where its first went: as [`established`].
+#[inline(never)]
+fn follow(
+    ctx: &TcContext,
+    local: &Local,
+    packet: &Packet,
+    found: &mut Option<&'static Endpoint>,
+) -> Result<(), DropReason> {
+    if !fragment::recall(ctx, packet, local.net, place::TO_VIP) {
+        return Err(DropReason::Fragment);
+    }
+    let scratch = maps::scratch()?;
+    let first = &scratch.fragmented;
+    scratch.new.to = Translation { src: first.src, dst: first.dst, sport: packet.sport, dport: packet.dport };
+    let tag = first.tag;
+    let backend = maps::endpoint(&EndpointKey { net: local.net, ip: first.dst }).ok_or(DropReason::BackendGone)?;
+    if backend.tag != tag {
+        return Err(DropReason::BackendGone);
+    }
+    *found = Some(backend);
+    Ok(())
 }
 
 /// Finds the connection's backend, if there is one and it may go on, and puts its translation into `scratch().new.to`.

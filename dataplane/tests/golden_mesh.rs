@@ -85,8 +85,8 @@ fn what_is_not_published_is_the_stacks() -> Result<()> {
         let dev = world.dev;
         let to = |dst: Ip4, l4: &L4| frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, dst), l4);
         let raw = |proto| L4::Raw { proto, payload: vec![0x1f; 32] };
-        let fragment = |more_fragments, fragment_offset| {
-            let piece = Ip { dont_fragment: false, more_fragments, fragment_offset, ..ip(CLIENT, VTEP) };
+        let fragment = |fragment_offset| {
+            let piece = Ip { dont_fragment: false, fragment_offset, ..ip(CLIENT, VTEP) };
             frame(ROUTER_MAC, NODE_MAC, &piece, &udp(CLIENT_PORT, PUBLISHED))
         };
         for (what, packet) in [
@@ -96,8 +96,7 @@ fn what_is_not_published_is_the_stacks() -> Result<()> {
             ("a port without a backend, UDP", to(VTEP, &udp(CLIENT_PORT, PUBLISHED_EMPTY))),
             ("SCTP", to(VTEP, &raw(132))),
             ("a ping", to(VTEP, &ping(1))),
-            ("a first fragment", fragment(true, 0)),
-            ("a later fragment", fragment(false, 3)),
+            ("a later fragment", fragment(3)),
             ("in mid-connection", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "A"))),
             ("data", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "PA"))),
             ("FIN", to(VTEP, &tcp(CLIENT_PORT, PUBLISHED, "FA"))),
@@ -181,7 +180,8 @@ fn the_node_is_no_reflector() -> Result<()> {
     world(|world| {
         opened(world)?;
         let (back, l4) = (ip(VTEP, CLIENT), tcp(PUBLISHED, CLIENT_PORT, "PA"));
-        let fragment = Ip { dont_fragment: false, more_fragments: true, ..back.clone() };
+        let first = Ip { dont_fragment: false, more_fragments: true, ..back.clone() };
+        let later = Ip { dont_fragment: false, fragment_offset: 3, ..back.clone() };
         let mut third = world.state.clone();
         third.vteps.insert(THIRD, Vtep { hiveway: 1, ..Vtep::default() });
         world.harness.apply(&third)?;
@@ -209,7 +209,12 @@ fn the_node_is_no_reflector() -> Result<()> {
                 returning(PEER, &REMOTE1, &back, &udp(PUBLISHED, CLIENT_PORT)),
                 DropReason::MeshBadReturn,
             ),
-            ("a fragment", returning(PEER, &REMOTE1, &fragment, &udp(PUBLISHED, CLIENT_PORT)), DropReason::Fragment),
+            (
+                "a first fragment",
+                returning(PEER, &REMOTE1, &first, &udp(PUBLISHED, CLIENT_PORT)),
+                DropReason::MeshBadReturn,
+            ),
+            ("a later fragment", returning(PEER, &REMOTE1, &later, &l4), DropReason::Fragment),
             ("from a node without Hiveway", returning(PLAIN, &REMOTE1, &back, &l4), DropReason::UnknownVtep),
             ("from a stranger", returning(STRANGER, &REMOTE1, &back, &l4), DropReason::UnknownVtep),
         ] {

@@ -157,7 +157,7 @@ fn mesh_frames_that_lead_nowhere_are_dropped() -> Result<()> {
         let syn = tcp(CLIENT_PORT, PUBLISHED, "S");
         let to = client_to(PEER);
         let raw = |dst: Mac| mesh_frame((ROUTER_MAC, NODE_MAC), PEER, VTEP, node_mac(PEER), dst, &to, &syn);
-        let fragment = Ip { dont_fragment: false, more_fragments: true, ..to.clone() };
+        let fragment = Ip { dont_fragment: false, fragment_offset: 3, ..to.clone() };
         let ipv6 = ethernet(node_mac(PEER), mac(LOCAL1.ingress), 0x86dd, &[0x60; 40]);
         let (outer, tunnel) = vxlan(PEER, VTEP, 50000, MESH, &ipv6);
         for (what, packet, reason) in [
@@ -170,7 +170,11 @@ fn mesh_frames_that_lead_nowhere_are_dropped() -> Result<()> {
                 arriving(PEER, &LOCAL1, &to, &tcp(CLIENT_PORT, PUBLISHED, "PA")),
                 DropReason::MeshNoFlow,
             ),
-            ("a fragment", arriving(PEER, &LOCAL1, &fragment, &udp(CLIENT_PORT, PUBLISHED)), DropReason::Fragment),
+            (
+                "a later fragment",
+                arriving(PEER, &LOCAL1, &fragment, &udp(CLIENT_PORT, PUBLISHED)),
+                DropReason::Fragment,
+            ),
             ("no IPv4 inside", frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel), DropReason::MalformedHeader),
         ] {
             let outcome = underlay(world, what, packet, Pass).run(&mut world.harness)?;

@@ -5,9 +5,9 @@ mod support;
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Drop, Pass},
+    testing::Decision::{self, Drop, Pass, Peer},
 };
-use dataplane_common::{drop_reason::DropReason, mark};
+use dataplane_common::{counter::Counter, drop_reason::DropReason, mark};
 use etherparse::ArpOperation;
 use support::{
     golden::{Golden, golden},
@@ -33,11 +33,21 @@ fn checked_frames_pass_and_lose_their_mark() -> Result<()> {
     world(|world| {
         let request = arp(ArpOperation::REQUEST, (mac(REMOTE1.ip), REMOTE1.ip), ([0; 6], LOCAL1.ip), [0xff; 6]);
         let ipv6 = ethernet(mac(REMOTE1.ip), [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &[0x60; 40]);
-        for packet in [from(REMOTE1.ip), request, ipv6] {
+        let broadcast = frame(mac(REMOTE1.ip), [0xff; 6], &ip(REMOTE1.ip, [10, 0, 1, 255]), &udp(53, 1000));
+        let elsewhere = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, [10, 0, 1, 77]), &udp(53, 1000));
+        for packet in [broadcast, elsewhere, request, ipv6] {
             case(world, "checked", packet, Pass).marked(mark::CHECKED | APP).check(&mut world.harness)?;
         }
-        Ok(())
+        delivered(world, from(REMOTE1.ip), mark::CHECKED | APP)
     })
+}
+
+/// A frame to LOCAL1 that is in order goes into its container.
+fn delivered(world: &mut World, packet: Vec<u8>, mark: u32) -> Result<()> {
+    case(world, "to a task here", packet.clone(), Peer(world.dev.veth1))
+        .marked(mark)
+        .counts(Counter::Delivered, packet.len())
+        .check(&mut world.harness)
 }
 
 #[test]
@@ -56,7 +66,7 @@ fn frames_that_nobody_has_checked_are_dropped() -> Result<()> {
 fn frames_that_came_in_pieces_are_checked_here() -> Result<()> {
     world(|world| {
         for (node, src) in [(PEER, REMOTE1.ip), (PLAIN, ON_PLAIN.ip), (PLAIN, NODE_ON_APP)] {
-            case(world, "its own task's", from(src), Pass).marked(pieces_from(node)).check(&mut world.harness)?;
+            delivered(world, from(src), pieces_from(node))?;
         }
         for (what, node, src) in [
             ("a task of another node", PEER, ON_PLAIN.ip),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use aya::{
     Ebpf, TestRun as _, TestRunOptions,
-    maps::{Array, MapData, MapError},
+    maps::{Array, HashMap, MapData, MapError},
     programs::{ProgramError, tc},
 };
 use dataplane_common::{
@@ -12,6 +12,7 @@ use dataplane_common::{
     counter::{Counter, Stat},
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
+    fragment::{FragmentKey, Fragmented},
     mark,
     service::SetWord,
     state::{MapState, SetKey},
@@ -25,7 +26,7 @@ use crate::{
     attach::side,
     clock::monotonic_now,
     load::{self, Maps},
-    pod::Plain,
+    pod::{Plain, Raw},
     preflight,
     table::{Entries as _, Table},
     tables::Tables,
@@ -66,6 +67,9 @@ pub enum HarnessError {
     /// A map could not be read.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// The map of fragments, which has no name outside the programs, could not be read or written.
+    #[error("map FRAGS: {0}")]
+    Fragments(#[from] MapError),
 }
 
 /// A run could not be made.
@@ -259,6 +263,19 @@ impl Harness {
     /// What `flow ls` shows.
     pub fn rows(&self) -> Result<Vec<ConnectionRow>, HarnessError> {
         Ok(self.tables.connections.rows()?)
+    }
+
+    /// Makes everything that first fragments have left older, as if this many nanoseconds had passed.
+    pub fn age_fragments(&mut self, nanoseconds: u64) -> Result<(), HarnessError> {
+        let map = self.ebpf.map_mut("FRAGS").ok_or(MapError::KeyNotFound)?;
+        let mut map: HashMap<_, Raw<FragmentKey>, Raw<Fragmented>> = map.try_into()?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys {
+            let Raw(entry) = map.get(&key, 0)?;
+            let seen = entry.seen.saturating_sub(nanoseconds);
+            map.insert(key, Raw(Fragmented { seen, ..entry }), 0)?;
+        }
+        Ok(())
     }
 
     /// Forgets all connections.

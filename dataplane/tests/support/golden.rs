@@ -64,6 +64,12 @@ impl Golden {
         self
     }
 
+    /// As [`Golden::counts`], for more than one packet of `bytes` each.
+    pub fn counts_packets(mut self, counter: Counter, packets: u64, bytes: usize) -> Self {
+        self.counters.insert(counter, Stat { packets, bytes: packets * bytes as u64 });
+        self
+    }
+
     /// Runs it and compares everything.
     pub fn check(self, harness: &mut Harness) -> Result<()> {
         let outcome = harness.run(self.program, &self.input).context(self.what)?;

@@ -132,6 +132,19 @@ fn transport(ip: &Ipv4Header, l4: &L4) -> (u8, Vec<u8>) {
     }
 }
 
+/// The datagram cut into fragments of `size` bytes of payload (a multiple of 8), as its sender does (RFC 791).
+pub fn pieces(ip: &Ip, l4: &L4, size: usize) -> Vec<(Ip, L4)> {
+    let whole = ipv4(ip, l4);
+    let (proto, payload) = (whole[9], &whole[20 + ip.options.len()..]);
+    let count = payload.len().div_ceil(size);
+    let piece = |(number, bytes): (usize, &[u8])| {
+        let fragment_offset = (number * size / 8) as u16;
+        let header = Ip { dont_fragment: false, more_fragments: number + 1 < count, fragment_offset, ..ip.clone() };
+        (header, L4::Raw { proto, payload: bytes.to_vec() })
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
+}
+
 /// An Ethernet frame.
 pub fn ethernet(src: Mac, dst: Mac, ether_type: u16, payload: &[u8]) -> Vec<u8> {
     let header = Ethernet2Header { source: src, destination: dst, ether_type: EtherType(ether_type) };

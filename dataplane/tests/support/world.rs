@@ -42,6 +42,8 @@ pub const APP: u32 = 4097;
 pub const APP2: u32 = 4098;
 /// Another network, with the same addresses and MACs as `app`.
 pub const TWIN: u32 = 5000;
+/// The ingress network.
+pub const INGRESS: u32 = 4096;
 /// A VNI of somebody else's.
 pub const FOREIGN: u32 = 99;
 pub const MESH: u32 = 16_777_214;
@@ -126,6 +128,32 @@ pub fn world(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Re
         assert_eq!(changes.failures, []);
         test(&mut World { harness, dev, state })
     })
+}
+
+impl World {
+    /// Joins the ingress network, with a kernel vxlan device (its index) that is the mesh's slow path.
+    pub fn join_ingress(&mut self) -> Result<u32> {
+        let vxlan = veth("hwx4096", "x4096")?;
+        let state = &mut self.state;
+        state.config.ingress_net = net(INGRESS);
+        state.config.ingress_vxlan_ifindex = vxlan;
+        state.vnis.insert(net(INGRESS), VniInfo { net: net(INGRESS), vxlan_ifindex: vxlan });
+        state.locals.insert(vxlan, Local { net: net(INGRESS), vni: net(INGRESS), ..Local::default() });
+        for task in [REMOTE1, REMOTE2, ON_PLAIN] {
+            let endpoint = Endpoint {
+                tag: task.tag,
+                kind: kind::REMOTE,
+                mac: mac(task.ingress),
+                vtep: task.vtep,
+                vni: net(INGRESS),
+                ..Endpoint::default()
+            };
+            state.endpoints.insert(EndpointKey { net: net(INGRESS), ip: task.ingress }, endpoint);
+        }
+        let changes = self.harness.apply(&self.state)?;
+        assert_eq!(changes.failures, []);
+        Ok(vxlan)
+    }
 }
 
 fn devices() -> Result<Devices> {
