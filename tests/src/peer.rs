@@ -59,6 +59,13 @@ pub fn udp_load(netns: &Netns, target: &str, count: u32) -> Result<Tally> {
     run(netns, &["udp-load", "--target", target, "--first-port", &port, "--count", &count.to_string()])
 }
 
+/// As [`tcp_load`] (`tcp`) or [`udp_load`] (`udp`), but gives up on each request after a third of a second: for those
+/// that nobody is to answer. A SYN is not sent again in that time.
+pub fn attempts(netns: &Netns, protocol: &str, target: &str, count: u32) -> Result<Tally> {
+    let (kind, port, count) = (format!("{protocol}-load"), fresh_ports(count), count.to_string());
+    run(netns, &[&kind, "--target", target, "--first-port", &port, "--count", &count, "--timeout-ms", "333"])
+}
+
 /// The first of `count` source ports that no load of this process has used yet (or not for some 20,000 flows).
 fn fresh_ports(count: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -1,10 +1,12 @@
 //! Netns scenarios: real agents, real packets, named after what a user sees. Need root, and `hiveway` built.
 
 mod agent_life;
+mod allow;
 mod bad_input;
 mod collisions;
 mod endings;
 mod gateway;
+mod host_mode;
 mod hostile;
 mod interop;
 mod mesh;
