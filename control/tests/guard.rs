@@ -5,11 +5,22 @@ mod support;
 use std::collections::BTreeSet;
 
 use control::{
-    nft::{self, Firewall, Masquerade},
+    nft::{self, Firewall, HostRules, Masquerade},
     state_dir::StateDir,
     sysctl,
 };
+use dataplane_common::counter::Stat;
 use support::{Netns, in_fresh_netns, run};
+
+fn host() -> HostRules {
+    HostRules {
+        ip: [169, 254, 72, 1].into(),
+        vtep: [192, 0, 2, 1].into(),
+        bridge: Some("hw-gwbridge".into()),
+        ports: BTreeSet::from([(6, 8080), (6, 80), (17, 53), (132, 9)]),
+        mss: 1410,
+    }
+}
 
 fn firewall() -> Firewall {
     Firewall {
@@ -18,6 +29,7 @@ fn firewall() -> Firewall {
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
+        host: Some(host()),
     }
 }
 
@@ -35,15 +47,20 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft add rule inet hiveway forward accept",
             "nft add element inet hiveway vteps { 203.0.113.1 }",
             "nft add chain inet hiveway extra",
+            "nft delete element inet hiveway tcp_ports { 80 }",
+            "nft flush chain inet hiveway host_postrouting",
         ] {
             run(damage);
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
             assert!(!nft::ensure(&firewall()).unwrap());
         }
-        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), ..firewall() };
+        let tcp_only = Some(HostRules { bridge: None, ports: BTreeSet::from([(6, 80)]), ..host() });
+        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), host: tcp_only, ..firewall() };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());
         assert!(!run("nft list table inet hiveway").contains("masquerade"));
+        assert!(nft::ensure(&Firewall { host: None, ..adopted }).unwrap());
+        assert!(!run("nft list table inet hiveway").contains("dnat"));
 
         assert!(nft::remove().unwrap());
         assert!(!nft::remove().unwrap());
@@ -68,6 +85,11 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         let denied = Err(std::io::ErrorKind::PermissionDenied);
         assert_eq!(send(&frame(1), 4789), denied, "our VNI 4097");
         assert_eq!(send(b"x", 4789), denied, "too short for a VNI");
+        assert_eq!(nft::guard_drops().unwrap().packets, 2);
+        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
+        assert_eq!(nft::guard_drops().unwrap().packets, 2, "a change of the rules forgot what was counted");
+        assert_eq!(send(b"x", 4789), denied);
+        assert_eq!(nft::guard_drops().unwrap(), Stat { packets: 3, bytes: 40 + 29 + 29 });
         assert_eq!(send(&frame(2), 4789), Ok(12), "a VNI that is not ours");
         assert_eq!(send(&frame(1), 4790), Ok(12), "another port");
 

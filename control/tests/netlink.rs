@@ -4,16 +4,16 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use control::netlink::{Socket, Spaces, apply, observe_node};
+use control::netlink::{Socket, Spaces, apply, observe_host, observe_node};
 use hiveway_core::{
-    Desired,
-    desired::{GatewayBridge, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
-    observed::Observed,
+    DEFAULT_HOST_IP, Desired,
+    desired::{GatewayBridge, HostLink, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
+    observed::{HostEnd, Observed},
     plan::{Plan, Stage, Tunnel, plan},
 };
 use support::{Netns, in_fresh_netns, run};
 
-const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789 };
+const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
 
 fn desired(space: &Netns) -> Desired {
     let vtep = [192, 0, 2, 2].into();
@@ -62,13 +62,19 @@ fn desired(space: &Netns) -> Desired {
             ],
         }],
         gateway: Some(GatewayBridge { bridge: "hw-gwbridge".into(), address: "172.18.0.1/16".parse().unwrap() }),
+        host_link: Some(HostLink { ip: DEFAULT_HOST_IP }),
         ..Desired::default()
     }
 }
 
 async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
     let (spaces, namespaces) = Spaces::open(&desired.tasks, Path::new("/run/netns")).await;
-    (Observed { links: observe_node(socket).await.unwrap(), namespaces }, spaces)
+    let links = observe_node(socket).await.unwrap();
+    let host = match links.get("hw-host") {
+        Some(link) => observe_host(socket, link.index).await.unwrap(),
+        None => HostEnd::default(),
+    };
+    (Observed { links, namespaces, host }, spaces)
 }
 
 /// Plans, applies and returns the plan.
@@ -134,6 +140,15 @@ fn damage_is_repaired_and_nothing_else_touched() {
             "bridge fdb append 00:00:00:00:00:00 dev hwx4097 dst 192.0.2.77 self",
             "ip neigh del 10.0.1.8 dev hwx4097",
             "ip addr del 172.18.0.1/16 dev hw-gwbridge",
+            "ip link del hw-host",
+            "ip link set hw-host down",
+            "ip link set hw-mesh down",
+            "ip link set hw-mesh address 02:00:00:00:00:01",
+            "ip link del hw-host && ip link add hw-host type veth peer name else",
+            "ip route del 169.254.72.1",
+            "ip route replace 169.254.72.1 dev hw-host",
+            "ip neigh del 169.254.72.1 dev hw-host",
+            "sysctl -qw net.ipv4.conf.hw-host.route_localnet=0",
         ];
         let inside = [
             "ip addr del 10.0.1.3/24 dev eth0",

@@ -1,6 +1,6 @@
 //! The host link: the node's own connections to published ports, and those of its containers, come in through a veth
 //! pair as those of a client that has the tunnel address; the kernel's connection tracking translates them on the other
-//! end ([ADR 10](../../docs/adr/0010-host-link.md)).
+//! end ([ADR 10](../../docs/adr/0010-the-host-link.md)).
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{

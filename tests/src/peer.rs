@@ -73,6 +73,16 @@ fn fresh_ports(count: u32) -> String {
     (10_000 + first % 22_768).to_string()
 }
 
+/// `count` UDP requests from one socket that is bound to `port`, connected to the target or not.
+pub fn udp_from_port(netns: &Netns, target: &str, port: u16, count: u32, connected: bool) -> Result<Tally> {
+    let (port, count) = (port.to_string(), count.to_string());
+    let mut arguments = vec!["udp-load", "--target", target, "--first-port", &port, "--same-port", "--count", &count];
+    if !connected {
+        arguments.push("--unconnected");
+    }
+    run(netns, &arguments)
+}
+
 /// One UDP request of `size` bytes that has to come back as it is.
 pub fn udp_echo(netns: &Netns, target: &str, size: u32, count: u32) -> Result<Tally> {
     let (size, count) = (size.to_string(), count.to_string());

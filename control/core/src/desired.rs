@@ -27,6 +27,8 @@ pub struct Desired {
     pub tasks: Vec<LocalTask>,
     /// The gateway bridge; `None` while no local task needs one.
     pub gateway: Option<GatewayBridge>,
+    /// The host link; `None` while this node has no published port.
+    pub host_link: Option<HostLink>,
     /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks in
     /// host mode. (IP protocol number, port).
     pub published: BTreeSet<(u8, u16)>,
@@ -138,6 +140,13 @@ pub struct GatewayBridge {
     pub bridge: IfName,
     /// The bridge's own address, which is the containers' default route.
     pub address: Ipv4Net,
+}
+
+/// The veth pair through which the node's own connections to published ports enter the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostLink {
+    /// Stands for all published ports on it.
+    pub ip: Ipv4Addr,
 }
 
 /// Something in the table that is not programmed.

@@ -5,6 +5,11 @@ use crate::{desired::IfName, tag::hash64};
 /// Network id that stands for the gateway bridge in [`veth`].
 pub const GATEWAY: &str = "gateway";
 
+/// The node's own end of the host link.
+pub const HOST: &str = "hw-host";
+/// Its other end, where the node is a client of the routing mesh.
+pub const HOST_FAR: &str = "hw-mesh";
+
 /// Bridge of a network: `hwb` + VNI of its first subnet.
 pub fn bridge(vni: u32) -> IfName {
     format!("hwb{vni}")

@@ -9,14 +9,14 @@ use std::{
 use dataplane_common::addr::Mac;
 use ipnet::Ipv4Net;
 
-use crate::desired::IfName;
+use crate::{desired::IfName, names};
 
 /// Alias of the gateway bridge, if it is ours.
 pub const GATEWAY_ALIAS: &str = "hiveway gwbridge";
 /// What every alias of ours begins with.
 pub const ALIAS_PREFIX: &str = "hiveway ";
-/// Name prefixes of overlay bridges, vxlan devices and host-side veths.
-pub const NAME_PREFIXES: [&str; 3] = ["hwb", "hwx", "hwv"];
+/// Name prefixes of overlay bridges, vxlan devices and host-side veths; names of the host link's ends.
+pub const NAME_PREFIXES: [&str; 5] = ["hwb", "hwx", "hwv", names::HOST, names::HOST_FAR];
 
 /// The node as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,19 @@ pub struct Observed {
     pub links: BTreeMap<IfName, Link>,
     /// By task id, for every task that was asked about.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// What the node's end of the host link has besides a link's properties.
+    pub host: HostEnd,
+}
+
+/// The node's end of the host link; empty if there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostEnd {
+    /// IPv4 routes over it, with the MTU they give (0: the link's).
+    pub routes: BTreeMap<Ipv4Net, u32>,
+    /// Permanent neighbours.
+    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// `route_localnet` is on.
+    pub route_localnet: bool,
 }
 
 /// A link in the node's namespace.

@@ -4,6 +4,7 @@
 //! (a network, a task, the gateway bridge): if one fails, the item's later steps are pointless but all others are not.
 
 mod gateway;
+mod host;
 mod leftovers;
 mod network;
 mod step;
@@ -12,6 +13,7 @@ mod task;
 mod tests;
 
 pub use gateway::DEFAULT_GATEWAY_BRIDGE;
+pub use host::alias as host_alias;
 pub use step::{Action, Inner, Item, Setting, Stage, Step};
 
 use crate::{desired::Desired, observed::Observed};
@@ -23,6 +25,8 @@ pub struct Tunnel {
     pub vtep: std::net::Ipv4Addr,
     /// UDP port of VXLAN.
     pub port: u16,
+    /// MTU of the underlay interface.
+    pub underlay_mtu: u32,
 }
 
 /// What to do, and what cannot be done.
@@ -53,6 +57,9 @@ pub fn plan(observed: &Observed, desired: &Desired, tunnel: Tunnel) -> Plan {
     }
     if let Some(gateway) = &desired.gateway {
         gateway::plan(observed, gateway, &mut plan);
+    }
+    if let Some(link) = &desired.host_link {
+        host::plan(observed, link, tunnel, &mut plan);
     }
     for task in &desired.tasks {
         task::plan(observed, task, &mut plan);

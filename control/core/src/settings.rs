@@ -10,6 +10,9 @@ use crate::{desired::IfName, model::AllowList};
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
 /// Default of `--mesh-vni`: one below the largest VNI, far from what managers hand out.
 pub const DEFAULT_MESH_VNI: u32 = 16_777_214;
+/// Stands for the node's published ports on the host link: link-local (RFC 3927), so that no network can hold it, and the
+/// same on every node, because it never leaves one.
+pub const DEFAULT_HOST_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 72, 1);
 
 /// The agent's settings that the desired state depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Settings {
     pub gwbridge_subnet: Ipv4Net,
     /// `--mesh-allow`; `None`: published ports are open to all.
     pub mesh_allow: Option<AllowList>,
+    /// See [`DEFAULT_HOST_IP`].
+    pub host_ip: Ipv4Addr,
 }
 
 impl Settings {
@@ -42,6 +47,7 @@ impl Settings {
             gwbridge: "hw-gwbridge".into(),
             gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
             mesh_allow: None,
+            host_ip: DEFAULT_HOST_IP,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use hiveway_core::{
-    Facts, Settings,
+    DEFAULT_HOST_IP, Facts, Settings,
     observed::{Kind, Link},
     plan::DEFAULT_GATEWAY_BRIDGE,
 };
@@ -60,6 +60,7 @@ pub(super) fn settings(
         gwbridge: gateway.name.clone(),
         gwbridge_subnet: subnet,
         mesh_allow: args.mesh_allow(),
+        host_ip: DEFAULT_HOST_IP,
     })
 }
 

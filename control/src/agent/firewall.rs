@@ -1,11 +1,12 @@
 //! The firewall and the sysctls that a desired state asks for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use hiveway_core::{Desired, Model, Settings};
+use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
+use hiveway_core::{Desired, Model, Settings, names, observed::Link};
 
 use super::facts::Gateway;
-use crate::nft::{Firewall, Masquerade};
+use crate::nft::{Firewall, HostRules, Masquerade};
 
 /// Published TCP and UDP ports, whichever protocol.
 pub(super) fn ports(desired: &Desired) -> BTreeSet<u16> {
@@ -13,7 +14,14 @@ pub(super) fn ports(desired: &Desired) -> BTreeSet<u16> {
 }
 
 /// The table that belongs to `desired`.
-pub(super) fn firewall(model: &Model, desired: &Desired, settings: &Settings, gateway: &Gateway) -> Firewall {
+pub(super) fn firewall(
+    model: &Model,
+    desired: &Desired,
+    settings: &Settings,
+    gateway: &Gateway,
+    links: &BTreeMap<String, Link>,
+    underlay: &str,
+) -> Firewall {
     let masquerade = desired
         .gateway
         .as_ref()
@@ -26,5 +34,24 @@ pub(super) fn firewall(model: &Model, desired: &Desired, settings: &Settings, ga
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
+        host: host(desired, gateway, links, underlay),
     }
+}
+
+/// Translations into the host link, once both of its ends are up: before, they would lead nowhere.
+fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, underlay: &str) -> Option<HostRules> {
+    let (link, vtep) = (desired.host_link?, desired.vtep?);
+    let up = |name: &str| links.get(name).is_some_and(|link| link.up && link.is_ours(name));
+    if !up(names::HOST) || !up(names::HOST_FAR) {
+        return None;
+    }
+    let room = links.get(underlay)?.mtu.saturating_sub((ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32);
+    Some(HostRules {
+        ip: link.ip,
+        vtep,
+        // Containers of a stock engine may be on it before a task of ours is.
+        bridge: links.contains_key(&gateway.name).then(|| gateway.name.clone()),
+        ports: desired.published.clone(),
+        mss: u16::try_from(room).unwrap_or(u16::MAX),
+    })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::Program;
-use hiveway_core::{Desired, desired::Role, observed::Link, plan::Item};
+use hiveway_core::{Desired, desired::Role, names, observed::Link, plan::Item};
 
 /// Where a program belongs, and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,13 @@ pub(super) fn wanted(
         }
     };
     add(Program::FromUnderlay, underlay, format!("underlay {underlay}"));
+    add(Program::ToOutside, underlay, format!("underlay {underlay}"));
     for interface in mesh_interfaces.iter().filter(|name| *name != underlay) {
         add(Program::FromClient, interface, format!("mesh interface {interface}"));
+        add(Program::ToOutside, interface, format!("mesh interface {interface}"));
+    }
+    if desired.host_link.is_some() {
+        add(Program::FromClient, names::HOST_FAR, Item::HostLink.to_string());
     }
     for network in &desired.networks {
         for subnet in &network.subnets {

@@ -3,7 +3,7 @@
 //! 1. firewall and sysctls, so that nothing a container sends is ever unguarded;
 //! 2. links come to be, container-facing ones down;
 //! 3. maps, which also takes what is gone out of them;
-//! 4. programs, new interfaces before they go up;
+//! 4. programs, new interfaces before they go up; the firewall again, if the host link has come to be;
 //! 5. interfaces up, leftovers deleted;
 //! 6. the slow path's static entries.
 
@@ -14,8 +14,8 @@ use std::{
 };
 
 use hiveway_core::{
-    Desired, GatewayAddresses, Settings, derive, map_state,
-    observed::{Link, Observed},
+    Desired, GatewayAddresses, Settings, derive, map_state, names,
+    observed::{HostEnd, Link, Observed},
     plan::{Stage, Tunnel, plan},
     tag,
 };
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     cli::AgentArgs,
     mesh,
-    netlink::{Socket, Spaces, observe_node},
+    netlink::{Socket, Spaces, observe_host, observe_node},
     nft,
     state_dir::StateDir,
     sysctl,
@@ -94,11 +94,16 @@ impl Agent {
             block_in_place(|| self.maps(&desired, &settings, &links, &gateway, round));
             self.sweep(cause, round);
         }
-        self.guard(&desired, &settings, &gateway, cause, round);
+        self.guard(&desired, &settings, &gateway, &links, cause, round);
 
         let (spaces, namespaces) = Spaces::open(&desired.tasks, &self.args.netns_dir).await;
-        let observed = Observed { links, namespaces };
-        let tunnel = Tunnel { vtep: self.vtep(), port: self.args.vxlan_port };
+        let host = match links.get(names::HOST) {
+            Some(link) => observe_host(&self.socket, link.index).await?,
+            None => HostEnd::default(),
+        };
+        let underlay_mtu = links.get(&self.args.underlay).map_or(0, |link| link.mtu);
+        let observed = Observed { links, namespaces, host };
+        let tunnel = Tunnel { vtep: self.vtep(), port: self.args.vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
         links = observed.links;
         round.blocked(&mut self.backoff, &plan);
@@ -112,6 +117,8 @@ impl Agent {
             self.maps(&desired, &settings, &links, &gateway, round);
             self.programs(&desired, &links, &clients, round);
         });
+        // Programs and maps know the host link now: the node's own connections may be led into it.
+        self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);
         round.run(&mut self.backoff, &plan, Stage::Finish, &self.socket, &spaces).await;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
         if cause != Cause::Kernel && !early {
@@ -140,8 +147,17 @@ impl Agent {
     }
 
     /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
-    fn guard(&mut self, desired: &Desired, settings: &Settings, gateway: &Gateway, cause: Cause, round: &mut Round) {
-        let wanted = (firewall(&self.table.model, desired, settings, gateway), ports(desired));
+    fn guard(
+        &mut self,
+        desired: &Desired,
+        settings: &Settings,
+        gateway: &Gateway,
+        links: &BTreeMap<String, Link>,
+        cause: Cause,
+        round: &mut Round,
+    ) {
+        let model = &self.table.model;
+        let wanted = (firewall(model, desired, settings, gateway, links, &self.args.underlay), ports(desired));
         if cause == Cause::Kernel && self.guarded.as_ref() == Some(&wanted) {
             return;
         }

@@ -22,7 +22,7 @@ use rtnetlink::{
     packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE},
 };
 
-use super::{Error, ROUTE_PROTOCOL, Socket, Spaces, offload::UDP_SEGMENTATION};
+use super::{Error, ROUTE_PROTOCOL, Socket, Spaces, host, offload::UDP_SEGMENTATION};
 
 /// Does one step.
 ///
@@ -61,6 +61,8 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
             space.socket.disable_offload(container, UDP_SEGMENTATION)?;
             quiet(&space.socket, container).await
         }
+        Action::CreateHostLink { mtu } => host::create(node, &what, *mtu).await,
+        Action::HostRoute { to, mtu } => host::route(node, &what, *to, *mtu).await,
         Action::DeleteLink { name } => delete(node, name).await,
         Action::Set { name, setting } => set(node, &what, name, setting).await,
         Action::AddFdb { name, .. }
@@ -117,12 +119,12 @@ fn vxlan_message(name: &str, vxlan: &Vxlan, mtu: u32) -> LinkMessage {
         .build()
 }
 
-async fn create(node: &Socket, what: &str, message: LinkMessage) -> Result<(), Error> {
+pub(super) async fn create(node: &Socket, what: &str, message: LinkMessage) -> Result<(), Error> {
     node.handle().link().add(message).execute().await.map_err(|error| Error::from_rtnetlink(what, error))
 }
 
 /// Names a new link as ours and keeps IPv6 chatter off it; the kernel takes neither while it creates the link.
-async fn label(node: &Socket, name: &str, alias: &str) -> Result<(), Error> {
+pub(super) async fn label(node: &Socket, name: &str, alias: &str) -> Result<(), Error> {
     change(node, "set alias", name, |link| link.alias(alias)).await?;
     quiet(node, name).await
 }
@@ -163,6 +165,7 @@ async fn set(node: &Socket, what: &str, name: &str, setting: &Setting) -> Result
             let master = node.index(master).await?;
             change(node, what, name, |link| link.controller(master)).await
         }
+        Setting::RouteLocalnet => host::set_route_localnet(what, name),
         Setting::Up => change(node, what, name, |link| link.up()).await,
         Setting::Isolated => {
             let message = LinkBridgePort::new(node.index(name).await?).isolated(true).build();

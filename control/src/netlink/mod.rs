@@ -1,6 +1,7 @@
 //! The kernel's links, over rtnetlink: observed into plain data, changed by the planner's steps.
 
 mod apply;
+mod host;
 mod inside;
 pub mod monitor;
 mod observe;
@@ -9,6 +10,7 @@ mod socket;
 mod spaces;
 
 pub use apply::{apply, fill};
+pub use host::observe_host;
 pub use observe::observe_node;
 pub use socket::Socket;
 pub use spaces::{Space, Spaces};

@@ -164,12 +164,12 @@ async fn forwarding(socket: &Socket) -> Result<Vec<(u32, [u8; 6], Ipv4Addr)>, Er
 }
 
 /// (interface index, address, MAC)
-async fn permanent_neighbours(socket: &Socket) -> Result<Vec<(u32, Ipv4Addr, [u8; 6])>, Error> {
+pub(super) async fn permanent_neighbours(socket: &Socket) -> Result<Vec<(u32, Ipv4Addr, [u8; 6])>, Error> {
     let entries = neighbour_messages(socket, AddressFamily::Inet, "list neighbours").await?;
     Ok(entries.iter().filter(|entry| entry.header.state == NeighbourState::Permanent).filter_map(pair).collect())
 }
 
-async fn neighbour_messages(
+pub(super) async fn neighbour_messages(
     socket: &Socket,
     family: AddressFamily,
     what: &str,

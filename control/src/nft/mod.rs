@@ -1,14 +1,21 @@
-//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, and the guard against forged tunnels.
+//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, the guard against forged tunnels, and the
+//! translations of the host link.
 
+mod host;
 mod ruleset;
 
+use dataplane_common::counter::Stat;
 use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError, apply_ruleset_raw, get_current_ruleset_raw};
 use serde_json::{Value, json};
 
+pub use host::HostRules;
 pub use ruleset::{Firewall, Masquerade, port_range};
 
 /// Family and name of our table.
 const TABLE: (&str, &str) = ("inet", "hiveway");
+
+/// The counter of what the guard has dropped. It outlives changes of the rules, not the table's removal.
+const GUARD: &str = "forged";
 
 /// The firewall could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,13 +54,17 @@ impl From<NftablesError> for NftError {
 /// When `nft` is missing or refuses.
 pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
     let want = firewall.objects();
-    if current()?.as_deref() == Some(want.as_slice()) {
+    let current = current()?;
+    if current.as_ref().is_some_and(|current| current.objects == want) {
         return Ok(false);
     }
+    let dropped = current.map_or_else(Stat::default, |current| current.dropped);
     let (family, name) = TABLE;
     let table = json!({"table": {"family": family, "name": name}});
     // Adding first makes the deletion succeed whether or not the table is there.
-    let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table})];
+    let counter = json!({"counter": {"family": family, "table": name, "name": GUARD, "packets": dropped.packets,
+                                     "bytes": dropped.bytes}});
+    let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table}), json!({"add": counter})];
     let commands: Vec<Value> = head.into_iter().chain(want.iter().map(|object| json!({"add": object}))).collect();
     apply_ruleset_raw(&json!({"nftables": commands}).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
     Ok(true)
@@ -73,8 +84,23 @@ pub fn remove() -> Result<bool, NftError> {
     Ok(true)
 }
 
-/// Sets, chains and rules of our table in the form of [`Firewall::objects`]; `None` if there is no table.
-fn current() -> Result<Option<Vec<Value>>, NftError> {
+/// What the guard against forged tunnels has dropped since the table was made; nothing if there is no table.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn guard_drops() -> Result<Stat, NftError> {
+    Ok(current()?.map_or_else(Stat::default, |current| current.dropped))
+}
+
+/// Our table as it is.
+struct Current {
+    /// Sets, chains and rules in the form of [`Firewall::objects`].
+    objects: Vec<Value>,
+    dropped: Stat,
+}
+
+/// `None` if there is no table.
+fn current() -> Result<Option<Current>, NftError> {
     let (family, name) = TABLE;
     let listing = match get_current_ruleset_raw(DEFAULT_NFT, ["list", "table", family, name].as_slice()) {
         Err(NftablesError::NftFailed { stderr, .. }) if stderr.contains("No such file or directory") => {
@@ -83,7 +109,15 @@ fn current() -> Result<Option<Vec<Value>>, NftError> {
         other => other?,
     };
     let listing: Value = serde_json::from_str(&listing).map_err(|error| NftError::Answer(error.to_string()))?;
-    Ok(Some(normalise(&listing)))
+    Ok(Some(Current { objects: normalise(&listing), dropped: dropped(&listing) }))
+}
+
+/// What the guard's counter says.
+fn dropped(listing: &Value) -> Stat {
+    let mut counters = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["counter"]);
+    let Some(guard) = counters.find(|counter| counter["name"] == GUARD) else { return Stat::default() };
+    let number = |field: &str| guard[field].as_u64().unwrap_or(0);
+    Stat { packets: number("packets"), bytes: number("bytes") }
 }
 
 /// Takes out of a listing what the kernel added: handles, counter values, the order of set elements.
@@ -100,7 +134,8 @@ fn normalise(listing: &Value) -> Vec<Value> {
                 elements.sort_by_key(Value::to_string);
             }
             for statement in body.get_mut("expr").and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Some(counter) = statement.get_mut("counter") {
+                // Somebody else's; ours have names.
+                if let Some(counter) = statement.get_mut("counter").filter(|counter| counter.is_object()) {
                     *counter = Value::Null;
                 }
             }

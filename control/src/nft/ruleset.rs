@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::TABLE;
+use super::{GUARD, HostRules, TABLE};
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
@@ -23,6 +23,8 @@ pub struct Firewall {
     pub masquerade: Option<Masquerade>,
     /// Published TCP and UDP ports, which masquerading never picks.
     pub published: BTreeSet<u16>,
+    /// For the host link, once it is there.
+    pub host: Option<HostRules>,
 }
 
 /// What leaves the node with its address.
@@ -50,7 +52,13 @@ impl Firewall {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
         }
-        [self.set()].into_iter().chain(chains).chain(rules).collect()
+        let mut sets = vec![self.set()];
+        if let Some(host) = &self.host {
+            sets.extend(host.sets());
+            chains.extend(host.chains());
+            rules.extend(host.rules());
+        }
+        sets.into_iter().chain(chains).chain(rules).collect()
     }
 
     fn set(&self) -> Value {
@@ -123,27 +131,27 @@ pub fn port_range(published: &BTreeSet<u16>) -> (u16, u16) {
     best
 }
 
-fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value {
+pub(super) fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value {
     let (family, table) = TABLE;
     json!({"chain": {"family": family, "table": table, "name": name, "type": kind, "hook": hook, "prio": priority,
                      "policy": "accept"}})
 }
 
-fn rule(chain: &str, statements: Vec<Value>) -> Value {
+pub(super) fn rule(chain: &str, statements: Vec<Value>) -> Value {
     let (family, table) = TABLE;
     json!({"rule": {"family": family, "table": table, "chain": chain, "expr": statements}})
 }
 
-fn payload(protocol: &str, field: &str) -> Value {
+pub(super) fn payload(protocol: &str, field: &str) -> Value {
     json!({"payload": {"protocol": protocol, "field": field}})
 }
 
-fn named(op: &str, key: &str, name: &str) -> Value {
+pub(super) fn named(op: &str, key: &str, name: &str) -> Value {
     json!({"match": {"op": op, "left": {"meta": {"key": key}}, "right": name}})
 }
 
 fn count_it() -> Value {
-    json!({"counter": null})
+    json!({"counter": GUARD})
 }
 
 fn drop_it() -> Value {
@@ -170,8 +178,14 @@ mod tests {
 
     #[test]
     fn an_adopted_bridge_gets_no_masquerade() {
-        let firewall =
-            Firewall { vxlan_port: 4789, vteps: [].into(), vnis: [7].into(), masquerade: None, published: [].into() };
+        let firewall = Firewall {
+            vxlan_port: 4789,
+            vteps: [].into(),
+            vnis: [7].into(),
+            masquerade: None,
+            published: [].into(),
+            host: None,
+        };
         let text = Value::from(firewall.objects()).to_string();
         assert!(text.contains("4789") && !text.contains("masquerade") && !text.contains("postrouting"), "{text}");
     }

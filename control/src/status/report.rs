@@ -3,13 +3,13 @@
 mod flows;
 mod status;
 
-use dataplane_common::drop_reason::DropReason;
+use dataplane_common::{counter::Stat, drop_reason::DropReason};
 use hiveway_core::views;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::protocol::Request;
-use crate::agent::shared::Shared;
+use crate::{agent::shared::Shared, nft};
 
 /// A row of `drops`.
 #[derive(Clone, Debug, Serialize)]
@@ -41,9 +41,11 @@ pub fn report(shared: &Shared, request: Request) -> Result<Value, String> {
 
 fn drops(shared: &Shared) -> Result<Vec<DropView>, String> {
     let drops = shared.dataplane().drops().map_err(|error| error.to_string())?;
-    let view = |(reason, stat): (DropReason, _)| {
-        let dataplane_common::counter::Stat { packets, bytes } = stat;
-        DropView { reason: reason.name(), packets, bytes }
+    // Processes of the node itself meet the same guard in the firewall. Without its answer the programs' count stands.
+    let guard = nft::guard_drops().unwrap_or_default();
+    let view = |(reason, stat): (DropReason, Stat)| {
+        let more = if reason == DropReason::ForgedTunnel { guard } else { Stat::default() };
+        DropView { reason: reason.name(), packets: stat.packets + more.packets, bytes: stat.bytes + more.bytes }
     };
     Ok(drops.into_iter().map(view).collect())
 }

@@ -156,6 +156,9 @@ fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
             (n1, "bridge fdb del 02:42:0a:00:01:03 dev hwx4097 dst 192.168.77.12".to_owned()),
             (n1, "nft delete table inet hiveway".to_owned()),
             (n1, "sysctl -qw net.ipv4.ip_forward=0".to_owned()),
+            (n1, "ip link del hw-host".to_owned()),
+            (n1, "ip route del 169.254.72.1".to_owned()),
+            (n1, "sysctl -qw net.ipv4.conf.hw-host.route_localnet=0".to_owned()),
             (n1, "ip link set hwx4097 nomaster".to_owned()),
             (n1, "ip link del hwx4097".to_owned()),
             (n1, "ip link set hwb4097 down".to_owned()),
@@ -182,8 +185,10 @@ fn healthy(n1: &Netns, user: &Netns) -> Result<()> {
     ensure!(n1.run("nft list table inet hiveway")?.contains("masquerade"), "no masquerade");
     ensure!(user.run("ip route")?.contains("default"), "no default route");
     ensure!(n1.run("sysctl -n net.ipv4.ip_forward")?.trim() == "1", "forwarding is off");
-    for target in ["10.0.1.3:80", "10.0.1.2:80", "192.168.88.100:80"] {
-        let tally = peer::command(user, &["tcp-load", "--target", target, "--timeout-ms", "500"])?.output()?;
+    let everywhere =
+        [(user, "10.0.1.3:80"), (user, "10.0.1.2:80"), (user, "192.168.88.100:80"), (n1, "127.0.0.1:8080")];
+    for (client, target) in everywhere {
+        let tally = peer::command(client, &["tcp-load", "--target", target, "--timeout-ms", "500"])?.output()?;
         let text = String::from_utf8_lossy(&tally.stdout);
         ensure!(text.contains("\"ok\":1"), "{target}: {text}");
     }

@@ -6,6 +6,7 @@ mod bad_input;
 mod collisions;
 mod endings;
 mod gateway;
+mod host;
 mod host_mode;
 mod hostile;
 mod interop;

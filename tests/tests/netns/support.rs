@@ -33,6 +33,11 @@ impl<'l> Cluster<'l> {
     /// As [`Cluster::start`], with further arguments for the agents.
     pub(crate) fn start_with(lab: &'l Lab, count: u8, table: Table, extra: &[&str]) -> Result<Self> {
         let nodes = (1..=count).map(|n| lab.node(&format!("n{n}"), 10 + n)).collect::<Result<Vec<_>>>()?;
+        Self::start_on(lab, nodes, table, extra)
+    }
+
+    /// As [`Cluster::start_with`], on nodes that are there already.
+    pub(crate) fn start_on(lab: &'l Lab, nodes: Vec<Netns>, table: Table, extra: &[&str]) -> Result<Self> {
         let file = lab.directory().join("table.json");
         let mut cluster =
             Self { lab, table, nodes, agents: Vec::new(), file, tasks: BTreeMap::new(), servers: BTreeMap::new() };

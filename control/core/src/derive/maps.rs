@@ -49,6 +49,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     maps.tasks();
     maps.services();
     maps.ports(settings);
+    maps.host_link();
     maps.state
 }
 
@@ -71,6 +72,15 @@ impl Maps<'_> {
         for (ip, ifindex) in &self.facts.node_addresses {
             self.state.node_addresses.insert(ip.octets(), NodeAddress { ifindex: *ifindex });
         }
+    }
+
+    /// The node as a client of its own published ports.
+    fn host_link(&mut self) {
+        let Some(link) = &self.desired.host_link else { return };
+        let Some(&ifindex) = self.facts.ifindex.get(names::HOST_FAR) else { return };
+        self.state.config.host_ifindex = ifindex;
+        self.state.config.host_ip = link.ip.octets();
+        self.state.node_addresses.insert(link.ip.octets(), NodeAddress { ifindex });
     }
 
     /// VNIs, gateways, node addresses and remote tasks of joined networks; of the ingress network in any case, because

@@ -5,12 +5,12 @@ mod maps;
 mod networks;
 mod tasks;
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 pub use maps::map_state;
 
 use crate::{
-    desired::{Desired, GatewayAddresses, GatewayBridge, LeftOut},
+    desired::{Desired, GatewayAddresses, GatewayBridge, HostLink, LeftOut},
     model::{Dataplane, Model, NodeLookup},
     roles::TaskRole,
     settings::Settings,
@@ -56,13 +56,15 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
     outside_the_mesh(&topology, &mut left_out);
     left_out.sort();
     left_out.dedup();
+    let published: BTreeSet<_> = topology.published.keys().chain(topology.host_ports.keys()).copied().collect();
     Ok(Desired {
         node: me.id.clone(),
         vtep: Some(vtep),
         networks: networks::carried(&topology, &me.id),
         tasks,
         gateway,
-        published: topology.published.keys().chain(topology.host_ports.keys()).copied().collect(),
+        host_link: (!published.is_empty()).then_some(HostLink { ip: settings.host_ip }),
+        published,
         vteps: other_vteps(model, &me.id, vtep).collect(),
         left_out,
     })

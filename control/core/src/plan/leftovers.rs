@@ -5,8 +5,14 @@ use std::collections::BTreeSet;
 use super::{Action, Item, Plan};
 use crate::{
     desired::Desired,
-    observed::{Kind, Observed},
+    names,
+    observed::{Kind, Link, Observed},
 };
+
+/// Two ends of one veth pair.
+fn pair(one: &Link, other: &Link) -> bool {
+    one.kind == Kind::Veth { peer: other.index } && other.kind == Kind::Veth { peer: one.index }
+}
 
 pub(super) fn plan(observed: &Observed, desired: &Desired, plan: &mut Plan) {
     let mut wanted: BTreeSet<&str> = BTreeSet::new();
@@ -17,12 +23,19 @@ pub(super) fn plan(observed: &Observed, desired: &Desired, plan: &mut Plan) {
     for task in &desired.tasks {
         wanted.extend(task.interfaces.iter().map(|interface| interface.host.as_str()));
     }
+    if desired.host_link.is_some() {
+        wanted.extend([names::HOST, names::HOST_FAR]);
+    }
     wanted.extend(desired.gateway.iter().map(|gateway| gateway.bridge.as_str()));
     let mut leftovers: Vec<_> =
         observed.links.iter().filter(|(name, link)| link.is_ours(name) && !wanted.contains(name.as_str())).collect();
     // Ports before their bridges.
     leftovers.sort_by_key(|(_, link)| link.kind == Kind::Bridge);
-    for (name, _) in leftovers {
+    for (name, link) in leftovers {
+        // The host link's two ends go together.
+        if name == names::HOST_FAR && observed.links.get(names::HOST).is_some_and(|near| pair(near, link)) {
+            continue;
+        }
         let action = Action::DeleteLink { name: name.clone() };
         if plan.steps.iter().any(|step| step.action == action) {
             continue; // It stood in the way of something new.

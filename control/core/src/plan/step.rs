@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 use dataplane_common::addr::Mac;
 use ipnet::Ipv4Net;
 
-use crate::{desired::IfName, observed::Vxlan};
+use crate::{desired::IfName, names, observed::Vxlan};
 
 /// One small change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Item {
     Network(String),
     /// The gateway bridge.
     Gateway,
+    /// The host link.
+    HostLink,
     /// A task, by id.
     Task(String),
     /// Something of ours that nothing needs any more, by interface name.
@@ -79,6 +81,18 @@ pub enum Action {
         /// MAC of the container side.
         mac: Mac,
         /// MTU of both sides.
+        mtu: u32,
+    },
+    /// The host link: a veth pair with both ends in the node's namespace, both down.
+    CreateHostLink {
+        /// MTU of both ends.
+        mtu: u32,
+    },
+    /// The route to the address on the host link, replaced if it is there.
+    HostRoute {
+        /// The address.
+        to: Ipv4Addr,
+        /// Largest packet that the node's sockets may send there.
         mtu: u32,
     },
     /// Removes a link of ours.
@@ -151,6 +165,8 @@ pub enum Setting {
     Isolated,
     /// An IPv4 address more.
     AddAddress(Ipv4Net),
+    /// Loopback addresses may be routed through it.
+    RouteLocalnet,
     /// Administratively up.
     Up,
 }
@@ -179,6 +195,7 @@ impl fmt::Display for Item {
         match self {
             Self::Network(id) => write!(f, "network {id}"),
             Self::Gateway => f.write_str("gateway bridge"),
+            Self::HostLink => f.write_str("host link"),
             Self::Task(id) => write!(f, "task {id}"),
             Self::Leftover(name) => write!(f, "leftover interface {name}"),
         }
@@ -201,6 +218,8 @@ impl fmt::Display for Action {
             Self::CreateBridge { name, .. } => write!(f, "create bridge {name}"),
             Self::CreateVxlan { name, vxlan, .. } => write!(f, "create vxlan device {name} (VNI {})", vxlan.vni),
             Self::CreateVeth { host, container, .. } => write!(f, "create veth pair {host} – {container}"),
+            Self::CreateHostLink { .. } => write!(f, "create veth pair {} – {}", names::HOST, names::HOST_FAR),
+            Self::HostRoute { to, mtu } => write!(f, "add route to {to} via {} with MTU {mtu}", names::HOST),
             Self::DeleteLink { name } => write!(f, "delete interface {name}"),
             Self::Set { name, setting } => write!(f, "set {setting} on {name}"),
             Self::AddFdb { name, mac, vtep } => write!(f, "add forwarding entry {} via {vtep} to {name}", Colons(*mac)),
@@ -222,6 +241,7 @@ impl fmt::Display for Setting {
             Self::Master(name) => write!(f, "bridge {name}"),
             Self::Isolated => f.write_str("port isolation"),
             Self::AddAddress(address) => write!(f, "address {address}"),
+            Self::RouteLocalnet => f.write_str("route_localnet"),
             Self::Up => f.write_str("state up"),
         }
     }

@@ -7,13 +7,15 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    desired::{GatewayBridge, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
+    desired::{GatewayBridge, HostLink, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
     observed::{GATEWAY_ALIAS, Inside, Kind, Link, Namespace},
 };
 use dataplane_common::addr::Mac;
 use kernel::Kernel;
 
-const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 168, 77, 11), port: 4789 };
+const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 168, 77, 11), port: 4789, underlay_mtu: 1500 };
+
+const HOST_IP: std::net::Ipv4Addr = crate::settings::DEFAULT_HOST_IP;
 
 /// What mesh frames on the slow path call the other node.
 const NODE: Mac = [2, 0x48, 192, 168, 77, 12];
@@ -24,6 +26,7 @@ fn desired() -> Desired {
         networks: vec![network(4097)],
         tasks: vec![task("web.1", 4097, 3)],
         gateway: Some(GatewayBridge { bridge: "hw-gwbridge".into(), address: "172.18.0.1/16".parse().unwrap() }),
+        host_link: Some(HostLink { ip: HOST_IP }),
         ..Desired::default()
     }
 }
@@ -107,8 +110,8 @@ fn container_facing_links_go_up_last() {
     let plan = plan(&Kernel::with_namespaces(&desired).observed, &desired, TUNNEL);
     for step in &plan.steps {
         if let Action::Set { name, setting: Setting::Up } = &step.action {
-            let bridge = name.starts_with("hwb") || name == "hw-gwbridge";
-            assert_eq!(step.stage, if bridge { Stage::Prepare } else { Stage::Finish }, "{name}");
+            let ours = name.starts_with("hwb") || name.starts_with("hw-");
+            assert_eq!(step.stage, if ours { Stage::Prepare } else { Stage::Finish }, "{name}");
         }
     }
 }
@@ -259,7 +262,7 @@ fn our_gateway_bridge_goes_with_the_last_task() {
             other => panic!("{other}"),
         })
         .collect();
-    assert_eq!(names, ["hwv000010010003", "hwvffffffff0003", "hwx4097", "hw-gwbridge", "hwb4097"]);
+    assert_eq!(names, ["hw-host", "hwv000010010003", "hwvffffffff0003", "hwx4097", "hw-gwbridge", "hwb4097"]);
 }
 
 fn bare(index: u32, kind: Kind, alias: Option<String>, mtu: u32) -> Link {

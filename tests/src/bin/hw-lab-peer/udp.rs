@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// All requests from one port.
     #[arg(long)]
     same_port: bool,
+    /// From a socket that is not connected: it takes answers from anybody.
+    #[arg(long)]
+    unconnected: bool,
     /// Pause between requests.
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
@@ -74,7 +77,10 @@ pub(crate) fn run(options: &Options) -> Tally {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let port = options.first_port.map_or(0, |first| crate::tcp_load::nth_port(first, number));
+        let port = options.first_port.map_or(0, |first| match options.same_port {
+            true => first,
+            false => crate::tcp_load::nth_port(first, number),
+        });
         let asked = Instant::now();
         match request(options, port, &mut kept) {
             Ok(answer) => {
@@ -99,12 +105,18 @@ fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result
             let socket = UdpSocket::bind(("0.0.0.0", port)).context("bind")?;
             socket.set_read_timeout(Some(Duration::from_millis(options.timeout_ms)))?;
             // Connected: an answer from another address is no answer.
-            socket.connect(options.target).context("connect")?;
+            if !options.unconnected {
+                socket.connect(options.target).context("connect")?;
+            }
             socket
         }
     };
     let answer = match options.size {
         Some(size) => echo(&socket, size, options.segments)?,
+        None if options.unconnected => {
+            socket.send_to(b"who", options.target).context("send")?;
+            answer(&socket)?
+        }
         None => who(&socket)?,
     };
     if options.same_port {
@@ -115,6 +127,10 @@ fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result
 
 fn who(socket: &UdpSocket) -> Result<String> {
     socket.send(b"who").context("send")?;
+    answer(socket)
+}
+
+fn answer(socket: &UdpSocket) -> Result<String> {
     let mut buffer = [0; 512];
     let length = socket.recv(&mut buffer).context("receive")?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())

@@ -1,7 +1,12 @@
 //! Applies steps to plain data the way the kernel would, refusing what it would refuse.
 
 use super::*;
-use crate::observed::InnerLink;
+use crate::{
+    names,
+    observed::{HostEnd, InnerLink},
+};
+use dataplane_common::addr::{HOST_MAC, HOST_PEER_MAC};
+use ipnet::Ipv4Net;
 
 pub(super) struct Kernel {
     pub(super) observed: Observed,
@@ -52,6 +57,10 @@ impl Kernel {
 
     fn delete(&mut self, name: &str) {
         let link = self.observed.links.remove(name).unwrap_or_else(|| panic!("no {name}"));
+        if [names::HOST, names::HOST_FAR].contains(&name) {
+            self.observed.host = HostEnd::default();
+            self.observed.links.retain(|_, other| link.kind != Kind::Veth { peer: other.index });
+        }
         if let Kind::Veth { peer } = link.kind {
             for namespace in self.observed.namespaces.values_mut() {
                 if let Namespace::Present(inside) = namespace {
@@ -83,6 +92,23 @@ impl Kernel {
                 let inner = InnerLink { index: far, peer: Some(near), mac: *mac, mtu: *mtu, ..InnerLink::default() };
                 assert!(self.inside(task).links.insert(container.clone(), inner).is_none(), "{container} exists");
             }
+            Action::CreateHostLink { mtu } => {
+                let (near, far) = (self.index(), self.index());
+                let end = |name: &str, index, peer, mac| Link {
+                    mac,
+                    ..bare(index, Kind::Veth { peer }, Some(host::alias(name)), *mtu)
+                };
+                self.create(names::HOST, end(names::HOST, near, far, HOST_MAC));
+                self.create(names::HOST_FAR, end(names::HOST_FAR, far, near, HOST_PEER_MAC));
+            }
+            Action::HostRoute { to, mtu } => {
+                assert!(self.link(names::HOST).up);
+                self.observed.host.routes.insert(Ipv4Net::from(*to), *mtu);
+            }
+            Action::AddNeighbour { name, ip, mac } if name == names::HOST => {
+                assert!(self.link(name).up);
+                self.observed.host.neighbours.insert(*ip, *mac);
+            }
             Action::DeleteLink { name } => self.delete(name),
             Action::Set { name, setting } => self.set(name, setting),
             Action::AddFdb { name, mac, vtep } => {
@@ -107,8 +133,14 @@ impl Kernel {
         if let Setting::Master(master) = setting {
             assert_eq!(self.link(master).kind, Kind::Bridge);
         }
+        if *setting == Setting::RouteLocalnet {
+            assert_eq!(name, names::HOST);
+            self.observed.host.route_localnet = true;
+            return;
+        }
         let link = self.link(name);
         match setting {
+            Setting::RouteLocalnet => {}
             Setting::Alias(alias) => link.alias = Some(alias.clone()),
             Setting::Mtu(mtu) => link.mtu = *mtu,
             Setting::Master(master) => {

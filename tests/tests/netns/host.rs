@@ -1,0 +1,224 @@
+//! The node itself, and tasks on it, as clients of published ports; and the node's own use of such ports.
+
+use anyhow::{Context as _, Result, ensure};
+use hiveway_tests::{
+    lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for, with_and_without_offloads},
+    peer,
+    table::Table,
+};
+
+use crate::support::{Cluster, assert_even, assert_peer, assert_refused};
+
+const WEB: [&str; 2] = ["web.1", "web.2"];
+
+/// web.1 and web.2 on n1 and n2, published as 8080/tcp and 5353/udp; n3 has only user.1.
+fn web() -> Table {
+    Table::with_nodes(3)
+        .ingress()
+        .network("app", "10.0.1", 4097)
+        .service("web")
+        .vip("ingress", "10.0.0.5")
+        .vip("app", "10.0.1.2")
+        .publish("tcp", 8080, 80)
+        .publish("udp", 5353, 53)
+        .task("web.1", "web", "n1", &[("ingress", "10.0.0.6"), ("app", "10.0.1.3")])
+        .task("web.2", "web", "n2", &[("ingress", "10.0.0.7"), ("app", "10.0.1.4")])
+        .service("user")
+        .task("user.1", "user", "n3", &[("app", "10.0.1.9")])
+}
+
+/// As operators set it: source validation everywhere.
+fn strict(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.nodes.iter().try_for_each(|node| node.run("sysctl -qw net.ipv4.conf.all.rp_filter=1").map(drop))
+}
+
+/// New connections to both published ports go round evenly and show `seen`.
+fn answers(client: &Netns, address: &str, seen: &str) -> Result<()> {
+    let what = || format!("from {} to {address}", client.label());
+    let tcp = peer::tcp_load(client, &format!("{address}:8080"), 20, 2)?;
+    assert_even(&tcp, &WEB, 10).with_context(what)?;
+    assert_peer(&tcp, seen).with_context(what)?;
+    let udp = peer::udp_load(client, &format!("{address}:5353"), 20)?;
+    assert_even(&udp, &WEB, 10).with_context(what)?;
+    assert_peer(&udp, seen).with_context(what)
+}
+
+#[test]
+fn a_node_reaches_published_ports_at_every_address_with_its_tunnel_address() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            // n1 has one of the two backends, n3 none.
+            for (node, own) in [(0, "192.168.77.11"), (2, "192.168.77.13")] {
+                for address in [own, "127.0.0.1", "127.0.0.53", "192.168.77.12"] {
+                    answers(&cluster.nodes[node], address, own).with_context(|| format!("{offloads:?}"))?;
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_floating_address_answers_its_own_node_at_once() {
+    with_and_without_offloads(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        let node = &cluster.nodes[2];
+        node.run("ip addr add 192.168.77.200/32 dev eth0")?;
+        answers(node, "192.168.77.200", "192.168.77.13")?;
+        // Others find it as soon as the agent has seen it (within a second, on a machine that is not busy).
+        wait_for("the floating address to answer others", PATIENCE, || {
+            answers(&cluster.nodes[0], "192.168.77.200", "192.168.77.11")
+        })
+    });
+}
+
+#[test]
+fn big_bodies_pass_both_ways_between_a_node_and_its_published_ports() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            for node in [0, 2] {
+                let node = &cluster.nodes[node];
+                for address in ["127.0.0.1", "192.168.77.11", "192.168.77.13"] {
+                    // One for each backend, local to the node or not.
+                    for _ in WEB {
+                        peer::transfer(node, &format!("{address}:8080"), 3_000_000)
+                            .with_context(|| format!("{offloads:?} from {}", node.label()))?;
+                        let echo = peer::udp_echo(node, &format!("{address}:5353"), 1400, 4)?;
+                        ensure!(echo.ok == 4, "{offloads:?}: UDP from {} to {address}: {echo:?}", node.label());
+                    }
+                }
+            }
+        }
+        for node in &cluster.nodes {
+            // What the loopback device's own traffic may be as large as is none of our business.
+            let routes = node.run("ip route show cache")? + &node.run("ip route get 127.0.0.1")?;
+            ensure!(!routes.contains("mtu"), "the loopback's path MTU has changed: {routes}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_task_reaches_its_own_and_other_nodes_ports_and_may_be_its_own_backend() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            for (task, node) in [("web.1", "192.168.77.11"), ("web.2", "192.168.77.12"), ("user.1", "192.168.77.13")] {
+                for address in ["192.168.77.11", "192.168.77.12", "192.168.77.13", "172.18.0.1"] {
+                    answers(cluster.task(task), address, node).with_context(|| format!("{offloads:?}"))?;
+                }
+                peer::transfer(cluster.task(task), &format!("{node}:8080"), 3_000_000)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// n1 with a stock engine's gateway bridge: its own masquerade, which gives every UDP connection the published port.
+fn adopted(lab: &Lab) -> Result<Cluster<'_>> {
+    let node = lab.node("n1", 11)?;
+    node.run("ip link add docker_gwbridge type bridge")?;
+    node.run("ip addr add 172.18.0.1/16 dev docker_gwbridge")?;
+    node.run("ip link set docker_gwbridge up")?;
+    node.run("nft add table ip nat")?;
+    node.run("nft add chain ip nat POSTROUTING { type nat hook postrouting priority 100 ; }")?;
+    let from = "nft add rule ip nat POSTROUTING ip saddr 172.18.0.0/16 oifname != docker_gwbridge";
+    node.run(&format!("{from} meta l4proto udp masquerade to :5353"))?;
+    node.run(&format!("{from} masquerade"))?;
+    Cluster::start_on(lab, vec![node, lab.node("n2", 12)?, lab.node("n3", 13)?], web(), &[])
+}
+
+#[test]
+fn an_adopted_gateway_bridge_and_its_masquerade_are_no_obstacle() {
+    with_and_without_offloads(|lab| {
+        let far = lab.far_client()?;
+        let mut cluster = adopted(lab)?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        let _outside = peer::udp_server(lab, &far, 53, "outside")?;
+        let task = cluster.task("web.1");
+        for address in ["192.168.77.11", "172.18.0.1"] {
+            answers(task, address, "192.168.77.11")?;
+        }
+        // To the outside the node's masquerade uses the published port: answers are the task's, not a new client's.
+        let udp = peer::udp_load(task, "192.168.88.100:53", 1)?;
+        assert_even(&udp, &["outside"], 1)?;
+        ensure!(udp.peers.len() == 1, "{udp:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn sockets_of_the_node_on_a_published_port_get_their_own_answers() {
+    with_and_without_offloads(|lab| {
+        let (far, near) = (lab.far_client()?, lab.client()?);
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        let servers = [peer::udp_server(lab, &far, 53, "outside")?, peer::udp_server(lab, &near, 53, "outside")?];
+        for node in [0, 2] {
+            for target in ["192.168.88.100:53", "192.168.77.100:53"] {
+                for connected in [true, false] {
+                    let tally = peer::udp_from_port(&cluster.nodes[node], target, 5353, 5, connected)?;
+                    assert_even(&tally, &["outside"], 5).with_context(|| format!("connected: {connected}"))?;
+                }
+            }
+        }
+        drop(servers);
+        // The port is the service's for everybody else, and for these hosts from other ports.
+        answers(&far, "192.168.77.11", "192.168.88.100")?;
+        let counters = &cluster.agents[2].json(&["status"])?["dataplane"]["counters"];
+        let noted = counters["own_noted"].as_u64();
+        ensure!(noted == Some(2), "one connection per target, however often used: {noted:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_nobody_serves_is_refused_and_an_unpublished_port_is_the_nodes_own_again() {
+    with_and_without_offloads(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        // A process of the node on the same port: hidden by the service.
+        let _own = peer::http_server(lab, &cluster.nodes[2], 8080, "node")?;
+        let own_udp = peer::udp_server(lab, &cluster.nodes[2], 5353, "node")?;
+        for address in ["127.0.0.1", "192.168.77.13"] {
+            answers(&cluster.nodes[2], address, "192.168.77.13")?;
+        }
+        cluster.change(|table| WEB.iter().for_each(|task| table.set_states(task, "shutdown", "shutdown")))?;
+        for address in ["127.0.0.1", "192.168.77.13"] {
+            assert_refused(&peer::tcp_load(&cluster.nodes[2], &format!("{address}:8080"), 2, 1)?, 2)?;
+            assert_refused(&peer::udp_load(&cluster.nodes[2], &format!("{address}:5353"), 2)?, 2)?;
+        }
+        cluster.change(|table| {
+            for task in WEB {
+                table.remove("tasks", task);
+            }
+            table.remove("services", "web");
+        })?;
+        for address in ["127.0.0.1", "192.168.77.13"] {
+            let tcp = peer::tcp_load(&cluster.nodes[2], &format!("{address}:8080"), 5, 1)?;
+            assert_even(&tcp, &["node"], 5)?;
+            let udp = peer::udp_load(&cluster.nodes[2], &format!("{address}:5353"), 5)?;
+            assert_even(&udp, &["node"], 5)?;
+        }
+        drop(own_udp);
+        let links = cluster.nodes[2].interfaces()?;
+        ensure!(
+            !links.iter().any(|name| name == "hw-host" || name == "hw-mesh"),
+            "left without a published port: {links:?}"
+        );
+        Ok(())
+    });
+}
