@@ -119,6 +119,30 @@ pub(crate) fn lookup_batch(
     }
 }
 
+/// Runs the program `fd` once on `packet`; returns the length of what it made of it, in `out`. `contexts`: what it sees
+/// and leaves as `struct __sk_buff`.
+#[cfg(feature = "testing")]
+pub(crate) fn test_run(
+    fd: BorrowedFd<'_>,
+    packet: &[u8],
+    out: &mut [u8],
+    contexts: (&[u8], &mut [u8]),
+) -> io::Result<usize> {
+    let mut attr = attributes();
+    attr.test.prog_fd = fd.as_raw_fd() as u32;
+    attr.test.data_in = packet.as_ptr() as u64;
+    attr.test.data_size_in = packet.len() as u32;
+    attr.test.data_out = out.as_mut_ptr() as u64;
+    attr.test.data_size_out = out.len() as u32;
+    attr.test.ctx_in = contexts.0.as_ptr() as u64;
+    attr.test.ctx_size_in = contexts.0.len() as u32;
+    attr.test.ctx_out = contexts.1.as_mut_ptr() as u64;
+    attr.test.ctx_size_out = contexts.1.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel has written this member.
+    Ok(unsafe { attr.test.data_size_out } as usize)
+}
+
 /// Loads a TC program only to see the verifier's statistics; returns its log, which ends with a zero byte.
 pub(crate) fn load_with_statistics(
     instructions: &[aya_obj::generated::bpf_insn],

@@ -1,6 +1,9 @@
 //! The programs on maps of this process alone, and one run of one program.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    os::fd::AsFd as _,
+};
 
 use aya::{
     Ebpf, TestRun as _, TestRunOptions,
@@ -19,7 +22,10 @@ use dataplane_common::{
 };
 use zerocopy::IntoBytes as _;
 
-use super::context::{Input, SkbContext};
+use super::{
+    context::{Input, SkbContext},
+    shooter::Shooter,
+};
 use crate::{
     Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
     apply::ApplyError,
@@ -50,7 +56,7 @@ const SIZES: &[(MapName, u32)] = &[
 ];
 
 /// Room for what a program adds in front of a packet.
-const GROWTH: usize = 256;
+pub(super) const GROWTH: usize = 256;
 
 /// The harness could not be set up, or its maps not read.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +140,13 @@ pub struct Harness {
 impl Harness {
     /// Loads all programs. Needs root.
     pub fn new() -> Result<Self, HarnessError> {
+        Self::with_sizes(&[])
+    }
+
+    /// As [`Harness::new`], with this number of entries in some maps.
+    pub fn with_sizes(sizes: &[(MapName, u32)]) -> Result<Self, HarnessError> {
         preflight::check_machine(TcHook::Auto)?;
-        let mut ebpf = load::load(&Maps::Private(SIZES), 0)?;
+        let mut ebpf = load::load(&Maps::Private(&[SIZES, sizes].concat()), 0)?;
         let fault = |source| MapFault { map: MapName::Cursors, source };
         let cursors = ebpf.take_map(MapName::Cursors.name()).ok_or_else(|| fault(MapError::KeyNotFound))?;
         let cursors = cursors.try_into().map_err(fault)?;
@@ -170,6 +181,12 @@ impl Harness {
             drops: deltas(&drops, &self.tables.drops()?),
             counters: deltas(&counters, &self.tables.counters()?),
         })
+    }
+
+    /// The program, for many runs from any thread.
+    pub fn shooter(&mut self, program: Program) -> Result<Shooter, RunError> {
+        let fd = load::classifier(&mut self.ebpf, program)?.fd()?.as_fd().try_clone_to_owned();
+        Ok(Shooter { program: fd.map_err(ProgramError::IOError)? })
     }
 
     /// Attaches `program` to a device until the harness is dropped, for packets that the kernel takes from a device
@@ -306,7 +323,7 @@ fn forget<K: Plain + Ord, V: Plain>(table: &mut Table<K, V>) -> Result<(), MapFa
     table.read()?.keys().try_for_each(|key| table.remove(key))
 }
 
-fn decision(cb: &[u32; 5]) -> Option<Decision> {
+pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
     if cb[0] & 0xffff_0000 != mark::DECISION {
         return None;
     }

@@ -2,8 +2,10 @@
 
 mod context;
 mod harness;
+mod shooter;
 
 pub use self::{
     context::Input,
     harness::{Decision, Harness, HarnessError, Outcome, RunError},
+    shooter::{Shooter, Shot},
 };

@@ -8,5 +8,6 @@ pub mod golden;
 pub mod mesh;
 pub mod packets;
 pub mod pcap;
+pub mod random;
 pub mod sandbox;
 pub mod world;
