@@ -255,6 +255,7 @@ impl Agent {
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
         self.last.mesh_interfaces = clients.into_iter().collect();
+        self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len();
         self.last.left_out = left_out;
         self.last.tags = Arc::new(

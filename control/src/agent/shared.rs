@@ -64,6 +64,8 @@ pub struct Snapshot {
     pub mesh_interfaces: Vec<String>,
     /// Addresses at which published ports answer.
     pub addresses: Vec<std::net::Ipv4Addr>,
+    /// Ports that this node answers at: (IP protocol number, port).
+    pub published: std::collections::BTreeSet<(u8, u16)>,
     /// Tasks with networking on this node.
     pub local_tasks: usize,
     /// The first table has been programmed.

@@ -179,9 +179,22 @@ fn status(value: &Value) -> String {
         ("timeouts", timeouts(&value["dataplane"]["timeouts"])),
     ];
     let mut out: String = lines.iter().map(|(name, line)| format!("{name:<10}{line}\n")).collect();
-    let warnings: Vec<_> = value["dataplane"]["warnings"].as_array().into_iter().flatten().map(text).collect();
+    let warnings = [&value["warnings"], &value["dataplane"]["warnings"]];
+    let warnings: Vec<_> = warnings.iter().filter_map(|list| list.as_array()).flatten().map(text).collect();
     if !warnings.is_empty() {
         out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
+    }
+    let shadowed = value["shadowed"].as_array().filter(|sockets| !sockets.is_empty());
+    if let Some(sockets) = shadowed {
+        out += "\nLocal processes on published ports (the service answers instead):\n";
+        sockets.iter().for_each(|socket| {
+            let who = match (&socket["process"], &socket["pid"]) {
+                (Value::Null, _) => "unknown process".to_owned(),
+                (name, pid) => format!("{}, pid {}", text(name), text(pid)),
+            };
+            let (port, protocol, address) = (&socket["port"], &socket["protocol"], &socket["address"]);
+            out += &format!("  {}/{} at {}: {who}\n", text(port), text(protocol), text(address));
+        });
     }
     if let Some(problems) = table["refused"]["problems"].as_array() {
         out += "\nA newer table was refused:\n";
@@ -306,7 +319,9 @@ mod tests {
     fn status_shows_what_is_wrong() {
         let status = json!({"ready": true, "healthy": false, "dataplane": {
                 "tables": [{"name": "flows", "entries": 512, "capacity": 1024, "pressure": 0.5}],
-                "counted_seconds_ago": 3, "timeouts": {"icmp": 90.0}, "warnings": ["too small"]}, "failing": [{"item": "task a", "why": "no"}],
+                "counted_seconds_ago": 3, "timeouts": {"icmp": 90.0}, "warnings": ["too small"]},
+            "warnings": ["drops our bridge"],
+            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": "nginx"}], "failing": [{"item": "task a", "why": "no"}],
             "table": {"refused": {"problems": ["error: tasks[0]: bad"]}}});
         let text = render(Request::Status, &status);
         for part in [
@@ -314,6 +329,8 @@ mod tests {
             "flows 512 of 1024 (50 %); counted 3 s ago",
             "icmp 1m 30s",
             "  too small\n",
+            "  drops our bridge\n",
+            "  80/tcp at 0.0.0.0: nginx, pid 7\n",
             "task a: no",
             "error: tasks[0]: bad",
         ] {

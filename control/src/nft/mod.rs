@@ -84,6 +84,15 @@ pub fn remove() -> Result<bool, NftError> {
     Ok(true)
 }
 
+/// Everybody's rules, as `nft -j` lists them.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub fn ruleset() -> Result<Value, NftError> {
+    let listing = get_current_ruleset_raw(DEFAULT_NFT, ["list", "ruleset"].as_slice())?;
+    serde_json::from_str(&listing).map_err(|error| NftError::Answer(error.to_string()))
+}
+
 /// What the guard against forged tunnels has dropped since the table was made; nothing if there is no table.
 ///
 /// # Errors

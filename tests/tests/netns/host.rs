@@ -193,6 +193,13 @@ fn what_nobody_serves_is_refused_and_an_unpublished_port_is_the_nodes_own_again(
         // A process of the node on the same port: hidden by the service.
         let _own = peer::http_server(lab, &cluster.nodes[2], 8080, "node")?;
         let own_udp = peer::udp_server(lab, &cluster.nodes[2], 5353, "node")?;
+        let status = cluster.agents[2].json(&["status"])?;
+        let shadowed = status["shadowed"].as_array().context("no list of shadowed sockets")?;
+        let brief: Vec<_> =
+            shadowed.iter().map(|s| format!("{}/{} {}", s["port"], s["protocol"], s["process"])).collect();
+        let want = ["8080/\"tcp\" \"hw-lab-peer\"", "5353/\"udp\" \"hw-lab-peer\""];
+        ensure!(brief == want, "{brief:?}");
+        ensure!(cluster.agents[0].json(&["status"])?["shadowed"].as_array().is_some_and(Vec::is_empty), "on n1");
         for address in ["127.0.0.1", "192.168.77.13"] {
             answers(&cluster.nodes[2], address, "192.168.77.13")?;
         }
@@ -219,6 +226,34 @@ fn what_nobody_serves_is_refused_and_an_unpublished_port_is_the_nodes_own_again(
             !links.iter().any(|name| name == "hw-host" || name == "hw-mesh"),
             "left without a published port: {links:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn settings_of_the_node_that_are_in_the_way_are_named() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 1, web())?;
+        let node = &cluster.nodes[0];
+        let said = |part: &str| -> Result<bool> {
+            Ok(cluster.agents[0].json(&["status"])?["warnings"].to_string().contains(part))
+        };
+        ensure!(!said("firewall chain")?, "a fresh node's firewall is in nobody's way");
+        for (chain, hook, interface) in [("FORWARD", "forward", "hw-gwbridge"), ("OUTPUT", "output", "hw-host")] {
+            node.run("nft add table ip filter")?;
+            node.run(&format!(
+                "nft add chain ip filter {chain} {{ type filter hook {hook} priority 0 ; policy drop ; }}"
+            ))?;
+            ensure!(said(&format!("firewall chain ip filter {chain}"))?, "{chain} drops everything and nobody says so");
+            let key = if hook == "forward" { "iifname" } else { "oifname" };
+            node.run(&format!("nft add rule ip filter {chain} {key} {interface} accept"))?;
+            ensure!(!said("firewall chain")?, "{chain} accepts {interface}");
+            node.run("nft delete table ip filter")?;
+        }
+        for (value, want) in [("1", true), ("0", false)] {
+            node.run(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={value}"))?;
+            ensure!(said("bridge-nf-call-iptables")? == want, "with {value}");
+        }
         Ok(())
     });
 }

@@ -92,6 +92,7 @@ fn a_tunnel_forged_by_a_container_or_a_local_user_is_dropped() {
         // A user on the node itself: refused by the firewall table.
         let refused = send_datagrams(&cluster.nodes[0], "192.168.77.12:4789", &tunnelled(VNI, &inner), 3);
         ensure!(refused.is_err(), "a local user could send to a node's tunnel port");
+        ensure!(agent.dropped("forged_tunnel")? > before + 6, "the firewall's drops are not counted");
         let rows = wire.dissect("vxlan", &["ip.src"])?;
         ensure!(rows.is_empty(), "forged tunnels left the node: {rows:?}");
         // The node's own slow path still works: broadcast goes through the kernel's device.

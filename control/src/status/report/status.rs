@@ -6,7 +6,11 @@ use dataplane::PerTable;
 use hiveway_core::{LeftOut, Problem};
 use serde::Serialize;
 
-use crate::agent::shared::{Shared, Snapshot, Trouble};
+use crate::{
+    agent::shared::{Shared, Snapshot, Trouble},
+    shadowed::{Shadowed, shadowed},
+    warnings::warnings,
+};
 
 /// `hiveway status --json`.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +28,10 @@ pub(super) struct Status {
     failing: Vec<Item>,
     waiting: Vec<Item>,
     left_out: Vec<LeftOut>,
+    /// Local processes on published ports.
+    shadowed: Vec<Shadowed>,
+    /// Settings of the node that are in the way.
+    warnings: Vec<String>,
     reconcile: Reconcile,
     dataplane: Dataplane,
 }
@@ -148,6 +156,11 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         failing: snapshot.failing.iter().map(item).collect(),
         waiting: snapshot.waiting.iter().map(item).collect(),
         left_out: snapshot.left_out.clone(),
+        shadowed: shadowed(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?,
+        warnings: warnings(
+            snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
+            !snapshot.published.is_empty(),
+        ),
         reconcile: Reconcile {
             runs: snapshot.runs,
             errors: snapshot.errors,
