@@ -57,8 +57,15 @@ fn a_host_mode_port_leads_straight_to_the_nodes_own_task() {
             answers(client, N1, "web.1", seen)?;
             answers(client, N2, "web.2", seen)?;
         }
+        // The node itself, and containers on it: shown with its tunnel address, as with any published port.
+        for address in [N1, "127.0.0.1"] {
+            answers(&cluster.nodes[0], address, "web.1", N1)?;
+        }
+        answers(cluster.task("web.1"), N2, "web.2", N1)?;
+        answers(cluster.task("web.1"), N1, "web.1", N1)?;
         peer::transfer(&far, &format!("{N2}:8080"), 1_000_000)?;
         closed(&near, N3)?;
+        closed(&cluster.nodes[2], "127.0.0.1")?;
         // Every address of the node answers.
         let floating = "192.168.77.50";
         cluster.nodes[1].run(&format!("ip addr add {floating}/32 dev eth0"))?;
