@@ -92,6 +92,10 @@ fn a_label_says_who_may_use_a_published_port() {
         relabel(&mut cluster, "10.9.0.0/16, 192.168.88.100", &json!(["10.9.0.0/16", "192.168.88.100/32"]))?;
         served(&far, FAR, &cluster)?;
         shut_out(&near, &cluster)?;
+        // The node itself comes with its tunnel address, and that is not on the list either.
+        let (n1, before) = (&cluster.agents[0], cluster.agents[0].dropped("not_allowed")?);
+        let own = peer::attempts(n1.netns(), "udp", "127.0.0.1:5353", 3)?;
+        ensure!((own.ok, n1.dropped("not_allowed")?) == (0, before + 3), "{own:?}, {}", n1.json(&["drops"])?);
         let tally = kept.stop()?;
         ensure!(tally.failed == 0 && tally.ok > 5, "an established connection broke: {tally:?}");
 
