@@ -176,6 +176,44 @@ impl LoadLoop {
     }
 }
 
+/// Packets of connections that never go on, from invented sources, until this is dropped or stopped.
+pub struct Flood(Process);
+
+impl Flood {
+    /// Floods `target` with frames out of `interface` towards the MAC `next_hop`; from its own address if `source` says
+    /// so, from invented ones otherwise.
+    pub fn start(
+        lab: &Lab,
+        netns: &Netns,
+        interface: &str,
+        next_hop: &str,
+        target: &str,
+        source: Option<&str>,
+    ) -> Result<Self> {
+        let basic = ["flood", "--interface", interface, "--next-hop", next_hop, "--target", target];
+        let source = source.map(|source| ["--source", source]);
+        let more = source.as_ref().map_or(&[][..], |source| source);
+        let command = command(netns, &[&basic, more].concat())?;
+        Ok(Self(Process::start(command, lab.directory(), &lab.unique("flood"))?))
+    }
+
+    /// Waits until this many packets have been sent in all.
+    pub fn wait_sent(&self, count: u64) -> Result<()> {
+        wait_for(&format!("{count} packets of the flood"), PATIENCE, || {
+            let text = self.0.stderr()?;
+            let last = text.lines().rev().find_map(|line| line.strip_prefix("sent: "));
+            let sent: u64 = last.and_then(|number| number.parse().ok()).unwrap_or(0);
+            ensure!(sent >= count, "{sent} so far; {}", self.0.stderr_tail(3));
+            Ok(())
+        })
+    }
+
+    /// Ends it.
+    pub fn stop(self) -> Result<()> {
+        self.0.finish(PATIENCE).map(|_| ())
+    }
+}
+
 fn run(netns: &Netns, arguments: &[&str]) -> Result<Tally> {
     let output = command(netns, arguments)?.stdin(std::process::Stdio::null()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);

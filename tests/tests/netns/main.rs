@@ -5,6 +5,7 @@ mod allow;
 mod bad_input;
 mod collisions;
 mod endings;
+mod flood;
 mod gateway;
 mod host;
 mod host_mode;

@@ -1,6 +1,7 @@
 //! Small servers and load generators for the lab. They say `listening` on stderr when they are, and print results as
 //! one line of JSON on stdout.
 
+mod flood;
 mod http;
 mod progress;
 mod tcp_load;
@@ -44,6 +45,8 @@ enum Command {
     TcpLoad(tcp_load::Options),
     /// UDP requests from a new port each.
     UdpLoad(udp::Options),
+    /// Packets of connections that never go on, until stdin is closed.
+    Flood(flood::Options),
     /// One large upload and one large download, checksums compared.
     Transfer {
         #[arg(long)]
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Command::UdpEcho { port, name } => udp::serve(port, &name),
         Command::TcpLoad(options) => report(&tcp_load::run(&options)),
         Command::UdpLoad(options) => report(&udp::run(&options)),
+        Command::Flood(options) => flood::run(&options),
         Command::Transfer { target, bytes, timeout_ms } => report(&tcp_load::transfer(&target, bytes, timeout_ms)),
     }
 }
