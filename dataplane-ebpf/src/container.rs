@@ -12,7 +12,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    arp, deliver, direct, echo, encap, fragment, group,
+    arp, deliver, direct, echo, encap, fragment, group, icmp,
     maps::{self, config},
     parse::{self, Eth, Fragment, Packet},
     reject,
@@ -50,14 +50,20 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
         return Ok(Action::SlowPath);
     };
     match endpoint.kind {
+        kind::VIP if icmp::is_error(packet) => {
+            let backend = icmp::to_backend(ctx, packet, local).ok_or(DropReason::IcmpUnmatched)?;
+            icmp::translate(ctx, packet, &local.net)?;
+            hand_over(ctx, local, backend, packet, true)
+        }
         kind::VIP if packet.proto == ipproto::ICMP => vip::ping(ctx, endpoint, packet),
         kind::VIP => match vip::translate(ctx, local, endpoint, packet) {
             Ok(backend) => hand_over(ctx, local, backend, packet, true),
+            Err(DropReason::MtuExceeded) => reject::too_big(ctx, packet, config()?.underlay_mtu),
             Err(reason) if vip::is_refusal(reason) => reject::refuse(ctx, packet, reason),
             Err(reason) => Err(reason),
         },
         kind::GATEWAY => echo::answer(ctx, packet),
-        _ if direct::concerns(endpoint, packet) => {
+        _ if direct::concerns(endpoint, packet) && !encap::exceeds(ctx, endpoint, packet) => {
             let translated = direct::translate(ctx, local, endpoint, packet)?;
             hand_over(ctx, local, endpoint, packet, translated)
         }
@@ -74,7 +80,12 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
     let config = config()?;
     let fits = encap::fits(ctx, config, packet);
     if !fits && packet.dont_fragment {
-        return Err(DropReason::MtuExceeded);
+        // Who has translated the packet has looked before.
+        return if translated {
+            Err(DropReason::MtuExceeded)
+        } else {
+            reject::too_big(ctx, packet, config.underlay_mtu)
+        };
     }
     if !fits || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {
         fragment::decided(ctx, packet, local.net, place::SLOW, Fragmented::default())?;

@@ -9,7 +9,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow, fragment, maps, nat,
+    flow, fragment, icmp, maps, nat,
     nat::Translation,
     parse::{Fragment, Packet},
     verdict::{Action, Verdict},
@@ -30,7 +30,9 @@ pub(crate) fn to_container(
     translated: bool,
 ) -> Verdict {
     if !translated {
-        if packet.fragment == Fragment::Later {
+        if icmp::is_error(packet) {
+            icmp::to_client(ctx, packet, &net)?;
+        } else if packet.fragment == Fragment::Later {
             follow(ctx, net, packet)?;
         } else {
             fragment::begin(packet, net, place::FROM_VIP);

@@ -13,6 +13,7 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
+    endpoint::{Endpoint, kind},
     headers::{ENCAP_LEN, ETH_LEN, INNER_NET, IPV4_LEN, UDP_LEN, VXLAN_FLAG_VNI, ethertype, ipproto},
 };
 
@@ -61,6 +62,12 @@ pub(crate) fn fits(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
         (packet.l4 - packet.net) as u32 + transport + gso_size
     };
     network_len + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu)
+}
+
+/// Whether the packet must not be fragmented and is too big for the way to `to`.
+#[inline(always)]
+pub(crate) fn exceeds(ctx: &TcContext, to: &Endpoint, packet: &Packet) -> bool {
+    packet.dont_fragment && to.kind != kind::LOCAL && maps::config().is_ok_and(|config| !fits(ctx, config, packet))
 }
 
 /// Puts outer headers around the packet and sends it to `vtep`. The inner Ethernet header gets the given addresses; the

@@ -18,7 +18,7 @@ use dataplane_common::{
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
 };
 
-use crate::{flow::NewFlow, parse::Packet};
+use crate::{flow::NewFlow, parse::Packet, quote::Quote};
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -69,6 +69,9 @@ pub(crate) static DROPS: PerCpuArray<Stat, { DROP_SLOTS as usize }> = PerCpuArra
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
 
+/// Room for the longest headers that are written at once: a frame with an ICMP error and the longest quote.
+pub(crate) const SCRATCH_PACKET: usize = 112;
+
 /// Room for what would not fit the 512 bytes of stack: one slot per CPU, used within one program run only. Not pinned.
 #[repr(C)]
 pub(crate) struct Scratch {
@@ -89,7 +92,9 @@ pub(crate) struct Scratch {
     /// What a first fragment leaves or has left.
     pub(crate) fragmented: Fragmented,
     /// Headers that are about to be written.
-    pub(crate) packet: [u8; 80],
+    pub(crate) packet: [u8; SCRATCH_PACKET],
+    /// The packet that an ICMP error quotes.
+    pub(crate) quote: Quote,
 }
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -13,12 +13,12 @@ use dataplane_common::{
 };
 
 use crate::{
-    deliver, encap, flow, fragment, host,
+    deliver, encap, flow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS, scratch},
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
-    slow_path,
+    reject, slow_path,
     verdict::{self, Verdict},
 };
 
@@ -26,6 +26,11 @@ use crate::{
 /// ingress node with VTEP `ingress`.
 #[inline(always)]
 pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: Ip4, ingress: Ip4) -> Verdict {
+    if icmp::is_error(packet) {
+        let target = icmp::to_task(ctx, packet, &task, &ingress).ok_or(DropReason::IcmpUnmatched)?;
+        icmp::translate(ctx, packet, &MESH_ZONE)?;
+        return deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC);
+    }
     let later = packet.fragment == Fragment::Later;
     let mut port = packet.dport;
     if later {
@@ -133,7 +138,7 @@ fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingr
 #[inline(always)]
 pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
     if packet.proto == ipproto::ICMP {
-        return None;
+        return icmp::from_task(ctx, packet, &tag).then(|| send_back(ctx, config, packet));
     }
     fragment::begin(packet, MESH_ZONE, place::REPLY);
     let ours =
@@ -184,7 +189,7 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
         }
         if !encap::fits(ctx, config, packet) {
             if packet.dont_fragment {
-                return Err(DropReason::MtuExceeded);
+                return reject::too_big(ctx, packet, config.underlay_mtu);
             }
             back.slow = 1;
         }
@@ -194,7 +199,11 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
         fragment::remember(ctx, packet, MESH_ZONE, place::REPLY)?;
     }
     let to = &scratch.new.to;
-    nat::rewrite(ctx, packet, to)?;
+    if packet.proto == ipproto::ICMP {
+        icmp::translate(ctx, packet, &MESH_ZONE)?;
+    } else {
+        nat::rewrite(ctx, packet, to)?;
+    }
     (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
     verdict::count(ctx, Counter::MeshReturn);
     let mac = mac_of(TASK_MAC_PREFIX, task);

@@ -14,22 +14,24 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, encap, flow, fragment, host,
+    affinity, decap, encap, flow, fragment, host, icmp,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend,
     parse::{Eth, Fragment, Packet},
-    service, slow_path, underlay,
+    reject, service, slow_path, underlay,
     verdict::{self, Action, Verdict},
 };
 
 /// A packet from outside. Whatever is not for a published port of ours is the stack's.
 #[inline(always)]
 pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
-    if packet.proto == ipproto::ICMP {
-        return Ok(Action::Pass);
-    }
     let mut slow = false;
-    let (task, vtep) = if packet.fragment == Fragment::Later {
+    let (task, vtep) = if packet.proto == ipproto::ICMP {
+        match icmp::given_away(ctx, packet) {
+            Some(known) => (known.ip, known.vtep),
+            None => return Ok(Action::Pass),
+        }
+    } else if packet.fragment == Fragment::Later {
         if !fragment::recall(ctx, packet, MESH_ZONE, place::INGRESS) {
             underlay::unclaimed(ctx, config, packet);
             return Ok(Action::Pass);
@@ -55,7 +57,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
     let local = vtep == config.vtep;
     if !local && !encap::fits(ctx, config, packet) {
         if packet.dont_fragment {
-            return Err(DropReason::MtuExceeded);
+            return reject::too_big(ctx, packet, config.underlay_mtu);
         }
         slow = true;
     }
@@ -120,6 +122,9 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth:
 /// fragment passes if its first has passed, from there.
 #[inline(always)]
 pub(crate) fn check_return(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> Result<(), DropReason> {
+    if icmp::is_error(packet) {
+        return if icmp::returned(ctx, packet, task, vtep) { Ok(()) } else { Err(DropReason::MeshBadReturn) };
+    }
     if packet.fragment != Fragment::Later {
         fragment::begin(packet, MESH_ZONE, place::RETURN);
         if !returned(ctx, packet, task, vtep) {

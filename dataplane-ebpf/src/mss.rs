@@ -16,7 +16,8 @@ const MSS: u8 = 2;
 /// Options looked at: Linux, BSD and Windows send MSS first; 10 one-byte fillers before it would be a curiosity.
 const MAX_OPTIONS: usize = 10;
 
-/// Lowers the MSS option of a SYN so that full segments fit the tunnel. A SYN without the option is left alone.
+/// Lowers the MSS option of a SYN so that full segments fit the tunnel. A SYN without the option is left alone,
+/// and so is what is behind an option that makes no sense, or a second MSS: path-MTU discovery is there for those.
 #[inline(always)]
 pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet) -> Result<(), DropReason> {
     let limit = u32::from(config.underlay_mtu).saturating_sub((ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32) as u16;
@@ -30,8 +31,8 @@ pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet) -> Result
         match option[0] {
             END => return Ok(()),
             NOP => at += 1,
+            _ if option[1] < 2 || at + usize::from(option[1]) > end => return Ok(()),
             MSS if option[1] == 4 => return lower(ctx, packet, at + 2, limit),
-            _ if option[1] < 2 => return Ok(()),
             _ => at += usize::from(option[1]),
         }
     }

@@ -1,22 +1,27 @@
-//! Telling a container at once that nobody answers, instead of letting it wait: its packet is turned into the answer.
-//! TCP gets a reset (RFC 9293 section 3.10.7.1), everything else an ICMP destination unreachable (RFC 792).
+//! Telling a sender at once what became of its packet, instead of letting it wait: the packet is turned into the answer.
+//! Where nobody serves, TCP gets a reset (RFC 9293 section 3.10.7.1), everything else an ICMP destination unreachable
+//! (RFC 792); a packet that does not fit the tunnel and must not be fragmented gets "fragmentation needed" with the
+//! size that would fit (RFC 1191).
+//!
+//! Not for packets that were decapsulated: the kernel refuses to cut them.
 
 use aya_ebpf::{
     EbpfContext,
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    helpers::generated::{bpf_csum_diff, bpf_skb_change_tail, bpf_skb_load_bytes},
+    helpers::generated::{bpf_csum_diff, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use dataplane_common::{
     addr::Ip4,
+    counter::Counter,
     drop_reason::DropReason,
-    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, tcpflag},
+    headers::{ENCAP_LEN, ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, tcpflag},
 };
 
 use crate::{
     checksum,
-    maps::scratch,
-    parse::{self, Fragment, ICMP_ECHO_REQUEST, Packet},
+    maps::{SCRATCH_PACKET, scratch},
+    parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
     verdict::{self, Action, Verdict},
 };
 
@@ -28,9 +33,12 @@ const IP_ADDRESSES: usize = 12;
 const UNREACHABLE: u8 = 3;
 const HOST: u8 = 1;
 const PORT: u8 = 3;
+const FRAGMENTATION_NEEDED: u8 = 4;
 
-/// What an ICMP error quotes: IP header and eight bytes.
-const QUOTE_LEN: usize = IPV4_LEN + 8;
+/// What an ICMP error quotes of the transport header.
+const QUOTED: usize = 8;
+/// The longest quote.
+const MAX_QUOTE: usize = 60 + QUOTED;
 
 /// Answers `packet`, which was not changed yet, in the name of its destination, and counts it as dropped for `reason`.
 /// What must not be answered (resets, ICMP errors, fragments) is only dropped.
@@ -41,17 +49,50 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Ve
     }
     let icmp_code = match packet.proto {
         ipproto::TCP if packet.flags & tcpflag::RST == 0 => None,
-        ipproto::UDP if !packet.has_options() => Some(PORT),
-        ipproto::ICMP if packet.flags == ICMP_ECHO_REQUEST && !packet.has_options() => Some(HOST),
+        ipproto::UDP => Some(PORT),
+        ipproto::ICMP if packet.flags == ICMP_ECHO_REQUEST => Some(HOST),
         _ => return Err(reason),
     };
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
     match icmp_code {
         None => reset(ctx, packet)?,
-        Some(code) => unreachable(ctx, packet, code)?,
+        Some(code) => unreachable(ctx, packet, code, 0)?,
     }
     Ok(Action::Refuse(verdict::ifindex(ctx), reason))
+}
+
+/// Answers `packet`, which was not changed yet, with the size that fits, in the name of its destination: it must not
+/// be fragmented and is too big for a tunnel over an underlay with MTU `underlay_mtu`. Counted as dropped. What must not
+/// be answered (RFC 1122 section 3.2.2) is only dropped.
+#[inline(always)]
+pub(crate) fn too_big(ctx: &TcContext, packet: &Packet, underlay_mtu: u16) -> Verdict {
+    answer_too_big(ctx, packet, underlay_mtu)?;
+    Ok(Action::Refuse(verdict::ifindex(ctx), DropReason::MtuExceeded))
+}
+
+// Not inlined: see `reset`.
+#[inline(never)]
+fn answer_too_big(ctx: &TcContext, packet: &Packet, underlay_mtu: u16) -> Result<(), DropReason> {
+    let reason = DropReason::MtuExceeded;
+    let query = packet.proto != ipproto::ICMP || packet.flags == ICMP_ECHO_REQUEST || packet.flags == ICMP_ECHO_REPLY;
+    if !packet.dont_fragment || packet.fragment == Fragment::Later || !query {
+        return Err(reason);
+    }
+    let eth = parse::eth(ctx, 0)?;
+    if eth.is_group() || eth.src[0] & 1 != 0 || !is_host(packet.src) || !is_host(packet.dst) {
+        return Err(reason);
+    }
+    // The packet's own length counts, not the answer's.
+    verdict::count_drop(ctx, reason);
+    verdict::count(ctx, Counter::FragNeeded);
+    unreachable(ctx, packet, FRAGMENTATION_NEEDED, underlay_mtu.saturating_sub(ENCAP_LEN as u16))
+}
+
+/// The address can be a single host's, neither "this network", nor loopback, multicast, reserved or broadcast.
+#[inline(always)]
+fn is_host(ip: Ip4) -> bool {
+    ip[0] != 0 && ip[0] != 127 && ip[0] < 224
 }
 
 /// TCP header without options.
@@ -123,7 +164,13 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
 fn header_sum(tcp: &mut Tcp) -> u32 {
     // SAFETY: 20 readable bytes in scratch memory, a multiple of 4.
     let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, core::ptr::from_mut(tcp).cast(), TCP_LEN as u32, 0) };
-    // The helper sums words as they stand in memory; a folded sum may be byte-swapped afterwards (RFC 1071 section 2).
+    folded(sum)
+}
+
+/// What `bpf_csum_diff` gives, as big-endian words sum up to. The helper sums words as they stand in memory; a folded sum
+/// may be byte-swapped afterwards (RFC 1071 section 2).
+#[inline(always)]
+fn folded(sum: i64) -> u32 {
     u32::from(u16::from_be(checksum::fold(sum as u32)))
 }
 
@@ -143,32 +190,59 @@ fn load<T>(ctx: &TcContext, offset: usize, to: &mut T) -> Result<(), DropReason>
     if result == 0 { Ok(()) } else { Err(DropReason::Truncated) }
 }
 
-/// An ICMP error from the network header on.
+/// A frame with an ICMP error.
 #[repr(C)]
 struct Unreachable {
+    eth: [u8; ETH_LEN],
     ip: [u8; IPV4_LEN],
     icmp: [u8; ICMP_LEN],
-    quote: [u8; QUOTE_LEN],
+    quote: [u8; MAX_QUOTE],
 }
 
-const _: () = assert!(align_of::<Unreachable>() == 1 && size_of::<Unreachable>() <= 80);
+const _: () = assert!(align_of::<Unreachable>() == 1 && size_of::<Unreachable>() <= SCRATCH_PACKET);
+
+/// Length of the packet while it is being made: whatever it was before, its checksum's place lies within.
+const KEPT: usize = 40;
+/// How much of that is in front of the answer's headers for a moment: Ethernet and a little more than an IP header.
+const RUMP: usize = ETH_LEN + IPV4_LEN + 4;
 
 // Not inlined, and its buffers in scratch memory: see `reset`.
 #[inline(never)]
-fn unreachable(ctx: &TcContext, packet: &Packet, code: u8) -> Result<(), DropReason> {
-    trim(ctx, packet.net + QUOTE_LEN)?;
+fn unreachable(ctx: &TcContext, packet: &Packet, code: u8, mtu: u16) -> Result<(), DropReason> {
+    let failed = |_| DropReason::RewriteFailed;
     let buffer = &mut scratch()?.packet;
     // SAFETY: the buffer is large enough, `Unreachable` has alignment 1 and any bytes are valid.
     let answer = unsafe { &mut *buffer.as_mut_ptr().cast::<Unreachable>() };
-    load(ctx, packet.net, &mut answer.quote)?;
-    let first_word = u32::from(UNREACHABLE) << 8 | u32::from(code);
-    let checksum = (!checksum::fold(first_word + checksum::sum(&answer.quote))).to_be_bytes();
-    answer.icmp = [UNREACHABLE, code, checksum[0], checksum[1], 0, 0, 0, 0];
-    ip_header(&mut answer.ip, packet.dst, packet.src, size_of::<Unreachable>() as u16);
-    let failed = |_| DropReason::RewriteFailed;
-    ctx.adjust_room((IPV4_LEN + ICMP_LEN) as i32, BPF_ADJ_ROOM_MAC, 0).map_err(failed)?;
-    ctx.store(ETH_LEN, answer, 0).map_err(failed)?;
-    swap_macs(ctx)
+    // The mask says to the verifier what the parser has seen to.
+    let quote_len = ((packet.l4 - packet.net) & 0x3c) + QUOTED;
+    let quote = answer.quote.as_mut_ptr();
+    // SAFETY: the quote has room for the longest header and the eight bytes behind it.
+    let loaded = unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), packet.net as u32, quote.cast(), quote_len as u32) };
+    if loaded != 0 {
+        return Err(DropReason::Truncated);
+    }
+    answer.icmp = [UNREACHABLE, code, 0, 0, 0, 0, (mtu >> 8) as u8, mtu as u8];
+    let first_words = (u32::from(UNREACHABLE) << 8 | u32::from(code)) + u32::from(mtu);
+    // SAFETY: readable bytes in scratch memory, a multiple of 4.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, quote.cast(), quote_len as u32, 0) };
+    let checksum = (!checksum::fold(first_words + folded(sum))).to_be_bytes();
+    (answer.icmp[2], answer.icmp[3]) = (checksum[0], checksum[1]);
+    let len = ETH_LEN + IPV4_LEN + ICMP_LEN + quote_len;
+    ip_header(&mut answer.ip, packet.dst, packet.src, (len - ETH_LEN) as u16);
+    load(ctx, 0, &mut answer.eth)?;
+    let (to, from) = answer.eth.split_at_mut(6);
+    to.swap_with_slice(&mut from[..6]);
+
+    // A container's packet may have a partial checksum, and the answer must not: whoever fills it in would write into
+    // the quote and break the answer's own. The kernel forgets it when what it is the sum of is cut off at the front
+    // (`skb_postpull_rcsum`), transport header included; so little is left of the packet before it grows again.
+    trim(ctx, packet.l4 + KEPT)?;
+    ctx.adjust_room(RUMP as i32 - (packet.l4 + KEPT) as i32, BPF_ADJ_ROOM_MAC, 0).map_err(failed)?;
+    ctx.adjust_room(len as i32 - RUMP as i32, BPF_ADJ_ROOM_MAC, 0).map_err(failed)?;
+    let from = core::ptr::from_mut(answer).cast();
+    // SAFETY: the answer is at least as long as what is stored of it.
+    let stored = unsafe { bpf_skb_store_bytes(ctx.as_ptr().cast(), 0, from, len as u32, 0) };
+    if stored == 0 { Ok(()) } else { Err(DropReason::RewriteFailed) }
 }
 
 #[inline(always)]

@@ -100,8 +100,10 @@ pub(crate) fn count_drop(ctx: &TcContext, reason: DropReason) {
 /// The interface the program runs on.
 #[inline(always)]
 pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    // VERIFIER(6.18): volatile, so that LLVM does not merge this load with another one through a pointer into the
+    // context, which the verifier refuses.
     // SAFETY: the context pointer is valid for the program's run.
-    unsafe { (*ctx.skb.skb).ifindex }
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    echo, flow, fragment, maps, nat,
+    echo, encap, flow, fragment, maps, nat,
     nat::Translation,
     parse::{Fragment, Packet},
     reject, service,
@@ -47,6 +47,10 @@ pub(crate) fn translate(
         }
     }
     let backend = backend.ok_or(DropReason::BackendGone)?;
+    // Whoever sent what does not fit is told in terms of what it sent.
+    if encap::exceeds(ctx, backend, packet) {
+        return Err(DropReason::MtuExceeded);
+    }
     let to = &maps::scratch()?.new.to;
     let (src, dst, tag) = (to.src, to.dst, backend.tag);
     fragment::decided(ctx, packet, local.net, place::TO_VIP, Fragmented { src, dst, tag, ..Fragmented::default() })?;

@@ -24,6 +24,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("git", "git"),
     ("ping", "iputils-ping"),
     ("traceroute", "traceroute"),
+    ("tracepath", "iputils-tracepath"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("iperf3", "iperf3"),

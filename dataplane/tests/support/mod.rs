@@ -5,6 +5,7 @@
 pub mod attached;
 pub mod dissect;
 pub mod golden;
+pub mod icmp;
 pub mod mesh;
 pub mod packets;
 pub mod pcap;

@@ -1,0 +1,145 @@
+//! ICMP errors that quote a translated connection (RFC 792, RFC 5508 section 4): they follow it, translated, to whoever
+//! must see them. They never keep a connection alive nor end one: whoever can guess ports can send them.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::{Ip4, Mac, NetId, TASK_MAC_PREFIX, Tag, mac_of},
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::{Endpoint, EndpointKey, Local},
+    flow::{Affinity, AffinityKey, Flow, MESH_ZONE, flag},
+    fragment::Fragmented,
+    headers::ipproto,
+    mesh::{Target, TargetKey},
+};
+
+use crate::{
+    affinity, flow,
+    maps::{self, MESH_TARGETS},
+    parse::{Fragment, Packet},
+    quote, verdict,
+};
+
+/// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
+const UNREACHABLE: u8 = 3;
+const SOURCE_QUENCH: u8 = 4;
+const TIME_EXCEEDED: u8 = 11;
+const PARAMETER_PROBLEM: u8 = 12;
+
+/// The packet is an ICMP error, with the whole quote in it.
+#[inline(always)]
+pub(crate) fn is_error(packet: &Packet) -> bool {
+    packet.proto == ipproto::ICMP
+        && packet.fragment == Fragment::Whole
+        && matches!(packet.flags, UNREACHABLE | SOURCE_QUENCH | TIME_EXCEEDED | PARAMETER_PROBLEM)
+}
+
+/// An error on its way into the container that it is for: if that talks to a VIP, the error must be about the VIP, not
+/// about the backend.
+#[inline(never)]
+pub(crate) fn to_client(ctx: &TcContext, packet: &Packet, net: &NetId) -> Result<(), DropReason> {
+    match known(ctx, packet, net) {
+        Some(known) if known.flags & flag::REPLY != 0 => translate(ctx, packet, net),
+        // It is about a connection that nobody translates.
+        _ => Ok(()),
+    }
+}
+
+/// A container's error about what it got from a VIP: the backend that sent it.
+#[inline(never)]
+pub(crate) fn to_backend(ctx: &TcContext, packet: &Packet, local: &Local) -> Option<&'static Endpoint> {
+    let quote = quote::of(ctx, packet, &local.net)?;
+    let known = flow::get(&quote.key)?;
+    // About its own connection, not about another container's.
+    if quote.key.src != local.ip {
+        return None;
+    }
+    maps::endpoint(&EndpointKey { net: local.net, ip: known.dst }).filter(|backend| backend.tag == known.tag)
+}
+
+/// Mesh, ingress node: the connection that an error from outside is about, if it is one that this node gave away.
+#[inline(never)]
+pub(crate) fn given_away(ctx: &TcContext, packet: &Packet) -> Option<&'static Affinity> {
+    if !is_error(packet) {
+        return None;
+    }
+    let quote = quote::of(ctx, packet, &MESH_ZONE)?;
+    let key = AffinityKey {
+        client: quote.key.src,
+        node: quote.key.dst,
+        client_port: quote.key.sport,
+        port: quote.key.dport,
+        proto: quote.key.proto,
+        _pad: [0; 3],
+    };
+    let known = affinity::get(&key)?;
+    // A connection of this node's own is the stack's.
+    (known.flags & flag::OWN == 0).then_some(known)
+}
+
+/// Mesh, backend's node: where an error leads that the ingress node `ingress` sent for task `task`.
+#[inline(never)]
+pub(crate) fn to_task(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Option<&'static Target> {
+    let quote = quote::of(ctx, packet, &MESH_ZONE)?;
+    let key = TargetKey { ip: *task, port: quote.key.dport, proto: quote.key.proto, _pad: 0 };
+    // SAFETY: entries are replaced as a whole by the agent.
+    let target = unsafe { MESH_TARGETS.get(key) }?;
+    let known = flow::get(&quote.key)?;
+    let ours = known.flags & flag::REPLY == 0 && known.tag == target.tag && known.peer == *ingress;
+    ours.then_some(target)
+}
+
+/// Mesh, backend's node: whether an error of task `tag`'s container is about the client of a mesh connection. Which way
+/// it goes is in `scratch().fragmented`, and the addresses it shall have in `scratch().new.to`, as for other replies.
+#[inline(never)]
+pub(crate) fn from_task(ctx: &TcContext, packet: &Packet, tag: &Tag) -> bool {
+    if !is_error(packet) {
+        return false;
+    }
+    let Some(known) = known(ctx, packet, &MESH_ZONE) else { return false };
+    let Ok(scratch) = maps::scratch() else { return false };
+    scratch.new.to = flow::translation(known);
+    scratch.fragmented = Fragmented { peer: known.peer, task: known.task, ..Fragmented::default() };
+    known.flags & flag::REPLY != 0 && known.tag == *tag
+}
+
+/// The entry that translates packets which go the way of this error.
+#[inline(always)]
+fn known(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'static mut Flow> {
+    flow::get(&quote::of(ctx, packet, zone)?.key)
+}
+
+/// Translates an error as the entry says that packets which go its way are translated with.
+// VERIFIER(6.18): a function of its own, apart from those that find out where the error leads: a result with both a
+// reference and a reason does not fit a register, and what comes back through memory has lost its type.
+#[inline(never)]
+pub(crate) fn translate(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Result<(), DropReason> {
+    let quote = quote::of(ctx, packet, zone).ok_or(DropReason::IcmpUnmatched)?;
+    let known = flow::get(&quote.key).ok_or(DropReason::IcmpUnmatched)?;
+    verdict::count(ctx, Counter::IcmpTranslated);
+    quote::rewrite(ctx, packet, quote, known)
+}
+
+/// Mesh, ingress node: whether an error that came back is about a connection that this node gave to the task with
+/// ingress MAC `task` behind `vtep`, and says so in the name of the address that the client talks to.
+#[inline(never)]
+pub(crate) fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
+    let Some(quote) = quote::of(ctx, packet, &MESH_ZONE) else {
+        return false;
+    };
+    let key = AffinityKey {
+        client: quote.key.dst,
+        node: quote.key.src,
+        client_port: quote.key.dport,
+        port: quote.key.sport,
+        proto: quote.key.proto,
+        _pad: [0; 3],
+    };
+    let Some(known) = affinity::get(&key) else {
+        return false;
+    };
+    packet.src == quote.key.src
+        && known.flags & flag::OWN == 0
+        && *task == mac_of(TASK_MAC_PREFIX, known.ip)
+        && *vtep == known.vtep
+}
