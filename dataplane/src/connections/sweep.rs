@@ -104,8 +104,9 @@ fn read<K: Plain + Ord + Hash, V: Plain>(
     let pending = pending.read_unordered()?;
     let established = established.read_unordered()?;
     let left = (established.len(), pending.len());
-    let mut in_force: Snapshot<K, V> =
-        established.into_iter().map(|(key, value)| (key, (Stage::Established, value))).collect();
+    // A table of a million entries is not to be hashed again and again while it grows.
+    let mut in_force: Snapshot<K, V> = HashMap::with_capacity(left.0 + left.1);
+    in_force.extend(established.into_iter().map(|(key, value)| (key, (Stage::Established, value))));
     let mut hidden = HashMap::new();
     for (key, value) in pending {
         match in_force.entry(key) {
