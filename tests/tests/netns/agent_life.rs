@@ -10,20 +10,14 @@ use hiveway_tests::{
 };
 use serde_json::Value;
 
-use crate::{snapshot::Snapshot, support::Cluster};
+use crate::{
+    snapshot::Snapshot,
+    support::{Cluster, web_table},
+};
 
-/// A service with one backend on n2, and users on n1 and n2.
+/// A service with one backend on n2, and a user on n1.
 fn one_backend() -> Table {
-    Table::with_nodes(3)
-        .ingress()
-        .network("app", "10.0.1", 4097)
-        .service("web")
-        .vip("ingress", "10.0.0.5")
-        .vip("app", "10.0.1.2")
-        .publish("tcp", 8080, 80)
-        .task("web.1", "web", "n2", &[("ingress", "10.0.0.6"), ("app", "10.0.1.3")])
-        .service("user")
-        .task("user.1", "user", "n1", &[("app", "10.0.1.9")])
+    web_table(&["n2"], &[("tcp", 8080, 80)], "n1")
 }
 
 #[test]

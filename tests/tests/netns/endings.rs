@@ -7,22 +7,11 @@ use hiveway_tests::{
     table::Table,
 };
 
-use crate::support::Cluster;
+use crate::support::{Cluster, web_table};
 
 /// web.1 on n1 and web.2 on n2, user.1 on n1; published as 8080/tcp and 5353/udp.
 fn web() -> Table {
-    Table::with_nodes(3)
-        .ingress()
-        .network("app", "10.0.1", 4097)
-        .service("web")
-        .vip("ingress", "10.0.0.5")
-        .vip("app", "10.0.1.2")
-        .publish("tcp", 8080, 80)
-        .publish("udp", 5353, 53)
-        .task("web.1", "web", "n1", &[("ingress", "10.0.0.6"), ("app", "10.0.1.3")])
-        .task("web.2", "web", "n2", &[("ingress", "10.0.0.7"), ("app", "10.0.1.4")])
-        .service("user")
-        .task("user.1", "user", "n1", &[("app", "10.0.1.9")])
+    web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n1")
 }
 
 #[test]

@@ -153,6 +153,22 @@ impl<'l> Cluster<'l> {
     }
 }
 
+/// The usual small swarm: three nodes, `web.1`, `web.2`, ... on the nodes given, and `user.1` to ask them.
+///
+/// `web` has the VIPs 10.0.1.2 and 10.0.0.5 and `ports` (protocol, published, target); web.N has 10.0.1.(2+N) and
+/// 10.0.0.(5+N), user.1 10.0.1.9.
+pub(crate) fn web_table(nodes: &[&str], ports: &[(&str, u16, u16)], user: &str) -> Table {
+    let table = Table::with_nodes(3).ingress().network("app", "10.0.1", 4097);
+    let table = table.service("web").vip("ingress", "10.0.0.5").vip("app", "10.0.1.2");
+    let table =
+        ports.iter().fold(table, |table, (protocol, published, target)| table.publish(protocol, *published, *target));
+    let table = (1..).zip(nodes).fold(table, |table, (slot, node)| {
+        let (ingress, app) = (format!("10.0.0.{}", 5 + slot), format!("10.0.1.{}", 2 + slot));
+        table.task(&format!("web.{slot}"), "web", node, &[("ingress", &ingress), ("app", &app)])
+    });
+    table.service("user").task("user.1", "user", user, &[("app", "10.0.1.9")])
+}
+
 fn is_endpoint(task: &Value) -> bool {
     ["assigned", "accepted", "preparing", "ready", "starting", "running"].iter().any(|&state| task["state"] == state)
 }

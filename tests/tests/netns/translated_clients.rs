@@ -1,0 +1,77 @@
+//! Clients of the routing mesh whose address a backend's answer could not find back to: they are shown as somebody else.
+
+use anyhow::{Context as _, Result, ensure};
+use hiveway_tests::{
+    lab::{Lab, Netns, PATIENCE, wait_for, with_and_without_offloads},
+    peer::{self, LoadLoop},
+};
+
+use crate::support::{Cluster, assert_even, assert_peer, web_table};
+
+/// Two clients on a further interface of n3 (`<subnet>.254/24`), with that node as their gateway.
+fn beside_n3(lab: &Lab, node: &Netns, subnet: &str) -> Result<Vec<Netns>> {
+    node.run("ip link add inside type bridge forward_delay 0 mcast_snooping 0")?;
+    node.run(&format!("ip addr add {subnet}.254/24 dev inside"))?;
+    node.run("ip link set inside up")?;
+    let mut clients = Vec::new();
+    for host in [200, 201] {
+        let client = lab.namespace(&format!("client{host}"))?;
+        node.run(&format!("ip link add in{host} type veth peer name eth0 netns {}", client.name()))?;
+        node.run(&format!("ip link set in{host} master inside up"))?;
+        client.run(&format!("ip addr add {subnet}.{host}/24 dev eth0"))?;
+        client.run("ip link set eth0 up")?;
+        client.run(&format!("ip route add default via {subnet}.254"))?;
+        clients.push(client);
+    }
+    Ok(clients)
+}
+
+/// Backends on n1, n2 and the ingress node n3 itself are reached from `subnet`, and see `seen(node)`.
+fn served_as(lab: &Lab, subnet: &str, seen: &str) -> Result<()> {
+    let tasks = ["web.1", "web.2", "web.3"];
+    let table = web_table(&["n1", "n2", "n3"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n1");
+    let mut cluster = Cluster::start(lab, 3, table)?;
+    cluster.serve(&tasks)?;
+    let clients = beside_n3(lab, &cluster.nodes[2], subnet)?;
+    let target = |port: u16| format!("{subnet}.254:{port}");
+    wait_for("n3 to serve its new interface", PATIENCE, || {
+        let tally = peer::tcp_load(&clients[0], &target(8080), 3, 1)?;
+        ensure!(tally.ok == 3, "{tally:?}");
+        Ok(())
+    })?;
+    for client in &clients {
+        let tcp = peer::tcp_load(client, &target(8080), 30, 3)?;
+        assert_even(&tcp, &tasks, 10)?;
+        assert_peer(&tcp, seen)?;
+        let udp = peer::udp_load(client, &target(5353), 30)?;
+        assert_even(&udp, &tasks, 10)?;
+        assert_peer(&udp, seen)?;
+        for _ in tasks {
+            peer::transfer(client, &target(8080), 500_000)?;
+        }
+    }
+    // From the same port, shown as the same address: six connections on three backends, told apart by their ports.
+    let mut loops = Vec::new();
+    for port in [22041, 22042, 22043] {
+        for client in &clients {
+            loops.push(LoadLoop::from_port(lab, client, &target(8080), port)?);
+        }
+    }
+    loops.iter().try_for_each(|running| running.wait_answers(60))?;
+    for running in loops {
+        let tally = running.stop()?;
+        ensure!(tally.failed == 0, "{tally:?}");
+        assert_peer(&tally, seen)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_with_an_address_of_the_tasks_own_network_is_shown_as_the_gateway_bridge() {
+    with_and_without_offloads(|lab| served_as(lab, "10.0.1", "172.18.0.1").context("client in 10.0.1.0/24"));
+}
+
+#[test]
+fn a_client_with_an_address_of_the_gateway_bridges_subnet_is_shown_as_the_ingress_node() {
+    with_and_without_offloads(|lab| served_as(lab, "172.18.200", "192.168.77.13").context("client in 172.18.0.0/16"));
+}
