@@ -138,6 +138,8 @@ fn damage_is_repaired_and_nothing_else_touched() {
             "bridge fdb del 02:42:0a:00:01:08 dev hwx4097 dst 192.0.2.2 self",
             "bridge fdb replace 02:42:0a:00:01:08 dev hwx4097 dst 192.0.2.77 self",
             "bridge fdb append 00:00:00:00:00:00 dev hwx4097 dst 192.0.2.77 self",
+            "bridge fdb del 02:48:c0:00:02:03 dev hwx4097 dst 192.0.2.3 self",
+            "bridge fdb replace 02:48:c0:00:02:03 dev hwx4097 dst 192.0.2.77 self",
             "ip neigh del 10.0.1.8 dev hwx4097",
             "ip addr del 172.18.0.1/16 dev hw-gwbridge",
             "ip link del hw-host",

@@ -148,6 +148,8 @@ fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
         let host = n1.interfaces()?.into_iter().find(|name| name.starts_with("hwv")).context("no veth of ours")?;
         let damages = [
             (n1, "bridge fdb del 02:42:0a:00:01:03 dev hwx4097 dst 192.168.77.12".to_owned()),
+            (n1, "bridge fdb del 02:48:c0:a8:4d:0d dev hwx4096 dst 192.168.77.13".to_owned()),
+            (n1, "ip link del hwx4096".to_owned()),
             (n1, "nft delete table inet hiveway".to_owned()),
             (n1, "sysctl -qw net.ipv4.ip_forward=0".to_owned()),
             (n1, "ip link del hw-host".to_owned()),
@@ -175,6 +177,15 @@ fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
 fn healthy(n1: &Netns, user: &Netns) -> Result<()> {
     let fdb = n1.run("bridge fdb show dev hwx4097")?;
     ensure!(fdb.contains("02:42:0a:00:01:03 dst 192.168.77.12"), "FDB: {fdb}");
+    // The mesh's slow path, which no task of this node is on: the backend's task and every other node.
+    let fdb = n1.run("bridge fdb show dev hwx4096")?;
+    for entry in [
+        "02:42:0a:00:00:06 dst 192.168.77.12",
+        "02:48:c0:a8:4d:0c dst 192.168.77.12",
+        "02:48:c0:a8:4d:0d dst 192.168.77.13",
+    ] {
+        ensure!(fdb.contains(entry), "no {entry} on the ingress network: {fdb}");
+    }
     ensure!(n1.run("ip link show hwx4097")?.contains("master hwb4097"), "vxlan device is not in its bridge");
     ensure!(n1.run("nft list table inet hiveway")?.contains("masquerade"), "no masquerade");
     ensure!(user.run("ip route")?.contains("default"), "no default route");
