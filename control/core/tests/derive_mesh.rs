@@ -79,6 +79,20 @@ fn every_subnet_of_a_connected_network_counts() {
     assert!(bare.clients.is_empty(), "nothing is keyed by an interface that does not exist");
 }
 
+/// Nodes and overlays may share a range; a container would look for such a node on its overlay.
+#[test]
+fn ingress_nodes_inside_a_connected_subnet_are_not_shown() {
+    let shown = |vtep: &str| {
+        let model = table(&base_with("address: 192.168.77.12}", &format!("address: {vtep}}}")));
+        let state = maps(&model, "n1");
+        let of =
+            |length: u32| state.clients.iter().filter(move |((l, _), _)| *l == 32 + length).map(|(_, r)| r.shown_as);
+        (of(16).collect::<Vec<_>>(), of(8).collect::<Vec<_>>())
+    };
+    assert_eq!(shown("10.0.1.200"), (vec![GATEWAY], vec![GATEWAY]));
+    assert_eq!(shown("10.0.2.200"), (vec![INGRESS_NODE], vec![INGRESS_NODE]));
+}
+
 #[test]
 fn the_gateway_address_is_the_bridges_own() {
     let settings = Settings { gwbridge_subnet: "192.168.5.2/24".parse().expect("a subnet"), ..Settings::new("n1") };

@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use super::Maps;
 use crate::{
     desired::{Interface, LocalTask, Role},
-    model::{Service, Task},
+    model::{Network, Service, Task},
     settings::Settings,
     tag::tag,
     topology::Placed,
@@ -68,10 +68,16 @@ impl Maps<'_> {
     /// Clients whose address is connected inside the task's namespace, other subnets of its networks included: replies to
     /// them would not leave by the default route.
     fn clients(&mut self, placed: &Placed<'_>, gateway: &Interface, ifindex: u32) {
-        let overlays = self.topology.networks_of(placed.task).flat_map(|n| n.subnets.iter().map(|s| s.subnet));
+        let subnets = |network: &Network| network.subnets.iter().map(|s| s.subnet).collect::<Vec<_>>();
+        let overlays: Vec<Ipv4Net> = self.topology.networks_of(placed.task).flat_map(subnets).collect();
+        // Nor would replies to a node whose tunnel address lies in one of them.
+        let lost = |vtep: &Ipv4Addr| overlays.iter().any(|subnet| subnet.contains(vtep));
+        let some_lost = self.desired.vteps.iter().chain([&self.topology.vtep]).any(lost);
+        let elsewhere = if some_lost { shown_as::GATEWAY } else { shown_as::INGRESS_NODE };
         let rules = overlays
-            .map(|subnet| (subnet, shown_as::GATEWAY))
-            .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, shown_as::INGRESS_NODE)));
+            .iter()
+            .map(|subnet| (*subnet, shown_as::GATEWAY))
+            .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, elsewhere)));
         for (subnet, shown_as) in rules {
             let prefix = ClientPrefix { ifindex: ifindex.to_be_bytes(), ip: subnet.network().octets() };
             let length = PREFIX_BITS + u32::from(subnet.prefix_len());
