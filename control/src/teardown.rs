@@ -1,15 +1,18 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
 #![expect(clippy::print_stdout, reason = "stdout is this command's result")]
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use dataplane::TeardownError;
-use hiveway_core::observed::{Kind, Link};
+use hiveway_core::{
+    DEFAULT_HOST_IP,
+    observed::{Kind, Link},
+};
 
 use crate::{
     cli::exit,
     instance::Instance,
-    netlink::{Socket, Spaces, apply, observe_node},
+    netlink::{Socket, Spaces, apply, forget_connections, observe_node},
     nft,
     state_dir::StateDir,
     sysctl,
@@ -62,6 +65,9 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
         Ok(true) => report.removed("nftables table inet hiveway"),
         Ok(false) => {}
         Err(error) => report.failed(error),
+    }
+    if let Err(error) = forget_connections(DEFAULT_HOST_IP, &BTreeSet::new()) {
+        report.failed(format_args!("connections of the host link are still tracked: {error}"));
     }
     state(state_dir, &mut report);
     match (report.failures.len(), report.removed) {

@@ -124,6 +124,13 @@ impl LoadLoop {
         Self::start(lab, netns, "udp-load", target, &["--same-port", "--timeout-ms", "300"], 1)
     }
 
+    /// As [`LoadLoop::udp`], from this port, also after failures.
+    pub fn udp_from_port(lab: &Lab, netns: &Netns, target: &str, port: u16) -> Result<Self> {
+        let port = port.to_string();
+        let more = ["--same-port", "--first-port", &port, "--timeout-ms", "300"];
+        Self::start(lab, netns, "udp-load", target, &more, 1)
+    }
+
     fn start(lab: &Lab, netns: &Netns, load: &str, target: &str, more: &[&str], threads: u32) -> Result<Self> {
         let basic = [load, "--target", target, "--loop-until-stdin-closes", "--pause-ms", "3"];
         // Longer than any change of the table takes on a slow machine, and less than PATIENCE.

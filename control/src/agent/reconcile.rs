@@ -34,7 +34,7 @@ use super::{
 use crate::{
     cli::AgentArgs,
     mesh,
-    netlink::{Socket, Spaces, observe_host, observe_node},
+    netlink::{Socket, Spaces, forget_connections, observe_host, observe_node},
     nft,
     state_dir::StateDir,
     sysctl,
@@ -165,7 +165,15 @@ impl Agent {
         if round.may(&self.backoff, "firewall") {
             let done = block_in_place(|| nft::ensure(&wanted.0));
             match round.note(&mut self.backoff, "firewall", done) {
-                Some(changed) => round.changes += usize::from(changed),
+                Some(changed) => {
+                    round.changes += usize::from(changed);
+                    if changed {
+                        let keep = wanted.0.host.as_ref().map(|host| host.ports.clone()).unwrap_or_default();
+                        if let Err(error) = block_in_place(|| forget_connections(settings.host_ip, &keep)) {
+                            tracing::warn!("connections to unpublished ports are still tracked: {error}");
+                        }
+                    }
+                }
                 None => guarded = false,
             }
         }

@@ -1,6 +1,7 @@
 //! The kernel's links, over rtnetlink: observed into plain data, changed by the planner's steps.
 
 mod apply;
+mod conntrack;
 mod host;
 mod inside;
 pub mod monitor;
@@ -10,6 +11,7 @@ mod socket;
 mod spaces;
 
 pub use apply::{apply, fill};
+pub use conntrack::forget_connections;
 pub use host::observe_host;
 pub use observe::observe_node;
 pub use socket::Socket;

@@ -3,9 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for, with_and_without_offloads},
-    peer,
+    peer::{self, LoadLoop},
     table::Table,
 };
+use serde_json::json;
 
 use crate::support::{Cluster, assert_even, assert_peer, assert_refused, web_table};
 
@@ -81,8 +82,12 @@ fn big_bodies_pass_both_ways_between_a_node_and_its_published_ports() {
                     for _ in WEB {
                         peer::transfer(node, &format!("{address}:8080"), 3_000_000)
                             .with_context(|| format!("{offloads:?} from {}", node.label()))?;
-                        let echo = peer::udp_echo(node, &format!("{address}:5353"), 1400, 4)?;
-                        ensure!(echo.ok == 4, "{offloads:?}: UDP from {} to {address}: {echo:?}", node.label());
+                        // The larger ones are cut on both ways.
+                        for size in [1400, 3000, 20_000] {
+                            let echo = peer::udp_echo(node, &format!("{address}:5353"), size, 4)?;
+                            let what = || format!("{offloads:?}: {size} bytes from {} to {address}", node.label());
+                            ensure!(echo.ok == 4, "{}: {echo:?}", what());
+                        }
                     }
                 }
             }
@@ -244,5 +249,63 @@ fn settings_of_the_node_that_are_in_the_way_are_named() {
             ensure!(said("bridge-nf-call-iptables")? == want, "with {value}");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn a_socket_that_never_falls_silent_follows_its_port_when_it_is_unpublished() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        let node = cluster.nodes[2].clone();
+        let _own = peer::udp_server(lab, &node, 5353, "node")?;
+        let kept = LoadLoop::udp_from_port(lab, &node, "127.0.0.1:5353", 20_000)?;
+        cluster.change(|table| {
+            let tcp = json!([{"protocol": "tcp", "target_port": 80, "published_port": 8080}]);
+            table.item_mut("services", "web")["ports"] = tcp;
+        })?;
+        kept.wait_answers(20)?;
+        let tally = kept.stop()?;
+        ensure!(tally.names.get("node").is_some_and(|answers| *answers >= 10), "{tally:?}");
+        // The other port is still the service's.
+        let tcp = peer::tcp_load(&node, "127.0.0.1:8080", 4, 1)?;
+        assert_even(&tcp, &WEB, 2)
+    });
+}
+
+/// The same ports in host mode.
+fn host_mode() -> Table {
+    let port = |protocol: &str, published: u16, target: u16| json!({"protocol": protocol, "target_port": target, "published_port": published, "publish_mode": "host"});
+    Table::with_nodes(3)
+        .network("app", "10.0.1", 4097)
+        .service("web")
+        .vip("app", "10.0.1.2")
+        .set("services", "ports", json!([port("tcp", 8080, 80), port("udp", 5353, 53)]))
+        .task("web.1", "web", "n1", &[("app", "10.0.1.3")])
+        .task("web.2", "web", "n2", &[("app", "10.0.1.4")])
+}
+
+#[test]
+fn a_host_mode_port_answers_its_own_node_and_its_own_containers() {
+    with_and_without_offloads(|lab| {
+        let mut cluster = Cluster::start(lab, 3, host_mode())?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        let (n1, task) = (cluster.nodes[0].clone(), cluster.task("web.1").clone());
+        let clients = [(&n1, "127.0.0.1"), (&n1, "192.168.77.11"), (&task, "192.168.77.11"), (&task, "172.18.0.1")];
+        for (client, address) in clients {
+            for tally in [
+                peer::tcp_load(client, &format!("{address}:8080"), 6, 2)?,
+                peer::udp_load(client, &format!("{address}:5353"), 6)?,
+            ] {
+                assert_even(&tally, &["web.1"], 6).with_context(|| format!("{} to {address}", client.label()))?;
+                assert_peer(&tally, "192.168.77.11")?;
+            }
+        }
+        peer::transfer(&n1, "127.0.0.1:8080", 3_000_000)?;
+        // A node without a task has no such port: whatever listens there is its own.
+        assert_refused(&peer::tcp_load(&cluster.nodes[2], "127.0.0.1:8080", 2, 1)?, 2)?;
+        let _own = peer::http_server(lab, &cluster.nodes[2], 8080, "node")?;
+        assert_even(&peer::tcp_load(&cluster.nodes[2], "127.0.0.1:8080", 4, 1)?, &["node"], 4)
     });
 }
