@@ -11,7 +11,7 @@ use hiveway_core::{
     observed::{HostEnd, Observed},
     plan::{Plan, Stage, Tunnel, plan},
 };
-use support::{Netns, in_fresh_netns, run};
+use support::{Netns, in_fresh_netns, node::eventually, run};
 
 const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
 
@@ -220,7 +220,12 @@ fn a_namespace_under_the_same_name_that_is_another_one_gets_fresh_interfaces() {
         settle(&socket, &desired).await;
         // A process keeps the old namespace, and with it the old interfaces, alive.
         let mut holder = space.command("sleep").arg("60").spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        eventually("a process in the old namespace", || {
+            let namespace =
+                |path: String| std::fs::metadata(path).ok().map(|found| std::os::unix::fs::MetadataExt::ino(&found));
+            let inside = namespace(format!("/proc/{}/ns/net", holder.id()));
+            inside.is_some() && inside == namespace(format!("/run/netns/{}", space.0))
+        });
         run(&format!("ip netns del {0} && ip netns add {0}", space.0));
         settle(&socket, &desired).await;
         assert_eq!(remaining(&socket, &desired).await, Plan::default());

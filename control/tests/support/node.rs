@@ -167,11 +167,11 @@ impl Drop for Agent {
     }
 }
 
-/// Waits until something is so; ten seconds are long enough for whatever an agent does.
+/// Waits until something is so: well under a second, but a machine that is busy with other things gets its time.
 pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !so() {
-        assert!(Instant::now() < deadline, "not within 15 s: {what}");
+        assert!(Instant::now() < deadline, "not within 60 s: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
