@@ -62,8 +62,8 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
     let (src, dst, tag, peer) = (to.src, to.dst, target.tag, ingress);
     let decided = Fragmented { src, dst, tag, peer, task, port, ..Fragmented::default() };
     fragment::decided(ctx, packet, MESH_ZONE, place::BACKEND, decided)?;
-    if ingress != config.vtep && packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, packet)?;
+    if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
+        mss::clamp(ctx, config, packet, ingress == config.vtep)?;
     }
     nat::rewrite(ctx, packet, &to)?;
     deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)
@@ -183,16 +183,14 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     let back = &mut scratch.fragmented;
     let (peer, task) = (back.peer, back.task);
     let local = peer == config.vtep;
-    if !local {
-        if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-            mss::clamp(ctx, config, packet)?;
+    if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
+        mss::clamp(ctx, config, packet, local)?;
+    }
+    if !local && !encap::fits(ctx, config, packet) {
+        if packet.dont_fragment {
+            return reject::too_big(ctx, packet, config.underlay_mtu);
         }
-        if !encap::fits(ctx, config, packet) {
-            if packet.dont_fragment {
-                return reject::too_big(ctx, packet, config.underlay_mtu);
-            }
-            back.slow = 1;
-        }
+        back.slow = 1;
     }
     let slow = back.slow != 0;
     if packet.fragment == Fragment::First {

@@ -100,3 +100,38 @@ fn segment_sizes_are_clamped_wherever_the_option_stands() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_local_tasks_segments_are_clamped_to_the_underlay() -> Result<()> {
+    world(|world| {
+        for (mtu, limit) in [(1400u16, 1360u16), (1500, 1460), (9000, 8960)] {
+            world.state.config.underlay_mtu = mtu;
+            world.harness.apply(&world.state)?;
+            for (port, offered) in [(2000, limit + 1), (2001, limit), (2002, 536)] {
+                let [high, low] = offered.to_be_bytes();
+                let [clamped_high, clamped_low] = offered.min(limit).to_be_bytes();
+                let (before, after) = ([2, 4, high, low], [2, 4, clamped_high, clamped_low]);
+                world.harness.forget_connections()?;
+                world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+                let packet = from_client(&syn(CLIENT, VTEP, (port, PUBLISHED), false, &before));
+                let there = syn(CLIENT, GW1, (port, TARGET_PORT), false, &after);
+                let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..client_ip() }, &there);
+                underlay(world, "SYN", packet, Peer(world.dev.gw1))
+                    .counts(Counter::MeshFlow, out.len())
+                    .counts(Counter::MeshForward, out.len())
+                    .counts(Counter::Delivered, out.len())
+                    .becomes(out)
+                    .check(&mut world.harness)?;
+                let back = |src, sport, options: &[u8]| syn(src, CLIENT, (sport, port), true, options);
+                let sent = frame(mac(GW1), [8; 6], &ip(GW1, CLIENT), &back(GW1, TARGET_PORT, &before));
+                let out = frame(mac(GW1), [8; 6], &ip(VTEP, CLIENT), &back(VTEP, PUBLISHED, &after));
+                gateway(world, "SYN ACK", sent, Neigh(world.dev.underlay))
+                    .counts(Counter::MeshReturn, out.len())
+                    .counts(Counter::MeshReply, out.len())
+                    .becomes(out)
+                    .check(&mut world.harness)?;
+            }
+        }
+        Ok(())
+    })
+}

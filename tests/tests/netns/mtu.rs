@@ -77,6 +77,7 @@ fn finds(netns: &Netns, target: &str, mtu: u16) -> Result<()> {
 fn every_path_has_its_mtu_on_underlays_of_1400_1500_and_9000() {
     scenario(|lab| {
         let client = lab.client()?;
+        let far = lab.far_client()?;
         let mut cluster = Cluster::start(lab, 3, web())?;
         cluster.serve(&["web.1"])?;
         cluster.task("web.1").run("sysctl -qw net.ipv4.icmp_ratelimit=0")?;
@@ -89,6 +90,11 @@ fn every_path_has_its_mtu_on_underlays_of_1400_1500_and_9000() {
                 between_containers(&cluster, mtu - 50)
                     .and_then(|()| through_the_mesh(&cluster, &client, mtu - 50))
                     .with_context(|| format!("underlay MTU {mtu}, offloads {offloads:?}"))?;
+                // Behind a router this client keeps its 1500 bytes, whatever the nodes' cables take.
+                for node in ["192.168.77.13", "192.168.77.12"] {
+                    peer::transfer(&far, &format!("{node}:8080"), 2_000_000)
+                        .with_context(|| format!("far client, underlay MTU {mtu}, offloads {offloads:?}"))?;
+                }
             }
         }
         Ok(())
