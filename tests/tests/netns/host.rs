@@ -54,7 +54,7 @@ fn a_node_reaches_published_ports_at_every_address_with_its_tunnel_address() {
 
 #[test]
 fn a_floating_address_answers_its_own_node_at_once() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let mut cluster = Cluster::start(lab, 3, web())?;
         cluster.serve(&WEB)?;
         let node = &cluster.nodes[2];
@@ -136,7 +136,7 @@ fn adopted(lab: &Lab) -> Result<Cluster<'_>> {
 
 #[test]
 fn an_adopted_gateway_bridge_and_its_masquerade_are_no_obstacle() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let far = lab.far_client()?;
         let mut cluster = adopted(lab)?;
         strict(&cluster)?;
@@ -156,7 +156,7 @@ fn an_adopted_gateway_bridge_and_its_masquerade_are_no_obstacle() {
 
 #[test]
 fn sockets_of_the_node_on_a_published_port_get_their_own_answers() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let (far, near) = (lab.far_client()?, lab.client()?);
         let mut cluster = Cluster::start(lab, 3, web())?;
         cluster.serve(&WEB)?;
@@ -287,7 +287,7 @@ fn host_mode() -> Table {
 
 #[test]
 fn a_host_mode_port_answers_its_own_node_and_its_own_containers() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let mut cluster = Cluster::start(lab, 3, host_mode())?;
         strict(&cluster)?;
         cluster.serve(&WEB)?;
