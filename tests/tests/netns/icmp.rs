@@ -2,8 +2,7 @@
 
 use anyhow::{Result, ensure};
 use hiveway_tests::{
-    lab::{Lab, Netns, with_and_without_offloads},
-    peer,
+    lab::{Lab, Netns, Offloads, scenario},
     table::Table,
 };
 
@@ -45,52 +44,65 @@ fn start(lab: &Lab, table: Table) -> Result<Cluster<'_>> {
 
 /// Connected sockets take an error only from the address they are connected to.
 fn refused(client: &Netns, target: &str) -> Result<()> {
-    let tally = peer::udp_load(client, target, 6)?;
-    ensure!(
-        tally.failed == 6 && tally.errors.keys().all(|why| why.contains("refused")),
-        "{} to {target}: {tally:?}",
-        client.label()
-    );
+    // More than once, so that each backend has its turn.
+    for _ in 0..4 {
+        let socket = connected(client, target)?;
+        socket.send(b"anybody?")?;
+        let answer = socket.recv(&mut [0; 64]);
+        let refused = matches!(&answer, Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED));
+        ensure!(refused, "{} to {target}: {answer:?}", client.label());
+    }
     Ok(())
 }
 
 #[test]
 fn a_closed_udp_port_behind_a_vip_is_reported_at_once() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let cluster = start(lab, web())?;
-        // web.1 is beside it, web.2 on another node; web.1 is its own backend every other time.
-        refused(cluster.task("user.1"), "10.0.1.2:9")?;
-        refused(cluster.task("web.1"), "10.0.1.2:9")
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            // web.1 is beside it, web.2 on another node; web.1 is its own backend every other time.
+            refused(cluster.task("user.1"), "10.0.1.2:9")?;
+            refused(cluster.task("web.1"), "10.0.1.2:9")?;
+        }
+        Ok(())
     });
 }
 
 #[test]
 fn a_closed_udp_port_behind_a_published_port_is_reported_at_once() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let clients = [lab.client()?, lab.far_client()?];
         let cluster = start(lab, web())?;
-        for node in ["192.168.77.11", "192.168.77.12", "192.168.77.13"] {
-            for client in &clients {
-                refused(client, &format!("{node}:{}", CLOSED.start))?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            for node in ["192.168.77.11", "192.168.77.12", "192.168.77.13"] {
+                for client in &clients {
+                    refused(client, &format!("{node}:{}", CLOSED.start))?;
+                }
             }
+            // A node, and a container behind masquerade, are clients as well.
+            refused(&cluster.nodes[2], &format!("192.168.77.11:{}", CLOSED.start))?;
+            refused(cluster.task("user.1"), &format!("192.168.77.12:{}", CLOSED.start))?;
         }
-        // A node, and a container behind masquerade, are clients as well.
-        refused(&cluster.nodes[2], &format!("192.168.77.11:{}", CLOSED.start))?;
-        refused(cluster.task("user.1"), &format!("192.168.77.12:{}", CLOSED.start))
+        Ok(())
     });
 }
 
 #[test]
 fn a_server_learns_that_its_client_is_gone() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let (near, far) = (lab.client()?, lab.far_client()?);
         let cluster = start(lab, web())?;
-        for (client, target) in
-            [(cluster.task("user.1"), "10.0.1.2:7777"), (&near, "192.168.77.13:7000"), (&far, "192.168.77.12:7000")]
-        {
-            // Twice: once for each backend.
-            for _ in 0..2 {
-                gone(&cluster, client, target)?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            for (client, target) in
+                [(cluster.task("user.1"), "10.0.1.2:7777"), (&near, "192.168.77.13:7000"), (&far, "192.168.77.12:7000")]
+            {
+                // Twice: once for each backend.
+                for _ in 0..2 {
+                    gone(&cluster, client, target)?;
+                }
             }
         }
         Ok(())
@@ -125,16 +137,19 @@ fn asked(cluster: &Cluster<'_>, client: &Netns, target: &str) -> Result<std::net
 
 #[test]
 fn a_server_learns_that_its_answers_live_too_short() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let far = lab.far_client()?;
         let cluster = start(lab, web())?;
-        for node in ["192.168.77.13:7000", "192.168.77.11:7000"] {
-            for _ in 0..2 {
-                let server = asked(&cluster, &far, node)?;
-                set_ip(&server, libc::IP_RECVERR, 1)?;
-                // It reaches the router between client and nodes.
-                server.set_ttl(1)?;
-                send_until_error(&server, b"short-lived", libc::EHOSTUNREACH)?;
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            for node in ["192.168.77.13:7000", "192.168.77.11:7000"] {
+                for _ in 0..2 {
+                    let server = asked(&cluster, &far, node)?;
+                    set_ip(&server, libc::IP_RECVERR, 1)?;
+                    // It reaches the router between client and nodes.
+                    server.set_ttl(1)?;
+                    send_until_error(&server, b"short-lived", libc::EHOSTUNREACH)?;
+                }
             }
         }
         Ok(())
@@ -151,12 +166,12 @@ fn trace(netns: &Netns, how: &str, target: &str, hops: &[&str]) -> Result<()> {
 
 #[test]
 fn traceroute_shows_the_way_to_vips_and_published_ports() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let far = lab.far_client()?;
         let mut cluster = start(lab, web())?;
         cluster.serve(&["web.1", "web.2"])?;
-        // Twice each: both backends have their turn.
-        for _ in 0..2 {
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
             for how in ["", "-T -p 80", "-I", "-U -p 53", "-U -p 9"] {
                 trace(cluster.task("user.1"), how, "10.0.1.2", &["10.0.1.2"])?;
                 trace(cluster.task("user.1"), how, "10.0.1.4", &["10.0.1.4"])?;
@@ -173,18 +188,22 @@ fn traceroute_shows_the_way_to_vips_and_published_ports() {
 
 #[test]
 fn tracepath_finds_the_tunnels_mtu() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let far = lab.far_client()?;
         let cluster = start(lab, web())?;
-        let reached = |netns: &Netns, target: &str, resume: &str| -> Result<()> {
-            let text = netns.run(&format!("tracepath -n -m 5 {target}"))?;
-            ensure!(text.contains(&format!("{target} ")) && text.contains("reached"), "{}: {text}", netns.label());
-            ensure!(text.contains(resume), "{} to {target}: {text}", netns.label());
-            Ok(())
-        };
-        reached(cluster.task("user.1"), "10.0.1.2", "pmtu 1450 hops 1 back 1")?;
-        reached(cluster.task("user.1"), "10.0.1.4", "pmtu 1450 hops 1 back 1")?;
-        // n3 has no task: all its clients' packets go through the tunnel.
-        reached(&far, "192.168.77.13", "pmtu 1450 hops 2 back 2")
+        for offloads in Offloads::BOTH {
+            lab.set_offloads(offloads)?;
+            let reached = |netns: &Netns, target: &str, resume: &str| -> Result<()> {
+                let text = netns.run(&format!("tracepath -n -m 5 {target}"))?;
+                ensure!(text.contains(&format!("{target} ")) && text.contains("reached"), "{}: {text}", netns.label());
+                ensure!(text.contains(resume), "{} to {target}: {text}", netns.label());
+                Ok(())
+            };
+            reached(cluster.task("user.1"), "10.0.1.2", "pmtu 1450 hops 1 back 1")?;
+            reached(cluster.task("user.1"), "10.0.1.4", "pmtu 1450 hops 1 back 1")?;
+            // n3 has no task: all its clients' packets go through the tunnel.
+            reached(&far, "192.168.77.13", "pmtu 1450 hops 2 back 2")?;
+        }
+        Ok(())
     });
 }
