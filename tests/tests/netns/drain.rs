@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
-    lab::{Netns, PATIENCE, wait_for, with_and_without_offloads},
+    lab::{Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     load::Tally,
     peer::{self, LoadLoop},
     table::Table,
@@ -144,7 +144,7 @@ fn a_task_with_the_addresses_of_another_one_never_gets_its_flows() {
 
 #[test]
 fn a_service_without_a_vip_is_reached_task_by_task() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let table = web().service("raw").set("services", "endpoint_mode", serde_json::json!("dnsrr"));
         let table = table.task("raw.1", "raw", "n1", &[("app", "10.0.1.20")]);
         let table = table.task("raw.2", "raw", "n2", &[("app", "10.0.1.21")]);
@@ -167,7 +167,7 @@ fn a_service_without_a_vip_is_reached_task_by_task() {
 
 #[test]
 fn two_services_publish_one_port_number_on_tcp_and_udp() {
-    with_and_without_offloads(|lab| {
+    scenario(|lab| {
         let client = lab.client()?;
         let table = web_table(&["n1"], &[("tcp", 5300, 80)], "n1").service("dns").vip("ingress", "10.0.0.20");
         let table = table.publish("udp", 5300, 53).task("dns.1", "dns", "n2", &[("ingress", "10.0.0.21")]);
