@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params},
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
+    },
     helpers::generated::bpf_fib_lookup,
     programs::TcContext,
 };
@@ -32,6 +34,9 @@ pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Verdict {
     // Without a neighbour entry the interface is known all the same; the kernel resolves the rest.
     if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
         Ok(Action::Neigh(params.ifindex))
+    } else if result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
+        // Nobody would fragment it between here and the interface.
+        Err(DropReason::MtuExceeded)
     } else {
         Err(DropReason::NoRoute)
     }

@@ -15,7 +15,7 @@ use dataplane_common::{
     addr::Ip4,
     counter::Counter,
     drop_reason::DropReason,
-    headers::{ENCAP_LEN, ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, tcpflag},
+    headers::{ENCAP_LEN, ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
@@ -51,6 +51,10 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Ve
         ipproto::TCP if packet.flags & tcpflag::RST == 0 => None,
         ipproto::UDP => Some(PORT),
         ipproto::ICMP if packet.flags == ICMP_ECHO_REQUEST => Some(HOST),
+        ipproto::TCP | ipproto::ICMP => return Err(reason),
+        ipproto::SCTP if packet.flags == sctpchunk::ABORT => return Err(reason),
+        // SCTP and protocols that we do not know: enough of them to quote must be there.
+        _ if usize::from(packet.total_len) >= packet.l4 - packet.net + QUOTED => Some(HOST),
         _ => return Err(reason),
     };
     // The packet's own length counts, not the answer's.

@@ -45,6 +45,11 @@ pub fn udp_server(lab: &Lab, netns: &Netns, port: u16, name: &str) -> Result<Pro
     server(lab, netns, &["udp-echo", "--port", &port.to_string(), "--name", name])
 }
 
+/// As [`udp_server`], but its answers go without DF and may be fragmented on their way.
+pub fn fragmentable_udp_server(lab: &Lab, netns: &Netns, port: u16, name: &str) -> Result<Process> {
+    server(lab, netns, &["udp-echo", "--port", &port.to_string(), "--name", name, "--fragmentable"])
+}
+
 /// `count` TCP connections with one request each, `concurrency` at a time, from ports that no load has used before:
 /// each is a new flow.
 pub fn tcp_load(netns: &Netns, target: &str, count: u32, concurrency: u32) -> Result<Tally> {
@@ -87,6 +92,12 @@ pub fn udp_from_port(netns: &Netns, target: &str, port: u16, count: u32, connect
 pub fn udp_echo(netns: &Netns, target: &str, size: u32, count: u32) -> Result<Tally> {
     let (size, count) = (size.to_string(), count.to_string());
     run(netns, &["udp-load", "--target", target, "--count", &count, "--size", &size])
+}
+
+/// As [`udp_echo`], but the requests go without DF and may be fragmented on their way.
+pub fn udp_echo_fragmentable(netns: &Netns, target: &str, size: u32, count: u32) -> Result<Tally> {
+    let (size, count) = (size.to_string(), count.to_string());
+    run(netns, &["udp-load", "--target", target, "--count", &count, "--size", &size, "--fragmentable"])
 }
 
 /// `segments` UDP datagrams of `size` bytes sent with one call and cut on the way (UDP_SEGMENT), as QUIC does.

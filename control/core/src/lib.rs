@@ -30,5 +30,5 @@ pub use desired::{Desired, GatewayAddresses, LeftOut};
 pub use model::Model;
 pub use problem::{Problem, Severity};
 pub use roles::TaskRole;
-pub use settings::{DEFAULT_HOST_IP, DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT, Facts, Settings};
+pub use settings::{DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT, Facts, Settings};
 pub use tag::tag;

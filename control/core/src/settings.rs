@@ -30,11 +30,17 @@ pub struct Settings {
     /// The gateway bridge's subnet. With host bits set, those are the bridge's own address (as on an adopted bridge);
     /// without, the bridge has the first address.
     pub gwbridge_subnet: Ipv4Net,
+    /// MTU of the containers' interfaces on the gateway bridge: 1500 as Docker's, or the underlay's if that is less. A mesh
+    /// reply leaves its ingress node as the container has sent it; nobody fragments it there.
+    pub gateway_mtu: u32,
     /// `--mesh-allow`; `None`: published ports are open to all.
     pub mesh_allow: Option<AllowList>,
     /// See [`DEFAULT_HOST_IP`].
     pub host_ip: Ipv4Addr,
 }
+
+/// [`Settings::gateway_mtu`] on an underlay that carries it.
+pub const DEFAULT_GATEWAY_MTU: u32 = 1500;
 
 impl Settings {
     /// The contract's defaults for `node`.
@@ -46,6 +52,7 @@ impl Settings {
             mesh_vni: DEFAULT_MESH_VNI,
             gwbridge: "hw-gwbridge".into(),
             gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
+            gateway_mtu: DEFAULT_GATEWAY_MTU,
             mesh_allow: None,
             host_ip: DEFAULT_HOST_IP,
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use hiveway_core::{
-    DEFAULT_HOST_IP, Facts, Settings,
+    DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
     observed::{Kind, Link},
     plan::DEFAULT_GATEWAY_BRIDGE,
 };
@@ -59,6 +59,9 @@ pub(super) fn settings(
         mesh_vni: args.mesh_vni,
         gwbridge: gateway.name.clone(),
         gwbridge_subnet: subnet,
+        gateway_mtu: links
+            .get(&args.underlay)
+            .map_or(DEFAULT_GATEWAY_MTU, |underlay| underlay.mtu.min(DEFAULT_GATEWAY_MTU)),
         mesh_allow: args.mesh_allow(),
         host_ip: DEFAULT_HOST_IP,
     })

@@ -16,7 +16,7 @@ use dataplane_common::{
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
     fragment::{FragmentKey, Fragmented},
-    mark,
+    group, mark,
     service::SetWord,
     state::{MapState, SetKey},
 };
@@ -30,6 +30,7 @@ use crate::{
     Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
     apply::ApplyError,
     attach::side,
+    clock,
     clock::monotonic_now,
     load::{self, Maps},
     pod::{Plain, Raw},
@@ -73,9 +74,9 @@ pub enum HarnessError {
     /// A map could not be read.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// The map of fragments, which has no name outside the programs, could not be read or written.
-    #[error("map FRAGS: {0}")]
-    Fragments(#[from] MapError),
+    /// A map that has no name outside the programs could not be read or written.
+    #[error("a map of the programs' own: {0}")]
+    Unnamed(#[from] MapError),
 }
 
 /// A run could not be made.
@@ -293,6 +294,14 @@ impl Harness {
             map.insert(key, Raw(Fragmented { seen, ..entry }), 0)?;
         }
         Ok(())
+    }
+
+    /// Takes all tokens out of an interface's bucket for group frames, and those of the next minute.
+    pub fn drain_group_rate(&mut self, ifindex: u32) -> Result<(), HarnessError> {
+        let map = self.ebpf.map_mut("GROUP_RATE").ok_or(MapError::KeyNotFound)?;
+        let mut map: HashMap<_, u32, u64> = map.try_into()?;
+        let full_at = clock::monotonic_now() + group::BURST_NS + 60_000_000_000;
+        Ok(map.insert(ifindex, full_at, 0)?)
     }
 
     /// Forgets all connections.

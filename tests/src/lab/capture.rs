@@ -58,6 +58,11 @@ impl Capture {
         })
     }
 
+    /// How many packets have been captured so far.
+    pub fn packets(&mut self) -> Result<u64> {
+        Ok(self.report()?.captured)
+    }
+
     /// Ends the capture and returns the file, with every packet that has passed the interface by now.
     pub fn stop(mut self) -> Result<PathBuf> {
         self.drain()?;

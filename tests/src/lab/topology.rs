@@ -38,6 +38,7 @@ pub struct Lab {
     agents: Mutex<Vec<Arc<Agent>>>,
     offloads: Mutex<Offloads>,
     counter: AtomicU32,
+    underlay_mtu: AtomicU32,
     _serial: MutexGuard<'static, ()>,
 }
 
@@ -65,6 +66,7 @@ impl Lab {
             agents: Mutex::default(),
             offloads: Mutex::new(Offloads::On),
             counter: AtomicU32::new(0),
+            underlay_mtu: AtomicU32::new(1500),
             _serial: serial,
         })
     }
@@ -89,11 +91,19 @@ impl Lab {
         format!("{what}-{}", self.counter.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The MTU of nodes and clients beside them that are made from now on; 1500 unless set.
+    pub fn set_underlay_mtu(&self, mtu: u32) {
+        self.underlay_mtu.store(mtu, Ordering::Relaxed);
+    }
+
     /// A node: `eth0` with 192.168.77.`host`/24 on the switch, default route .1.
     pub fn node(&self, label: &str, host: u8) -> Result<Netns> {
         let netns = self.namespace(label)?;
         let (name, switch) = (netns.name(), self.switch.name());
-        self.switch.run(&format!("ip link add eth0 netns {name} type veth peer name {label} netns {switch}"))?;
+        let mtu = self.underlay_mtu.load(Ordering::Relaxed);
+        self.switch.run(&format!(
+            "ip link add eth0 mtu {mtu} netns {name} type veth peer name {label} mtu {mtu} netns {switch}"
+        ))?;
         self.switch.run(&format!("ip link set {label} master br0 up"))?;
         netns.run(&format!("ip addr add 192.168.77.{host}/24 dev eth0"))?;
         netns.run("ip link set eth0 up")?;

@@ -11,9 +11,6 @@ use crate::{
     topology::Topology,
 };
 
-/// MTU on the gateway bridge.
-const GATEWAY_MTU: u32 = 1500;
-
 /// All tasks that get networking on this node, by id.
 pub(super) fn local(topology: &Topology<'_>, settings: &Settings, addresses: &GatewayAddresses) -> Vec<LocalTask> {
     let local = topology.endpoints.values().filter(|p| p.local);
@@ -52,7 +49,7 @@ fn interfaces(
             bridge: settings.gwbridge.clone(),
             address: Ipv4Net::new_assert(address.ip, bridge.prefix_len()),
             mac: address.mac,
-            mtu: GATEWAY_MTU,
+            mtu: settings.gateway_mtu,
             routes: vec![(Ipv4Net::default(), bridge.addr())],
             role: Role::Gateway,
         });

@@ -40,6 +40,9 @@ enum Command {
         port: u16,
         #[arg(long)]
         name: String,
+        /// Answers may be fragmented by the network (no DF).
+        #[arg(long)]
+        fragmentable: bool,
     },
     /// TCP connections with a request each.
     TcpLoad(tcp_load::Options),
@@ -62,7 +65,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Http { port, name } => http::serve(port, &name),
-        Command::UdpEcho { port, name } => udp::serve(port, &name),
+        Command::UdpEcho { port, name, fragmentable } => udp::serve(port, &name, fragmentable),
         Command::TcpLoad(options) => report(&tcp_load::run(&options)),
         Command::UdpLoad(options) => report(&udp::run(&options)),
         Command::Flood(options) => flood::run(&options),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// With --size: send that many datagrams with one call and have the kernel or the card cut them (UDP_SEGMENT).
     #[arg(long, default_value_t = 1)]
     segments: usize,
+    /// Let the network fragment what is too long (no DF), as if path MTU discovery were unknown.
+    #[arg(long)]
+    fragmentable: bool,
     /// An answer may take this long.
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
@@ -47,8 +51,11 @@ pub(crate) struct Options {
     pause_ms: u64,
 }
 
-pub(crate) fn serve(port: u16, name: &str) -> Result<()> {
+pub(crate) fn serve(port: u16, name: &str, fragmentable: bool) -> Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", port)).with_context(|| format!("cannot listen on port {port}"))?;
+    if fragmentable {
+        never_set_df(&socket)?;
+    }
     eprintln!("listening on {port}/udp as {name}");
     let mut buffer = vec![0; 65536];
     loop {
@@ -104,6 +111,9 @@ fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result
         None => {
             let socket = UdpSocket::bind(("0.0.0.0", port)).context("bind")?;
             socket.set_read_timeout(Some(Duration::from_millis(options.timeout_ms)))?;
+            if options.fragmentable {
+                never_set_df(&socket)?;
+            }
             // Connected: an answer from another address is no answer.
             if !options.unconnected {
                 socket.connect(options.target).context("connect")?;
@@ -123,6 +133,23 @@ fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result
         *kept = Some(socket);
     }
     Ok(answer)
+}
+
+/// IP_PMTUDISC_DONT of `ip(7)`: packets leave without DF, whatever their size.
+fn never_set_df(socket: &UdpSocket) -> Result<()> {
+    let value = libc::IP_PMTUDISC_DONT;
+    // SAFETY: the option takes an int; the descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    ensure!(result == 0, "IP_MTU_DISCOVER: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 fn who(socket: &UdpSocket) -> Result<String> {

@@ -1,0 +1,232 @@
+//! Golden packets of SCTP (RFC 9260) and of protocols without ports, through VIPs and the routing mesh: addresses and the
+//! IP header's checksum change, everything behind it stays.
+
+mod support;
+
+use anyhow::Result;
+use dataplane::{
+    Program,
+    testing::Decision::{self, Drop, Neigh, Pass, Peer, Refuse},
+};
+use dataplane_common::{
+    addr::VIRTUAL_MAC,
+    counter::Counter,
+    drop_reason::DropReason,
+    flow::flag,
+    mesh::{Target, TargetKey},
+};
+use support::{
+    golden::{Golden, golden},
+    mesh::*,
+    packets::{Ip, Ip4, L4, frame, ip, vxlan},
+    world::*,
+};
+
+const SCTP: u8 = 132;
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+const STALE: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
+/// Chunk types.
+const DATA: u8 = 0;
+const INIT: u8 = 1;
+const ABORT: u8 = 6;
+const SHUTDOWN_COMPLETE: u8 = 14;
+
+/// CRC32c (RFC 9260 appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
+}
+
+/// A packet with one chunk and a checksum that is right.
+fn sctp(sport: u16, dport: u16, chunk: u8) -> L4 {
+    let mut payload =
+        [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &[0; 8], &[chunk, 0, 0, 20], &[0x11; 16]].concat();
+    let crc = crc32c(&payload).to_le_bytes();
+    payload[8..12].copy_from_slice(&crc);
+    L4::Raw { proto: SCTP, payload }
+}
+
+#[test]
+fn the_checksum_is_the_standards() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+}
+
+fn case(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {
+    golden(what, Program::FromContainer, world.dev.veth1, packet, decision)
+}
+
+fn sent(to: Ip4, l4: &L4) -> Vec<u8> {
+    frame(mac(LOCAL1.ip), STALE, &ip(LOCAL1.ip, to), l4)
+}
+
+/// LOCAL1's packet to the VIP comes out towards `task`, with the same bytes behind the IP header.
+fn goes_to(world: &mut World, what: &'static str, task: &Task, l4: &L4, new: bool) -> Result<()> {
+    let asked = sent(VIP, l4);
+    let inner = frame(mac(LOCAL1.ip), mac(task.ip), &ip(LOCAL1.ip, task.ip), l4);
+    assert_eq!(asked[34..], inner[34..]);
+    let len = asked.len();
+    let here = task.vtep == VTEP;
+    let mut case = case(world, what, asked, if here { Peer(world.dev.veth2) } else { Neigh(world.dev.underlay) });
+    if new {
+        case = case.counts(Counter::VipFlow, len);
+    }
+    if here {
+        return case.counts(Counter::Delivered, len).becomes(inner).check(&mut world.harness);
+    }
+    let (outer, l4) = vxlan(VTEP, task.vtep, 0, APP, &inner);
+    case.counts(Counter::Encapsulated, len + 50)
+        .becomes(frame([0; 6], [0; 6], &outer, &l4))
+        .check_tunnelled(&mut world.harness)
+        .map(|_| ())
+}
+
+/// The backend's packet gets the VIP as its source on its way to LOCAL1.
+fn comes_back(world: &mut World, what: &'static str, task: &Task, l4: &L4) -> Result<()> {
+    let answer = frame(mac(task.ip), mac(LOCAL1.ip), &ip(task.ip, LOCAL1.ip), l4);
+    let out = frame(mac(task.ip), mac(LOCAL1.ip), &ip(VIP, LOCAL1.ip), l4);
+    let len = answer.len();
+    golden(what, Program::FromContainer, world.dev.veth2, answer, Peer(world.dev.veth1))
+        .counts(Counter::Delivered, len)
+        .becomes(out)
+        .check(&mut world.harness)
+}
+
+#[test]
+fn an_association_with_a_vip() -> Result<()> {
+    world(|world| {
+        world.harness.set_cursor(&vip_set(VIP), 0)?;
+        goes_to(world, "INIT", &LOCAL2, &sctp(3000, 80, INIT), true)?;
+        comes_back(world, "INIT ACK", &LOCAL2, &sctp(80, 3000, 2))?;
+        goes_to(world, "another INIT", &REMOTE1, &sctp(3001, 80, INIT), true)?;
+        let len = sent(VIP, &sctp(3000, 80, 10)).len();
+        case(world, "COOKIE ECHO", sent(VIP, &sctp(3000, 80, 10)), Peer(world.dev.veth2))
+            .counts(Counter::FlowPromoted, len)
+            .counts(Counter::Delivered, len)
+            .becomes(frame(mac(LOCAL1.ip), mac(LOCAL2.ip), &ip(LOCAL1.ip, LOCAL2.ip), &sctp(3000, 80, 10)))
+            .check(&mut world.harness)?;
+        goes_to(world, "DATA", &LOCAL2, &sctp(3000, 80, DATA), false)?;
+        comes_back(world, "DATA back", &LOCAL2, &sctp(80, 3000, DATA))?;
+        goes_to(world, "SHUTDOWN COMPLETE", &LOCAL2, &sctp(3000, 80, SHUTDOWN_COMPLETE), false)?;
+        let ended = |world: &World, bit| -> Result<usize> {
+            Ok(world.harness.flows()?.values().filter(|flow| flow.flags & bit != 0).count())
+        };
+        assert_eq!((ended(world, flag::FIN)?, ended(world, flag::RST)?), (1, 0));
+        // After the end the port may be used again, and the next backend serves.
+        goes_to(world, "INIT again", &REMOTE2, &sctp(3000, 80, INIT), true)?;
+        goes_to(world, "ABORT", &REMOTE2, &sctp(3000, 80, ABORT), false)?;
+        assert_eq!(ended(world, flag::RST)?, 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn only_init_opens_an_association() -> Result<()> {
+    world(|world| {
+        for chunk in [DATA, 2, 10, SHUTDOWN_COMPLETE] {
+            let outcome = case(world, "no INIT", sent(VIP, &sctp(3000, 80, chunk)), Pass).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Refuse(DropReason::NoFlow)), "chunk {chunk}");
+        }
+        case(world, "an end is not answered", sent(VIP, &sctp(3000, 80, ABORT)), Drop(DropReason::NoFlow))
+            .check(&mut world.harness)?;
+        assert_eq!(world.harness.flows()?.len(), 0);
+        // Without room for a chunk it is no SCTP.
+        let short = L4::Raw { proto: SCTP, payload: vec![0; 15] };
+        case(world, "cut off", sent(VIP, &short), Drop(DropReason::Truncated)).check(&mut world.harness)
+    })
+}
+
+#[test]
+fn a_collision_is_no_reason_to_change_a_port() -> Result<()> {
+    world(|world| {
+        // Two VIPs lead to one backend.
+        let only = world.state.sets[&vip_set(SELF_VIP)].clone();
+        assert_eq!(only[0].ip, LOCAL1.ip);
+        let backends = world.state.sets[&vip_set(VIP)][..1].to_vec();
+        world.state.sets.insert(vip_set(VIP), backends.clone());
+        world.state.sets.insert(vip_set(SELF_VIP), backends);
+        world.harness.apply(&world.state)?;
+        goes_to(world, "the first", &LOCAL2, &sctp(3000, 80, INIT), true)?;
+        case(world, "the second", sent(SELF_VIP, &sctp(3000, 80, INIT)), Drop(DropReason::FlowCollision))
+            .check(&mut world.harness)?;
+        goes_to(world, "the first goes on", &LOCAL2, &sctp(3000, 80, INIT), false)
+    })
+}
+
+#[test]
+fn protocols_without_ports_are_balanced_by_addresses() -> Result<()> {
+    world(|world| {
+        for (number, proto) in [GRE, ESP].into_iter().enumerate() {
+            world.harness.set_cursor(&vip_set(VIP), 0)?;
+            let l4 = L4::Raw { proto, payload: (0..40 + number as u8).collect() };
+            goes_to(world, "the first packet", &LOCAL2, &l4, true)?;
+            goes_to(world, "the second", &LOCAL2, &l4, false)?;
+            comes_back(world, "the answer", &LOCAL2, &l4)?;
+        }
+        let nobody = L4::Raw { proto: GRE, payload: vec![1; 40] };
+        let outcome = case(world, "nobody serves", sent(EMPTY_VIP, &nobody), Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Refuse(DropReason::NoBackend)));
+        Ok(())
+    })
+}
+
+/// Publishes a port of LOCAL1's and REMOTE1's for SCTP.
+fn publish(world: &mut World, target: u16) -> Result<()> {
+    let backends = world.state.sets[&port_set(17, PUBLISHED)][..2].to_vec();
+    world.state.sets.insert(port_set(SCTP, PUBLISHED), backends);
+    let key = |proto| TargetKey { ip: LOCAL1.ingress, port: PUBLISHED.to_be_bytes(), proto, _pad: 0 };
+    let to = Target { port: target.to_be_bytes(), ..world.state.targets[&key(17)] };
+    world.state.targets.insert(key(SCTP), to);
+    let changes = world.harness.apply(&world.state)?;
+    assert_eq!(changes.failures, []);
+    Ok(world.harness.set_cursor(&port_set(SCTP, PUBLISHED), 1)?)
+}
+
+#[test]
+fn an_association_through_the_mesh() -> Result<()> {
+    world(|world| {
+        publish(world, PUBLISHED)?;
+        let dev = world.dev;
+        for chunk in [DATA, ABORT] {
+            let packet = from_client(&sctp(CLIENT_PORT, PUBLISHED, chunk));
+            underlay(world, "no INIT: the stack's", packet, Pass).check(&mut world.harness)?;
+        }
+        // This node as ingress node.
+        given_to(world, "INIT", &REMOTE1, &sctp(CLIENT_PORT, PUBLISHED, INIT), true)?;
+        given_to(world, "DATA", &REMOTE1, &sctp(CLIENT_PORT, PUBLISHED, DATA), false)?;
+        let (back, l4) = (ip(VTEP, CLIENT), sctp(PUBLISHED, CLIENT_PORT, 2));
+        let out = frame(ROUTER_MAC, NODE_MAC, &back, &l4);
+        underlay(world, "INIT ACK", returning(PEER, &REMOTE1, &back, &l4), Neigh(dev.underlay))
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)?;
+        // As backend's node.
+        let init = sctp(CLIENT_PORT, PUBLISHED, INIT);
+        let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { ttl: 57, ..ip(CLIENT, GW1) }, &init);
+        underlay(world, "INIT", arriving(PEER, &LOCAL1, &Ip { ttl: 57, ..ip(CLIENT, PEER) }, &init), Peer(dev.gw1))
+            .counts(Counter::Delivered, out.len())
+            .becomes(out)
+            .check(&mut world.harness)?;
+        let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &l4);
+        let len = answer.len();
+        let out = mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &ip(PEER, CLIENT), &l4);
+        gateway(world, "INIT ACK", answer, Neigh(dev.underlay))
+            .counts(Counter::MeshReturn, len)
+            .counts(Counter::Encapsulated, len + 50)
+            .becomes(out)
+            .check_tunnelled(&mut world.harness)
+            .map(|_| ())
+    })
+}
+
+#[test]
+fn a_target_port_of_its_own_cannot_be_had() -> Result<()> {
+    world(|world| {
+        publish(world, TARGET_PORT)?;
+        let packet = arriving(PEER, &LOCAL1, &ip(CLIENT, PEER), &sctp(CLIENT_PORT, PUBLISHED, INIT));
+        let outcome = underlay(world, "another port", packet, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Drop(DropReason::MeshNoTarget)));
+        Ok(())
+    })
+}
