@@ -7,6 +7,10 @@
 #![no_main]
 // One instruction (fetch-and-add) that the target's core library does not offer; see `service`.
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "keys and values in scratch memory are passed by address; by value they would be copied onto the stack"
+)]
 #![expect(missing_docs, unreachable_pub, reason = "the classifier macro generates the exported symbols without docs")]
 
 mod affinity;

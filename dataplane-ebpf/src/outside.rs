@@ -66,9 +66,9 @@ fn own(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
         return Ok(Action::Pass);
     }
     // SAFETY: entries are replaced as a whole by the agent.
-    if unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.sport }) }.is_some()
-        && unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()
-    {
+    let published = unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.sport }) }.is_some();
+    // SAFETY: as above.
+    if published && unsafe { NODE_ADDRESSES.get(packet.src) }.is_some() {
         note(ctx, packet);
     }
     Ok(Action::Pass)
