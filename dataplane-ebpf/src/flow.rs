@@ -346,12 +346,21 @@ pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
     }
 }
 
-/// Forgets a connection by its forward key and entry.
+/// Forgets a connection by its forward key and entry. Where it has ended, its backend may keep it in TIME-WAIT: then the
+/// reply entry stays and holds its key, until `outlived` or the sweep finds it old enough.
 #[inline(never)]
 pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
     let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
-    let _ = FLOWS.remove(reply_key);
-    let _ = FLOWS_PENDING.remove(reply_key);
+    if forward_key.proto == ipproto::TCP && closed(forward) {
+        if let Some(reply) = get(&reply_key)
+            && answers(reply, forward_key)
+        {
+            reply.flags |= flag::RST;
+        }
+    } else {
+        let _ = FLOWS.remove(reply_key);
+        let _ = FLOWS_PENDING.remove(reply_key);
+    }
     let _ = FLOWS.remove(forward_key);
     let _ = FLOWS_PENDING.remove(forward_key);
 }

@@ -246,3 +246,38 @@ fn two_published_ports_of_one_target_are_not_crossed() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_client_that_begins_anew_with_another_task_does_not_disturb_the_formers_time_wait() -> Result<()> {
+    world(|world| {
+        world.state.vteps.insert(THIRD, Vtep { hiveway: 1, ..Vtep::default() });
+        world.harness.apply(&world.state)?;
+        let arrives = |world: &mut World, node: Ip4, task: &Task, flags: &'static str| {
+            let packet = arriving(node, task, &client_to(node), &tcp(CLIENT_PORT, PUBLISHED, flags));
+            underlay(world, "client", packet, Pass).run(&mut world.harness)
+        };
+        let answers = |world: &mut World, flags: &'static str| {
+            let packet = frame(mac(GW1), [2; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, flags));
+            gateway(world, "task", packet, Pass).run(&mut world.harness)
+        };
+        for connected in [false, true] {
+            world.harness.forget_connections()?;
+            arrives(world, PEER, &LOCAL1, "S")?;
+            answers(world, "SA")?;
+            if connected {
+                arrives(world, PEER, &LOCAL1, "K")?;
+            }
+            answers(world, "FA")?;
+            arrives(world, PEER, &LOCAL1, "FA")?;
+            // The same port again: the ingress node has chosen another task.
+            let outcome = arrives(world, PEER, &LOCAL2, "S")?;
+            assert_eq!(outcome.decision, Some(Peer(world.dev.gw2)));
+            // And once more, through another node and with the first task.
+            let outcome = arrives(world, THIRD, &LOCAL1, "S")?;
+            assert_eq!(outcome.decision, Some(Peer(world.dev.gw1)));
+            let port = u16::from_be_bytes([outcome.packet[34], outcome.packet[35]]);
+            assert_ne!(port, CLIENT_PORT, "the task may still have this connection in TIME-WAIT");
+        }
+        Ok(())
+    })
+}

@@ -77,11 +77,13 @@ fn flow(pair: Pair<'_>, rules: &Rules<'_>) -> Option<Reason> {
 }
 
 /// A pending entry may have lost its other half to a flood, and gets it back with the next packet. Established ones come
-/// and go in twos, but for direct connections, which need only the one.
+/// and go in twos, but for direct connections, which need only the one, and for ended ones whose client has begun anew
+/// with another backend: what is left keeps the former one's TIME-WAIT from being disturbed, and expires like it.
 fn is_orphan(pair: Pair<'_>, now: u64) -> bool {
     match pair {
         Pair::Reply((_, Stage::Established, flow)) => {
-            flow.flags & flag::DIRECT == 0 && idle(now, flow.created) > ORPHAN_AGE
+            let may_be_alone = flag::DIRECT | flag::FIN | flag::RST;
+            flow.flags & may_be_alone == 0 && idle(now, flow.created) > ORPHAN_AGE
         }
         _ => false,
     }

@@ -140,6 +140,16 @@ fn an_established_reply_entry_without_its_forward_entry_goes_once_it_is_no_longe
 }
 
 #[test]
+fn what_an_ended_connection_has_left_expires_with_its_time_wait() {
+    for flags in [flag::FIN | flag::RST, flag::RST] {
+        let [_, kept] = connection(TCP, 1, 0, flag::SEEN | flags, 60);
+        assert_eq!(swept(Stage::Established, &[kept]), []);
+        let [_, old] = connection(TCP, 1, 0, flag::SEEN | flags, 62);
+        assert_eq!(swept(Stage::Established, &[old]), [(old.0, Reason::Expired)]);
+    }
+}
+
+#[test]
 fn a_pending_entry_stays_for_its_time_without_the_other() {
     for one in [0, 1] {
         let entry = |seconds| connection(TCP, 1, 0, 0, seconds)[one];
