@@ -1,16 +1,21 @@
 //! The agent `hiveway` and its command line: table sources, netlink, nftables, reconciliation, status.
 
 pub mod agent;
+pub mod certs;
 pub mod cli;
+pub mod engine;
+pub mod host_firewall;
 pub mod instance;
 pub mod mesh;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;
+pub mod relay;
 pub mod shadowed;
 pub mod source;
 pub mod state_dir;
 pub mod status;
+pub mod swarm;
 pub mod sysctl;
 pub mod teardown;
 pub mod validate;

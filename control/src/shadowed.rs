@@ -28,6 +28,16 @@ pub struct Shadowed {
     pub process: Option<String>,
 }
 
+/// An engine's process.
+const ENGINE: &str = "dockerd";
+
+impl Shadowed {
+    /// A Docker engine holds every port of its own routing mesh open, so that nobody else takes it.
+    pub fn is_engines(&self) -> bool {
+        self.process.as_deref() == Some(ENGINE)
+    }
+}
+
 /// Such sockets in the caller's network namespace. Connected UDP sockets hear from their own peer only and don't count.
 ///
 /// # Errors
@@ -100,5 +110,7 @@ mod tests {
         // The other protocol's port of that number is nobody's.
         assert_eq!(shadowed(&BTreeSet::from([(17, tcp)])).unwrap().len(), usize::from(tcp == udp));
         assert_eq!(shadowed(&BTreeSet::new()).unwrap(), []);
+        assert!(found.iter().all(|s| !s.is_engines()));
+        assert!(Shadowed { process: Some("dockerd".into()), ..found[0].clone() }.is_engines());
     }
 }

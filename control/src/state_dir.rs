@@ -1,5 +1,7 @@
 //! What the agent must remember across restarts, as small JSON files that are replaced atomically.
 
+mod last_table;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -10,8 +12,15 @@ use std::{
 use hiveway_core::GatewayAddresses;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::source::Base;
+
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
+const LAST_TABLE: &str = "last-table.bin";
+/// The last reports of other nodes' agents (managers).
+pub const RELAY_REPORTS: &str = "relay-reports.json";
+/// Whom teardown says goodbye to.
+pub const RELAY_CONTACTS: &str = "relay-contacts.json";
 
 /// A file of the state directory could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +90,38 @@ impl StateDir {
         self.write(SYSCTLS, state)
     }
 
+    /// The last table of a live source, for a start without a manager. One that can't be read is none: a manager will
+    /// come back.
+    pub fn last_table(&self) -> Option<Base> {
+        let path = self.0.join(LAST_TABLE);
+        let bytes = fs::read(&path).ok()?;
+        let read = last_table::decode(&bytes);
+        if read.is_none() {
+            tracing::warn!("state file {} can't be read; ignored", path.display());
+        }
+        read
+    }
+
+    /// Remembers it; `None` forgets it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_last_table(&self, base: Option<&Base>) -> Result<(), StateError> {
+        match base {
+            Some(base) => self.replace(LAST_TABLE, &last_table::encode(base)),
+            None => match fs::remove_file(self.0.join(LAST_TABLE)) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(StateError { path: self.0.join(LAST_TABLE), source })
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// Removes our files, and the directory if nothing else is in it. Returns what could not be removed.
     pub fn remove(&self) -> Vec<StateError> {
         let mut failures = Vec::new();
-        for name in [ADDRESSES, SYSCTLS] {
+        for name in [ADDRESSES, SYSCTLS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS] {
             let path = self.0.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => failures.push(StateError { path, source }),
@@ -110,12 +147,19 @@ impl StateDir {
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec_pretty(value);
+        let mut bytes = bytes.map_err(|error| StateError { path: self.0.join(name), source: error.into() })?;
+        bytes.push(b'\n');
+        self.replace(name, &bytes)
+    }
+
+    /// Atomically.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.0.join(name);
         let temporary = self.0.join(format!(".{name}.tmp"));
         let replace = || -> io::Result<()> {
             let mut file = fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(value)?)?;
-            file.write_all(b"\n")?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
@@ -147,6 +191,26 @@ mod tests {
         fs::write(scratch.path().join(ADDRESSES), "{").unwrap();
         let error = StateDir::open(scratch.path()).unwrap().gateway_addresses().unwrap_err().to_string();
         assert!(error.contains(ADDRESSES), "{error}");
+    }
+
+    #[test]
+    fn the_last_table_is_kept_and_forgotten() {
+        use crate::source::Origin;
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StateDir::open(scratch.path()).unwrap();
+        assert_eq!(state.last_table(), None);
+        let text = "version: 1\nnodes: [{id: n1, hostname: one, address: 192.0.2.1}]\nnetworks: [{id: app, name: app, \
+                    subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n";
+        let model = hiveway_core::table::parse_file(text, Path::new("t.yaml")).unwrap().model;
+        let table = hiveway_core::engine::Loaded { model, left_out: Vec::new() };
+        let base = Base { table: table.into(), origin: Origin::Relay, node: Some("n1".into()) };
+        state.set_last_table(Some(&base)).unwrap();
+        assert_eq!(state.last_table(), Some(base));
+        fs::write(scratch.path().join(LAST_TABLE), "relay n1\n\u{1}").unwrap();
+        assert_eq!(state.last_table(), None);
+        state.set_last_table(None).unwrap();
+        state.set_last_table(None).unwrap();
+        assert!(!scratch.path().join(LAST_TABLE).exists());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
 #![expect(clippy::print_stdout, reason = "stdout is this command's result")]
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use dataplane::TeardownError;
 use hiveway_core::{
@@ -13,7 +13,7 @@ use crate::{
     cli::exit,
     instance::Instance,
     netlink::{Socket, Spaces, apply, forget_connections, observe_node},
-    nft,
+    nft, relay,
     state_dir::StateDir,
     sysctl,
 };
@@ -52,6 +52,8 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
         return exit::FAILED;
     }
     let mut report = Report::default();
+    hand_over(bpffs, &mut report);
+    goodbye(state_dir);
     match programs(bpffs, &mut report) {
         Err(busy @ TeardownError::Lock(_)) => {
             eprintln!("error: {busy}; nothing was removed");
@@ -61,11 +63,7 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
         Ok(()) => {}
     }
     links(&mut report);
-    match nft::remove() {
-        Ok(true) => report.removed("nftables table inet hiveway"),
-        Ok(false) => {}
-        Err(error) => report.failed(error),
-    }
+    firewall(&mut report);
     if let Err(error) = forget_connections(DEFAULT_HOST_IP, &BTreeSet::new()) {
         report.failed(format_args!("connections of the host link are still tracked: {error}"));
     }
@@ -76,6 +74,51 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
         (failures, _) => eprintln!("{failures} things could not be removed; run it again once the cause is gone"),
     }
     if report.failures.is_empty() { exit::OK } else { exit::FAILED }
+}
+
+/// How long connections get to end that the engine's own balancer does not know: most are over in less.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Beside a Docker engine new connections to published ports are the engine's before anything is taken away, so that none
+/// is begun that would end with us.
+fn hand_over(bpffs: &Path, report: &mut Report) {
+    match dataplane::leave(bpffs) {
+        Ok(0) => return,
+        Ok(left) => println!("left {left} published ports and containers' interfaces to the engine"),
+        // They end all the same, only later.
+        Err(error) => return eprintln!("warning: published ports cannot be left to the engine beforehand: {error}"),
+    }
+    // The node's own new connections would still be led to us.
+    firewall(report);
+    std::thread::sleep(DRAIN);
+}
+
+fn firewall(report: &mut Report) {
+    match nft::remove() {
+        Ok(true) => report.removed("nftables table inet hiveway"),
+        Ok(false) => {}
+        Err(error) => report.failed(error),
+    }
+}
+
+/// How long the other nodes get to hear from the managers that no mesh frames are to come here any more.
+const HEARD: Duration = Duration::from_secs(1);
+
+/// Tells the managers' agents before anything is taken away. What they do not hear now they see when the node goes on
+/// without us: not a failure of ours.
+fn goodbye(state_dir: &Path) {
+    let Some(told) = relay::say_goodbye(state_dir) else { return };
+    for manager in &told {
+        match manager {
+            Ok(manager) => println!("said goodbye to {manager}"),
+            Err(why) => {
+                eprintln!("warning: {why}; until this node has been down once, it is taken for one with Hiveway")
+            }
+        }
+    }
+    if told.iter().any(Result::is_ok) {
+        std::thread::sleep(HEARD);
+    }
 }
 
 /// Programs first: nothing is translated on half-gone maps.

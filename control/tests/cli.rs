@@ -51,17 +51,26 @@ fn what_is_for_later_is_refused_by_name() {
     for (more, named) in [
         (&["--table", "file:/x", "--xdp", "native"][..], "--xdp native"),
         (&["--table", "file:/x", "--mesh-return", "dsr"], "--mesh-return dsr"),
-        (&["--table", "swarm"], "swarm"),
-        (&["--table", "relay:10.0.0.1:4788"], "relay:10.0.0.1:4788"),
     ] {
         let output = hiveway(&[&base[..], more].concat());
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(named) && said.contains("not supported yet"), "{said}");
     }
-    let output = hiveway(&["validate", "--table", "swarm"]);
+}
+
+#[test]
+fn live_sources_are_checked_on_managers_only() {
+    let output = hiveway(&["validate", "--table", "swarm", "--control-socket", "/nonexistent/control.sock"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("/nonexistent/control.sock") && said.contains("no manager"), "{said}");
+    let output = hiveway(&["validate", "--table", "relay:192.0.2.1:4788"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("not supported yet"));
+    assert!(stderr(&output).contains("on a manager"));
+    let output = hiveway(&["agent", "--table", "file:/x", "--underlay", "eth0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--node ID is required with --table file:/x"));
 }
 
 #[test]

@@ -30,6 +30,11 @@ pub struct Config {
     pub ingress_net: NetId,
     /// Kernel vxlan device of the ingress network's first subnet, the mesh's slow path; 0: none.
     pub ingress_vxlan_ifindex: u32,
+    /// This node's own address on the ingress network, where the engine carries that: backends on nodes without Hiveway
+    /// see it as the client of the routing mesh. Zero: such backends cannot be reached.
+    pub ingress_ip: Ip4,
+    /// VNI of the ingress network's subnet that `ingress_ip` lies in, where the engine carries it; zero otherwise.
+    pub ingress_vni: VniBytes,
 }
 
-crate::assert_layout!(Config: size 40 align 4);
+crate::assert_layout!(Config: size 48 align 4);

@@ -71,6 +71,9 @@ counters! {
     FragmentTranslated = 16, "fragment_translated";
     /// Connections from this node's own sockets and from masqueraded containers that use a published port as their source.
     OwnNoted = 17, "own_noted";
+    /// New mesh flows on this node as ingress node to a backend on a node without Hiveway: the client is shown with this
+    /// node's ingress address.
+    MeshStock = 18, "mesh_stock";
 }
 
 /// Number of slots in map `COUNTERS`.

@@ -4,7 +4,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ip4, Mac, NetId, Tag, VniBytes};
 
-/// Value of map `LOCALS` (hash, key: index of the host-side veth, native `u32`): whose interface this is.
+/// Set in the keys of map `LOCALS` that stand for a container's own interface on a network that the engine carries, and
+/// in no interface index. The rest of such an id is the agent's choice; the programs attached there know it.
+pub const SANDBOX_BIT: u32 = 1 << 31;
+
+/// Value of map `LOCALS` (hash, key: index of the host-side veth, or an id with [`SANDBOX_BIT`]; native `u32`): whose
+/// interface this is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Local {
@@ -18,8 +23,23 @@ pub struct Local {
     pub ip: Ip4,
     /// The only source MAC that may come out of this veth.
     pub mac: Mac,
+    /// Bits of [`local_flag`].
+    pub flags: u8,
     /// Always zero.
-    pub _pad: [u8; 2],
+    pub _pad: u8,
+}
+
+/// Bits of [`Local::flags`].
+pub mod local_flag {
+    /// On a network that the engine carries: the engine has no balancer of its own here (a kernel without IPVS), so TCP
+    /// towards a VIP in the middle of a connection that nobody knows is reset. Otherwise it is left to that balancer,
+    /// which may know it from before.
+    pub const NO_BALANCER: u8 = 1;
+    /// As [`endpoint_flag::VIP_BACKEND`](super::endpoint_flag::VIP_BACKEND), of the task behind the veth.
+    pub const VIP_BACKEND: u8 = 1 << 1;
+    /// On a network that the engine carries: Hiveway is about to leave this node. What opens a connection to a VIP is left
+    /// to the engine's own balancer, and so are ARP and pings; what is under way goes on.
+    pub const LEAVING: u8 = 1 << 2;
 }
 
 /// Key of map `ENDPOINTS` (hash).
@@ -58,8 +78,8 @@ pub struct Endpoint {
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flag {
-    /// A VIP on this network may lead here: direct connections towards it are noted, so that a VIP connection never
-    /// looks the same to it.
+    /// A VIP on this network may lead here, or did: direct connections towards it are noted, so that a VIP connection
+    /// never looks the same to it; and only what comes from it can be a VIP's reply.
     pub const VIP_BACKEND: u8 = 1;
 }
 

@@ -13,6 +13,8 @@ pub const MAX_PENDING: u32 = 1 << 16;
 
 /// [`FlowKey::zone`] of flows that came through the routing mesh; VIP flows use their network's id.
 pub const MESH_ZONE: NetId = [0xff; 4];
+/// [`FlowKey::zone`] of mesh flows at their ingress node, to backends on nodes without Hiveway.
+pub const STOCK_ZONE: NetId = [0xff, 0xff, 0xff, 0xfe];
 
 /// Key of map `FLOWS`: a packet's addresses as they stand **before** translation, in the direction it travels.
 ///
@@ -86,6 +88,9 @@ pub mod flag {
     /// `AFFINITY` only: this node (or a container behind its masquerade) opened the connection from a port that is also
     /// published; packets are the stack's.
     pub const OWN: u8 = 1 << 6;
+    /// `AFFINITY` only: the backend's node ran no Hiveway when the connection began, so its packets are translated here
+    /// and travel as ordinary traffic of the ingress network.
+    pub const STOCK: u8 = 1 << 7;
 }
 
 /// Key of map `AFFINITY`: a client's connection at the ingress node, before anything is rewritten.

@@ -36,3 +36,17 @@ pub mod decision {
     /// Out of the interface in `cb[1]` as it is.
     pub const DEVICE: u32 = 8;
 }
+
+/// Which word of `skb->cb` holds the interface's id (with [`crate::endpoint::SANDBOX_BIT`]) when `from_sandbox` and
+/// `to_sandbox` run: the stub in front of them puts it there.
+pub const SANDBOX_ID: usize = 2;
+
+/// Indices of map `SANDBOX_PROGRAMS`, where the stubs find their program.
+pub mod sandbox_program {
+    /// `from_sandbox`.
+    pub const FROM: u32 = 0;
+    /// `to_sandbox`.
+    pub const TO: u32 = 1;
+    /// Number of entries.
+    pub const COUNT: u32 = 2;
+}

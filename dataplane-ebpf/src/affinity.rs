@@ -5,6 +5,7 @@
 
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use dataplane_common::{
+    addr::{Ip4, Port},
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, flag},
@@ -18,17 +19,22 @@ use crate::{
     pending, verdict,
 };
 
+/// Key of the connection between a client and an address of this node, each with its port.
+#[inline(always)]
+pub(crate) fn between((client, client_port): (Ip4, Port), (node, port): (Ip4, Port), proto: u8) -> AffinityKey {
+    AffinityKey { client, node, client_port, port, proto, _pad: [0; 3] }
+}
+
 /// Key of a client's packet.
 #[inline(always)]
 pub(crate) fn key(packet: &Packet) -> AffinityKey {
-    AffinityKey {
-        client: packet.src,
-        node: packet.dst,
-        client_port: packet.sport,
-        port: packet.dport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    }
+    between((packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
+}
+
+/// Key of the connection that a packet towards the client belongs to.
+#[inline(always)]
+pub(crate) fn key_of_answer(packet: &Packet) -> AffinityKey {
+    between((packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
 }
 
 /// The entry with this key, in whichever table.

@@ -5,7 +5,7 @@ use dataplane_common::{
     addr::{Ip4, Mac},
     counter::Counter,
     drop_reason::DropReason,
-    endpoint::{EndpointKey, Local},
+    endpoint::{EndpointKey, Local, kind},
     headers::{ETH_LEN, ethertype},
 };
 
@@ -77,19 +77,55 @@ fn answer(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), Dro
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: arp.target_ip }) else {
         return Ok(());
     };
+    *answered = true;
+    write(ctx, &arp, endpoint.mac)
+}
+
+/// A packet out of a container's own interface on a network that the engine carries: the network's VIPs are ours to
+/// answer for, everything else is the engine's, whatever it looks like.
+#[inline(always)]
+pub(crate) fn for_vip(ctx: &TcContext, local: &Local) -> Verdict {
+    let mut answered = false;
+    answer_for_vip(ctx, local, &mut answered)?;
+    if !answered {
+        return Ok(Action::Pass);
+    }
+    verdict::count(ctx, Counter::ArpReply);
+    Ok(Action::Reply(verdict::ifindex(ctx)))
+}
+
+// Not inlined: as `answer`.
+#[inline(never)]
+fn answer_for_vip(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
+    let Ok(arp) = ctx.load::<Arp>(ETH_LEN) else { return Ok(()) };
+    // Who asks for the address that it says it has does not ask.
+    if arp.format != ETHERNET_IPV4 || arp.operation != REQUEST || arp.target_ip == arp.sender_ip {
+        return Ok(());
+    }
+    match maps::endpoint(&EndpointKey { net: local.net, ip: arp.target_ip }) {
+        Some(endpoint) if endpoint.kind == kind::VIP => {
+            *answered = true;
+            write(ctx, &arp, endpoint.mac)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Turns the request `arp` into the answer that its target has this MAC.
+#[inline(always)]
+fn write(ctx: &TcContext, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
     // SAFETY: the buffer is large enough, `Answer` has alignment 1 and any bytes are valid.
     let answer = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Answer>() };
     *answer = Answer {
-        eth: Eth { dst: local.mac, src: endpoint.mac, ethertype: ethertype::ARP },
+        eth: Eth { dst: arp.sender_mac, src: mac, ethertype: ethertype::ARP },
         arp: Arp {
             format: ETHERNET_IPV4,
             operation: REPLY,
-            sender_mac: endpoint.mac,
+            sender_mac: mac,
             sender_ip: arp.target_ip,
-            target_mac: local.mac,
+            target_mac: arp.sender_mac,
             target_ip: arp.sender_ip,
         },
     };
-    *answered = true;
     ctx.store(0, answer, 0).map_err(|_| DropReason::RewriteFailed)
 }

@@ -6,13 +6,15 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     drop_reason::DropReason,
-    endpoint::{Endpoint, EndpointKey, Local, kind},
+    endpoint::{Endpoint, EndpointKey, Local, kind, local_flag::VIP_BACKEND},
     fragment::{Fragmented, place},
     headers::{ETH_LEN, ethertype, ipproto},
 };
 
 use crate::{
-    arp, deliver, direct, echo, encap, fragment, group, icmp,
+    arp,
+    deliver::{self, Origin},
+    direct, echo, encap, fragment, group, icmp,
     maps::{self, config},
     parse::{self, Eth, Fragment, Packet},
     reject,
@@ -75,7 +77,8 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
 #[inline(always)]
 fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, translated: bool) -> Verdict {
     if to.kind == kind::LOCAL {
-        return deliver::to_container(ctx, local.net, local.mac, to, packet, translated);
+        let origin = if translated { Origin::Translated } else { deliver::origin(local.flags & VIP_BACKEND != 0) };
+        return deliver::to_container(ctx, local.net, local.mac, to, packet, origin);
     }
     let config = config()?;
     let fits = encap::fits(ctx, config, packet);

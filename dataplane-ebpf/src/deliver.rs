@@ -18,8 +18,26 @@ use crate::{
 /// `PACKET_HOST` of `<linux/if_packet.h>`: the packet is for whoever receives it.
 const PACKET_HOST: u32 = 0;
 
+/// Whether a packet that goes into a container may have to be translated back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It was just translated towards a backend.
+    Translated,
+    /// It comes from a task that VIPs may lead to, or nobody has looked: it may be a reply.
+    Backend,
+    /// It comes from anybody else. What was decided about a datagram's first piece still holds for the later ones, and
+    /// an ICMP error is judged by what it quotes.
+    Other,
+}
+
+/// The origin of an untranslated packet.
+#[inline(always)]
+pub(crate) fn origin(from_backend: bool) -> Origin {
+    if from_backend { Origin::Backend } else { Origin::Other }
+}
+
 /// Hands the packet (no tunnel around it any more) to the container behind `to`. A reply of a VIP flow gets the VIP
-/// back as its source here, on the client's node, unless the packet was itself just `translated` towards a backend.
+/// back as its source here, on the client's node.
 #[inline(always)]
 pub(crate) fn to_container(
     ctx: &TcContext,
@@ -27,23 +45,33 @@ pub(crate) fn to_container(
     src_mac: Mac,
     to: &Endpoint,
     packet: &Packet,
-    translated: bool,
+    origin: Origin,
 ) -> Verdict {
-    if !translated {
-        if icmp::is_error(packet) {
-            icmp::to_client(ctx, packet, &net)?;
-        } else if packet.fragment == Fragment::Later {
-            follow(ctx, net, packet)?;
-        } else {
-            fragment::begin(packet, net, place::FROM_VIP);
-            if let Some(to) = flow::reply(ctx, net, packet) {
-                let decided = Fragmented { src: to.src, dst: to.dst, ..Fragmented::default() };
-                fragment::decided(ctx, packet, net, place::FROM_VIP, decided)?;
-                nat::rewrite(ctx, packet, &to)?;
-            }
-        }
+    if origin != Origin::Translated {
+        restore(ctx, net, packet, origin == Origin::Backend)?;
     }
     into_veth(ctx, to.ifindex, to.mac, src_mac)
+}
+
+/// Gives the reply of a VIP flow, on its way into the client's container, the VIP back as its source; likewise its
+/// fragments and ICMP errors about it. `from_backend`: the sender is a task that VIPs may lead to; from anybody else
+/// nothing whole and no first fragment is a reply.
+#[inline(always)]
+pub(crate) fn restore(ctx: &TcContext, net: NetId, packet: &Packet, from_backend: bool) -> Result<(), DropReason> {
+    if icmp::is_error(packet) {
+        return icmp::to_client(ctx, packet, &net);
+    }
+    if packet.fragment == Fragment::Later {
+        return follow(ctx, net, packet);
+    }
+    fragment::begin(packet, net, place::FROM_VIP);
+    if !from_backend {
+        return Ok(());
+    }
+    let Some(to) = flow::reply(ctx, net, packet) else { return Ok(()) };
+    let decided = Fragmented { src: to.src, dst: to.dst, ..Fragmented::default() };
+    fragment::decided(ctx, packet, net, place::FROM_VIP, decided)?;
+    nat::rewrite(ctx, packet, &to)
 }
 
 /// A later fragment of a VIP flow's reply gets the VIP as its source, as its first did.

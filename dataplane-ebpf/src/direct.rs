@@ -11,7 +11,7 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Endpoint, Local, endpoint_flag},
-    flow::{Flow, FlowKey, flag},
+    flow::{Flow, flag},
     headers::{ipproto, tcpflag},
 };
 
@@ -92,15 +92,7 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
 /// of a VIP.
 #[inline(never)]
 fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Option<Port>, DropReason> {
-    let reply_key = FlowKey {
-        zone: local.net,
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
+    let reply_key = flow::key_of_answer(local.net, packet);
     if let Some(known) = flow::get(&reply_key) {
         let lone = known.flags & flag::DIRECT != 0 && known.src == packet.dst && known.dport == packet.sport;
         if lone && known.tag == backend.tag {

@@ -92,6 +92,20 @@ pub(crate) fn key(zone: NetId, packet: &Packet) -> FlowKey {
     }
 }
 
+/// Key of the answers to the packet as it stands.
+#[inline(always)]
+pub(crate) fn key_of_answer(zone: NetId, packet: &Packet) -> FlowKey {
+    FlowKey {
+        zone,
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    }
+}
+
 /// The entry with this key, in whichever table.
 #[inline(always)]
 pub(crate) fn get(key: &FlowKey) -> Option<&'static mut Flow> {

@@ -12,7 +12,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    fib,
+    fib, flow,
     parse::Packet,
     reject,
     verdict::{self, Action, Verdict},
@@ -44,5 +44,6 @@ pub(crate) fn unserved(ctx: &TcContext, config: &Config, packet: &Packet) -> Ver
     if verdict::ifindex(ctx) != config.host_ifindex {
         return Ok(Action::Pass);
     }
-    reject::refuse(ctx, packet, DropReason::NoBackend)
+    let reason = if flow::may_open(packet) { DropReason::NoBackend } else { DropReason::MeshNoFlow };
+    reject::refuse(ctx, packet, reason)
 }

@@ -1,4 +1,4 @@
-//! Hiveway's data plane: TC programs at six hooks. Each entry point below is one hook; where a packet's fate is
+//! Hiveway's data plane: TC programs at eight hooks. Each entry point below is one hook; where a packet's fate is
 //! decided is one file away.
 //!
 //! Every program computes `Result<Action, DropReason>` and folds it into a TC verdict in [`verdict::fold`], the only
@@ -33,6 +33,7 @@ mod icmp;
 mod maps;
 mod mesh_backend;
 mod mesh_ingress;
+mod mesh_stock;
 mod mss;
 mod nat;
 mod outside;
@@ -40,6 +41,7 @@ mod parse;
 mod pending;
 mod quote;
 mod reject;
+mod sandbox;
 mod service;
 mod slow_path;
 mod tunnel;
@@ -83,6 +85,18 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_outside(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, outside::handle(&ctx))
+}
+
+/// A container's own interface on a network that the engine carries, its way out. Called by the interface's stub.
+#[classifier]
+pub fn from_sandbox(ctx: TcContext) -> i32 {
+    verdict::fold_out(&ctx, sandbox::from(&ctx))
+}
+
+/// The same interface's way in.
+#[classifier]
+pub fn to_sandbox(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, sandbox::to(&ctx))
 }
 
 #[panic_handler]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use dataplane_common::{
@@ -14,6 +14,7 @@ use dataplane_common::{
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING},
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
+    mark::sandbox_program,
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
 };
@@ -59,6 +60,9 @@ pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }>
 pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]
 pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
+/// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
+#[btf_map]
+pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();
 // Not pinned, these two: what they hold outlives neither a minute nor an agent.
 #[btf_map]
 pub(crate) static FRAGS: LruHashMap<FragmentKey, Fragmented, { MAX_FRAGMENTED as usize }> = LruHashMap::new();

@@ -7,7 +7,7 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{AffinityKey, MESH_ZONE, flag},
+    flow::{Affinity, MESH_ZONE, flag},
     fragment::{Fragmented, place},
     headers::ipproto,
     service::{AllowPrefix, PortKey, PublishedPort, port_flag},
@@ -16,7 +16,7 @@ use dataplane_common::{
 use crate::{
     affinity, decap, encap, flow, fragment, host, icmp,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
-    mesh_backend,
+    mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
     reject, service, slow_path, underlay,
     verdict::{self, Action, Verdict},
@@ -26,9 +26,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
     let mut slow = false;
-    let (task, vtep) = if packet.proto == ipproto::ICMP {
+    let (task, vtep, stock) = if packet.proto == ipproto::ICMP {
         match icmp::given_away(ctx, packet) {
-            Some(known) => (known.ip, known.vtep),
+            Some(known) => (known.ip, known.vtep, known.flags & flag::STOCK != 0),
             None => return Ok(Action::Pass),
         }
     } else if packet.fragment == Fragment::Later {
@@ -38,7 +38,8 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
         }
         let first = &scratch()?.fragmented;
         slow = first.slow != 0;
-        (first.task, first.peer)
+        // Only what is translated here has new addresses.
+        (first.task, first.peer, first.src != [0; 4])
     } else {
         fragment::begin(packet, MESH_ZONE, place::INGRESS);
         // SAFETY: entries are replaced as a whole by the agent.
@@ -59,32 +60,47 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
         if packet.dont_fragment {
             return reject::too_big(ctx, packet, config.underlay_mtu);
         }
+        // A network of the engine's has no slow path of ours; its own balancer fragments.
+        if config.ingress_vni != [0; 4] {
+            return Ok(Action::Pass);
+        }
         slow = true;
     }
-    let decided = Fragmented { task, peer: vtep, slow: u8::from(slow), ..Fragmented::default() };
-    fragment::decided(ctx, packet, MESH_ZONE, place::INGRESS, decided)?;
+    if stock {
+        mesh_stock::translate(ctx, packet, &config.ingress_ip, &vtep)?;
+    } else {
+        let decided = Fragmented { task, peer: vtep, slow: u8::from(slow), ..Fragmented::default() };
+        fragment::decided(ctx, packet, MESH_ZONE, place::INGRESS, decided)?;
+    }
     verdict::count(ctx, Counter::MeshForward);
     if local {
         return mesh_backend::to_task(ctx, config, packet, task, vtep);
     }
-    let (dst, src) = (mac_of(TASK_MAC_PREFIX, task), mac_of(NODE_MAC_PREFIX, config.vtep));
+    let dst = mac_of(TASK_MAC_PREFIX, task);
+    let (vni, src) = if stock {
+        (config.ingress_vni, mac_of(TASK_MAC_PREFIX, config.ingress_ip))
+    } else {
+        (config.mesh_vni, mac_of(NODE_MAC_PREFIX, config.vtep))
+    };
     if slow {
         return slow_path::to_node(ctx, config, dst, src);
     }
-    encap::encapsulate(ctx, config, vtep, config.mesh_vni, dst, src, packet.tos)
+    encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos)
 }
 
-/// The connection's backend as (ingress address, VTEP). `None`: nobody serves, or TCP in the middle of a connection
+/// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or TCP in the middle of a connection
 /// that did not begin with us, or one of this node's own; the stack goes on with it, or answers with a reset or an ICMP
 /// error.
 #[inline(always)]
-fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Option<(Ip4, Ip4)>, DropReason> {
+fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
         && !(flow::is_syn(packet) && known.flags & (flag::FIN | flag::RST) != 0)
+        && !(flow::may_open(packet) && left_behind(known))
     {
         flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet));
-        return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep)) });
+        let stock = known.flags & flag::STOCK != 0;
+        return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
     if !flow::may_open(packet) {
         return Ok(None);
@@ -95,9 +111,17 @@ fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Op
     let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };
-    affinity::enter(&key, backend, flow::bits(packet))?;
+    let stock = mesh_stock::is_stock(&backend.vtep);
+    affinity::enter(&key, backend, flow::bits(packet) | if stock { flag::STOCK } else { 0 })?;
     verdict::count(ctx, Counter::MeshFlow);
-    Ok(Some((backend.ip, backend.vtep)))
+    Ok(Some((backend.ip, backend.vtep, stock)))
+}
+
+/// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
+/// and what may open a connection is given to a backend anew.
+#[inline(always)]
+fn left_behind(known: &Affinity) -> bool {
+    known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
 }
 
 /// Whether the client is on the list of a restricted port.
@@ -144,14 +168,7 @@ pub(crate) fn check_return(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
 #[inline(never)]
 fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
-    let key = AffinityKey {
-        client: packet.dst,
-        node: packet.src,
-        client_port: packet.dport,
-        port: packet.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
+    let key = affinity::key_of_answer(packet);
     let Some(known) = affinity::get(&key) else {
         return false;
     };

@@ -9,15 +9,15 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Affinity, AffinityKey, flag},
+    flow::{Affinity, flag},
     headers::{ETH_LEN, IPV4_LEN, OUTER_UDP, UDP_LEN, ethertype, ipproto},
     mark,
     service::PortKey,
 };
 
 use crate::{
-    flow,
-    maps::{AFFINITY, AFFINITY_PENDING, NODE_ADDRESSES, PORTS, config},
+    affinity, flow,
+    maps::{AFFINITY_PENDING, NODE_ADDRESSES, PORTS, config},
     parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
 };
@@ -79,20 +79,8 @@ fn own(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
 // Not inlined: rare, and the entry needs stack.
 #[inline(never)]
 fn note(ctx: &TcContext, packet: &Packet) {
-    let key = AffinityKey {
-        client: packet.dst,
-        node: packet.src,
-        client_port: packet.dport,
-        port: packet.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
-    if AFFINITY.get_ptr_mut(key).is_some() {
-        return;
-    }
-    if let Some(known) = AFFINITY_PENDING.get_ptr_mut(key) {
-        // SAFETY: only `last_seen` and `flags` change after creation.
-        let known = unsafe { &mut *known };
+    let key = affinity::key_of_answer(packet);
+    if let Some(known) = affinity::get(&key) {
         if known.flags & flag::OWN != 0 {
             flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
         }

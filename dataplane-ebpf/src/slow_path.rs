@@ -19,7 +19,8 @@ use dataplane_common::{
 };
 
 use crate::{
-    deliver, host,
+    deliver::{self, Origin},
+    host,
     maps::{self, config},
     mesh_backend, mesh_ingress,
     parse::{self, Eth, Packet},
@@ -67,7 +68,9 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     }
     match maps::endpoint(&EndpointKey { net: device.net, ip: packet.dst }) {
         // The bridge would do, but the reply of a VIP has to be translated.
-        Some(to) if to.kind == kind::LOCAL => deliver::to_container(ctx, device.net, eth.src, to, packet, false),
+        Some(to) if to.kind == kind::LOCAL => {
+            deliver::to_container(ctx, device.net, eth.src, to, packet, Origin::Backend)
+        }
         _ => Ok(Action::Pass),
     }
 }

@@ -6,7 +6,7 @@ use dataplane_common::{
     addr::{NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, VniBytes, ip_in_mac},
     config::Config,
     drop_reason::DropReason,
-    endpoint::{EndpointKey, kind},
+    endpoint::{Endpoint, EndpointKey, endpoint_flag::VIP_BACKEND, kind},
     headers::{INNER_ETH, INNER_NET, UDP_LEN, VXLAN_FLAG_VNI, VXLAN_LEN, ethertype},
     mark,
 };
@@ -15,7 +15,7 @@ use crate::{
     arp::{Arp, ETHERNET_IPV4},
     decap, deliver, maps,
     maps::VNIS,
-    mesh_backend, mesh_ingress,
+    mesh_backend, mesh_ingress, mesh_stock,
     parse::{self, Eth, Fragment, Packet},
     slow_path,
     underlay::low24,
@@ -36,13 +36,13 @@ pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdic
         if sender.hiveway == 0 {
             return Err(DropReason::UnknownVtep);
         }
-        // Our own nodes send no options, and there is no slow path for the mesh.
+        // Our own nodes send no options; what the mesh leaves to the kernel has the ingress network's VNI.
         return if outer.has_options() { Err(DropReason::MalformedIp) } else { mesh(ctx, config, outer) };
     }
     // SAFETY: entries are replaced as a whole by the agent.
     let Some(info) = (unsafe { VNIS.get(vni) }) else {
-        // Somebody else's VNI on the same port: to its owner, untouched.
-        return Ok(Action::Pass);
+        // Somebody else's VNI on the same port: to its owner, untouched, but for answers to our mesh on the engine's.
+        return if vni == config.ingress_vni { mesh_stock::from_tunnel(ctx, config, outer) } else { Ok(Action::Pass) };
     };
     if sender.is_none() {
         return Err(DropReason::UnknownVtep);
@@ -64,20 +64,20 @@ fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &
             let arp: Arp = ctx.load(INNER_NET).map_err(|_| DropReason::Truncated)?;
             // A zero sender address is a probe (RFC 5227).
             if arp.format == ETHERNET_IPV4 && arp.sender_ip != [0; 4] {
-                check_inner_source(net, arp.sender_ip, outer)?;
+                inner_source(net, arp.sender_ip, outer).ok_or(DropReason::BadInnerSource)?;
             }
             return leave(ctx, vni);
         }
         _ => return leave(ctx, vni),
     }
     let inner = parse::inner(ctx, INNER_NET)?;
-    if let Err(reason) = check_inner_source(net, inner.src, outer) {
+    let Some(from) = inner_source(net, inner.src, outer) else {
         if !is_mesh_fragment(config, net, &eth, inner) {
-            return Err(reason);
+            return Err(DropReason::BadInnerSource);
         }
         ctx.set_mark(mark::FRAGMENT | low24(outer.src));
         return Ok(Action::SlowPath);
-    }
+    };
     // The sender's kernel cut this datagram's first piece once more: the small one behind it must not overtake.
     let behind = inner.fragment != Fragment::Whole && !outer.dont_fragment;
     if eth.is_group() || behind {
@@ -87,17 +87,16 @@ fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &
     if to.kind != kind::LOCAL {
         return Err(DropReason::UnknownDestination);
     }
+    let origin = deliver::origin(from.flags & VIP_BACKEND != 0);
     decap::decapsulate(ctx, outer.tos, inner)?;
-    deliver::to_container(ctx, net, eth.src, to, inner, false)
+    deliver::to_container(ctx, net, eth.src, to, inner, origin)
 }
 
-/// The inner source must live on the node that sent the frame.
+/// Whose address the inner source is: it must live on the node that sent the frame.
 #[inline(always)]
-fn check_inner_source(net: NetId, src: [u8; 4], outer: &Packet) -> Result<(), DropReason> {
-    match maps::endpoint(&EndpointKey { net, ip: src }) {
-        Some(from) if (from.kind == kind::REMOTE || from.kind == kind::NODE) && from.vtep == outer.src => Ok(()),
-        _ => Err(DropReason::BadInnerSource),
-    }
+fn inner_source(net: NetId, src: [u8; 4], outer: &Packet) -> Option<&'static Endpoint> {
+    maps::endpoint(&EndpointKey { net, ip: src })
+        .filter(|from| (from.kind == kind::REMOTE || from.kind == kind::NODE) && from.vtep == outer.src)
 }
 
 /// Whether it is a piece of a mesh datagram whose first piece had to take the slow path: it takes the same, so as not to

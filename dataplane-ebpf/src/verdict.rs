@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
@@ -28,7 +28,7 @@ pub(crate) enum Action {
     Neigh(u32),
     /// Out of this interface as it is.
     Device(u32),
-    /// Back out of the interface it came from.
+    /// Back to its sender: out of the interface it came from, or into the one it was to leave by.
     Reply(u32),
     /// The same, with the answer that the packet is not served. It was counted as dropped before it became the answer.
     Refuse(u32, DropReason),
@@ -37,9 +37,22 @@ pub(crate) enum Action {
 /// What every step returns.
 pub(crate) type Verdict = Result<Action, DropReason>;
 
-/// Carries out a decision. `TC_ACT_UNSPEC` is `TCX_NEXT`: other people's programs and the stack go on.
+/// Carries out a decision at a hook where packets come in. `TC_ACT_UNSPEC` is `TCX_NEXT`: other people's programs and
+/// the stack go on.
 #[inline(always)]
 pub(crate) fn fold(ctx: &TcContext, verdict: Verdict) -> i32 {
+    carry_out(ctx, verdict, 0)
+}
+
+/// The same where packets go out: what goes back to its sender comes in through the same interface.
+#[inline(always)]
+pub(crate) fn fold_out(ctx: &TcContext, verdict: Verdict) -> i32 {
+    carry_out(ctx, verdict, u64::from(BPF_F_INGRESS))
+}
+
+/// `back`: flags of a redirection back to the sender.
+#[inline(always)]
+fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
     match verdict {
         Ok(Action::Pass) => {
             note(ctx, decision::PASS, 0);
@@ -69,12 +82,12 @@ pub(crate) fn fold(ctx: &TcContext, verdict: Verdict) -> i32 {
         Ok(Action::Reply(ifindex)) => {
             note(ctx, decision::REPLY, ifindex);
             // SAFETY: plain helper call.
-            unsafe { bpf_redirect(ifindex, 0) as i32 }
+            unsafe { bpf_redirect(ifindex, back) as i32 }
         }
         Ok(Action::Refuse(ifindex, reason)) => {
             note(ctx, decision::REFUSE, reason as u32);
             // SAFETY: plain helper call.
-            unsafe { bpf_redirect(ifindex, 0) as i32 }
+            unsafe { bpf_redirect(ifindex, back) as i32 }
         }
         Err(reason) => {
             count_drop(ctx, reason);

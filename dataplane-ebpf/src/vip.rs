@@ -27,14 +27,31 @@ pub(crate) fn ping(ctx: &TcContext, vip: &Endpoint, packet: &Packet) -> Verdict 
     }
 }
 
-/// Translates a packet from `local` to the VIP `vip`, towards the backend that is returned. An existing connection keeps
-/// its backend; a new one gets the next.
+/// Translates a packet from `local` to the VIP `vip`, towards the backend that is returned.
 #[inline(always)]
 pub(crate) fn translate(
     ctx: &TcContext,
     local: &Local,
     vip: &Endpoint,
     packet: &mut Packet,
+) -> Result<&'static Endpoint, DropReason> {
+    let backend = find(ctx, local, vip, packet)?;
+    // Whoever sent what does not fit is told in terms of what it sent.
+    if encap::exceeds(ctx, backend, packet) {
+        return Err(DropReason::MtuExceeded);
+    }
+    rewrite(ctx, local, backend, packet)?;
+    Ok(backend)
+}
+
+/// The backend of a packet from `local` to the VIP `vip`; its translation is in `scratch().new.to`. An existing connection
+/// keeps its backend; a new one gets the next.
+#[inline(always)]
+pub(crate) fn find(
+    ctx: &TcContext,
+    local: &Local,
+    vip: &Endpoint,
+    packet: &Packet,
 ) -> Result<&'static Endpoint, DropReason> {
     let mut backend = None;
     if packet.fragment == Fragment::Later {
@@ -46,17 +63,23 @@ pub(crate) fn translate(
             open(ctx, local, vip, packet, &mut backend)?;
         }
     }
-    let backend = backend.ok_or(DropReason::BackendGone)?;
-    // Whoever sent what does not fit is told in terms of what it sent.
-    if encap::exceeds(ctx, backend, packet) {
-        return Err(DropReason::MtuExceeded);
-    }
+    backend.ok_or(DropReason::BackendGone)
+}
+
+/// Rewrites the packet as [`find`] has said.
+#[inline(always)]
+pub(crate) fn rewrite(
+    ctx: &TcContext,
+    local: &Local,
+    backend: &Endpoint,
+    packet: &mut Packet,
+) -> Result<(), DropReason> {
     let to = &maps::scratch()?.new.to;
     let (src, dst, tag) = (to.src, to.dst, backend.tag);
     fragment::decided(ctx, packet, local.net, place::TO_VIP, Fragmented { src, dst, tag, ..Fragmented::default() })?;
     nat::rewrite(ctx, packet, to)?;
     (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
-    Ok(backend)
+    Ok(())
 }
 
 /// Whether the container is told at once that nobody serves it, rather than left to wait.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
@@ -25,6 +26,7 @@ use crate::{
     logger::{Logger, LoggerError},
     object::OBJECT,
     preflight::{self, PreflightError},
+    sandbox::{self, Sandboxes, TakeError},
     tables::Tables,
 };
 
@@ -60,6 +62,15 @@ pub enum OpenError {
     },
 }
 
+impl From<TakeError> for OpenError {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::Map(fault) => fault.into(),
+            TakeError::Load(error) => error.into(),
+        }
+    }
+}
+
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => " (a BPF file system refuses names with a dot)",
@@ -75,13 +86,15 @@ pub struct Dataplane {
     tables: Tables,
     /// What this process has attached, with the device's index then.
     attached: BTreeMap<PinName, u32>,
+    sandboxes: Sandboxes,
     _logger: Option<Logger>,
     _lock: Lock,
 }
 
 impl Dataplane {
     /// Checks the machine, locks the directory, takes over maps that an earlier agent has left or makes new ones, and
-    /// loads the programs. What is attached keeps running its old programs until [`Dataplane::attach`].
+    /// loads the programs. What is attached keeps running its old programs until [`Dataplane::attach`]; in sandboxes the
+    /// new ones take over at once.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let tcx = preflight::check_machine(options.tc_hook)?;
         let bpffs = options.bpffs.as_path();
@@ -99,12 +112,15 @@ impl Dataplane {
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let tables = Tables::take(&mut ebpf)?;
+        // Last: from here on the stubs that are attached already call the new programs.
+        let sandboxes = Sandboxes::take(&mut ebpf)?;
         Ok(Self {
             bpffs: bpffs.to_owned(),
             hook,
             ebpf,
             tables,
             attached: BTreeMap::new(),
+            sandboxes,
             _logger: logger,
             _lock: lock,
         })
@@ -142,7 +158,26 @@ impl Dataplane {
         Ok(attached)
     }
 
-    /// Detaches everything of ours that is not in `keep`, also what is attached by the other kind of hook, and what
+    /// Attaches `from_sandbox` and `to_sandbox` to the interface `ifname` of the network namespace `netns`, under the id
+    /// `id` (with `SANDBOX_BIT`; key of the interface's entry in map `LOCALS`). Replaces in place what an earlier agent
+    /// has attached there; if that was in another namespace, or on another device of that name, it is detached. Cheap
+    /// when it is attached already. Runs on a thread of its own that enters the namespace.
+    pub fn attach_sandbox(&mut self, netns: BorrowedFd<'_>, ifname: &str, id: u32) -> Result<Attached, AttachError> {
+        self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id)
+    }
+
+    /// Detaches what [`Dataplane::attach_sandbox`] has attached under ids that are not in `keep`, and removes what is
+    /// left of those whose interfaces are gone. Carries on after errors; interfaces are given as ids in hexadecimal.
+    pub fn detach_sandboxes_except(&mut self, keep: &BTreeSet<u32>) -> Detached {
+        self.sandboxes.detach_except(self.hook, &self.bpffs, keep)
+    }
+
+    /// Ids of the containers' interfaces that have a program, as the pins say.
+    pub fn sandboxes(&self) -> io::Result<BTreeSet<u32>> {
+        sandbox::ids(self.hook, &self.bpffs)
+    }
+
+    /// Detaches everything of ours outside sandboxes that is not in `keep`, also what is attached by the other kind of hook, and what
     /// was on interfaces that are gone. Carries on after errors; returns what was detached and what could not be.
     pub fn detach_all_except(&mut self, keep: &BTreeSet<(Program, String)>) -> Detached {
         let mut result = Detached::default();
@@ -154,7 +189,7 @@ impl Dataplane {
                     continue;
                 }
             };
-            for name in names {
+            for name in names.into_iter().filter(|name| !name.program.in_sandbox()) {
                 let target = (name.program, name.ifname.clone());
                 if hook == self.hook && keep.contains(&target) {
                     continue;
@@ -173,9 +208,10 @@ impl Dataplane {
         result
     }
 
-    /// What is attached, as the pins say.
+    /// What is attached outside sandboxes, as the pins say.
     pub fn attachments(&self) -> io::Result<BTreeSet<(Program, String)>> {
-        Ok(attach::pinned(self.hook, &self.bpffs)?.into_iter().map(|name| (name.program, name.ifname)).collect())
+        let names = attach::pinned(self.hook, &self.bpffs)?.into_iter();
+        Ok(names.filter(|name| !name.program.in_sandbox()).map(|name| (name.program, name.ifname)).collect())
     }
 
     /// The connection tables. The caller's handles are his own: no call on them keeps others from the data plane.

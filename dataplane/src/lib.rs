@@ -14,6 +14,7 @@ mod connections;
 mod dataplane;
 mod diff;
 mod gate;
+mod leave;
 mod load;
 mod lock;
 mod logger;
@@ -23,6 +24,7 @@ mod options;
 mod pod;
 mod preflight;
 mod program;
+mod sandbox;
 mod sets;
 mod stats;
 mod sys;
@@ -43,6 +45,7 @@ pub use crate::{
     clock::monotonic_now,
     connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
     dataplane::{Dataplane, Detached, OpenError},
+    leave::leave,
     load::LoadError,
     lock::LockError,
     logger::LoggerError,

@@ -41,6 +41,8 @@ pub enum MapName {
     Allow,
     /// Clients that are shown with another address.
     Clients,
+    /// What the stubs on containers' own interfaces call.
+    SandboxPrograms,
     /// Dropped packets by reason.
     Drops,
     /// Handled packets by what was done.
@@ -68,6 +70,7 @@ impl MapName {
         Self::DirectGate,
         Self::Allow,
         Self::Clients,
+        Self::SandboxPrograms,
         Self::Drops,
         Self::Counters,
     ];
@@ -93,6 +96,7 @@ impl MapName {
             Self::DirectGate => "DIRECT_GATE",
             Self::Allow => "ALLOW",
             Self::Clients => "CLIENTS",
+            Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",
         }

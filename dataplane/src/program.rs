@@ -17,8 +17,13 @@ pub enum Program {
     FromClient = 3,
     /// On the kernel's vxlan devices: the slow path's sender check.
     FromVxlan = 4,
-    /// On the way out of the VTEP's interface and of those where clients arrive: the node's own use of published ports.
+    /// On the way out of the VTEP's interface and of those where clients arrive, while a UDP port is published: the
+    /// node's own use of published ports.
     ToOutside = 5,
+    /// On the way out of a container's own interface on a network that the engine carries, behind a stub.
+    FromSandbox = 6,
+    /// On the way in there.
+    ToSandbox = 7,
 }
 
 /// Which of a device's two TC hooks a program runs at.
@@ -39,6 +44,8 @@ impl Program {
         Self::FromClient,
         Self::FromVxlan,
         Self::ToOutside,
+        Self::FromSandbox,
+        Self::ToSandbox,
     ];
 
     /// Name of the function in the object, and part of the names of pinned links.
@@ -50,15 +57,23 @@ impl Program {
             Self::FromClient => "from_client",
             Self::FromVxlan => "from_vxlan",
             Self::ToOutside => "to_outside",
+            Self::FromSandbox => "from_sandbox",
+            Self::ToSandbox => "to_sandbox",
         }
     }
 
     /// Where it runs.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::ToOutside => Direction::Egress,
+            Self::ToOutside | Self::FromSandbox => Direction::Egress,
             _ => Direction::Ingress,
         }
+    }
+
+    /// Whether it runs in containers' own namespaces, behind a stub. Such programs are attached by
+    /// [`Dataplane::attach_sandbox`](crate::Dataplane::attach_sandbox) only.
+    pub const fn in_sandbox(self) -> bool {
+        matches!(self, Self::FromSandbox | Self::ToSandbox)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The few bpf(2) commands that aya does not offer.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -10,11 +10,14 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya::programs::TcAttachType;
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_info, bpf_prog_type};
 
 /// What the kernel says about a TCX link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TcxLink {
+    /// The link itself.
+    pub(crate) id: u32,
     /// The program that it runs.
     pub(crate) program: u32,
     /// The device; 0 once that is gone.
@@ -58,7 +61,99 @@ pub(crate) fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
     }
     // SAFETY: the kernel fills in this member for links of this type.
     let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
-    Ok(TcxLink { program: info.prog_id, ifindex })
+    Ok(TcxLink { id: info.id, program: info.prog_id, ifindex })
+}
+
+/// The kernel's id of the program `fd`.
+pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: plain integers; all zeroes is a valid value.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = attributes();
+    attr.info.bpf_fd = fd.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.id)
+}
+
+/// Attaches a program to a device of this thread's network namespace, in front of all others there.
+pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, side: TcAttachType) -> io::Result<OwnedFd> {
+    /// Without a program to be in front of: first (`<linux/bpf.h>`).
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    let mut attr = attributes();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = tcx_side(side)?;
+    attr.link_create.flags = BPF_F_BEFORE;
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Ids of the links on one side of a device of this thread's network namespace; programs attached in other ways are 0.
+pub(crate) fn tcx_links(ifindex: u32, side: TcAttachType) -> io::Result<Vec<u32>> {
+    let mut links = vec![0u32; 64];
+    let mut programs = vec![0u32; links.len()];
+    let mut attr = attributes();
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = tcx_side(side)?;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.link_ids = links.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = links.len() as u32;
+    match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => {
+            // SAFETY: the kernel has written this member.
+            links.truncate(unsafe { attr.query.__bindgen_anon_2.count } as usize);
+            Ok(links)
+        }
+        // Nothing is attached.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(vec![]),
+        Err(error) => Err(error),
+    }
+}
+
+fn tcx_side(side: TcAttachType) -> io::Result<u32> {
+    Ok(match side {
+        TcAttachType::Ingress => bpf_attach_type::BPF_TCX_INGRESS as u32,
+        TcAttachType::Egress => bpf_attach_type::BPF_TCX_EGRESS as u32,
+        TcAttachType::Custom(_) => return Err(io::ErrorKind::InvalidInput.into()),
+    })
+}
+
+/// Pins an object.
+pub(crate) fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut attr = attributes();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = fd.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(|_| ())
+}
+
+/// Loads a TC program under a name of at most 15 letters, digits and underscores.
+pub(crate) fn load_classifier(instructions: &[bpf_insn], license: &CStr, name: &str) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    let load = classifier(&mut attr, instructions, license);
+    for (to, from) in load.prog_name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// What to say to load a TC program.
+fn classifier<'a>(
+    attr: &'a mut bpf_attr,
+    instructions: &[bpf_insn],
+    license: &CStr,
+) -> &'a mut aya_obj::generated::bpf_attr__bindgen_ty_4 {
+    // SAFETY: all members of the union are plain integers.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.insn_cnt = instructions.len() as u32;
+    load.insns = instructions.as_ptr() as u64;
+    load.license = license.as_ptr() as u64;
+    load
 }
 
 /// Lets the link `link` run `program` from now on; no packet sees the device without a program.
@@ -144,21 +239,15 @@ pub(crate) fn test_run(
 }
 
 /// Loads a TC program only to see the verifier's statistics; returns its log, which ends with a zero byte.
-pub(crate) fn load_with_statistics(
-    instructions: &[aya_obj::generated::bpf_insn],
-    license: &std::ffi::CStr,
-) -> io::Result<Vec<u8>> {
+pub(crate) fn load_with_statistics(instructions: &[bpf_insn], license: &CStr) -> io::Result<Vec<u8>> {
     /// `BPF_LOG_STATS`.
     const STATISTICS: u32 = 4;
     let mut log = vec![0u8; 64 * 1024];
     let mut attr = attributes();
-    attr.__bindgen_anon_3.prog_type = aya_obj::generated::bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
-    attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
-    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
-    attr.__bindgen_anon_3.license = license.as_ptr() as u64;
-    attr.__bindgen_anon_3.log_level = STATISTICS;
-    attr.__bindgen_anon_3.log_size = log.len() as u32;
-    attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
+    let load = classifier(&mut attr, instructions, license);
+    load.log_level = STATISTICS;
+    load.log_size = log.len() as u32;
+    load.log_buf = log.as_mut_ptr() as u64;
     let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
     // SAFETY: the kernel has just handed out this descriptor and nobody else knows it; dropping it unloads the program.
     drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });

@@ -11,6 +11,7 @@ use crate::{
     attach::{self, Hook},
     lock::{Lock, LockError},
     preflight::{PreflightError, check_bpffs, check_privilege},
+    sandbox,
 };
 
 /// What was removed, and what was not.
@@ -55,7 +56,11 @@ pub fn teardown(bpffs: &Path) -> Result<TeardownReport, TeardownError> {
         match attach::pinned(hook, bpffs) {
             Ok(names) => {
                 for name in names {
-                    match hook.detach(bpffs, &name) {
+                    let detached = match name.program.in_sandbox() {
+                        true => sandbox::detach(hook, bpffs, &name),
+                        false => hook.detach(bpffs, &name),
+                    };
+                    match detached {
                         Ok(()) => report.detached.push((name.program, name.ifname)),
                         Err(error) => report.failures.push(error.to_string()),
                     }

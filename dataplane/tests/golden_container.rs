@@ -9,7 +9,7 @@ use dataplane::{
     Program,
     testing::Decision::{self, Drop, Neigh, Peer, SlowPath},
 };
-use dataplane_common::{counter::Counter, drop_reason::DropReason};
+use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::local_flag::VIP_BACKEND};
 use support::{
     golden::{Golden, golden},
     packets::{Ip, L4, ethernet, frame, ip, tcp, udp, vxlan},
@@ -38,7 +38,7 @@ fn tunnelled(to: [u8; 4], tos: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
 
 #[test]
 fn to_a_container_on_this_node() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         for l4 in [tcp(1000, 80, "S"), udp(1000, 53), support::packets::ping(7), raw(132)] {
             let packet = ip(LOCAL1.ip, LOCAL2.ip);
@@ -82,7 +82,7 @@ fn to_a_container_on_another_node() -> Result<()> {
 
 #[test]
 fn flows_spread_over_outer_source_ports() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         let mut ports = std::collections::BTreeSet::new();
         for sport in 2000..2032 {
@@ -157,7 +157,7 @@ fn spoofed_senders_are_dropped() -> Result<()> {
 
 #[test]
 fn ip_options_are_carried() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         // Router alert, and a full 40 bytes of no-operations.
         for options in [vec![0x94, 4, 0, 0], vec![1; 40]] {
@@ -181,7 +181,7 @@ fn ip_options_are_carried() -> Result<()> {
 
 #[test]
 fn fragments_take_the_same_way_as_whole_packets() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         let base = Ip { dont_fragment: false, ..ip(LOCAL1.ip, REMOTE1.ip) };
         let first = (Ip { more_fragments: true, ..base.clone() }, udp(1000, 53));
@@ -206,7 +206,7 @@ fn fragments_take_the_same_way_as_whole_packets() -> Result<()> {
 
 #[test]
 fn packets_that_do_not_fit_the_underlay() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         // 1500 bytes of underlay less 50 of tunnel.
         let of_length = |len: usize, dont_fragment| {
@@ -259,7 +259,7 @@ fn what_the_kernel_does_better_is_left_to_it() -> Result<()> {
 
 #[test]
 fn udp_without_checksum_stays_without() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         let dev = world.dev;
         let l4 = L4::Udp { sport: 1000, dport: 53, payload: b"no sum".to_vec(), checksum: false };
         let packet = ip(LOCAL1.ip, LOCAL2.ip);
@@ -288,8 +288,8 @@ fn replies_of_vip_flows_get_the_vip_back_on_this_node() -> Result<()> {
             .becomes(out)
             .check(&mut world.harness)?;
         // Other packets from there are not touched.
-        let other = frame(mac(LOCAL2.ip), STALE, &ip(LOCAL2.ip, LOCAL1.ip), &udp(53, 1001));
-        let out = frame(mac(LOCAL2.ip), mac(LOCAL1.ip), &ip(LOCAL2.ip, LOCAL1.ip), &udp(53, 1001));
+        let other = frame(mac(LOCAL2.ip), STALE, &ip(LOCAL2.ip, LOCAL1.ip), &tcp(53, 1000, "PA"));
+        let out = frame(mac(LOCAL2.ip), mac(LOCAL1.ip), &ip(LOCAL2.ip, LOCAL1.ip), &tcp(53, 1000, "PA"));
         golden("no answer", IN, dev.veth2, other, Peer(dev.veth1))
             .counts(Counter::Delivered, out.len())
             .becomes(out)
@@ -297,6 +297,29 @@ fn replies_of_vip_flows_get_the_vip_back_on_this_node() -> Result<()> {
         let flags: BTreeMap<_, _> =
             world.harness.flows()?.into_iter().map(|(key, flow)| (key.src, flow.flags)).collect();
         assert_eq!(flags, BTreeMap::from([(LOCAL1.ip, 2), (LOCAL2.ip, 3)]), "forward seen; reply seen");
+        Ok(())
+    })
+}
+
+#[test]
+fn only_what_a_backend_sends_is_looked_up_as_a_reply() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        // The same reply entry for a task that a VIP leads to and for one that none does.
+        for (flags, src) in [(VIP_BACKEND, VIP), (0, LOCAL2.ip)] {
+            world.state.locals.get_mut(&dev.veth2).unwrap().flags = flags;
+            world.harness.apply(&world.state)?;
+            world.harness.forget_connections()?;
+            world.harness.set_cursor(&vip_set(VIP), 0)?;
+            let asked = sent(&ip(LOCAL1.ip, VIP), &tcp(1000, 80, "S"));
+            case(world, "question", asked, Peer(dev.veth2)).run(&mut world.harness)?;
+            let answer = frame(mac(LOCAL2.ip), STALE, &ip(LOCAL2.ip, LOCAL1.ip), &tcp(80, 1000, "SA"));
+            let out = frame(mac(LOCAL2.ip), mac(LOCAL1.ip), &ip(src, LOCAL1.ip), &tcp(80, 1000, "SA"));
+            golden("answer", IN, dev.veth2, answer, Peer(dev.veth1))
+                .counts(Counter::Delivered, out.len())
+                .becomes(out)
+                .check(&mut world.harness)?;
+        }
         Ok(())
     })
 }

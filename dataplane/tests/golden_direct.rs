@@ -1,4 +1,5 @@
-//! Connections made directly to a VIP's backend, beside VIP connections from the same source port.
+//! Connections made directly to a VIP's backend, beside VIP connections from the same source port. LOCAL1 and LOCAL2
+//! are backends.
 
 mod support;
 
@@ -7,26 +8,12 @@ use dataplane::{
     Program,
     testing::Decision::{Pass, Peer},
 };
-use dataplane_common::{
-    counter::Counter,
-    endpoint::{EndpointKey, endpoint_flag},
-    flow::flag,
-};
+use dataplane_common::{counter::Counter, flow::flag};
 use support::{
     golden::golden,
     packets::{Ip4, L4, frame, ip, tcp, udp},
     world::*,
 };
-
-/// As the agent writes it: LOCAL2 is a backend of VIP.
-fn with_backend(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
-    world(|world| {
-        let key = EndpointKey { net: net(APP), ip: LOCAL2.ip };
-        world.state.endpoints.get_mut(&key).unwrap().flags = endpoint_flag::VIP_BACKEND;
-        world.harness.apply(&world.state)?;
-        test(world)
-    })
-}
 
 fn to(ip4: Ip4, l4: &L4) -> Vec<u8> {
     frame(mac(LOCAL1.ip), mac(LOCAL2.ip), &ip(LOCAL1.ip, ip4), l4)
@@ -79,7 +66,7 @@ fn told_apart(world: &mut World, direct: u16, vip: u16, tcp_like: bool) -> Resul
 
 #[test]
 fn the_direct_connection_first() -> Result<()> {
-    with_backend(|world| {
+    world(|world| {
         for (first, tcp_like) in [(tcp(1000, 80, "S"), true), (udp(1000, 80), false)] {
             ready(world)?;
             let direct = arrives_from(world, LOCAL2.ip, &first)?;
@@ -93,7 +80,7 @@ fn the_direct_connection_first() -> Result<()> {
 
 #[test]
 fn the_vip_connection_first() -> Result<()> {
-    with_backend(|world| {
+    world(|world| {
         for (first, tcp_like) in [(tcp(1000, 80, "S"), true), (udp(1000, 80), false)] {
             ready(world)?;
             let vip = arrives_from(world, VIP, &first)?;
@@ -108,7 +95,7 @@ fn the_vip_connection_first() -> Result<()> {
 
 #[test]
 fn a_direct_connection_costs_one_entry_and_its_segments_none() -> Result<()> {
-    with_backend(|world| {
+    world(|world| {
         ready(world)?;
         let packet = to(LOCAL2.ip, &tcp(1000, 80, "S"));
         let len = packet.len();
@@ -132,7 +119,7 @@ fn a_direct_connection_costs_one_entry_and_its_segments_none() -> Result<()> {
 
 #[test]
 fn a_task_that_no_vip_leads_to_is_not_noted() -> Result<()> {
-    world(|world| {
+    world_without_backends(|world| {
         arrives_from(world, LOCAL2.ip, &tcp(1000, 80, "S"))?;
         arrives_from(world, LOCAL2.ip, &udp(1000, 80))?;
         assert_eq!(world.harness.flows()?.len(), 0);
@@ -142,7 +129,7 @@ fn a_task_that_no_vip_leads_to_is_not_noted() -> Result<()> {
 
 #[test]
 fn a_translated_direct_connection_is_reset_like_any_other() -> Result<()> {
-    with_backend(|world| {
+    world(|world| {
         ready(world)?;
         arrives_from(world, VIP, &tcp(1000, 80, "S"))?;
         let direct = arrives_from(world, LOCAL2.ip, &tcp(1000, 80, "S"))?;
@@ -155,11 +142,8 @@ fn a_translated_direct_connection_is_reset_like_any_other() -> Result<()> {
 
 #[test]
 fn the_direct_answer_of_a_backend_is_no_new_connection() -> Result<()> {
-    with_backend(|world| {
+    world(|world| {
         // LOCAL1 is a backend, too: what LOCAL2 answers it must not be noted as LOCAL2's own connection.
-        let key = EndpointKey { net: net(APP), ip: LOCAL1.ip };
-        world.state.endpoints.get_mut(&key).unwrap().flags = endpoint_flag::VIP_BACKEND;
-        world.harness.apply(&world.state)?;
         arrives_from(world, LOCAL2.ip, &udp(1000, 53))?;
         assert_eq!(heard_from(world, &udp(53, 1000))?, (LOCAL2.ip, 1000));
         assert_eq!(world.harness.flows()?.len(), 1);

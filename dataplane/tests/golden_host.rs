@@ -127,6 +127,15 @@ fn what_nobody_serves_is_answered_on_the_link() -> Result<()> {
             assert_eq!(outcome.packet[26..38], plain[26..38], "{what}: addresses and ports");
             assert_eq!(outcome.packet[47], 0x14, "{what}: RST and ACK");
         }
+        // In the middle of a connection, whether somebody serves the port or not.
+        for port in [PUBLISHED, PUBLISHED_EMPTY, 22] {
+            let unknown = from_host(&tcp(CLIENT_PORT, port, "A"));
+            let outcome =
+                on_link(link, "no such connection", unknown, Refuse(DropReason::MeshNoFlow)).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Refuse(DropReason::MeshNoFlow)), "port {port}");
+            assert_eq!(outcome.packet[47], 0x04, "RST");
+            assert_eq!(outcome.drops.keys().collect::<Vec<_>>(), [&DropReason::MeshNoFlow]);
+        }
         let asked = from_host(&udp(CLIENT_PORT, PUBLISHED_EMPTY));
         let outcome = on_link(link, "UDP", asked.clone(), refused).run(&mut world.harness)?;
         assert_eq!(outcome.decision, Some(refused));

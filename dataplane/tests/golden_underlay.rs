@@ -7,7 +7,7 @@ use dataplane::{
     Program,
     testing::Decision::{self, Drop, Pass, Peer, SlowPath},
 };
-use dataplane_common::{counter::Counter, drop_reason::DropReason, mark};
+use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::EndpointKey, mark};
 use etherparse::ArpOperation;
 use support::{
     golden::{Golden, golden},
@@ -354,6 +354,23 @@ fn replies_of_vip_flows_get_the_vip_back_on_the_clients_node() -> Result<()> {
         case(world, "another task's packet", tunnelled(PEER, APP, &other), Peer(dev.veth1))
             .counts(Counter::Delivered, other.len())
             .becomes(other)
+            .check(&mut world.harness)
+    })
+}
+
+#[test]
+fn only_what_a_backend_sends_is_looked_up_as_a_reply() -> Result<()> {
+    world(|world| {
+        world.harness.set_cursor(&vip_set(VIP), 1)?;
+        let asked = frame(mac(LOCAL1.ip), [2; 6], &ip(LOCAL1.ip, VIP), &udp(1000, 53));
+        golden("question", Program::FromContainer, world.dev.veth1, asked, Pass).run(&mut world.harness)?;
+        // Never so in earnest: the flag stays as long as the task.
+        world.state.endpoints.get_mut(&EndpointKey { net: net(APP), ip: REMOTE1.ip }).unwrap().flags = 0;
+        world.harness.apply(&world.state)?;
+        let answer = inner(REMOTE1.ip, LOCAL1.ip, &udp(53, 1000));
+        case(world, "of a task without VIP", tunnelled(PEER, APP, &answer), Peer(world.dev.veth1))
+            .counts(Counter::Delivered, answer.len())
+            .becomes(answer)
             .check(&mut world.harness)
     })
 }

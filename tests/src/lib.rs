@@ -7,4 +7,6 @@ pub mod lab;
 pub mod load;
 pub mod peer;
 pub mod plain;
+pub mod stock;
+pub mod swarm;
 pub mod table;

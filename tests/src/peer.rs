@@ -1,7 +1,7 @@
 //! `hw-lab-peer` from a scenario's side: servers and load generators in a namespace.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -21,7 +21,7 @@ pub fn command(netns: &Netns, arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     built("hw-lab-peer", "HW_LAB_PEER", "cargo build -p hiveway-tests")
 }
 
@@ -143,12 +143,23 @@ impl LoadLoop {
     }
 
     fn start(lab: &Lab, netns: &Netns, load: &str, target: &str, more: &[&str], threads: u32) -> Result<Self> {
-        let basic = [load, "--target", target, "--loop-until-stdin-closes", "--pause-ms", "3"];
-        // Longer than any change of the table takes on a slow machine, and less than PATIENCE.
-        let limit = ["--timeout-ms", "40000"];
-        let limit: &[&str] = if load == "tcp-load" { &limit } else { &[] };
-        let command = command(netns, &[&basic, limit, more].concat())?;
-        let started = Self(Process::start(command, lab.directory(), &lab.unique("load"))?);
+        let command = command(netns, &[&Self::arguments(load, target)[..], more].concat())?;
+        Self::spawn(command, lab.directory(), &lab.unique("load"), target, threads)
+    }
+
+    /// What every loop tells `hw-lab-peer`; `load` is `tcp-load` or `udp-load`.
+    pub fn arguments<'a>(load: &'a str, target: &'a str) -> Vec<&'a str> {
+        let mut arguments = vec![load, "--target", target, "--loop-until-stdin-closes", "--pause-ms", "3"];
+        if load == "tcp-load" {
+            // Longer than any change of the table takes on a slow machine, and less than PATIENCE.
+            arguments.extend(["--timeout-ms", "40000"]);
+        }
+        arguments
+    }
+
+    /// Starts a loop, wherever `command` runs it; returns when every thread has had an answer.
+    pub fn spawn(command: Command, directory: &Path, name: &str, target: &str, threads: u32) -> Result<Self> {
+        let started = Self(Process::start(command, directory, name)?);
         wait_for(&format!("first answers of {target}"), PATIENCE, || {
             let seen = started.count("first answer")?;
             ensure!(seen >= threads as usize, "{seen} of {threads} threads; {}", started.0.stderr_tail(3));

@@ -1,10 +1,21 @@
-//! Programs of the `hiveway-tests` crate that run in the netns lab: the demo and the bench.
+//! Programs of the `hiveway-tests` crate: the demo, the bench, the swarm.
 
 use std::env;
 
 use anyhow::Result;
 
 use crate::{build_ebpf, setup, sh};
+
+/// Becomes `hw-swarm`. Only `up` sets up and builds first: the others are typed often, and are to work on what is up.
+pub(crate) fn swarm(arguments: &[String]) -> Result<()> {
+    setup::need_root("a swarm of engines")?;
+    let program = env::current_exe()?.with_file_name("hw-swarm");
+    if program.exists() && !arguments.iter().any(|word| word == "up") {
+        return sh::become_program(sh::command(program).args(arguments));
+    }
+    setup::for_swarm()?;
+    run("hw-swarm", arguments)
+}
 
 /// Sets up what is missing, builds the agent and the lab's programs, and becomes the program `name`.
 pub(crate) fn run(name: &str, arguments: &[String]) -> Result<()> {

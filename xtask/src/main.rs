@@ -11,6 +11,7 @@ mod sh;
 mod test;
 mod toolchain;
 mod verify;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,8 +40,19 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A real Docker Swarm on this machine with Hiveway on its nodes: up, down, exec, status, hiveway (as root)
+    Swarm {
+        /// Passed on: `up --help` lists what there is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Runs the tests, all or one suite, after setting up what is missing; ends with `N passed, N failed`
-    Test { suite: Option<test::Suite> },
+    Test {
+        suite: Option<test::Suite>,
+        /// For `swarm`: the names of the stories to run
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures against raw underlay and kernel VXLAN: `bench overlay --help` (as root)
     Bench {
         /// What to measure and how; passed on
@@ -49,6 +61,17 @@ enum Command {
     },
     /// Loads every program and compares what the verifier says with the budget (as root)
     Verify,
+    /// Runs suites on Debian's kernels in a VM: golden packets, and a swarm with IPVS and ESP (as root)
+    VmTest {
+        /// Which kernel; without it those that the suite is for
+        #[arg(long)]
+        kernel: Option<vm::Kernel>,
+        /// All but `run` without it
+        suite: Option<vm::Suite>,
+        /// For `packets`: test files, or `all`. For `swarm`: names of stories. For `run`: the command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,11 +88,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::BuildEbpf => build_ebpf::run(),
-        Command::Setup => setup::run(),
+        Command::Setup => setup::run().and_then(|()| setup::for_swarm()),
         Command::Verify => verify::run(),
         Command::Check => check::run(),
         Command::Demo { arguments } => lab::run("hw-demo", &arguments),
+        Command::Swarm { arguments } => lab::swarm(&arguments),
         Command::Bench { arguments } => lab::run("hw-bench", &arguments),
-        Command::Test { suite } => test::run(suite),
+        Command::Test { suite, arguments } => test::run(suite, &arguments),
+        Command::VmTest { kernel, suite, arguments } => vm::run(kernel, suite, &arguments),
     }
 }

@@ -5,6 +5,7 @@ mod linker;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 
@@ -33,6 +34,28 @@ const TOOLS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
 ];
 
+/// What the swarm lab needs besides, looked for where packages put it: another `docker` may come first in PATH.
+const ENGINE: &[(&str, &str)] = &[
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+    ("docker-init", "tini"),
+    ("iptables", "iptables"),
+    ("busybox", "busybox-static"),
+    ("unshare", "util-linux"),
+    ("tar", "tar"),
+];
+
+/// What a VM needs besides.
+const VM: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("depmod", "kmod"),
+    ("modprobe", "kmod"),
+    ("busybox", "busybox-static"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("setpriv", "util-linux"),
+];
+
 /// Debian's compiler, cargo and library sources: a matching set, for machines where rustup has no library sources.
 const DEBIAN_TOOLCHAIN: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
@@ -49,6 +72,30 @@ pub(crate) fn run() -> Result<()> {
     for_build()?;
     bpffs()?;
     eprintln!("setup: everything needed is there");
+    Ok(())
+}
+
+/// A Docker Engine and what its images are made of.
+pub(crate) fn for_swarm() -> Result<()> {
+    install_missing(ENGINE)
+}
+
+/// An emulator, and what unpacks kernels. Kernels themselves are fetched when they are needed.
+pub(crate) fn for_vm() -> Result<()> {
+    install_missing(VM)
+}
+
+/// Installs the packages whose programs are not where packages put them.
+fn install_missing(programs: &[(&str, &'static str)]) -> Result<()> {
+    let installed = |program: &str| {
+        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|place| Path::new(place).join(program).is_file())
+    };
+    let mut packages: Vec<&str> =
+        programs.iter().filter(|(program, _)| !installed(program)).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if !packages.is_empty() {
+        apt::install(&packages)?;
+    }
     Ok(())
 }
 

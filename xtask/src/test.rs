@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::test::tally::Tally;
+pub(crate) use crate::test::tally::Tally;
 use crate::{build_ebpf, setup, sh};
 
 /// What a suite needs, from nothing to root and network namespaces.
@@ -23,14 +23,21 @@ pub(crate) enum Suite {
     Packets,
     /// Scenarios with real agents in network namespaces (root)
     Netns,
+    /// Stories on a real Docker Swarm (root, a Docker Engine); only when asked for by name
+    Swarm,
 }
 
 /// Runs one suite, or all, after setting up what is missing. Returns an error if any test failed.
-pub(crate) fn run(only: Option<Suite>) -> Result<()> {
+pub(crate) fn run(only: Option<Suite>, arguments: &[String]) -> Result<()> {
     // Whoever only wants the unit tests need not be root.
     if only == Some(Suite::Unit) { setup::for_build() } else { setup::run() }?;
     build_ebpf::run()?;
     let mut tally = Tally::default();
+    if only == Some(Suite::Swarm) {
+        swarm(arguments, &mut tally)?;
+    } else if !arguments.is_empty() {
+        bail!("only the suite swarm takes names of tests; use cargo test for the others");
+    }
     for suite in [Suite::Unit, Suite::Packets, Suite::Netns] {
         if only.is_none_or(|only| only == suite) {
             suite.run(&mut tally)?;
@@ -67,11 +74,24 @@ impl Suite {
                 // The scenarios start these; cargo builds only a package's own binaries for its tests.
                 sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
                 // One at a time: they measure, and there are few cores.
-                let packages = ["--package", "control", "--package", "hiveway-tests", "--test", "*"];
+                let packages = ["--package", "control", "--test", "*"];
+                cargo_test(&packages, &["--test-threads=1"], tally)?;
+                let packages = ["--package", "hiveway-tests", "--test", "netns", "--test", "model"];
                 cargo_test(&packages, &["--test-threads=1"], tally)
             }
+            // Not among the ones that run one after the other.
+            Self::Swarm => swarm(&[], tally),
         }
     }
+}
+
+/// The stories; one swarm for all.
+fn swarm(stories: &[String], tally: &mut Tally) -> Result<()> {
+    setup::need_root("a swarm of engines")?;
+    setup::for_swarm()?;
+    sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+    let stories: Vec<_> = stories.iter().map(String::as_str).collect();
+    cargo_test(&["--package", "hiveway-tests", "--test", "swarm"], &stories, tally)
 }
 
 /// A suite that found nothing to run has not passed.

@@ -25,6 +25,8 @@ pub struct Desired {
     pub networks: Vec<OverlayNetwork>,
     /// Tasks that get networking on this node.
     pub tasks: Vec<LocalTask>,
+    /// Tasks on this node whose namespace and interfaces a Docker engine has made; by id.
+    pub tapped: Vec<TappedTask>,
     /// The gateway bridge; `None` while no local task needs one.
     pub gateway: Option<GatewayBridge>,
     /// The host link; `None` while this node has no published port.
@@ -131,6 +133,41 @@ pub enum Role {
     },
     /// The gateway bridge; its port is isolated from the others.
     Gateway,
+}
+
+/// A task on networks that a Docker engine carries: nothing is made for it, its own interfaces get programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TappedTask {
+    /// Task id.
+    pub id: String,
+    /// Its tag, from its id.
+    pub tag: Tag,
+    /// Its sandbox, as [`LocalTask::netns`].
+    pub netns: Option<PathBuf>,
+    /// One of its addresses, by which its sandbox is known among the engine's where the table does not say.
+    pub ip: Ipv4Addr,
+    /// Its overlay interfaces; the ingress network's is left alone, because nobody is told of the VIPs there.
+    pub taps: Vec<Tap>,
+    /// Clients of published ports come in through its interface on the engine's gateway bridge.
+    pub gateway: bool,
+}
+
+/// The interface of a [`TappedTask`] on a network that the engine carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Stands for the interface in map `LOCALS`: indices are unique per namespace only. Real indices never have the
+    /// highest bit.
+    pub id: u32,
+    /// Network id.
+    pub network: String,
+    /// VNI of the network's first subnet, host order.
+    pub net: u32,
+    /// VNI of the interface's own subnet, host order.
+    pub vni: u32,
+    /// Its address, by which it is found.
+    pub ip: Ipv4Addr,
+    /// Its MAC as the table has it.
+    pub mac: Mac,
 }
 
 /// The bridge that connects containers to the outside.

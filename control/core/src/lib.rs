@@ -7,19 +7,24 @@
 //! table::parse_file ─┐                    ┌─ derive ──▶ Desired (links, addresses, routes, firewall)
 //!                    ├─▶ model::Model ────┼─ map_state ▶ MapState (everything in BPF maps that packets don't write)
 //! engine::parse ─────┘                    └─ views ───▶ what the CLI lists
+//! engine::assemble ─ merge ─▶ the same, for live tables
 //! ```
 
 pub mod derive;
 pub mod desired;
 pub mod engine;
+mod filter;
 pub mod linger;
+pub mod merge;
 pub mod model;
 pub mod names;
 pub mod observed;
 pub mod plan;
 mod problem;
 mod roles;
+pub mod sandbox;
 mod settings;
+mod sound;
 pub mod table;
 mod tag;
 mod topology;
@@ -27,8 +32,11 @@ pub mod views;
 
 pub use derive::{DeriveError, derive, map_state};
 pub use desired::{Desired, GatewayAddresses, LeftOut};
+pub use filter::filter;
 pub use model::Model;
 pub use problem::{Problem, Severity};
 pub use roles::TaskRole;
 pub use settings::{DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT, Facts, Settings};
+pub use sound::sound;
 pub use tag::tag;
+pub use topology::mesh_left_to_engine;

@@ -1,5 +1,7 @@
 //! Names of the interfaces we create: at most 15 bytes, recognisable as ours, derived from what they are for.
 
+use dataplane_common::endpoint::SANDBOX_BIT;
+
 use crate::{desired::IfName, tag::hash64};
 
 /// Network id that stands for the gateway bridge in [`veth`].
@@ -23,6 +25,11 @@ pub fn vxlan(vni: u32) -> IfName {
 /// Host side of a task's veth on a network ([`GATEWAY`] for the gateway bridge): `hwv` + 48 bits of a hash, in hex.
 pub fn veth(task_id: &str, network_id: &str) -> IfName {
     format!("hwv{:012x}", hash64(&[task_id, network_id]) >> 16)
+}
+
+/// What the interface of a task on a network of the engine's is called in the maps.
+pub fn tap(task_id: &str, network_id: &str) -> u32 {
+    SANDBOX_BIT | (hash64(&[task_id, network_id]) >> 32) as u32
 }
 
 #[cfg(test)]

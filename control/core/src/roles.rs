@@ -37,7 +37,7 @@ impl Model {
         match task.desired_state {
             // A job: runs to completion, serves nobody.
             TaskState::Complete => TaskRole::Endpoint,
-            TaskState::Running if !vanished => TaskRole::Backend,
+            TaskState::Running if !vanished && !task.unhealthy => TaskRole::Backend,
             TaskState::Running => TaskRole::Draining,
             past if past > TaskState::Running => TaskRole::Draining,
             // The manager does not want it to run yet (`ready`: waits until its predecessor has stopped).

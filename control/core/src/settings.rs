@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use crate::{desired::IfName, model::AllowList};
+use crate::{desired::IfName, model::AllowList, sandbox::Sandbox};
 
 /// Default of `--vxlan-port` (IANA's number for VXLAN).
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub mesh_allow: Option<AllowList>,
     /// See [`DEFAULT_HOST_IP`].
     pub host_ip: Ipv4Addr,
+    /// Why an engine's routing mesh is not taken over, if something of this node stands against it.
+    pub mesh_refused: Option<String>,
 }
 
 /// [`Settings::gateway_mtu`] on an underlay that carries it.
@@ -55,6 +57,7 @@ impl Settings {
             gateway_mtu: DEFAULT_GATEWAY_MTU,
             mesh_allow: None,
             host_ip: DEFAULT_HOST_IP,
+            mesh_refused: None,
         }
     }
 
@@ -86,4 +89,8 @@ pub struct Facts {
     pub underlay_mtu: u16,
     /// This node's addresses on its mesh interfaces, with the interface's index.
     pub node_addresses: BTreeMap<Ipv4Addr, u32>,
+    /// A Docker engine here balances VIPs by itself (the kernel has IPVS): connections that began before us are its.
+    pub engine_balances: bool,
+    /// What was found in the sandboxes of tapped tasks, by task id.
+    pub sandboxes: BTreeMap<String, Sandbox>,
 }

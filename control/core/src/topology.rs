@@ -11,7 +11,7 @@ pub(crate) use ports::{HostPort, Published};
 
 use crate::{
     desired::LeftOut,
-    model::{Address, Dataplane, Model, Network, Service, Task},
+    model::{Address, Carrier, Dataplane, Model, Network, Service, Subnet, Task},
     roles::TaskRole,
     settings::Settings,
 };
@@ -24,8 +24,12 @@ pub(crate) struct Placed<'a> {
     /// VTEP of its node; this node's own for a local one.
     pub(crate) vtep: Ipv4Addr,
     pub(crate) local: bool,
-    /// Its node can take mesh frames.
+    /// Clients of published ports can be led to it.
     pub(crate) in_mesh: bool,
+    /// Its node takes mesh frames.
+    pub(crate) hiveway: bool,
+    /// A Docker engine has made its namespace and interfaces: one of its networks is the engine's.
+    pub(crate) tapped: bool,
 }
 
 /// The swarm seen from one node. Networks that clash with this node's settings are not in it.
@@ -40,7 +44,8 @@ pub(crate) struct Topology<'a> {
     by_service: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
     /// Ids of networks with an endpoint on this node.
     pub(crate) joined: BTreeSet<&'a str>,
-    /// Ids of networks whose slow path this node has: the joined ones, and the ingress network wherever ports answer.
+    /// Ids of networks whose slow path we have on this node: the joined ones that no engine carries, and the ingress
+    /// network (unless an engine carries it) wherever ports answer.
     pub(crate) carried: BTreeSet<&'a str>,
     /// Ports in ingress mode, by (IP protocol number, port).
     pub(crate) published: BTreeMap<(u8, u16), Published<'a>>,
@@ -69,7 +74,10 @@ impl<'a> Topology<'a> {
         let mut endpoints = BTreeMap::new();
         let mut by_network: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         let mut by_service: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-        let mut joined = BTreeSet::new();
+        let (mut joined, mut carried) = (BTreeSet::new(), BTreeSet::new());
+        let ingress = networks.values().copied().find(|n| n.ingress);
+        let translates = ingress
+            .is_some_and(|n| by_engine(n) && model.nodes.get(me).is_some_and(|m| m.addresses.contains_key(&n.id)));
         for task in model.tasks.values() {
             let role = model.role(task);
             let Some(node) = task.node.as_ref().and_then(|id| model.nodes.get(id)) else { continue };
@@ -85,22 +93,35 @@ impl<'a> Topology<'a> {
                 }
             }
             let local = node.id == me;
-            if local {
-                joined.extend(on);
+            let (theirs, ours): (Vec<&str>, Vec<&str>) =
+                on.iter().partition(|id| networks.get(*id).is_some_and(|n| by_engine(n)));
+            let tapped = !theirs.is_empty();
+            if local && tapped {
+                joined.extend(theirs);
+                left_out.extend(ours.iter().map(|id| on_both(task, networks[id])));
+            } else if local {
+                joined.extend(ours.iter().copied());
+                carried.extend(ours);
             }
+            let hiveway = local || node.dataplane == Dataplane::Hiveway;
             let placed = Placed {
                 task,
                 role,
                 node: &node.id,
                 vtep: if local { vtep } else { node.vtep },
                 local,
-                in_mesh: local || node.dataplane == Dataplane::Hiveway,
+                in_mesh: hiveway || translates,
+                hiveway,
+                tapped,
             };
             endpoints.insert(task.id.as_str(), placed);
         }
-        let published = ports::published(model, settings, &endpoints, &mut left_out);
-        let ingress = networks.values().find(|n| n.ingress && !published.is_empty()).map(|n| n.id.as_str());
-        let carried = joined.iter().copied().chain(ingress).collect();
+        let mut published = ports::published(model, settings, &endpoints, &mut left_out);
+        if let Some(why) = ingress.and_then(|n| not_taken_over(n, settings)) {
+            published.clear();
+            left_out.push(LeftOut { what: ROUTING_MESH.to_owned(), why });
+        }
+        carried.extend(ingress.filter(|n| !by_engine(n) && !published.is_empty()).map(|n| n.id.as_str()));
         let mut topology = Self {
             model,
             vtep,
@@ -170,9 +191,57 @@ impl<'a> Topology<'a> {
         service.virtual_ips.iter().filter_map(|(id, ip)| Some((*self.networks.get(id.as_str())?, *ip)))
     }
 
+    /// This node's own address on the engine's ingress network, with its subnet: what tasks on nodes without Hiveway see of
+    /// clients that come through here. `None`: they cannot be served.
+    pub(crate) fn speaks_with_stock_nodes(&self, me: &str) -> Option<(Ipv4Addr, &'a Subnet)> {
+        stock_address(self.model, self.ingress(), me)
+    }
+
     /// The usable ingress network.
     pub(crate) fn ingress(&self) -> Option<&'a Network> {
         self.networks.values().copied().find(|n| n.ingress)
+    }
+}
+
+/// What the engine's routing mesh is called where it is left to the engine.
+const ROUTING_MESH: &str = "routing mesh";
+
+fn stock_address<'a>(model: &Model, ingress: Option<&'a Network>, me: &str) -> Option<(Ipv4Addr, &'a Subnet)> {
+    let ingress = ingress.filter(|network| by_engine(network))?;
+    let ip = *model.nodes.get(me)?.addresses.get(&ingress.id)?;
+    Some((ip, ingress.subnet_of(ip)?))
+}
+
+fn by_engine(network: &Network) -> bool {
+    network.carrier == Carrier::Engine
+}
+
+/// Why the mesh of an engine's ingress network stays the engine's.
+fn not_taken_over(ingress: &Network, settings: &Settings) -> Option<String> {
+    if !by_engine(ingress) {
+        return None;
+    }
+    if ingress.encrypted {
+        return Some(format!(
+            "the ingress network {} is encrypted, and mesh frames of ours are not: it stays the engine's",
+            ingress.name
+        ));
+    }
+    settings.mesh_refused.clone()
+}
+
+/// Why an engine's routing mesh stays the engine's; `None` if there is none, or it is taken over.
+pub fn mesh_left_to_engine(model: &Model, settings: &Settings) -> Option<String> {
+    not_taken_over(model.networks.values().find(|network| network.ingress)?, settings)
+}
+
+/// A task whose interfaces the engine makes gets none from us.
+fn on_both(task: &Task, network: &Network) -> LeftOut {
+    LeftOut {
+        what: format!("network {} ({}) of task {}", network.name, network.id, task.id),
+        why: "a Docker engine carries another of the task's networks and has made its interfaces; give the task networks \
+              of one kind"
+            .into(),
     }
 }
 
@@ -182,6 +251,10 @@ fn clash(network: &Network, settings: &Settings) -> Option<String> {
     network.subnets.iter().find_map(|s| {
         if s.vni.get() == settings.mesh_vni {
             return Some(format!("VNI {} is the routing mesh's; start the agents with another --mesh-vni", s.vni));
+        }
+        if by_engine(network) {
+            // What overlaps with what is the engine's business.
+            return None;
         }
         let overlap = s.subnet.contains(&gateway) || gateway.contains(&s.subnet);
         overlap.then(|| {

@@ -11,7 +11,7 @@ use dataplane_common::{
     ABI_VERSION,
     addr::VIRTUAL_MAC,
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, endpoint_flag::VIP_BACKEND, kind},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, endpoint_flag::VIP_BACKEND, kind, local_flag},
     mesh::{NodeAddress, Target, TargetKey},
     service::Backend,
     state::SetKey,
@@ -60,7 +60,8 @@ fn three_replicas_on_n1() {
         vni: net,
         ip,
         mac: [2, 0x42, ip[0], ip[1], ip[2], ip[3]],
-        _pad: [0; 2],
+        flags: if net == [0; 4] { 0 } else { local_flag::VIP_BACKEND },
+        _pad: 0,
     };
     let expected = [
         (app1, local(APP1, [10, 0, 1, 4])),

@@ -120,6 +120,16 @@ fn tasks_behind_a_vip_are_flagged_whatever_their_state() {
     }
 }
 
+/// Its clients may still talk to a task whose service was removed a moment ago.
+#[test]
+fn tasks_stay_flagged_when_their_service_is_gone() {
+    let mut model = capture("05b-drain-n3-done").model;
+    model.services.clear();
+    for node in ["n1", "n2"] {
+        assert_eq!(flagged(&maps(&model, node), APP1).len(), 8, "{node}");
+    }
+}
+
 #[test]
 fn tasks_without_a_vip_on_the_network_are_not() {
     // Service rr (dnsrr) has 10.0.1.27 to .29.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use dataplane_common::{
-    endpoint::{endpoint_flag::VIP_BACKEND, kind},
+    endpoint::{EndpointKey, endpoint_flag::VIP_BACKEND, kind, local_flag},
     mesh::{shown_as, target_flag::LOCAL_ONLY},
     service::PortKey,
     state::{MapState, SetKey},
@@ -177,6 +177,11 @@ proptest! {
             let vip = service.is_some_and(|id| world.model.services[id].virtual_ips.contains_key(&network.id));
             let task = [kind::LOCAL, kind::REMOTE].contains(&endpoint.kind);
             prop_assert_eq!(endpoint.flags & VIP_BACKEND != 0, task && vip, "{:?}", key);
+        }
+        for local in world.state.locals.values().filter(|local| local.tag != [0; 8] && local.net != [0; 4]) {
+            let endpoint = world.state.endpoints[&EndpointKey { net: local.net, ip: local.ip }];
+            prop_assert_eq!(local.tag, endpoint.tag);
+            prop_assert_eq!(local.flags & local_flag::VIP_BACKEND != 0, endpoint.flags & VIP_BACKEND != 0);
         }
     }
 }

@@ -6,11 +6,14 @@ use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
     observed::{Kind, Link},
     plan::DEFAULT_GATEWAY_BRIDGE,
+    sandbox::Sandbox,
 };
 
 use crate::{cli::AgentArgs, mesh};
 
 const DOCKER_BRIDGE: &str = "docker_gwbridge";
+/// There while the kernel's IPVS is loaded, with which engines balance.
+const IPVS: &str = "/proc/net/ip_vs";
 
 /// The gateway bridge to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +67,7 @@ pub(super) fn settings(
             .map_or(DEFAULT_GATEWAY_MTU, |underlay| underlay.mtu.min(DEFAULT_GATEWAY_MTU)),
         mesh_allow: args.mesh_allow(),
         host_ip: DEFAULT_HOST_IP,
+        mesh_refused: None,
     })
 }
 
@@ -85,7 +89,12 @@ pub(super) fn underlay(args: &AgentArgs, vtep: Ipv4Addr, links: &BTreeMap<String
 ///
 /// # Errors
 /// When the underlay interface is gone.
-pub(super) fn facts(args: &AgentArgs, links: &BTreeMap<String, Link>, gateway: &Gateway) -> Result<Facts, String> {
+pub(super) fn facts(
+    args: &AgentArgs,
+    links: &BTreeMap<String, Link>,
+    gateway: &Gateway,
+    sandboxes: &BTreeMap<String, Sandbox>,
+) -> Result<Facts, String> {
     let underlay = links.get(&args.underlay).ok_or_else(|| {
         format!("underlay interface {} is gone; maps stay as they are until it is back", args.underlay)
     })?;
@@ -94,5 +103,7 @@ pub(super) fn facts(args: &AgentArgs, links: &BTreeMap<String, Link>, gateway: &
         underlay_ifindex: underlay.index,
         underlay_mtu: u16::try_from(underlay.mtu).unwrap_or(u16::MAX),
         node_addresses: mesh::addresses(links, &gateway.name),
+        engine_balances: std::path::Path::new(IPVS).exists(),
+        sandboxes: sandboxes.clone(),
     })
 }

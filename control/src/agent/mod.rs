@@ -12,5 +12,6 @@ pub mod shared;
 mod startup;
 mod sweep;
 mod table;
+pub mod takeover;
 
 pub use run::run;

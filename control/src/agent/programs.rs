@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::Program;
-use hiveway_core::{Desired, desired::Role, names, observed::Link, plan::Item};
+use dataplane_common::headers::ipproto::UDP;
+use hiveway_core::{Desired, desired::Role, names, observed::Link, plan::Item, sandbox::Sandbox};
 
 /// Where a program belongs, and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub(super) fn wanted(
     links: &BTreeMap<String, Link>,
     underlay: &str,
     mesh_interfaces: &BTreeSet<String>,
+    sandboxes: &BTreeMap<String, Sandbox>,
 ) -> Vec<Attachment> {
     let mut wanted = Vec::new();
     let mut add = |program, interface: &str, item: String| {
@@ -26,11 +28,17 @@ pub(super) fn wanted(
             wanted.push(Attachment { program, interface: interface.to_owned(), item });
         }
     };
-    add(Program::FromUnderlay, underlay, format!("underlay {underlay}"));
-    add(Program::ToOutside, underlay, format!("underlay {underlay}"));
+    // Only UDP is noted on its way out, and everything that leaves the node would have to be looked at.
+    let watched = desired.published.iter().any(|(proto, _)| *proto == UDP);
+    let mut arrive = |program, interface: &str, item: String| {
+        add(program, interface, item.clone());
+        if watched {
+            add(Program::ToOutside, interface, item);
+        }
+    };
+    arrive(Program::FromUnderlay, underlay, format!("underlay {underlay}"));
     for interface in mesh_interfaces.iter().filter(|name| *name != underlay) {
-        add(Program::FromClient, interface, format!("mesh interface {interface}"));
-        add(Program::ToOutside, interface, format!("mesh interface {interface}"));
+        arrive(Program::FromClient, interface, format!("mesh interface {interface}"));
     }
     if desired.host_link.is_some() {
         add(Program::FromClient, names::HOST_FAR, Item::HostLink.to_string());
@@ -49,5 +57,50 @@ pub(super) fn wanted(
             add(program, &interface.host, Item::Task(task.id.clone()).to_string());
         }
     }
+    for task in &desired.tapped {
+        if let Some(port) = sandboxes.get(&task.id).and_then(|sandbox| sandbox.gateway.as_ref()) {
+            add(Program::FromGateway, &port.host, Item::Task(task.id.clone()).to_string());
+        }
+    }
     wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use hiveway_core::observed::Kind;
+
+    use super::*;
+
+    fn link(index: u32) -> Link {
+        Link {
+            index,
+            kind: Kind::Other("device".into()),
+            alias: None,
+            master: None,
+            mtu: 1500,
+            mac: [0; 6],
+            up: true,
+            addresses: BTreeSet::new(),
+            isolated: false,
+            fdb: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn what_leaves_is_looked_at_while_a_udp_port_is_published() {
+        let links = BTreeMap::from([("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))]);
+        let clients = BTreeSet::from(["eth0".to_owned(), "eth1".to_owned(), "eth9".to_owned()]);
+        let programs = |published: &[(u8, u16)]| {
+            let desired = Desired { published: published.iter().copied().collect(), ..Desired::default() };
+            let wanted = wanted(&desired, &links, "eth0", &clients, &BTreeMap::new());
+            wanted.into_iter().map(|a| (a.program, a.interface)).collect::<BTreeSet<_>>()
+        };
+        let [eth0, eth1] = ["eth0", "eth1"].map(str::to_owned);
+        let arriving = BTreeSet::from([(Program::FromUnderlay, eth0.clone()), (Program::FromClient, eth1.clone())]);
+        assert_eq!(programs(&[]), arriving);
+        assert_eq!(programs(&[(6, 80)]), arriving);
+        let leaving = BTreeSet::from([(Program::ToOutside, eth0), (Program::ToOutside, eth1)]);
+        assert_eq!(programs(&[(6, 80), (17, 53)]), &arriving | &leaving);
+    }
 }

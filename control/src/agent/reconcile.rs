@@ -13,10 +13,12 @@ use std::{
     time::Instant,
 };
 
+use dataplane::Program;
 use hiveway_core::{
     Desired, GatewayAddresses, Settings, derive, map_state, names,
     observed::{HostEnd, Link, Observed},
     plan::{Stage, Tunnel, plan},
+    sandbox::Sandbox,
     tag,
 };
 use tokio::task::block_in_place;
@@ -26,10 +28,11 @@ use super::{
     backoff::Backoff,
     facts::{Gateway, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
-    programs,
+    programs::{self, Attachment},
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
     table::Table,
+    takeover::{self, HostFirewall},
 };
 use crate::{
     cli::AgentArgs,
@@ -53,6 +56,12 @@ pub(super) struct Agent {
     /// Firewall and ports that were last made sure of.
     pub(super) guarded: Option<(nft::Firewall, BTreeSet<u16>)>,
     pub(super) sweeper: Sweeper,
+    /// What the last round found in the sandboxes of tapped tasks.
+    pub(super) sandboxes: BTreeMap<String, Sandbox>,
+    /// An interface was missing in one of them.
+    pub(super) incomplete: bool,
+    /// The host's own rules about published ports, as last read.
+    pub(super) host_rules: HostFirewall,
 }
 
 /// What has made a reconciliation due.
@@ -72,6 +81,8 @@ impl Agent {
         let started = Instant::now();
         if cause == Cause::Table {
             self.backoff.hurry(started);
+            // Who has left a swarm and joined again has another id.
+            self.args.node.clone_from(&self.table.node);
         }
         let mut round = Round::default();
         let done = self.everything(cause, &mut round).await;
@@ -85,23 +96,29 @@ impl Agent {
         let carried = underlay(&self.args, self.vtep(), &links);
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
-        let settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
+        let mut settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
+        settings.mesh_refused = self.mesh_refused(&links, &gateway, cause);
         let desired = self.derive(&settings, round)?;
         let early = cause == Cause::Table && self.last.ready;
         if early {
             // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not delay
             // what is known now: no new flow for who has left, and an answer for who still talks to it.
-            block_in_place(|| self.maps(&desired, &settings, &links, &gateway, round));
+            let clients = self.clients(&links, &gateway);
+            block_in_place(|| {
+                self.lookout(&desired, &links, &clients, round);
+                self.maps(&desired, &settings, &links, &gateway, round);
+            });
             self.sweep(cause, round);
         }
         self.guard(&desired, &settings, &gateway, &links, cause, round);
 
-        let (spaces, namespaces) = Spaces::open(&desired.tasks, &self.args.netns_dir).await;
+        let (spaces, namespaces) = Spaces::open(&desired, &self.args.netns_dir).await;
         let host = match links.get(names::HOST) {
             Some(link) => observe_host(&self.socket, link.index).await?,
             None => HostEnd::default(),
         };
         let underlay_mtu = links.get(&self.args.underlay).map_or(0, |link| link.mtu);
+        self.look_into_sandboxes(&desired, &settings, &links, &namespaces, round);
         let observed = Observed { links, namespaces, host };
         let tunnel = Tunnel { vtep: self.vtep(), port: self.args.vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
@@ -112,10 +129,12 @@ impl Agent {
             links = observe_node(&self.socket).await?;
         }
 
-        let clients = mesh::interfaces(&links, &self.args.mesh_interfaces, &self.args.underlay, &gateway.name);
+        let clients = self.clients(&links, &gateway);
         block_in_place(|| {
+            self.lookout(&desired, &links, &clients, round);
             self.maps(&desired, &settings, &links, &gateway, round);
             self.programs(&desired, &links, &clients, round);
+            self.taps(&desired, &spaces, round);
         });
         // Programs and maps know the host link now: the node's own connections may be led into it.
         self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);
@@ -124,7 +143,7 @@ impl Agent {
         if cause != Cause::Kernel && !early {
             self.sweep(cause, round);
         }
-        self.remember(&desired, &gateway, clients, &links);
+        self.remember(&desired, &settings, &gateway, clients, &links);
         Ok(())
     }
 
@@ -198,7 +217,8 @@ impl Agent {
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let Some(facts) = round.note(&mut self.backoff, "maps", facts(&self.args, links, gateway)) else { return };
+        let found = facts(&self.args, links, gateway, &self.sandboxes);
+        let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let applied = self.shared.dataplane().apply(&want);
         let Some(changes) = round.note(&mut self.backoff, "maps", applied) else { return };
@@ -213,6 +233,24 @@ impl Agent {
         }
     }
 
+    /// Interfaces where clients arrive.
+    fn clients(&self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
+        mesh::interfaces(links, &self.args.mesh_interfaces, &self.args.underlay, &gateway.name)
+    }
+
+    /// Attaches what notes the node's own use of published ports: it must be there before the ports are.
+    fn lookout(
+        &mut self,
+        desired: &Desired,
+        links: &BTreeMap<String, Link>,
+        clients: &BTreeSet<String>,
+        round: &mut Round,
+    ) {
+        let mut wanted = programs::wanted(desired, links, &self.args.underlay, clients, &self.sandboxes);
+        wanted.retain(|attachment| attachment.program == Program::ToOutside);
+        self.attach(&wanted, round);
+    }
+
     fn programs(
         &mut self,
         desired: &Desired,
@@ -220,18 +258,22 @@ impl Agent {
         clients: &BTreeSet<String>,
         round: &mut Round,
     ) {
-        let wanted = programs::wanted(desired, links, &self.args.underlay, clients);
+        let wanted = programs::wanted(desired, links, &self.args.underlay, clients, &self.sandboxes);
+        self.attach(&wanted, round);
+        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface)).collect();
+        let detached = self.shared.dataplane().detach_all_except(&keep);
+        if !detached.failures.is_empty() {
+            round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));
+        }
+    }
+
+    fn attach(&mut self, wanted: &[Attachment], round: &mut Round) {
         let mut dataplane = self.shared.dataplane();
-        for attachment in &wanted {
+        for attachment in wanted {
             if round.may(&self.backoff, &attachment.item) {
                 let attached = dataplane.attach(attachment.program, &attachment.interface);
                 round.note(&mut self.backoff, &attachment.item, attached);
             }
-        }
-        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface)).collect();
-        let detached = dataplane.detach_all_except(&keep);
-        if !detached.failures.is_empty() {
-            round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));
         }
     }
 
@@ -248,6 +290,7 @@ impl Agent {
     fn remember(
         &mut self,
         desired: &Desired,
+        settings: &Settings,
         gateway: &Gateway,
         clients: BTreeSet<String>,
         links: &BTreeMap<String, Link>,
@@ -264,7 +307,9 @@ impl Agent {
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();
-        self.last.local_tasks = desired.tasks.len();
+        self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
+        self.last.takeover =
+            takeover::account(model, settings, desired, &self.sandboxes, &self.host_rules, self.args.ignore_firewall);
         self.last.left_out = left_out;
         self.last.tags = Arc::new(
             model
@@ -291,6 +336,7 @@ impl Agent {
         self.last.read_at = Some(self.table.read_at);
         self.last.changed_at = Some(self.table.changed_at);
         self.last.refused = self.table.refused.clone();
+        self.last.live = self.table.live.clone();
         self.last.warnings = self.table.loaded.warnings.clone();
         self.last.runs += 1;
         self.last.last_run = Some(Instant::now());

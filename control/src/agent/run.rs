@@ -5,7 +5,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
@@ -21,7 +22,9 @@ use crate::{
     cli::AgentArgs,
     metrics,
     netlink::monitor,
-    source::{self, Source},
+    relay,
+    source::{self, Conductor, Live, Setup, Source},
+    state_dir::StateDir,
 };
 
 /// How often everything is looked at, and flows are swept.
@@ -44,11 +47,20 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     result
 }
 
-async fn live(args: AgentArgs) -> anyhow::Result<()> {
+async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let Started { table, socket, state, dataplane, mut status, metrics, instance: _instance } =
-        startup::start(&args).await?;
+    let conductor = args.table.is_live().then(|| conductor(&args));
+    let (ready, when_ready) = watch::channel(false);
+    let relay = conductor.as_ref().map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready));
+    let started = tokio::select! {
+        biased;
+        // A live source may let us wait for its first table.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+        started = startup::start(&mut args, conductor.as_ref()) => started?,
+    };
+    let Started { table, socket, state, dataplane, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
@@ -58,6 +70,7 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         timeouts: args.connections.timeouts(),
         sizes: args.connections.sizes(),
         started: std::time::Instant::now(),
+        relay: relay.as_ref().map(|relay| relay.board.clone()),
     };
     let sweep = dataplane.connections()?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
@@ -70,7 +83,13 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
 
     let (table_changed, mut tables) = mpsc::channel(1);
     let (links_changed, mut links) = mpsc::channel(1);
-    let _watcher = source::watch(&args.table, table_changed.clone());
+    let _watcher = match &conductor {
+        Some(conductor) => {
+            conductor.keep_in(state.clone());
+            live_watch(conductor.hub.table.clone(), table_changed.clone())
+        }
+        None => source::watch(&args.table, table_changed.clone()),
+    };
     // The source may have changed between its first reading and the start of the watcher.
     let _ = table_changed.try_send(());
     let _monitor = monitor::watch(links_changed).context("cannot watch for changes of interfaces")?;
@@ -85,6 +104,9 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         last: Snapshot::default(),
         guarded: None,
         sweeper,
+        sandboxes: Default::default(),
+        incomplete: false,
+        host_rules: Default::default(),
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,6 +118,7 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
         if agent.last.ready && !announced {
             ready::announce(&agent.last, &agent.args.underlay);
             announced = true;
+            ready.send_replace(true);
         }
         cause = tokio::select! {
             biased;
@@ -121,16 +144,39 @@ async fn live(args: AgentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// All that a live source is made of.
+fn conductor(args: &AgentArgs) -> Conductor {
+    let last = StateDir::existing(&args.state_dir).and_then(|state| state.last_table());
+    Conductor::start(Setup {
+        manager: (args.table == Source::Swarm).then(|| args.engine.manager()),
+        engine: args.engine.engine(),
+        node: Some(args.node.clone()).filter(|node| !node.is_empty()),
+        last,
+    })
+}
+
+/// Sends `()` when a live source has news.
+fn live_watch(mut tables: watch::Receiver<Arc<Live>>, changed: mpsc::Sender<()>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while tables.changed().await.is_ok() {
+            // A full channel already says that something changed.
+            let _ = changed.try_send(());
+        }
+    })
+}
+
 /// How long to wait for more changes of the source before reading it.
 fn settle(source: &Source) -> Duration {
     match source {
         // Several files that belong together.
         Source::Engine(_) => Duration::from_millis(200),
-        _ => Duration::from_millis(20),
+        // Has waited already.
+        Source::Swarm | Source::Relay(_) => Duration::ZERO,
+        Source::File(_) => Duration::from_millis(20),
     }
 }
 
-/// Returns when the namespace of a waiting task is there.
+/// Returns when the namespace of a waiting task is there, or after a while when an engine has not finished one.
 async fn namespace_appears(agent: &Agent) {
     let waiting = |task: &&hiveway_core::model::Task| {
         agent.last.waiting.iter().any(|trouble| trouble.item == format!("task {}", task.id))
@@ -139,6 +185,9 @@ async fn namespace_appears(agent: &Agent) {
         task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(&task.id))
     };
     let paths: Vec<_> = agent.table.model.tasks.values().filter(waiting).map(path).collect();
+    if agent.incomplete {
+        return sleep(WAITING).await;
+    }
     if paths.is_empty() {
         return std::future::pending().await;
     }

@@ -10,6 +10,9 @@ use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, T
 use dataplane_common::addr::Tag;
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
+use super::takeover::Takeover;
+use crate::{relay::Board, source::Live};
+
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
 pub struct Trouble {
@@ -48,6 +51,8 @@ pub struct Snapshot {
     pub changed_at: Option<Instant>,
     /// A newer one that was refused.
     pub refused: Option<Refused>,
+    /// What a live source says of itself.
+    pub live: Option<Arc<Live>>,
     /// Oddities in the table.
     pub warnings: Vec<Problem>,
     /// What is not programmed, and why.
@@ -68,6 +73,8 @@ pub struct Snapshot {
     pub published: std::collections::BTreeSet<(u8, u16)>,
     /// Tasks with networking on this node.
     pub local_tasks: usize,
+    /// What is taken over from a Docker engine; `None` if it carries no network.
+    pub takeover: Option<Takeover>,
     /// The first table has been programmed.
     pub ready: bool,
     /// Reconciliations so far.
@@ -121,6 +128,8 @@ pub struct About {
     pub sizes: Sizes,
     /// When the agent started.
     pub started: Instant,
+    /// How the relay does, with live sources.
+    pub relay: Option<Arc<Board>>,
 }
 
 impl Shared {

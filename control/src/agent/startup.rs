@@ -13,6 +13,7 @@ use crate::{
     instance::Instance,
     metrics,
     netlink::{Socket, observe_node},
+    source::Conductor,
     state_dir::StateDir,
     status::server::Server,
 };
@@ -29,16 +30,30 @@ pub(super) struct Started {
 }
 
 /// Checks and opens everything, what changes nothing first.
-pub(super) async fn start(args: &AgentArgs) -> anyhow::Result<Started> {
+///
+/// With a live source `args` gets what was left out: node and underlay interface.
+pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> anyhow::Result<Started> {
     let reserved = Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port };
-    let table = Table::open(args.table.clone(), reserved, args.node.clone())?;
+    let (source, node) = (args.table.clone(), args.node.clone());
+    let table = match live {
+        Some(live) => Table::follow(source, live.hub.table.clone(), node).await?,
+        None => Table::open(source, reserved, node)?,
+    };
+    args.node.clone_from(&table.node);
+    if let Some(port) = live.and_then(|live| live.hub.engine.borrow().data_path_port).filter(|p| *p != args.vxlan_port)
+    {
+        bail!(
+            "--vxlan-port: the swarm's data-path port is {port}; start the agents on all nodes with --vxlan-port {port}"
+        );
+    }
     let node = table.model.find_node(&args.node)?;
     let socket = Socket::open().context("cannot open a netlink socket")?;
     interfaces(args, node.vtep, &socket).await?;
+    let args = &*args;
     dataplane::preflight(&args.bpffs)?;
     let instance = Instance::take()?;
     free_socket(&args.socket)?;
-    if !args.netns_dir.is_dir() {
+    if !args.netns_dir.is_dir() && live.is_none() {
         tracing::warn!(
             "--netns-dir {} does not exist (yet); tasks need a netns in the table or a file there",
             args.netns_dir.display()
@@ -66,9 +81,16 @@ pub(super) async fn start(args: &AgentArgs) -> anyhow::Result<Started> {
     Ok(Started { table, socket, state, dataplane, status, metrics, instance })
 }
 
-async fn interfaces(args: &AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
+async fn interfaces(args: &mut AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
     let links = observe_node(socket).await?;
     let known = || links.keys().filter(|name| *name != "lo").cloned().collect::<Vec<_>>().join(", ");
+    if args.underlay.is_empty() {
+        let carries = links.iter().find(|(_, link)| link.addresses.iter().any(|address| address.addr() == vtep));
+        let Some((name, _)) = carries else {
+            bail!("no interface carries this node's tunnel address {vtep}; name one with --underlay");
+        };
+        args.underlay.clone_from(name);
+    }
     let Some(underlay) = links.get(&args.underlay) else {
         bail!("--underlay: there is no interface {} in this network namespace; there are: {}", args.underlay, known());
     };

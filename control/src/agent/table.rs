@@ -11,26 +11,44 @@ use hiveway_core::{
     table::Reserved,
 };
 
+use tokio::sync::watch;
+
 use super::shared::Refused;
-use crate::source::{LoadError, Loaded, Source, Stamp, load, stamps};
+use crate::source::{Live, LoadError, Loaded, Source, Stamp, load, stamps};
 
 /// The table in force.
 #[derive(Debug)]
 pub(super) struct Table {
     source: Source,
-    reserved: Reserved,
-    node: String,
+    input: Input,
+    /// This node, by id or host name.
+    pub(super) node: String,
     /// What the node is made to look like: the table as it was loaded, and tasks that have just left it.
     pub(super) model: Arc<Model>,
     pub(super) loaded: Loaded,
     pub(super) read_at: Instant,
     pub(super) changed_at: Instant,
     pub(super) refused: Option<Refused>,
-    /// Of the files when they were last read.
-    stamps: Vec<Stamp>,
+    /// What a live source says of itself.
+    pub(super) live: Option<Arc<Live>>,
     linger: Linger,
     /// Zero of the clock that `linger` sees.
     opened: Instant,
+}
+
+/// How tables come.
+#[derive(Debug)]
+enum Input {
+    Files {
+        reserved: Reserved,
+        /// Of the files when they were last read.
+        stamps: Vec<Stamp>,
+    },
+    Live {
+        tables: watch::Receiver<Arc<Live>>,
+        /// The node is whoever the engine says.
+        follows: bool,
+    },
 }
 
 /// The first table cannot be used.
@@ -38,6 +56,8 @@ pub(super) struct Table {
 pub(super) enum FirstTable {
     #[error("table {0}: {1}")]
     Load(Source, LoadError),
+    #[error("table {0}: its source has ended")]
+    Ended(Source),
     #[error("--node: {0}")]
     Node(#[from] hiveway_core::model::NodeLookup),
 }
@@ -51,33 +71,65 @@ impl Table {
         for warning in &loaded.warnings {
             tracing::warn!("table: {warning}");
         }
+        Ok(Self::new(source, Input::Files { reserved, stamps }, node, loaded))
+    }
+
+    /// Waits for the first one of a live source. An empty `node` is whoever the engine says.
+    pub(super) async fn follow(
+        source: Source,
+        mut tables: watch::Receiver<Arc<Live>>,
+        node: String,
+    ) -> Result<Self, FirstTable> {
+        let follows = node.is_empty();
+        let mut said = None;
+        loop {
+            let live = tables.borrow_and_update().clone();
+            let node = if follows { live.node.clone() } else { Some(node.clone()) };
+            if let (Some(table), Some(node)) = (&live.table, node) {
+                let loaded = Loaded::from((**table).clone());
+                loaded.model.find_node(&node)?;
+                let mut table = Self::new(source, Input::Live { tables, follows }, node, loaded);
+                table.note(live);
+                return Ok(table);
+            }
+            let why = live.expelled.clone().or_else(|| live.lost.as_ref().map(|lost| lost.why.clone()));
+            if why.is_some() && why != said {
+                tracing::warn!("waiting for the first table: {}", why.as_deref().unwrap_or_default());
+                said = why;
+            }
+            if tables.changed().await.is_err() {
+                return Err(FirstTable::Ended(source));
+            }
+        }
+    }
+
+    fn new(source: Source, input: Input, node: String, loaded: Loaded) -> Self {
         let now = Instant::now();
         let mut linger = Linger::new(DEFAULT_LINGER);
         let model = Arc::new(linger.apply(&loaded.model, Duration::ZERO));
-        Ok(Self {
+        Self {
             source,
-            reserved,
+            input,
             node,
             model,
             loaded,
             read_at: now,
             changed_at: now,
             refused: None,
-            stamps,
+            live: None,
             linger,
             opened: now,
-        })
+        }
     }
 
     /// Reads the source again. Returns whether another table is in force now; a table that cannot be used is refused
     /// whole and the last good one stays.
     pub(super) fn reload(&mut self) -> bool {
         let now = Instant::now();
-        self.stamps = stamps(&self.source);
-        let loaded = match load(&self.source, self.reserved, Some(&self.loaded.model)) {
+        let loaded = match self.read() {
             Ok(loaded) => loaded,
-            Err(error) => {
-                self.refuse(now, problems(error));
+            Err(problems) => {
+                self.refuse(now, problems);
                 return false;
             }
         };
@@ -88,12 +140,45 @@ impl Table {
         if self.refused.take().is_some() {
             tracing::info!("table {}: valid again", self.source);
         }
-        self.read_at = now;
+        self.read_at = self.live.as_ref().and_then(|live| live.lost.as_ref()).map_or(now, |lost| lost.since);
         if loaded.model != self.loaded.model {
             self.changed_at = now;
         }
         self.loaded = loaded;
         self.let_go()
+    }
+
+    fn read(&mut self) -> Result<Loaded, Vec<String>> {
+        match &mut self.input {
+            Input::Files { reserved, stamps } => {
+                *stamps = self::stamps(&self.source);
+                load(&self.source, *reserved, Some(&self.loaded.model)).map_err(problems)
+            }
+            Input::Live { tables, follows } => {
+                let live = tables.borrow_and_update().clone();
+                if let Some(node) = live.node.as_ref().filter(|_| *follows) {
+                    self.node.clone_from(node);
+                }
+                let table = live.table.as_ref().map(|table| Loaded::from((**table).clone()));
+                self.note(live);
+                Ok(table.unwrap_or_else(|| self.loaded.clone()))
+            }
+        }
+    }
+
+    /// Says what has become of the source.
+    fn note(&mut self, live: Arc<Live>) {
+        let why = |live: &Live| live.expelled.clone().or_else(|| live.lost.as_ref().map(|lost| lost.why.clone()));
+        let (before, now) = (self.live.as_deref().and_then(why), why(&live));
+        match &now {
+            Some(why) if live.expelled.is_some() && before != now => tracing::warn!("the table is emptied: {why}"),
+            Some(why) if before != now => tracing::warn!("table {}: {why}; the last one stays in force", self.source),
+            None if self.live.as_ref().is_none_or(|last| before.is_some() || last.from != live.from) => {
+                tracing::info!("table {} comes from {}", self.source, live.from);
+            }
+            _ => {}
+        }
+        self.live = Some(live);
     }
 
     /// Lets go of tasks that have lingered long enough. Returns whether that changes the table in force.
@@ -114,10 +199,12 @@ impl Table {
     /// Makes sure that the table in force is still the source's, reading it again if in doubt. Returns whether another
     /// table is in force now.
     pub(super) fn confirm(&mut self) -> bool {
-        let now = stamps(&self.source);
-        if self.refused.is_none() && now == self.stamps && now.iter().all(Option::is_some) {
-            self.read_at = Instant::now();
-            return false;
+        if let Input::Files { stamps: before, .. } = &self.input {
+            let now = stamps(&self.source);
+            if self.refused.is_none() && now == *before && now.iter().all(Option::is_some) {
+                self.read_at = Instant::now();
+                return false;
+            }
         }
         self.reload()
     }

@@ -6,22 +6,31 @@ use clap::{Args, ValueEnum};
 use hiveway_core::model::{AllowEntry, AllowList};
 use ipnet::Ipv4Net;
 
-use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR, EngineArgs, RelayArgs};
 use crate::source::Source;
 
 /// Arguments of `hiveway agent`.
 #[derive(Clone, Debug, Args)]
 pub struct AgentArgs {
-    /// This node: its id or host name in the table.
-    #[arg(long, value_name = "ID")]
+    /// This node: its id or host name in the table. With the live sources swarm and relay it may be left out: the
+    /// node's own engine knows.
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     pub node: String,
-    /// Where the task table comes from: file:PATH (YAML or JSON, watched) or engine:DIR (Docker Engine API captures
-    /// nodes.json, services.json, tasks.json, networks.json).
+    /// Where the task table comes from: file:PATH (YAML or JSON, watched), engine:DIR (Docker Engine API captures
+    /// nodes.json, services.json, tasks.json, networks.json), swarm (the Docker Swarm that this node belongs to, live) or
+    /// relay:HOST:PORT (another node's agent).
     #[arg(long, value_name = "SOURCE")]
     pub table: Source,
-    /// Interface that carries this node's tunnel address (VTEP); VXLAN is accepted there only.
-    #[arg(long, value_name = "IFACE")]
+    /// Interface that carries this node's tunnel address (VTEP); VXLAN is accepted there only. With the live sources it
+    /// may be left out.
+    #[arg(long, value_name = "IFACE", default_value = "", hide_default_value = true)]
     pub underlay: String,
+    /// This node's engine, for live sources.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The relay between agents, for live sources.
+    #[command(flatten)]
+    pub relay: RelayArgs,
     /// Where clients of published ports arrive: interface names separated by commas, or `all` interfaces with a global
     /// IPv4 address.
     #[arg(long, value_name = "IFACE,...|all", default_value = "all")]
@@ -65,6 +74,10 @@ pub struct AgentArgs {
     /// label `hiveway.allow` can only narrow it down.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     pub mesh_allow: Vec<AllowEntry>,
+    /// Take over a Docker engine's routing mesh even where the chain DOCKER-USER or the host's own firewall keeps clients
+    /// from published ports: they would not be asked.
+    #[arg(long)]
+    pub ignore_firewall: bool,
     /// How many connections are remembered, and for how long.
     #[command(flatten)]
     pub connections: ConnectionArgs,
@@ -120,8 +133,14 @@ impl AgentArgs {
         };
         let dsr = (self.mesh_return == MeshReturn::Dsr)
             .then_some("--mesh-return dsr is not supported yet: leave it at tunnel");
-        let source = self.table.unsupported();
-        xdp.or(dsr).map(str::to_owned).or(source)
+        xdp.or(dsr).map(str::to_owned)
+    }
+
+    /// What is missing, as a message naming the flag.
+    pub fn missing(&self) -> Option<String> {
+        let flags = [("--node ID", &self.node), ("--underlay IFACE", &self.underlay)];
+        let missing = flags.into_iter().find(|(_, value)| value.is_empty() && !self.table.is_live());
+        missing.map(|(flag, _)| format!("{flag} is required with --table {}", self.table))
     }
 
     /// `--mesh-allow`; `None` without the flag. IPv6 entries allow no IPv4 client.
@@ -181,22 +200,22 @@ mod tests {
             (["--xdp", "native"], "--xdp native"),
             (["--xdp", "generic"], "--xdp generic"),
             (["--mesh-return", "dsr"], "--mesh-return dsr"),
-            (["--table", "swarm"], "swarm"),
-            (["--table", "relay:h:1"], "relay"),
         ] {
-            let args = match flags[0] {
-                "--table" => {
-                    let base = ["hiveway", "agent", "--node", "n1", "--underlay", "eth0"];
-                    match Cli::try_parse_from(base.iter().chain(&flags)).unwrap().command {
-                        Command::Agent(args) => *args,
-                        other => panic!("{other:?}"),
-                    }
-                }
-                _ => parse(&flags).unwrap(),
-            };
-            let why = args.unsupported().unwrap();
+            let why = parse(&flags).unwrap().unsupported().unwrap();
             assert!(why.contains(named) && why.contains("not supported yet"), "{why}");
         }
+    }
+
+    #[test]
+    fn live_sources_know_who_and_where_the_node_is() {
+        let parse = |flags: &[&str]| match Cli::try_parse_from(["hiveway", "agent"].iter().chain(flags)) {
+            Ok(Cli { command: Command::Agent(args) }) => args.missing(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse(&["--table", "swarm"]), None);
+        assert_eq!(parse(&["--table", "relay:h:1"]), None);
+        assert!(parse(&["--table", "file:/t", "--underlay", "eth0"]).unwrap().starts_with("--node"));
+        assert!(parse(&["--table", "engine:/t", "--node", "n1"]).unwrap().starts_with("--underlay"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 mod agent_args;
 mod connection_args;
+mod engine_args;
 pub mod exit;
+mod relay_args;
 pub mod run;
 mod show;
 mod table_text;
@@ -13,6 +15,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use agent_args::{AgentArgs, MeshInterfaces, MeshReturn, XdpMode};
 pub use connection_args::ConnectionArgs;
+pub use engine_args::EngineArgs;
+pub use relay_args::RelayArgs;
 
 use crate::source::Source;
 
@@ -84,9 +88,12 @@ impl List {
 /// `validate`.
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
-    /// The table: file:PATH (YAML or JSON) or engine:DIR (Docker Engine API captures).
+    /// The table: file:PATH (YAML or JSON), engine:DIR (Docker Engine API captures) or swarm (on a manager).
     #[arg(long, value_name = "SOURCE")]
     pub table: Source,
+    /// This node's engine, for live sources.
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 /// Commands that ask a running agent.

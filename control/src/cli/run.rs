@@ -13,7 +13,7 @@ pub fn run(cli: Cli) -> u8 {
     let listed = |request, list: &List| show::show(request, list.args());
     match &cli.command {
         Command::Agent(args) => run_agent(args),
-        Command::Validate(args) => validate::run(&args.table),
+        Command::Validate(args) => validate::run(&args.table, &args.engine),
         Command::Status(args) => shown(Request::Status, args),
         Command::Network(list) => listed(Request::Networks, list),
         Command::Service(list) => listed(Request::Services, list),
@@ -25,7 +25,7 @@ pub fn run(cli: Cli) -> u8 {
 }
 
 fn run_agent(args: &AgentArgs) -> u8 {
-    if let Some(why) = args.unsupported() {
+    if let Some(why) = args.missing().or_else(|| args.unsupported()) {
         eprintln!("error: {why}");
         return exit::USAGE;
     }

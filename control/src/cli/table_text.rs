@@ -178,8 +178,10 @@ fn status(value: &Value) -> String {
         ("flows", tables(&value["dataplane"])),
         ("timeouts", timeouts(&value["dataplane"]["timeouts"])),
     ];
-    let mut out: String = lines.iter().map(|(name, line)| format!("{name:<10}{line}\n")).collect();
-    let warnings = [&value["warnings"], &value["dataplane"]["warnings"]];
+    let lines = lines.into_iter().chain(takeover(&value["takeover"]).map(|line| ("takeover", line)));
+    let lines = lines.chain(relay(&value["relay"]).map(|line| ("relay", line)));
+    let mut out: String = lines.map(|(name, line)| format!("{name:<10}{line}\n")).collect();
+    let warnings = [&value["warnings"], &value["dataplane"]["warnings"], &value["relay"]["warnings"]];
     let warnings: Vec<_> = warnings.iter().filter_map(|list| list.as_array()).flatten().map(text).collect();
     if !warnings.is_empty() {
         out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
@@ -196,6 +198,13 @@ fn status(value: &Value) -> String {
             out += &format!("  {}/{} at {}: {who}\n", text(port), text(protocol), text(address));
         });
     }
+    if let Some(why) = table["unreachable"]["why"].as_str() {
+        let since = text(&table["unreachable"]["since_seconds"]);
+        out += &format!("\nTable source unreachable for {since} s, the last table stays in force:\n  {why}\n");
+    }
+    if let Some(why) = table["expelled"].as_str() {
+        out += &format!("\nThe table is empty, because this node is no member of a swarm:\n  {why}\n");
+    }
     if let Some(problems) = table["refused"]["problems"].as_array() {
         out += "\nA newer table was refused:\n";
         problems.iter().for_each(|problem| out += &format!("  {}\n", text(problem)));
@@ -210,6 +219,40 @@ fn status(value: &Value) -> String {
         }
     }
     out
+}
+
+/// Who gives us tables, and whom we give them to.
+fn relay(value: &Value) -> Option<String> {
+    let managers = value["managers"].as_array()?;
+    let manager = |link: &Value| {
+        let tables = if link["tables"] == true { ", gives the table" } else { "" };
+        let why = link["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("{} {}{tables}{why}", text(&link["address"]), text(&link["state"]))
+    };
+    let mut parts: Vec<_> = managers.iter().map(|link| format!("manager {}", manager(link))).collect();
+    if let Some(address) = value["listening"].as_str() {
+        let agents = value["agents"].as_array().map_or(0, Vec::len);
+        parts.insert(0, format!("serves {agents} agents at {address}"));
+    }
+    Some(if parts.is_empty() { "no manager known".to_owned() } else { parts.join("; ") })
+}
+
+/// Beside a Docker engine: what is taken over from it.
+fn takeover(takeover: &Value) -> Option<String> {
+    takeover.as_object()?;
+    let mesh = match (&takeover["mesh"], &takeover["mesh_why"]) {
+        (Value::Null, _) => "no routing mesh".to_owned(),
+        (Value::Bool(true), _) => format!("routing mesh ({} tasks here)", text(&takeover["mesh_tasks"])),
+        (_, why) => format!("NOT the routing mesh: {}", text(why)),
+    };
+    let rules = takeover["firewall"].as_array().map_or(0, Vec::len);
+    let ignored = match takeover["firewall_ignored"] == true && rules > 0 {
+        true => format!("; ignored as asked: {}", list(&takeover["firewall"])),
+        false => String::new(),
+    };
+    let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
+    let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
+    Some(format!("{mesh}{ignored}; {vips}"))
 }
 
 /// Fill of the connection tables, like `flows 12 of 1048576 (0 %), ...; counted 3 s ago`.

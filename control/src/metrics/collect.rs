@@ -26,6 +26,10 @@ impl Collector for Agent {
             let age = at.elapsed().as_secs() as i64;
             gauge(out, "table_age_seconds", "Seconds since the table was last read successfully", age)?;
         }
+        if let Some(live) = &snapshot.live {
+            let reached = i64::from(live.lost.is_none());
+            gauge(out, "table_source_reachable", "1 while the live source of the table can be reached", reached)?;
+        }
         let refused = i64::from(snapshot.refused.is_some());
         gauge(out, "table_refused", "1 while a newer table is refused as invalid", refused)?;
         counter(out, "reconciles", "Reconciliations", snapshot.runs)?;

@@ -1,7 +1,8 @@
 //! The network namespaces of local tasks, open for the length of one reconciliation.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs::File,
     io,
     os::unix::fs::MetadataExt,
@@ -9,9 +10,10 @@ use std::{
 };
 
 use hiveway_core::{
-    desired::LocalTask,
+    Desired,
     observed::{Inside, Namespace},
 };
+use ipnet::Ipv4Net;
 
 use super::{Socket, inside::observe_inside};
 
@@ -28,18 +30,23 @@ pub struct Space {
 #[derive(Debug, Default)]
 pub struct Spaces(pub BTreeMap<String, Space>);
 
-/// Where the namespace of `task` is.
-fn path(task: &LocalTask, netns_dir: &Path) -> PathBuf {
-    task.netns.clone().unwrap_or_else(|| netns_dir.join(&task.id))
+/// Where Docker engines keep the network namespaces of their containers, under names of so many hexadecimal digits.
+const ENGINE_DIR: &str = "/run/docker/netns";
+const ENGINE_NAME: usize = 12;
+
+/// Tasks whose namespaces have to be looked into, ours and the engine's, and where those are.
+fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item = (&'a str, PathBuf)> {
+    let ours = desired.tasks.iter().map(|task| (task.id.as_str(), task.netns.as_ref()));
+    let tapped = desired.tapped.iter().map(|task| (task.id.as_str(), task.netns.as_ref()));
+    ours.chain(tapped).map(|(id, path)| (id, path.cloned().unwrap_or_else(|| netns_dir.join(id))))
 }
 
 impl Spaces {
-    /// Opens and observes the namespaces of `tasks`; what is missing or unusable is said in the result.
-    pub async fn open(tasks: &[LocalTask], netns_dir: &Path) -> (Self, BTreeMap<String, Namespace>) {
+    /// Opens and observes the namespaces of this node's tasks; what is missing or unusable is said in the result.
+    pub async fn open(desired: &Desired, netns_dir: &Path) -> (Self, BTreeMap<String, Namespace>) {
         let mut spaces = Self::default();
         let mut namespaces = BTreeMap::new();
-        for task in tasks {
-            let path = path(task, netns_dir);
+        for (task, path) in wanted(desired, netns_dir) {
             let namespace = match open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Namespace::Missing { path: path.display().to_string() }
@@ -47,15 +54,41 @@ impl Spaces {
                 Err(error) => unusable(&path, &error.to_string()),
                 Ok(space) => match observe_inside(&space.socket).await {
                     Ok(inside) => {
-                        spaces.0.insert(task.id.clone(), space);
+                        spaces.0.insert(task.to_owned(), space);
                         Namespace::Present(inside)
                     }
                     Err(error) => unusable(&path, &error.to_string()),
                 },
             };
-            namespaces.insert(task.id.clone(), namespace);
+            namespaces.insert(task.to_owned(), namespace);
         }
+        spaces.search(desired, &mut namespaces).await;
         (spaces, namespaces)
+    }
+
+    /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine tells
+    /// only when a container has started, and clients come then.
+    async fn search(&mut self, desired: &Desired, namespaces: &mut BTreeMap<String, Namespace>) {
+        let lost = desired.tapped.iter().filter(|task| task.netns.is_none() && !self.0.contains_key(&task.id));
+        let mut lost: BTreeMap<_, _> = lost.map(|task| (task.ip, &task.id)).collect();
+        if lost.is_empty() {
+            return;
+        }
+        let known: BTreeSet<_> = desired.tapped.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
+        let entries = std::fs::read_dir(ENGINE_DIR).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name())) {
+            // Others come and go meanwhile.
+            let Ok(space) = open(&entry.path()) else { continue };
+            let Ok(inside) = observe_inside(&space.socket).await else { continue };
+            let addresses = inside.links.values().flat_map(|link| &link.addresses).map(Ipv4Net::addr);
+            let Some(task) = addresses.into_iter().find_map(|ip| lost.remove(&ip)) else { continue };
+            self.0.insert(task.clone(), space);
+            namespaces.insert(task.clone(), Namespace::Present(inside));
+        }
+        for task in lost.into_values() {
+            let path = format!("of an engine's container below {ENGINE_DIR}");
+            namespaces.insert(task.clone(), Namespace::Missing { path });
+        }
     }
 
     /// Observes an open namespace again.
@@ -66,6 +99,10 @@ impl Spaces {
         let space = self.0.get(task).ok_or_else(|| super::Error::NoNamespace(task.to_owned()))?;
         observe_inside(&space.socket).await
     }
+}
+
+fn is_sandbox(name: &OsStr) -> bool {
+    name.len() == ENGINE_NAME && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
 fn unusable(path: &Path, why: &str) -> Namespace {

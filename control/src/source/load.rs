@@ -24,6 +24,12 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+impl From<engine::Loaded> for Loaded {
+    fn from(live: engine::Loaded) -> Self {
+        Self { model: live.model, left_out: live.left_out, warnings: Vec::new() }
+    }
+}
+
 /// A table that cannot be put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -38,9 +44,9 @@ pub enum LoadError {
     /// The table is invalid.
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
-    /// The source is for later.
-    #[error("{0}")]
-    Unsupported(String),
+    /// Live sources are followed, not read.
+    #[error("table source {0} is live: it is followed, not read")]
+    Live(Source),
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -68,11 +74,9 @@ pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Re
             if let Some(previous) = previous {
                 loaded.remember(previous);
             }
-            Ok(Loaded { model: loaded.model, left_out: loaded.left_out, warnings: Vec::new() })
+            Ok(loaded.into())
         }
-        Source::Swarm | Source::Relay(_) => {
-            Err(LoadError::Unsupported(source.unsupported().unwrap_or_else(|| source.to_string())))
-        }
+        Source::Swarm | Source::Relay(_) => Err(LoadError::Live(source.clone())),
     }
 }
 

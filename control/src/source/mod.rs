@@ -1,11 +1,17 @@
 //! Where the task table comes from.
 
+mod conductor;
+pub mod live;
 mod load;
+mod mix;
 mod watch;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+pub use conductor::{Conductor, Setup};
+pub use live::{Hub, Live, Lost};
 pub use load::{LoadError, Loaded, load};
+pub use mix::{Base, Origin};
 pub use watch::{Stamp, stamps, watch};
 
 /// A `SOURCE` of the command line.
@@ -15,21 +21,16 @@ pub enum Source {
     File(PathBuf),
     /// `engine:DIR`: Docker Engine API captures.
     Engine(PathBuf),
-    /// `swarm`: a manager's push stream (not supported yet).
+    /// `swarm`: a manager's push stream, or on workers the relay.
     Swarm,
-    /// `relay:HOST:PORT`: another agent (not supported yet).
+    /// `relay:HOST:PORT`: another agent.
     Relay(String),
 }
 
 impl Source {
-    /// What this version cannot do yet.
-    pub fn unsupported(&self) -> Option<String> {
-        match self {
-            Self::File(_) | Self::Engine(_) => None,
-            Self::Swarm | Self::Relay(_) => {
-                Some(format!("table source {self} is not supported yet: use file:PATH or engine:DIR"))
-            }
-        }
+    /// Whether it is followed as it changes, instead of read.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Swarm | Self::Relay(_))
     }
 }
 

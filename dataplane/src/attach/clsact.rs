@@ -9,11 +9,11 @@ use std::{
 };
 
 use aya::programs::{
-    Link as _, ProgramError,
+    Link as _, ProgramError, SchedClassifier,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 
-use super::{AttachFault, Attached, PinName, Target, qdisc, side};
+use super::{AttachFault, Attached, qdisc, side};
 use crate::Program;
 
 /// Before what users add by hand (49152 and down) and what other tools commonly take.
@@ -26,8 +26,14 @@ fn handle(program: Program) -> TcHandle {
     TcHandle::new(0, FIRST + program as u16)
 }
 
-pub(super) fn attach(target: Target<'_>, pin: &Path, attached_before: bool) -> Result<Attached, AttachFault> {
-    let (program, ifname) = (target.name.program, target.name.ifname.as_str());
+/// Attaches `loaded` as our filter `program` of the device `ifname`, or replaces that, and notes it at `pin`.
+pub(crate) fn attach(
+    loaded: &mut SchedClassifier,
+    program: Program,
+    ifname: &str,
+    pin: &Path,
+    attached_before: bool,
+) -> Result<Attached, AttachFault> {
     match tc::qdisc_add_clsact(ifname) {
         Ok(()) => note_qdisc(pin)?,
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
@@ -35,30 +41,29 @@ pub(super) fn attach(target: Target<'_>, pin: &Path, attached_before: bool) -> R
     }
 
     // Replacing never creates: it fails if there is no filter of ours.
-    let (link, replaced) = match target.program.attach_to_link(ours(program, ifname)?) {
+    let (link, replaced) = match loaded.attach_to_link(ours(program, ifname)?) {
         Ok(link) => (link, true),
         Err(error) if errno(&error) == Some(libc::ENOENT) => {
             let options =
                 TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: handle(program), classid: None });
-            (target.program.attach_with_options(ifname, side(program), options)?, false)
+            (loaded.attach_with_options(ifname, side(program), options)?, false)
         }
         Err(error) => return Err(error.into()),
     };
     // Dropping aya's link would remove the filter.
-    std::mem::forget(target.program.take_link(link)?);
+    std::mem::forget(loaded.take_link(link)?);
 
     if replaced && attached_before {
         return Ok(Attached::Unchanged);
     }
     unpin(pin)?;
-    target.program.pin(pin)?;
+    loaded.pin(pin)?;
     Ok(if replaced { Attached::Replaced } else { Attached::New })
 }
 
 /// Removes our filter and the note. What is gone already is fine.
-pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
-    let PinName { program, ifname } = name;
-    match ours(*program, ifname) {
+pub(crate) fn detach(pin: &Path, program: Program, ifname: &str) -> Result<(), AttachFault> {
+    match ours(program, ifname) {
         Ok(link) => match link.detach() {
             Ok(()) => {}
             // No such filter, no clsact qdisc, or no such device any more.
@@ -70,6 +75,15 @@ pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
     }
     unpin(pin)?;
     remove_qdisc(pin, ifname)
+}
+
+/// Removes the notes of a filter that went with its device.
+pub(crate) fn forget(pin: &Path) -> Result<(), AttachFault> {
+    unpin(pin)?;
+    match qdisc_note(pin).filter(|note| note.exists()) {
+        Some(note) => remove_qdisc_note(&note),
+        None => Ok(()),
+    }
 }
 
 /// Where it is noted that we have added the qdisc: a directory, the only thing besides pins that the file system takes.
@@ -90,12 +104,14 @@ fn remove_qdisc(pin: &Path, ifname: &str) -> Result<(), AttachFault> {
         Ok(ifindex) => qdisc::remove_if_unused(ifindex).map_err(AttachFault::kernel("remove the clsact qdisc"))?,
         Err(_) => true,
     };
-    if removed {
-        fs::remove_dir(&note).map_err(AttachFault::kernel("remove the clsact qdisc's note"))?;
-        // The last one takes the directory with it; it is no matter if others are there.
-        if let Some(notes) = note.parent() {
-            let _ = fs::remove_dir(notes);
-        }
+    if removed { remove_qdisc_note(&note) } else { Ok(()) }
+}
+
+fn remove_qdisc_note(note: &Path) -> Result<(), AttachFault> {
+    fs::remove_dir(note).map_err(AttachFault::kernel("remove the clsact qdisc's note"))?;
+    // The last one takes the directory with it; it is no matter if others are there.
+    if let Some(notes) = note.parent() {
+        let _ = fs::remove_dir(notes);
     }
     Ok(())
 }
@@ -117,7 +133,7 @@ fn errno(error: &ProgramError) -> Option<i32> {
     }
 }
 
-fn unpin(pin: &Path) -> Result<(), AttachFault> {
+pub(crate) fn unpin(pin: &Path) -> Result<(), AttachFault> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachFault::kernel("remove the note")(error)),
         _ => Ok(()),

@@ -4,15 +4,15 @@
 //! under `<bpffs>/filters/` because the kernel has no place to pin them. Entries in both directories are called
 //! `<program>@<interface>`; that is how a restarted agent recognises its own.
 
-mod clsact;
+pub(crate) mod clsact;
 mod pin_name;
 mod qdisc;
-mod tcx;
+pub(crate) mod tcx;
 
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::BorrowedFd,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +22,7 @@ pub(crate) use self::pin_name::PinName;
 use crate::{Direction, Program};
 
 /// What an `attach` did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Attached {
     /// The program was attached already.
     Unchanged,
@@ -56,7 +56,7 @@ impl Hook {
         let pin = self.directory(bpffs).join(name.to_string());
         match self {
             Self::Tcx => tcx::detach(&pin),
-            Self::Clsact => clsact::detach(&pin, name),
+            Self::Clsact => clsact::detach(&pin, name.program, &name.ifname),
         }
         .map_err(|source| AttachError::new(name.program, &name.ifname, source))
     }
@@ -125,17 +125,13 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn fd(&self) -> Result<BorrowedFd<'_>, AttachFault> {
-        use std::os::fd::AsFd as _;
-        Ok(self.program.fd()?.as_fd())
-    }
-
     /// Attaches it, or replaces what is attached.
     pub(crate) fn attach(self, hook: Hook, bpffs: &Path, attached_before: bool) -> Result<Attached, AttachFault> {
         let pin = hook.directory(bpffs).join(self.name.to_string());
+        let PinName { program, ifname } = &self.name;
         match hook {
-            Hook::Tcx => tcx::attach(self, &pin),
-            Hook::Clsact => clsact::attach(self, &pin, attached_before),
+            Hook::Tcx => tcx::attach(self.program.fd()?.as_fd(), self.id, side(*program), self.ifindex, &pin),
+            Hook::Clsact => clsact::attach(self.program, *program, ifname, &pin, attached_before),
         }
     }
 }

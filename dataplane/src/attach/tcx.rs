@@ -2,22 +2,39 @@
 //!
 //! Ours go first, so that packets are seen as they came; what is not ours the programs hand on to whoever is next.
 
-use std::{fs, io, os::fd::AsFd as _, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
 
-use aya::programs::{LinkOrder, links::FdLink, tc::TcAttachOptions};
+use aya::programs::TcAttachType;
 
-use super::{AttachFault, Attached, Target, side};
+use super::{AttachFault, Attached};
 use crate::sys;
 
-pub(super) fn attach(target: Target<'_>, pin: &Path) -> Result<Attached, AttachFault> {
+/// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin` run
+/// it from now on, if that is on this very device.
+pub(crate) fn attach(
+    program: BorrowedFd<'_>,
+    program_id: u32,
+    side: TcAttachType,
+    ifindex: u32,
+    pin: &Path,
+) -> Result<Attached, AttachFault> {
     match sys::object_get(pin) {
         Ok(link) => {
             let info = sys::tcx_link(link.as_fd()).map_err(AttachFault::kernel("read the pinned link"))?;
-            if info.ifindex == target.ifindex && info.program == target.id {
+            // The index alone does not tell: another namespace may have a device with the same one.
+            let here = info.ifindex == ifindex
+                && sys::tcx_links(ifindex, side)
+                    .map_err(AttachFault::kernel("read the device's links"))?
+                    .contains(&info.id);
+            if here && info.program == program_id {
                 return Ok(Attached::Unchanged);
             }
-            if info.ifindex == target.ifindex {
-                match sys::link_update(link.as_fd(), target.fd()?) {
+            if here {
+                match sys::link_update(link.as_fd(), program) {
                     Ok(()) => return Ok(Attached::Replaced),
                     // The device went away between the two calls.
                     Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
@@ -31,19 +48,14 @@ pub(super) fn attach(target: Target<'_>, pin: &Path) -> Result<Attached, AttachF
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(AttachFault::kernel("open the pinned link")(error)),
     }
-
-    let ifname = target.name.ifname.as_str();
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = target.program.attach_with_options(ifname, side(target.name.program), order)?;
-    let link = FdLink::try_from(target.program.take_link(id)?)
-        .map_err(|error| AttachFault::kernel("take the link")(io::Error::other(error)))?;
+    let link = sys::tcx_attach(program, ifindex, side).map_err(AttachFault::kernel("attach the program"))?;
     // Closing our descriptor afterwards leaves the pin, and with it the link, in place.
-    link.pin(pin)?;
+    sys::object_pin(link.as_fd(), pin).map_err(AttachFault::kernel("pin the link"))?;
     Ok(Attached::New)
 }
 
 /// Detaches and unpins. What is gone already is fine.
-pub(super) fn detach(pin: &Path) -> Result<(), AttachFault> {
+pub(crate) fn detach(pin: &Path) -> Result<(), AttachFault> {
     match sys::object_get(pin) {
         Ok(link) => match sys::link_detach(link.as_fd()) {
             Ok(()) => {}

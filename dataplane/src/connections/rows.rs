@@ -7,7 +7,7 @@ use std::{
 
 use dataplane_common::{
     addr::{NetId, Tag},
-    flow::{Affinity, AffinityKey, Flow, FlowKey, MESH_ZONE, flag},
+    flow::{Affinity, AffinityKey, Flow, FlowKey, MESH_ZONE, STOCK_ZONE, flag},
 };
 
 use super::{
@@ -46,7 +46,8 @@ pub struct ConnectionRow {
     pub address: SocketAddrV4,
     /// The client as the backend sees it, where that is known here.
     pub shown_as: Option<SocketAddrV4>,
-    /// The backend's address. Its port is zero for [`Kind::Ingress`]: the other node knows it.
+    /// The backend's address. Its port is zero for [`Kind::Ingress`], where the other node knows it; a node without
+    /// Hiveway does not, and gets the published port.
     pub backend: Option<SocketAddrV4>,
     /// For [`Kind::Mesh`] the tunnel address of the ingress node, for [`Kind::Ingress`] that of the backend's node.
     pub peer: Option<Ipv4Addr>,
@@ -71,7 +72,8 @@ impl Connections {
 fn rows(flows: &Snapshot<FlowKey, Flow>, affinity: &Snapshot<AffinityKey, Affinity>) -> Vec<ConnectionRow> {
     let mut rows: Vec<_> = pairs(flows).map(translated).collect();
     let ends = |row: &ConnectionRow| (row.proto, row.client, row.address, row.tag);
-    let delivered: HashSet<_> = rows.iter().filter(|row| row.kind == Kind::Mesh).map(ends).collect();
+    let delivered: HashSet<_> =
+        rows.iter().filter(|row| matches!(row.kind, Kind::Mesh | Kind::Ingress)).map(ends).collect();
     let ingress = affinity.iter().map(|(key, (stage, entry))| handed_on(key, *stage, entry));
     rows.extend(ingress.filter(|row| !delivered.contains(&ends(row))));
     rows.sort_by_key(|row| (row.kind, row.proto, row.client, row.address));
@@ -91,6 +93,7 @@ fn translated(pair: Pair<'_>) -> ConnectionRow {
     ConnectionRow {
         kind: match (key.zone, direct) {
             (MESH_ZONE, _) => Kind::Mesh,
+            (STOCK_ZONE, _) => Kind::Ingress,
             (net, true) => Kind::Direct(net),
             (net, false) => Kind::Vip(net),
         },
@@ -99,7 +102,7 @@ fn translated(pair: Pair<'_>) -> ConnectionRow {
         address,
         shown_as: Some(shown_as),
         backend: Some(backend),
-        peer: (key.zone == MESH_ZONE).then(|| flow.peer.into()),
+        peer: (key.zone == MESH_ZONE || key.zone == STOCK_ZONE).then(|| flow.peer.into()),
         tag: flow.tag,
         state: pair.state(),
         created: pair.created(),

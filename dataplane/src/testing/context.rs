@@ -1,5 +1,6 @@
 //! What a program sees besides the packet: the part of `__sk_buff` that `BPF_PROG_TEST_RUN` takes and gives back.
 
+use dataplane_common::mark::SANDBOX_ID;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// `struct __sk_buff` of `<linux/bpf.h>`. The kernel refuses a run that sets anything but the fields named here.
@@ -44,7 +45,9 @@ const _: () = assert!(size_of::<SkbContext>() == 192);
 impl SkbContext {
     /// What the kernel is given with `input`.
     pub(super) fn of(input: &Input) -> Self {
-        Self { ifindex: input.ifindex, mark: input.mark, ..Self::default() }
+        let mut cb = [0; 5];
+        cb[SANDBOX_ID] = input.sandbox;
+        Self { ifindex: input.ifindex, mark: input.mark, cb, ..Self::default() }
     }
 }
 
@@ -57,4 +60,6 @@ pub struct Input {
     pub ifindex: u32,
     /// `skb->mark` before.
     pub mark: u32,
+    /// The id that a stub has left for `from_sandbox` and `to_sandbox`; 0 for other programs.
+    pub sandbox: u32,
 }

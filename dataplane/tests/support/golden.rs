@@ -35,11 +35,17 @@ pub struct Golden {
 
 /// Begins a description: `program` sees `packet` on `ifindex` and comes to `decision`.
 pub fn golden(what: &'static str, program: Program, ifindex: u32, packet: Vec<u8>, decision: Decision) -> Golden {
-    let input = Input { packet, ifindex, mark: 0 };
+    let input = Input { packet, ifindex, mark: 0, sandbox: 0 };
     Golden { what, program, input, decision, packet: None, mark: 0, counters: BTreeMap::new() }
 }
 
 impl Golden {
+    /// The id that a stub has left.
+    pub fn of_sandbox(mut self, id: u32) -> Self {
+        self.input.sandbox = id;
+        self
+    }
+
     /// `skb->mark` before.
     pub fn marked(mut self, mark: u32) -> Self {
         self.input.mark = mark;

@@ -7,6 +7,7 @@ pub mod dissect;
 pub mod golden;
 pub mod icmp;
 pub mod mesh;
+pub mod netns;
 pub mod packets;
 pub mod pcap;
 pub mod random;

@@ -8,7 +8,9 @@ use dataplane::testing::Harness;
 use dataplane_common::{
     addr::VIRTUAL_MAC,
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
+    endpoint::{
+        Endpoint, EndpointKey, Local, SANDBOX_BIT, VniInfo, Vtep, endpoint_flag::VIP_BACKEND, kind, local_flag,
+    },
     mesh::{NodeAddress, Target, TargetKey},
     service::Backend,
     state::{MapState, SetKey},
@@ -44,6 +46,9 @@ pub const APP2: u32 = 4098;
 pub const TWIN: u32 = 5000;
 /// The ingress network.
 pub const INGRESS: u32 = 4096;
+/// Own interfaces of LOCAL1 and LOCAL2 on `app`, as if an engine carried that.
+pub const SANDBOX1: u32 = SANDBOX_BIT | 1;
+pub const SANDBOX2: u32 = SANDBOX_BIT | 2;
 /// A VNI of somebody else's.
 pub const FOREIGN: u32 = 99;
 pub const MESH: u32 = 16_777_214;
@@ -130,6 +135,16 @@ pub fn world(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Re
     })
 }
 
+/// Runs `test` on such a node when no VIP has ever led to any task: nothing is noted about direct connections.
+pub fn world_without_backends(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
+    world(|world| {
+        world.state.endpoints.values_mut().for_each(|endpoint| endpoint.flags = 0);
+        world.state.locals.values_mut().for_each(|local| local.flags = 0);
+        world.harness.apply(&world.state)?;
+        test(world)
+    })
+}
+
 impl World {
     /// Joins the ingress network, with a kernel vxlan device (its index) that is the mesh's slow path.
     pub fn join_ingress(&mut self) -> Result<u32> {
@@ -204,9 +219,13 @@ fn state(dev: &Devices) -> MapState {
             vni: net(network),
             ip: task.ip,
             mac: mac(task.ip),
+            flags: if network == APP { local_flag::VIP_BACKEND } else { 0 },
             ..Local::default()
         };
         state.locals.insert(ifindex, local);
+        if network == APP {
+            state.locals.insert(if task.ip == LOCAL1.ip { SANDBOX1 } else { SANDBOX2 }, local);
+        }
         let endpoint = Endpoint {
             tag: task.tag,
             kind: kind::LOCAL,
@@ -214,6 +233,7 @@ fn state(dev: &Devices) -> MapState {
             vtep: VTEP,
             vni: net(network),
             ifindex,
+            flags: if network == APP { VIP_BACKEND } else { 0 },
             ..Endpoint::default()
         };
         state.endpoints.insert(EndpointKey { net: net(network), ip: task.ip }, endpoint);
@@ -225,6 +245,7 @@ fn state(dev: &Devices) -> MapState {
             mac: mac(task.ip),
             vtep: task.vtep,
             vni: net(APP),
+            flags: if task.vtep == PEER { VIP_BACKEND } else { 0 },
             ..Endpoint::default()
         };
         state.endpoints.insert(EndpointKey { net: net(APP), ip: task.ip }, endpoint);

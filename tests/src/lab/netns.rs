@@ -13,7 +13,8 @@ use nix::sched::{CloneFlags, setns};
 
 use super::cleanup::registry;
 
-/// A network namespace with a name under `/run/netns`; deleted when the last handle is dropped.
+/// A network namespace with a name under `/run/netns`; deleted when the last handle is dropped,
+/// unless it was there before.
 #[derive(Clone, Debug)]
 pub struct Netns(Arc<Inner>);
 
@@ -40,6 +41,12 @@ impl Netns {
         netns.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")?;
         netns.run("ip link set lo up")?;
         Ok(netns)
+    }
+
+    /// A handle on a namespace that somebody else made and will delete.
+    pub fn existing(label: &str, name: &str) -> Self {
+        // Only registered names are deleted on drop.
+        Self(Arc::new(Inner { label: label.to_owned(), name: name.to_owned() }))
     }
 
     /// What the lab calls it.

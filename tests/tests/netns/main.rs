@@ -25,5 +25,6 @@ mod scaling;
 mod snapshot;
 mod sockets;
 mod support;
+mod takeover;
 mod translated_clients;
 mod vip;

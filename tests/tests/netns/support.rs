@@ -8,6 +8,7 @@ use hiveway_tests::{
     lab::{Lab, Netns, PATIENCE, Process, wait_for},
     load::Tally,
     peer,
+    stock::Stock,
     table::Table,
 };
 use serde_json::{Value, json};
@@ -22,6 +23,8 @@ pub(crate) struct Cluster<'l> {
     pub(crate) file: PathBuf,
     tasks: BTreeMap<String, Netns>,
     servers: BTreeMap<String, Vec<Process>>,
+    /// What engines would make.
+    stock: Stock,
 }
 
 impl<'l> Cluster<'l> {
@@ -39,8 +42,16 @@ impl<'l> Cluster<'l> {
     /// As [`Cluster::start_with`], on nodes that are there already.
     pub(crate) fn start_on(lab: &'l Lab, nodes: Vec<Netns>, table: Table, extra: &[&str]) -> Result<Self> {
         let file = lab.directory().join("table.json");
-        let mut cluster =
-            Self { lab, table, nodes, agents: Vec::new(), file, tasks: BTreeMap::new(), servers: BTreeMap::new() };
+        let mut cluster = Self {
+            lab,
+            table,
+            nodes,
+            agents: Vec::new(),
+            file,
+            tasks: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            stock: Stock::default(),
+        };
         cluster.create_task_namespaces()?;
         cluster.table.write(&cluster.file)?;
         for node in &cluster.nodes {
@@ -147,9 +158,11 @@ impl<'l> Cluster<'l> {
         for id in missing {
             let netns = self.lab.namespace(&format!("t-{id}"))?;
             self.table.item_mut("tasks", &id)["netns"] = json!(netns.path());
+            let task = self.table.item_mut("tasks", &id).clone();
+            self.stock.plug(self.lab, &self.nodes, self.table.value(), &task, &netns)?;
             self.tasks.insert(id, netns);
         }
-        Ok(())
+        self.stock.sync(self.table.value())
     }
 }
 

@@ -13,7 +13,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dataplane-ebpf", &["dataplane-common"]),
     ("dataplane", &["dataplane-common"]),
     ("hiveway-core", &["dataplane-common"]),
-    ("control", &["dataplane", "dataplane-common", "hiveway-core"]),
+    ("hiveway-proto", &[]),
+    ("control", &["dataplane", "dataplane-common", "hiveway-core", "hiveway-proto"]),
     // It builds the object that others embed.
     ("xtask", &[]),
 ];

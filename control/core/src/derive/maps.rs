@@ -1,6 +1,7 @@
 //! Model and desired state → contents of the BPF maps.
 
 mod mesh;
+mod tapped;
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +9,7 @@ use dataplane_common::{
     ABI_VERSION,
     addr::{NetId, VIRTUAL_MAC},
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag},
     mesh::NodeAddress,
     service::Backend,
     state::{MapState, SetKey},
@@ -16,13 +17,15 @@ use dataplane_common::{
 
 use crate::{
     desired::{Desired, Role},
-    model::{Dataplane, Model, Network, Service, Task},
+    model::{Carrier, Dataplane, Model, Network, Service, Task},
     names,
     roles::TaskRole,
     settings::{Facts, Settings},
     tag::tag,
     topology::{Placed, Topology},
 };
+
+use mesh::GatewayEnd;
 
 /// Everything in the maps that packets don't write themselves. `desired` must have been derived from the same `model`
 /// and `settings`. What needs an interface that `facts` does not have yet is left out, and so are backends behind it.
@@ -32,6 +35,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     let mut maps = Maps { topology: &topology, desired, facts, state: MapState::default() };
     let ingress = topology.ingress();
     let ingress_vxlan = ingress.and_then(|n| facts.ifindex.get(&names::vxlan(n.vni().get())));
+    let stock = topology.speaks_with_stock_nodes(&desired.node);
     maps.state.config = Config {
         abi: ABI_VERSION,
         underlay_ifindex: facts.underlay_ifindex,
@@ -39,18 +43,33 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         mesh_vni: settings.mesh_vni.to_be_bytes(),
         vxlan_port: settings.vxlan_port.to_be_bytes(),
         underlay_mtu: facts.underlay_mtu,
-        gateway_ip: desired.gateway.as_ref().map_or([0; 4], |g| g.address.addr().octets()),
+        gateway_ip: gateway_ip(desired, settings).map_or([0; 4], |ip| ip.octets()),
         ingress_net: ingress.map_or([0; 4], Network::net_id),
         ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),
+        ingress_ip: stock.map_or([0; 4], |(ip, _)| ip.octets()),
+        ingress_vni: stock.map_or([0; 4], |(_, subnet)| subnet.vni.bytes()),
         ..Config::default()
     };
     maps.nodes();
     maps.networks();
     maps.tasks();
+    maps.tapped();
     maps.services();
     maps.ports(settings);
     maps.host_link();
     maps.state
+}
+
+/// This node's address on the gateway bridge: ours, or the engine's if its tasks are on it.
+fn gateway_ip(desired: &Desired, settings: &Settings) -> Option<Ipv4Addr> {
+    let ours = desired.gateway.as_ref().map(|gateway| gateway.address.addr());
+    let theirs = settings.adopts_gwbridge() && desired.tapped.iter().any(|task| task.gateway);
+    ours.or(theirs.then(|| settings.gwbridge_address().addr()))
+}
+
+/// `bit` if `set`.
+fn flag(set: bool, bit: u8) -> u8 {
+    if set { bit } else { 0 }
 }
 
 /// The maps while they are being filled.
@@ -118,7 +137,7 @@ impl Maps<'_> {
                         kind: kind::REMOTE,
                         mac: address.mac,
                         vtep: placed.vtep.octets(),
-                        flags: self.flags(placed.task, network),
+                        flags: flag(self.backs_vip(placed.task, network), endpoint_flag::VIP_BACKEND),
                         ..Endpoint::default()
                     },
                 );
@@ -126,11 +145,13 @@ impl Maps<'_> {
         }
     }
 
-    /// Whether a VIP on `network` may lead to `task`, or did: also while it drains or does not run yet.
-    fn flags(&self, task: &Task, network: &Network) -> u8 {
-        let service = task.service.as_ref().and_then(|id| self.topology.model.services.get(id));
-        let backs_vip = service.is_some_and(|s| s.virtual_ips.contains_key(&network.id));
-        if backs_vip { endpoint_flag::VIP_BACKEND } else { 0 }
+    /// Whether a VIP on `network` may lead to `task`, or did: also while it drains or does not run yet, or when its
+    /// service is gone and the task not yet.
+    fn backs_vip(&self, task: &Task, network: &Network) -> bool {
+        task.service.as_ref().is_some_and(|service| {
+            let service = self.topology.model.services.get(service);
+            service.is_none_or(|s| s.virtual_ips.contains_key(&network.id))
+        })
     }
 
     fn endpoint(&mut self, network: &Network, ip: Ipv4Addr, endpoint: Endpoint) {
@@ -150,10 +171,12 @@ impl Maps<'_> {
                     Role::Overlay { net, vni } => (net.to_be_bytes(), vni.to_be_bytes()),
                     Role::Gateway => Default::default(),
                 };
-                let local = Local { tag: task.tag, net, vni, ip, mac: interface.mac, ..Local::default() };
+                let network = self.topology.networks_of(placed.task).find(|n| n.net_id() == net);
+                let backs_vip = network.is_some_and(|n| self.backs_vip(placed.task, n));
+                let flags = flag(backs_vip, local_flag::VIP_BACKEND);
+                let local = Local { tag: task.tag, net, vni, ip, mac: interface.mac, flags, ..Local::default() };
                 self.state.locals.insert(ifindex, local);
                 if let Role::Overlay { .. } = interface.role {
-                    let network = self.topology.networks_of(placed.task).find(|n| n.net_id() == net);
                     let endpoint = Endpoint {
                         tag: task.tag,
                         kind: kind::LOCAL,
@@ -161,13 +184,20 @@ impl Maps<'_> {
                         vtep: self.topology.vtep.octets(),
                         vni,
                         ifindex,
-                        flags: network.map_or(0, |n| self.flags(placed.task, n)),
+                        flags: flag(backs_vip, endpoint_flag::VIP_BACKEND),
                         ..Endpoint::default()
                     };
                     self.state.endpoints.insert(EndpointKey { net, ip }, endpoint);
                 }
             }
-            self.mesh(task, placed);
+            let gateway = task.interfaces.iter().find(|i| i.role == Role::Gateway);
+            let port = gateway.and_then(|i| {
+                let ifindex = *self.facts.ifindex.get(&i.host)?;
+                Some(GatewayEnd { ifindex, address: i.address, mac: i.mac })
+            });
+            if let Some(port) = port {
+                self.mesh(task.tag, placed, &port);
+            }
         }
     }
 
@@ -176,7 +206,11 @@ impl Maps<'_> {
         let topology = self.topology;
         for service in topology.model.services.values() {
             for (network, ip) in topology.vips(service).filter(|(n, _)| topology.joined.contains(n.id.as_str())) {
-                let vip = Endpoint { kind: kind::VIP, mac: VIRTUAL_MAC, ..Endpoint::default() };
+                if network.ingress && network.carrier == Carrier::Engine {
+                    // Nobody is told of these.
+                    continue;
+                }
+                let vip = Endpoint { kind: kind::VIP, mac: self.vip_mac(network), ..Endpoint::default() };
                 self.endpoint(network, ip, vip);
                 let set = self.backends(service, network, |_, _| true);
                 self.state.sets.insert(SetKey::Vip { net: network.net_id(), ip: ip.octets() }, set);

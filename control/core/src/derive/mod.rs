@@ -3,6 +3,7 @@
 mod gateway;
 mod maps;
 mod networks;
+mod tapped;
 mod tasks;
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -11,7 +12,7 @@ pub use maps::map_state;
 
 use crate::{
     desired::{Desired, GatewayAddresses, GatewayBridge, HostLink, LeftOut},
-    model::{Dataplane, Model, NodeLookup},
+    model::{Carrier, Dataplane, Model, NodeLookup},
     roles::TaskRole,
     settings::Settings,
     topology::Topology,
@@ -62,6 +63,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         vtep: Some(vtep),
         networks: networks::carried(&topology, &me.id),
         tasks,
+        tapped: tapped::local(&topology),
         gateway,
         host_link: (!published.is_empty()).then_some(HostLink { ip: settings.host_ip }),
         published,
@@ -77,13 +79,20 @@ fn other_vteps<'a>(model: &'a Model, me: &'a str, own: Ipv4Addr) -> impl Iterato
 
 /// Names the tasks that would serve a published port but whose nodes take no mesh frames.
 fn outside_the_mesh(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
+    // To a stock node clients would be led as the engine does it, under this node's own address.
+    let instead = match topology.ingress() {
+        Some(ingress) if ingress.carrier == Carrier::Engine => {
+            ", and the table has no address of this node on the ingress network to speak with"
+        }
+        _ => "",
+    };
     for placed in topology.endpoints.values().filter(|p| p.role == TaskRole::Backend && !p.in_mesh) {
         for (proto, port) in placed.task.ports.iter().filter_map(|p| p.ingress()) {
             let owned = topology.published.get(&(proto, port));
             if owned.is_some_and(|p| placed.task.service.as_deref() == Some(p.service)) {
                 left_out.push(LeftOut {
                     what: format!("task {} as backend of published port {port}", placed.task.id),
-                    why: format!("its node {} does not run Hiveway and takes no mesh frames", placed.node),
+                    why: format!("its node {} does not run Hiveway and takes no mesh frames{}", placed.node, instead),
                 });
             }
         }

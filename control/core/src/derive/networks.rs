@@ -50,7 +50,7 @@ fn overlay(topology: &Topology<'_>, network: &Network, me: &str) -> OverlayNetwo
 /// way back nodes by their VTEP.
 fn mesh(topology: &Topology<'_>, ingress: &Network, me: &str) -> BTreeMap<Mac, Ipv4Addr> {
     let nodes = topology.model.nodes.values().filter(|n| n.id != me && n.dataplane == Dataplane::Hiveway);
-    let tasks = topology.on(ingress).filter(|(placed, _)| !placed.local && placed.in_mesh);
+    let tasks = topology.on(ingress).filter(|(placed, _)| !placed.local && placed.hiveway);
     nodes
         .map(|node| (mac_of(NODE_MAC_PREFIX, node.vtep.octets()), node.vtep))
         .chain(tasks.map(|(placed, address)| (mac_of(TASK_MAC_PREFIX, address.ip.octets()), placed.vtep)))

@@ -6,23 +6,34 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{EngineCapture, Loaded, api, networks, nodes, services, tasks};
-use crate::{desired::LeftOut, model::Model, problem::Problem};
+use crate::{
+    desired::LeftOut,
+    model::{Carrier, Model},
+    problem::Problem,
+};
 
 pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
     let mut left_out = Vec::new();
-    let raw_nodes: Vec<api::Node> = items("nodes.json", capture.nodes, "node", &mut left_out)?;
-    let raw_networks: Vec<api::Network> = items("networks.json", capture.networks, "network", &mut left_out)?;
-    let raw_services: Vec<api::Service> = items("services.json", capture.services, "service", &mut left_out)?;
-    let raw_tasks: Vec<api::Task> = items("tasks.json", capture.tasks, "task", &mut left_out)?;
+    let objects = api::Objects {
+        nodes: items("nodes.json", capture.nodes, "node", &mut left_out)?,
+        networks: items("networks.json", capture.networks, "network", &mut left_out)?,
+        services: items("services.json", capture.services, "service", &mut left_out)?,
+        tasks: items("tasks.json", capture.tasks, "task", &mut left_out)?,
+    };
+    Ok(assemble(objects, Carrier::Hiveway, left_out))
+}
 
-    let nodes = nodes::load(raw_nodes, &mut left_out);
-    let networks = networks::load(raw_networks, &mut left_out);
-    let services = services::load(raw_services, &networks, &mut left_out);
+pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Vec<LeftOut>) -> Loaded {
+    let attachments: Vec<_> = objects.nodes.iter().map(|node| (node.id.clone(), node.attachments.clone())).collect();
+    let nodes = nodes::load(objects.nodes, &mut left_out);
+    let networks = networks::load(objects.networks, carrier, &mut left_out);
+    let services = services::load(objects.services, &networks, &mut left_out);
     let mut model = Model { nodes, networks: networks.usable, services, tasks: BTreeMap::new() };
-    tasks::load(raw_tasks, &networks.unusable, &mut model, &mut left_out);
+    nodes::own_addresses(attachments, &mut model);
+    tasks::load(objects.tasks, &networks.unusable, &mut model, &mut left_out);
     left_out.sort();
     left_out.dedup();
-    Ok(Loaded { model, left_out })
+    Loaded { model, left_out }
 }
 
 /// The elements of a list that can be read. An empty or missing list is `null` in Go.

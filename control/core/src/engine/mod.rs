@@ -1,9 +1,10 @@
-//! Docker Engine API captures: the answers of `/nodes`, `/services`, `/tasks` and `/networks` as they are.
+//! A swarm as its manager describes it: Docker Engine API captures (the answers of `/nodes`, `/services`, `/tasks` and
+//! `/networks` as they are), or the same objects from the manager's push stream.
 //!
 //! A live swarm is routinely inconsistent for a moment, so nothing here is refused whole: what is not supported or
 //! makes no sense is left out and named.
 
-mod api;
+pub mod api;
 mod load;
 mod networks;
 mod nodes;
@@ -11,7 +12,13 @@ mod remember;
 mod services;
 mod tasks;
 
-use crate::{desired::LeftOut, model::Model, problem::Problem};
+pub(crate) use tasks::one_per_address;
+
+use crate::{
+    desired::LeftOut,
+    model::{Carrier, Model},
+    problem::Problem,
+};
 
 /// The texts of a capture's four files.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +42,13 @@ pub struct Loaded {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Reads a capture. Fails only if a file is not a JSON list, with the file's name as the path.
+/// A live swarm's objects. `carrier`: who carries its overlay networks; encrypted ones are kept only if that is the engine,
+/// which encrypts them.
+pub fn assemble(objects: api::Objects, carrier: Carrier) -> Loaded {
+    load::assemble(objects, carrier, Vec::new())
+}
+
+/// Reads a capture: of a swarm whose networks Hiveway is to carry. Fails only if a file is not a JSON list, with the file's name as the path.
 pub fn parse(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
     load::load(capture)
 }

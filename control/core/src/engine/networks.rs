@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{api, load::insert};
 use crate::{
     desired::LeftOut,
-    model::{DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni},
+    model::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni},
 };
 
 const VNI_LIST: &str = "com.docker.network.driver.overlay.vxlanid_list";
@@ -21,7 +21,7 @@ pub(super) struct Networks {
     pub(super) unusable: BTreeSet<String>,
 }
 
-pub(super) fn load(raw: Vec<api::Network>, left_out: &mut Vec<LeftOut>) -> Networks {
+pub(super) fn load(raw: Vec<api::Network>, carrier: Carrier, left_out: &mut Vec<LeftOut>) -> Networks {
     let mut usable: BTreeMap<String, Network> = BTreeMap::new();
     let mut unusable = BTreeSet::new();
     for raw in raw {
@@ -31,7 +31,7 @@ pub(super) fn load(raw: Vec<api::Network>, left_out: &mut Vec<LeftOut>) -> Netwo
             continue;
         }
         let what = format!("network {} ({})", raw.name, raw.id);
-        match network(&raw, left_out).and_then(|n| clash(n, &usable)) {
+        match network(&raw, carrier, left_out).and_then(|n| clash(n, &usable)) {
             Ok(network) => insert(&mut usable, raw.id, network, || what, left_out),
             Err(why) => {
                 left_out.push(LeftOut { what, why });
@@ -42,11 +42,12 @@ pub(super) fn load(raw: Vec<api::Network>, left_out: &mut Vec<LeftOut>) -> Netwo
     Networks { usable, unusable }
 }
 
-fn network(raw: &api::Network, left_out: &mut Vec<LeftOut>) -> Result<Network, String> {
+fn network(raw: &api::Network, carrier: Carrier, left_out: &mut Vec<LeftOut>) -> Result<Network, String> {
     if raw.driver != "overlay" {
         return Err(format!("its driver is {}; only overlay networks are carried", raw.driver));
     }
-    if raw.options.get(ENCRYPTED).is_some_and(|v| v != "false") {
+    let encrypted = raw.options.get(ENCRYPTED).is_some_and(|v| v != "false");
+    if encrypted && carrier == Carrier::Hiveway {
         return Err("encrypted networks are not supported yet and never carried in cleartext".into());
     }
     let vnis = raw.options.get(VNI_LIST).ok_or("the manager has not given it a VNI yet")?;
@@ -85,6 +86,8 @@ fn network(raw: &api::Network, left_out: &mut Vec<LeftOut>) -> Result<Network, S
         ingress: raw.ingress,
         internal: raw.internal && !raw.ingress,
         mtu,
+        carrier,
+        encrypted,
     })
 }
 

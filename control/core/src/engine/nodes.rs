@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{api, load::insert};
+use super::{api, load::insert, services::on_network};
 use crate::{
     desired::LeftOut,
-    model::{Dataplane, Node, NodeState},
+    model::{Dataplane, Model, Node, NodeState},
 };
 
 pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<String, Node> {
@@ -44,6 +44,20 @@ fn node(raw: &api::Node) -> Result<Node, String> {
         dataplane: Dataplane::Hiveway,
         addresses: BTreeMap::new(),
     })
+}
+
+/// Nodes' own addresses on networks. Those that are not usable are passed over in silence: nobody misses them unless a
+/// stock node sends from there, and the manager gives new ones as networks change.
+pub(super) fn own_addresses(attachments: Vec<(String, Vec<api::Attachment>)>, model: &mut Model) {
+    for (id, attachments) in attachments {
+        let Some(node) = model.nodes.get_mut(&id) else { continue };
+        for attachment in attachments {
+            let Some(network) = model.networks.get(&attachment.network.id) else { continue };
+            if let Some(ip) = attachment.addresses.iter().find_map(|text| on_network(network, text).ok()) {
+                node.addresses.insert(network.id.clone(), ip);
+            }
+        }
+    }
 }
 
 /// Where the node connected from. A manager may see itself as 0.0.0.0; its own entry then has the address.

@@ -87,7 +87,7 @@ fn allow(labels: &BTreeMap<String, String>, what: &str, left_out: &mut Vec<LeftO
     }
 }
 
-fn port(raw: &api::Port) -> Result<Port, String> {
+pub(super) fn port(raw: &api::Port) -> Result<Port, String> {
     let protocol: Protocol = if raw.protocol.is_empty() { Protocol::Tcp } else { raw.protocol.parse()? };
     let publish_mode = if raw.publish_mode.is_empty() { PublishMode::Ingress } else { raw.publish_mode.parse()? };
     let narrow = |n: u32| u16::try_from(n).map_err(|_| format!("{n} is no port"));

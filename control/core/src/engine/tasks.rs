@@ -5,10 +5,14 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::{api, load::insert, services::on_network};
+use super::{
+    api,
+    load::insert,
+    services::{on_network, port},
+};
 use crate::{
     desired::LeftOut,
-    model::{Address, Model, Task, TaskState},
+    model::{Address, Model, Port, Task, TaskState},
     roles::TaskRole,
 };
 
@@ -76,8 +80,19 @@ fn task(
             }
         }
     }
-    let ports = model.services.get(&raw.service).map(|s| s.ports.clone()).unwrap_or_default();
+    let ports = match &raw.endpoint {
+        Some(endpoint) => own_ports(endpoint),
+        None => model.services.get(&raw.service).map(|s| s.ports.clone()).unwrap_or_default(),
+    };
     Ok(Task { node, addresses, ports, ..bare(raw, state, desired_state) })
+}
+
+/// The ports that a task was made with; what is wrong with one is said of its service.
+fn own_ports(endpoint: &api::Endpoint) -> Vec<Port> {
+    let mut ports: Vec<_> = endpoint.ports.iter().filter_map(|raw| port(raw).ok()).collect();
+    ports.sort();
+    ports.dedup();
+    ports
 }
 
 fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
@@ -88,6 +103,7 @@ fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
         node: None,
         desired_state,
         state,
+        unhealthy: false,
         addresses: BTreeMap::new(),
         // Only decides between two that claim one port of a node.
         created: raw.created_at.parse().ok(),
@@ -97,7 +113,7 @@ fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
 }
 
 /// Of several endpoints with one address the one that serves counts; VIPs come first.
-fn one_per_address(model: &mut Model, left_out: &mut Vec<LeftOut>) {
+pub(crate) fn one_per_address(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let vips = model.services.values().flat_map(|s| s.virtual_ips.iter().map(move |(net, ip)| ((net.clone(), *ip), s)));
     let mut taken: BTreeMap<(String, Ipv4Addr), String> =
         vips.map(|(key, s)| (key, format!("the virtual address of service {}", s.name))).collect();

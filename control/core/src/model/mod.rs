@@ -21,7 +21,7 @@ use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 
 pub use allow::{ALLOW_LABEL, AllowEntry, AllowList, parse_allow};
 pub use find::NodeLookup;
-pub use net::{DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, parse_mac};
+pub use net::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, checked_mac, parse_mac};
 pub use port::{Port, Protocol, PublishMode};
 pub use state::{NodeState, TaskState};
 pub use time::Timestamp;
@@ -134,6 +134,8 @@ pub struct Task {
     pub desired_state: TaskState,
     /// Where it is.
     pub state: TaskState,
+    /// Its node's engine calls it unhealthy: it drains, seconds before the manager says so.
+    pub unhealthy: bool,
     /// Per network id.
     pub addresses: BTreeMap<String, Address>,
     /// When it was made, where the table says so.

@@ -54,6 +54,22 @@ pub struct Network {
     pub internal: bool,
     /// MTU of the containers' interfaces.
     pub mtu: u32,
+    /// Who makes its bridges, tunnels and interfaces.
+    pub carrier: Carrier,
+    /// Its carrier encrypts it between nodes; only ever with [`Carrier::Engine`].
+    pub encrypted: bool,
+}
+
+/// Who carries a network: makes its bridges, tunnels and the interfaces in the containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// Hiveway.
+    #[default]
+    Hiveway,
+    /// A Docker engine (a stock network). Hiveway balances VIPs on the containers' own interfaces and answers the routing
+    /// mesh beside it, and leaves everything else on it alone.
+    Engine,
 }
 
 /// A subnet with its VNI.
@@ -105,10 +121,15 @@ pub fn parse_mac(text: &str) -> Result<Mac, String> {
             .filter(|_| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))
             .ok_or_else(|| format!("{text:?} is no MAC address; {part:?} is not a pair of hex digits"))?;
     }
+    checked_mac(mac).map_err(|why| format!("{text}: {why}"))
+}
+
+/// Refuses what can't be an interface's own MAC address.
+pub fn checked_mac(mac: Mac) -> Result<Mac, String> {
     match mac {
         [0, 0, 0, 0, 0, 0] => Err("the all-zero MAC address can't be an interface's own".into()),
         [first, ..] if first & 1 == 1 => {
-            Err(format!("{text} is a multicast MAC address; clear the first byte's lowest bit"))
+            Err("a multicast MAC address can't be an interface's own; clear the first byte's lowest bit".into())
         }
         mac => Ok(mac),
     }

@@ -13,7 +13,7 @@ use super::{
     tree::closest,
 };
 use crate::{
-    model::{Address, DEFAULT_MTU, Model, Network, Node, NodeState, Port, Service, Subnet, Task, TaskState},
+    model::{Address, Carrier, DEFAULT_MTU, Model, Network, Node, NodeState, Port, Service, Subnet, Task, TaskState},
     problem::Problem,
 };
 
@@ -69,7 +69,7 @@ fn networks(
     let mut ingress: Option<String> = None;
     for Placed { path, id, item } in raw {
         let (Some(id), Some(raw)) = (id, item) else { continue };
-        if raw.encrypted {
+        if raw.encrypted && raw.carrier == Carrier::Hiveway {
             let message = "encrypted networks are not supported yet and never carried in cleartext; remove the network \
                            or its encryption";
             problems.push(Problem::error(format!("{path}.encrypted"), message));
@@ -118,6 +118,8 @@ fn networks(
             subnets,
             ingress: raw.ingress,
             internal: raw.internal,
+            carrier: raw.carrier,
+            encrypted: raw.encrypted,
             mtu: raw.mtu.unwrap_or(DEFAULT_MTU),
         };
         // Of two with one id the first counts: fewer follow-up errors.
@@ -225,6 +227,7 @@ fn tasks(
             node: raw.node,
             desired_state: raw.desired_state,
             state: raw.state,
+            unhealthy: raw.unhealthy,
             addresses: placed,
             created: raw.created,
             netns: raw.netns,

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::tree::{Keyed, Object, boolean, ipv4, named, number, subnet, text};
 use crate::{
-    model::{Dataplane, EndpointMode, MAX_MTU, MIN_MTU, NodeState, Port, TaskState, Timestamp, Vni, parse_mac},
+    model::{
+        Carrier, Dataplane, EndpointMode, MAX_MTU, MIN_MTU, NodeState, Port, TaskState, Timestamp, Vni, parse_mac,
+    },
     problem::Problem,
 };
 
@@ -42,6 +44,7 @@ pub(super) struct RawNetwork {
     pub(super) ingress: bool,
     pub(super) internal: bool,
     pub(super) encrypted: bool,
+    pub(super) carrier: Carrier,
     pub(super) mtu: Option<u32>,
 }
 
@@ -66,6 +69,7 @@ pub(super) struct RawTask {
     pub(super) node: Option<String>,
     pub(super) desired_state: TaskState,
     pub(super) state: TaskState,
+    pub(super) unhealthy: bool,
     pub(super) addresses: Vec<Keyed<Ipv4Addr>>,
     pub(super) macs: Vec<Keyed<Mac>>,
     pub(super) created: Option<Timestamp>,
@@ -135,7 +139,7 @@ fn node(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawNode> {
     })
 }
 
-const NETWORK: &[&str] = &["id", "name", "subnets", "ingress", "internal", "encrypted", "mtu"];
+const NETWORK: &[&str] = &["id", "name", "subnets", "ingress", "internal", "encrypted", "mtu", "carrier"];
 
 fn network(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawNetwork> {
     let name = o.optional("name", problems, text).or_else(|| o.get("id").and_then(|v| text(v).ok()));
@@ -151,7 +155,13 @@ fn network(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawNetwork> {
     let subnets: Vec<_> = list.into_iter().filter_map(|(path, v)| read_subnet(path, v, problems)).collect();
     (subnets.len() == wanted && wanted > 0).then_some(())?;
     let mtu = mtu.and_then(|m| u32::try_from(m).ok());
-    Some(RawNetwork { name: name?, subnets, ingress, internal, encrypted, mtu })
+    let carrier = o.optional("carrier", problems, |v| match text(v)?.as_str() {
+        "hiveway" => Ok(Carrier::Hiveway),
+        "engine" => Ok(Carrier::Engine),
+        other => Err(format!("unknown carrier {other:?}; one of: hiveway, engine")),
+    });
+    let carrier = carrier.unwrap_or_default();
+    Some(RawNetwork { name: name?, subnets, ingress, internal, encrypted, mtu, carrier })
 }
 
 fn read_subnet(path: String, value: &Value, problems: &mut Vec<Problem>) -> Option<RawSubnet> {
@@ -205,6 +215,7 @@ const TASK: &[&str] = &[
     "node_id",
     "desired_state",
     "state",
+    "unhealthy",
     "created_at",
     "addresses",
     "mac",
@@ -219,6 +230,7 @@ fn task(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawTask> {
     let node = o.optional("node_id", problems, text);
     let desired_state = o.required("desired_state", problems, named);
     let state = o.required("state", problems, named);
+    let unhealthy = o.optional("unhealthy", problems, boolean).unwrap_or(false);
     let addresses = o.map("addresses", problems, ipv4);
     let mac = |v: &Value| parse_mac(&text(v)?);
     let mut macs = o.map("mac", problems, mac);
@@ -235,6 +247,7 @@ fn task(o: &Object<'_>, problems: &mut Vec<Problem>) -> Option<RawTask> {
         node,
         desired_state: desired_state?,
         state: state?,
+        unhealthy,
         addresses,
         macs,
         created,

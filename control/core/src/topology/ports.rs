@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use super::{Placed, Topology};
 use crate::{
     desired::LeftOut,
-    model::{Model, Port, Protocol, PublishMode, Service},
+    model::{Carrier, Model, Port, Protocol, PublishMode, Service},
     roles::TaskRole,
     settings::Settings,
 };
@@ -93,10 +93,11 @@ pub(super) fn host_mode<'a>(topology: &mut Topology<'a>, settings: &Settings) {
 }
 
 impl<'a> Topology<'a> {
-    /// Local tasks with flows: running ones before draining ones, each kind from the newest to the oldest; by id where
+    /// Local tasks with flows whose ports are ours (the engine publishes those of its own tasks): running ones before draining ones, each kind from the newest to the oldest; by id where
     /// the table does not say when they were made.
     fn newest_first(&self) -> Vec<&Placed<'a>> {
-        let mut local: Vec<_> = self.endpoints.values().filter(|p| p.local && p.role >= TaskRole::Draining).collect();
+        let mut local: Vec<_> =
+            self.endpoints.values().filter(|p| p.local && !p.tapped && p.role >= TaskRole::Draining).collect();
         local.sort_by_key(|p| std::cmp::Reverse((p.role, &p.task.created, &p.task.id)));
         local
     }
@@ -104,7 +105,10 @@ impl<'a> Topology<'a> {
 
 /// Host-mode ports without a number: the engine would pick one, and does not say which.
 fn unassigned(model: &Model) -> Vec<LeftOut> {
-    let ports = model.services.values().flat_map(|s| s.ports.iter().map(move |p| (s, p)));
+    // Where an engine carries everything, it also publishes everything in host mode.
+    let ours = model.networks.values().any(|network| network.carrier == Carrier::Hiveway);
+    let services = model.services.values().filter(|_| ours);
+    let ports = services.flat_map(|s| s.ports.iter().map(move |p| (s, p)));
     ports
         .filter(|(_, port)| port.publish_mode == PublishMode::Host && port.published_port.is_none())
         .map(|(service, port)| LeftOut {

@@ -54,5 +54,6 @@ pub(crate) fn facts(desired: &Desired) -> Facts {
         underlay_ifindex: 2,
         underlay_mtu: 1500,
         node_addresses: desired.vtep.map(|ip| (ip, 2)).into_iter().collect(),
+        ..Facts::default()
     }
 }

@@ -7,7 +7,11 @@ use hiveway_core::{LeftOut, Problem};
 use serde::Serialize;
 
 use crate::{
-    agent::shared::{Shared, Snapshot, Trouble},
+    agent::{
+        shared::{Shared, Snapshot, Trouble},
+        takeover::Takeover,
+    },
+    relay::RelayStatus,
     shadowed::{Shadowed, shadowed},
     warnings::warnings,
 };
@@ -20,14 +24,18 @@ pub(super) struct Status {
     uptime_seconds: u64,
     /// The first table has been programmed.
     ready: bool,
-    /// Ready, nothing failing, no table refused.
+    /// Ready, nothing failing, no table refused, source reachable.
     healthy: bool,
     node: Node,
     table: Table,
+    /// Between agents; null for files.
+    relay: Option<RelayStatus>,
     local_tasks: usize,
     failing: Vec<Item>,
     waiting: Vec<Item>,
     left_out: Vec<LeftOut>,
+    /// Beside a Docker engine; null where none carries a network.
+    takeover: Option<Takeover>,
     /// Local processes on published ports.
     shadowed: Vec<Shadowed>,
     /// Settings of the node that are in the way.
@@ -65,6 +73,18 @@ struct Table {
     tasks: usize,
     warnings: Vec<Problem>,
     refused: Option<Refused>,
+    /// Where a live source's table comes from now; null for files.
+    from: Option<String>,
+    /// While a live source can't be reached; the last table stays in force.
+    unreachable: Option<Unreachable>,
+    /// Why this node is no member of the swarm; its table is empty.
+    expelled: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Unreachable {
+    since_seconds: u64,
+    why: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -119,12 +139,14 @@ struct TableFill {
 pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, String> {
     let model = &snapshot.model;
     let node = model.nodes.get(&snapshot.node);
+    let live = snapshot.live.as_deref();
+    let reachable = live.is_none_or(|live| live.lost.is_none());
     Ok(Status {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         uptime_seconds: shared.about.started.elapsed().as_secs(),
         ready: snapshot.ready,
-        healthy: snapshot.ready && snapshot.failing.is_empty() && snapshot.refused.is_none(),
+        healthy: snapshot.ready && snapshot.failing.is_empty() && snapshot.refused.is_none() && reachable,
         node: Node {
             id: snapshot.node.clone(),
             hostname: node.map(|node| node.hostname.clone()),
@@ -151,12 +173,19 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
                 since_seconds: refused.at.elapsed().as_secs(),
                 problems: refused.problems.clone(),
             }),
+            from: live.map(|live| live.from.clone()),
+            unreachable: live
+                .and_then(|live| live.lost.as_ref())
+                .map(|lost| Unreachable { since_seconds: lost.since.elapsed().as_secs(), why: lost.why.clone() }),
+            expelled: live.and_then(|live| live.expelled.clone()),
         },
+        relay: shared.about.relay.as_ref().map(|board| board.status()),
         local_tasks: snapshot.local_tasks,
         failing: snapshot.failing.iter().map(item).collect(),
         waiting: snapshot.waiting.iter().map(item).collect(),
         left_out: snapshot.left_out.clone(),
-        shadowed: shadowed(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?,
+        takeover: snapshot.takeover.clone(),
+        shadowed: sockets(snapshot).map_err(|error| format!("who listens where: {error}"))?,
         warnings: warnings(
             snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
             !snapshot.published.is_empty(),
@@ -169,6 +198,13 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         },
         dataplane: dataplane(shared).map_err(|error| error.to_string())?,
     })
+}
+
+/// Local processes that published ports hide; the engine whose mesh was taken over is none of them.
+fn sockets(snapshot: &Snapshot) -> procfs::ProcResult<Vec<Shadowed>> {
+    let mut found = shadowed(&snapshot.published)?;
+    found.retain(|socket| snapshot.takeover.is_none() || !socket.is_engines());
+    Ok(found)
 }
 
 fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {

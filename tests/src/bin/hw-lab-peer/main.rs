@@ -4,6 +4,7 @@
 mod flood;
 mod http;
 mod progress;
+mod task;
 mod tcp_load;
 mod udp;
 
@@ -44,6 +45,8 @@ enum Command {
         #[arg(long)]
         fragmentable: bool,
     },
+    /// What a task of the swarm lab runs: both servers, on 80/tcp (and 8080/tcp) and 53/udp, named like the host. Ends on SIGTERM.
+    Task,
     /// TCP connections with a request each.
     TcpLoad(tcp_load::Options),
     /// UDP requests from a new port each.
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Http { port, name } => http::serve(port, &name),
         Command::UdpEcho { port, name, fragmentable } => udp::serve(port, &name, fragmentable),
+        Command::Task => task::serve(),
         Command::TcpLoad(options) => report(&tcp_load::run(&options)),
         Command::UdpLoad(options) => report(&udp::run(&options)),
         Command::Flood(options) => flood::run(&options),

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use dataplane_common::{
+    addr::{Mac, Tag},
     mesh::{ClientPrefix, ClientRule, Target, TargetKey, shown_as, target_flag},
     service::{AllowPrefix, Backend, PortKey},
     state::SetKey,
@@ -11,8 +12,8 @@ use ipnet::Ipv4Net;
 
 use super::Maps;
 use crate::{
-    desired::{Interface, LocalTask, Role},
-    model::{Network, Service, Task},
+    desired::{LocalTask, Role},
+    model::{Network, Protocol, Service, Task},
     settings::Settings,
     tag::tag,
     topology::Placed,
@@ -23,38 +24,42 @@ const PREFIX_BITS: u32 = 32;
 /// No reply to a loopback address ever leaves its container.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
+/// A task's interface on the gateway bridge, whoever has made it.
+pub(super) struct GatewayEnd {
+    /// Index of the host-side end.
+    pub(super) ifindex: u32,
+    /// Address inside, with the bridge's prefix length.
+    pub(super) address: Ipv4Net,
+    /// MAC inside.
+    pub(super) mac: Mac,
+}
+
 impl Maps<'_> {
-    /// What clients' packets find of a local task, if it can be reached: its interface on the gateway bridge exists.
-    pub(super) fn mesh(&mut self, task: &LocalTask, placed: &Placed<'_>) {
-        let gateway: Option<(&Interface, u32)> = task
-            .interfaces
-            .iter()
-            .find(|i| i.role == Role::Gateway)
-            .and_then(|i| Some((i, *self.facts.ifindex.get(&i.host)?)));
-        let Some((gateway, ifindex)) = gateway else { return };
+    /// What clients' packets find of a local task that can be reached.
+    pub(super) fn mesh(&mut self, tag: Tag, placed: &Placed<'_>, gateway: &GatewayEnd) {
         let before = self.state.targets.len();
-        self.targets(task, placed, gateway, ifindex);
+        self.targets(tag, placed, gateway);
         if self.state.targets.len() > before {
-            self.clients(placed, gateway, ifindex);
+            self.clients(placed, gateway);
         }
     }
 
     /// What the task is called: by mesh frames with its ingress address, by this node's own clients of a port in host mode
     /// with its address on the gateway bridge.
-    fn targets(&mut self, task: &LocalTask, placed: &Placed<'_>, gateway: &Interface, ifindex: u32) {
+    fn targets(&mut self, tag: Tag, placed: &Placed<'_>, gateway: &GatewayEnd) {
         let topology = self.topology;
         let ingress = topology.ingress().and_then(|network| placed.task.addresses.get(&network.id));
         let own = gateway.address.addr();
         for port in placed.task.ports.iter().filter(|port| !port.needs_sctp_translation()) {
             let everywhere = port.ingress().filter(|key| topology.published.contains_key(key));
-            let here = port.host().filter(|key| topology.host_ports.contains_key(key));
+            let here = port.host().filter(|key| !placed.tapped && topology.host_ports.contains_key(key));
             let name = everywhere
                 .and_then(|key| Some((key, ingress?.ip, 0)))
                 .or_else(|| here.map(|key| (key, own, target_flag::LOCAL_ONLY)));
             let Some((key, ip, flags)) = name else { continue };
             let target = Target {
-                tag: task.tag,
-                ifindex,
+                tag,
+                ifindex: gateway.ifindex,
                 ip: own.octets(),
                 port: port.target_port.get().to_be_bytes(),
                 mac: gateway.mac,
@@ -67,7 +72,7 @@ impl Maps<'_> {
 
     /// Clients whose address is connected inside the task's namespace, other subnets of its networks included: replies to
     /// them would not leave by the default route.
-    fn clients(&mut self, placed: &Placed<'_>, gateway: &Interface, ifindex: u32) {
+    fn clients(&mut self, placed: &Placed<'_>, gateway: &GatewayEnd) {
         let subnets = |network: &Network| network.subnets.iter().map(|s| s.subnet).collect::<Vec<_>>();
         let overlays: Vec<Ipv4Net> = self.topology.networks_of(placed.task).flat_map(subnets).collect();
         // Nor would replies to a node whose tunnel address lies in one of them.
@@ -79,7 +84,7 @@ impl Maps<'_> {
             .map(|subnet| (*subnet, shown_as::GATEWAY))
             .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, elsewhere)));
         for (subnet, shown_as) in rules {
-            let prefix = ClientPrefix { ifindex: ifindex.to_be_bytes(), ip: subnet.network().octets() };
+            let prefix = ClientPrefix { ifindex: gateway.ifindex.to_be_bytes(), ip: subnet.network().octets() };
             let length = PREFIX_BITS + u32::from(subnet.prefix_len());
             self.state.clients.insert((length, prefix), ClientRule { shown_as, ..ClientRule::default() });
         }
@@ -94,7 +99,10 @@ impl Maps<'_> {
             let set = match (service, topology.ingress()) {
                 (Some(service), Some(ingress)) => self.backends(service, ingress, |placed, ip| {
                     let port = placed.task.ports.iter().find(|p| p.ingress() == Some(*key));
-                    let serves = port.is_some_and(|p| !p.needs_sctp_translation());
+                    let serves = port.is_some_and(|p| {
+                        // Towards a stock node addresses and ports change, which SCTP's checksum forbids.
+                        !p.needs_sctp_translation() && (placed.hiveway || p.protocol != Protocol::Sctp)
+                    });
                     serves && placed.in_mesh && (!placed.local || self.has_target(placed.task, *key, ip))
                 }),
                 _ => Vec::new(),

@@ -1,0 +1,98 @@
+//! What the manager's table lacks, put into it: what a node's own engine sees at once, and what the agents report.
+//!
+//! A manager's table comes without tunnel addresses and network namespaces, does not know where Hiveway runs, and says
+//! seconds late that a task is unhealthy or dead.
+
+mod local;
+mod reports;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+};
+
+use crate::engine::Loaded;
+
+/// What a node's own engine says of the node and its containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalView {
+    /// This node's id in the swarm; `None` while it is no member or the engine has not been asked yet.
+    pub node: Option<String>,
+    /// Its data-path address: where its engine's VXLAN tunnels end.
+    pub vtep: Option<Ipv4Addr>,
+    /// Containers by id.
+    pub containers: BTreeMap<String, Container>,
+}
+
+/// A container on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    /// The task that it is for; `None` for a standalone container.
+    pub task: Option<String>,
+    /// Its network namespace, while it has one.
+    pub netns: Option<PathBuf>,
+    /// Its address per network id. Tells which attachment task a standalone container belongs to.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// How it is.
+    pub health: Health,
+}
+
+/// How a container is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Running, as far as anybody knows.
+    #[default]
+    Fine,
+    /// Fails its health check.
+    Unhealthy,
+    /// Its process has ended.
+    Dead,
+}
+
+/// What the agent on a node reports to the managers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Where its tunnels end; `None` if it does not know (yet): then at the node's address.
+    pub vtep: Option<Ipv4Addr>,
+    /// The agent's version.
+    pub version: String,
+    /// Ids of its own node's tasks that fail their health check.
+    pub unhealthy: BTreeSet<String>,
+    /// Ids of its own node's tasks whose process has ended.
+    pub dead: BTreeSet<String>,
+}
+
+/// The last report of each node, by node id. A node without one has no Hiveway.
+pub type Reports = BTreeMap<String, Report>;
+
+impl LocalView {
+    /// What this node's agent reports to the managers.
+    pub fn report(&self, version: &str) -> Report {
+        let with = |health: Health| {
+            let all = self.containers.values().filter(move |container| container.health == health);
+            all.filter_map(|container| container.task.clone()).collect()
+        };
+        Report {
+            vtep: self.vtep,
+            version: version.to_owned(),
+            unhealthy: with(Health::Unhealthy),
+            dead: with(Health::Dead),
+        }
+    }
+}
+
+/// `table` with what `local` knows of this node and, on managers, with what `reports` say of all others. `None`: the
+/// table comes from a manager's agent that has put them in already.
+pub fn merge(table: &Loaded, local: &LocalView, reports: Option<&Reports>) -> Loaded {
+    let mut merged = table.clone();
+    if let Some(reports) = reports {
+        reports::apply(&mut merged, reports, local.node.as_deref());
+    }
+    local::apply(&mut merged, local);
+    merged.left_out.sort();
+    merged.left_out.dedup();
+    merged
+}

@@ -1,0 +1,48 @@
+//! This node's own engine.
+
+use std::path::Path;
+
+use super::{LocalView, reports};
+use crate::{
+    engine::Loaded,
+    model::{Dataplane, Model},
+};
+
+pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
+    let Loaded { model, left_out } = table;
+    let Some(id) = local.node.as_deref() else { return };
+    let Some(node) = model.nodes.get_mut(id) else { return };
+    node.dataplane = Dataplane::Hiveway;
+    let report = local.report("");
+    reports::vtep(model, id, &report, left_out);
+    reports::health(model, id, &report);
+    for container in local.containers.values() {
+        let Some(netns) = &container.netns else { continue };
+        match &container.task {
+            Some(task) => set(model, task, id, netns),
+            None => {
+                for task in attachments(model, id, container) {
+                    set(model, &task, id, netns);
+                }
+            }
+        }
+    }
+}
+
+/// The attachment tasks of a standalone container: those of this node that have its address. There is one per network.
+fn attachments(model: &Model, node: &str, container: &super::Container) -> Vec<String> {
+    let same = |network: &str, ip| container.addresses.get(network) == Some(&ip);
+    let tasks = model.tasks.values().filter(|task| {
+        task.service.is_none()
+            && task.node.as_deref() == Some(node)
+            && task.state.is_networked()
+            && task.addresses.iter().any(|(network, address)| same(network, address.ip))
+    });
+    tasks.map(|task| task.id.clone()).collect()
+}
+
+fn set(model: &mut Model, task: &str, node: &str, netns: &Path) {
+    if let Some(task) = model.tasks.get_mut(task).filter(|task| task.node.as_deref() == Some(node)) {
+        task.netns = Some(netns.to_owned());
+    }
+}

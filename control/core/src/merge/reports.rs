@@ -1,0 +1,55 @@
+//! Other nodes' reports.
+
+use super::{Report, Reports};
+use crate::{
+    desired::LeftOut,
+    engine::Loaded,
+    model::{Dataplane, Model, NodeState, TaskState},
+};
+
+/// Nodes without a report have no Hiveway. `own`: this node, which [`super::local`] knows better.
+pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
+    let Loaded { model, left_out } = table;
+    for node in model.nodes.values_mut() {
+        node.dataplane = Dataplane::None;
+    }
+    for (id, report) in reports.iter().filter(|(id, _)| Some(id.as_str()) != own) {
+        match model.nodes.get_mut(id) {
+            Some(node) if node.state != NodeState::Down => node.dataplane = Dataplane::Hiveway,
+            _ => continue,
+        }
+        vtep(model, id, report, left_out);
+        health(model, id, report);
+    }
+}
+
+/// Tunnels of a node end where it says, unless that is another node's place.
+pub(super) fn vtep(model: &mut Model, id: &str, report: &Report, left_out: &mut Vec<LeftOut>) {
+    let Some(vtep) = report.vtep else { return };
+    let other = model.nodes.values().find(|node| node.id != id && node.vtep == vtep).map(|node| node.hostname.clone());
+    let Some(node) = model.nodes.get_mut(id) else { return };
+    match other {
+        None => node.vtep = vtep,
+        Some(other) => left_out.push(LeftOut {
+            what: format!("tunnel address {vtep} that node {} ({id}) reports", node.hostname),
+            why: format!("it is node {other}'s"),
+        }),
+    }
+}
+
+/// Takes unhealthy tasks out of rotation, and dead ones out of the network; only tasks of the node that says so.
+pub(super) fn health(model: &mut Model, id: &str, report: &Report) {
+    for (ids, dead) in [(&report.unhealthy, false), (&report.dead, true)] {
+        for task in ids {
+            let Some(task) = model.tasks.get_mut(task).filter(|task| task.node.as_deref() == Some(id)) else {
+                continue;
+            };
+            if !dead {
+                task.unhealthy = true;
+            } else if task.state.is_live() {
+                // Whatever was asked for, nothing there answers any more.
+                task.state = TaskState::Failed;
+            }
+        }
+    }
+}

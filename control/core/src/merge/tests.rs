@@ -1,0 +1,104 @@
+use std::{collections::BTreeMap, path::Path};
+
+use super::*;
+use crate::{
+    TaskRole,
+    model::{Dataplane, Model},
+};
+
+const TABLE: &str = "
+version: 1
+nodes:
+  - {id: n1, hostname: one, address: 192.0.2.1}
+  - {id: n2, hostname: two, address: 192.0.2.2}
+  - {id: n3, hostname: three, address: 192.0.2.3, state: down}
+networks: [{id: app, name: app, subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]
+services: [{id: web, name: web, virtual_ips: {app: 10.0.1.2}}]
+tasks:
+  - {id: a, service_id: web, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.3}}
+  - {id: b, service_id: web, node_id: n2, desired_state: running, state: running, addresses: {app: 10.0.1.4}}
+  - {id: c, service_id: web, node_id: n2, desired_state: running, state: starting, addresses: {app: 10.0.1.5}}
+  - {id: d, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.6}}
+";
+
+fn table() -> Loaded {
+    let model = crate::table::parse_file(TABLE, Path::new("table.yaml")).expect("valid").model;
+    Loaded { model, left_out: Vec::new() }
+}
+
+fn ids(ids: &[&str]) -> BTreeSet<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+fn roles(model: &Model) -> Vec<(&str, TaskRole)> {
+    model.tasks.values().map(|task| (task.id.as_str(), model.role(task))).collect()
+}
+
+fn report(unhealthy: &[&str], dead: &[&str]) -> Report {
+    Report { vtep: None, version: "1".into(), unhealthy: ids(unhealthy), dead: ids(dead) }
+}
+
+#[test]
+fn only_who_reports_has_hiveway() {
+    let reports = Reports::from(["n2", "n3", "n9"].map(|id| (id.to_owned(), Report::default())));
+    let merged = merge(&table(), &LocalView { node: Some("n1".into()), ..LocalView::default() }, Some(&reports)).model;
+    let who: Vec<_> = merged.nodes.values().map(|node| node.dataplane).collect();
+    // The third one has reported once, and is down.
+    assert_eq!(who, [Dataplane::Hiveway, Dataplane::Hiveway, Dataplane::None]);
+    // A worker's table comes with all that.
+    assert_eq!(merge(&table(), &LocalView::default(), None), table());
+}
+
+#[test]
+fn tunnel_addresses_are_as_reported_unless_they_are_anothers() {
+    let at = |last: u8| Report { vtep: Some([192, 0, 2, last].into()), ..Report::default() };
+    let local = LocalView { node: Some("n1".into()), vtep: Some([192, 0, 2, 101].into()), ..LocalView::default() };
+    let merged = merge(&table(), &local, Some(&Reports::from([("n2".into(), at(102))])));
+    let vteps: Vec<_> = merged.model.nodes.values().map(|node| node.vtep.octets()[3]).collect();
+    assert_eq!((vteps, merged.left_out.len()), (vec![101, 102, 3], 0));
+
+    let merged = merge(&table(), &local, Some(&Reports::from([("n2".into(), at(3))])));
+    assert_eq!(merged.model.nodes["n2"].vtep, merged.model.nodes["n2"].address);
+    assert_eq!(merged.left_out[0].what, "tunnel address 192.0.2.3 that node two (n2) reports");
+}
+
+#[test]
+fn nodes_speak_for_their_own_tasks_only() {
+    let reports = Reports::from([("n2".into(), report(&["a", "b"], &["a", "c", "gone"]))]);
+    let merged = merge(&table(), &LocalView::default(), Some(&reports)).model;
+    use TaskRole::*;
+    assert_eq!(roles(&merged), [("a", Backend), ("b", Draining), ("c", Absent), ("d", Endpoint)]);
+}
+
+#[test]
+fn what_the_own_engine_sees() {
+    let netns = |name: &str| Some(PathBuf::from(name));
+    let container = |task: Option<&str>, health| Container {
+        task: task.map(str::to_owned),
+        netns: (health != Health::Dead).then(|| netns("/sandbox/1")).flatten(),
+        addresses: BTreeMap::new(),
+        health,
+    };
+    let standalone = Container {
+        netns: netns("/sandbox/2"),
+        addresses: [("app".to_owned(), [10, 0, 1, 6].into())].into(),
+        ..Container::default()
+    };
+    let mut local = LocalView { node: Some("n1".into()), ..LocalView::default() };
+    local.containers = [
+        ("x".to_owned(), container(Some("a"), Health::Unhealthy)),
+        ("y".to_owned(), container(Some("b"), Health::Fine)),
+        ("z".to_owned(), standalone),
+    ]
+    .into();
+    let merged = merge(&table(), &local, Some(&Reports::new())).model;
+    assert_eq!(merged.role(&merged.tasks["a"]), TaskRole::Draining);
+    assert_eq!((&merged.tasks["a"].netns, &merged.tasks["d"].netns), (&netns("/sandbox/1"), &netns("/sandbox/2")));
+    assert_eq!(merged.tasks["b"].netns, None, "another node's");
+
+    local.containers.insert("x".into(), container(Some("a"), Health::Dead));
+    let merged = merge(&table(), &local, Some(&Reports::new())).model;
+    assert_eq!((merged.role(&merged.tasks["a"]), &merged.tasks["a"].netns), (TaskRole::Absent, &None));
+    let said = local.report("7");
+    assert_eq!((said.dead, said.unhealthy, said.version.as_str()), (ids(&["a"]), ids(&[]), "7"));
+}

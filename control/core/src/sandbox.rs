@@ -1,0 +1,134 @@
+//! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address, the
+//! one on the gateway bridge by the bridge's subnet and its other end.
+
+use std::collections::BTreeMap;
+
+use dataplane_common::addr::Mac;
+use ipnet::Ipv4Net;
+
+use crate::{
+    desired::{Desired, IfName, TappedTask},
+    observed::{Inside, Kind, Link, Namespace},
+    plan::{Blocked, Item},
+    settings::Settings,
+};
+
+/// The interfaces of one [`TappedTask`] that are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// By [`crate::desired::Tap::id`].
+    pub taps: BTreeMap<u32, TapLink>,
+    /// Its interface on the gateway bridge.
+    pub gateway: Option<GatewayPort>,
+}
+
+/// An overlay interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapLink {
+    /// Its name inside.
+    pub name: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+}
+
+/// An interface on the engine's gateway bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayPort {
+    /// The other end's name, in the node's namespace.
+    pub host: IfName,
+    /// The other end's index.
+    pub ifindex: u32,
+    /// Address inside, with the bridge's prefix length.
+    pub address: Ipv4Net,
+    /// MAC inside.
+    pub mac: Mac,
+}
+
+/// What was found, and what was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandboxes {
+    /// By task id, of those with a namespace.
+    pub found: BTreeMap<String, Sandbox>,
+    /// Tasks that are not served completely yet, and why.
+    pub waiting: Vec<Blocked>,
+    /// A namespace is there but not finished: it says nothing when it is.
+    pub incomplete: bool,
+}
+
+/// Looks for the interfaces of all tapped tasks.
+pub fn sandboxes(
+    desired: &Desired,
+    settings: &Settings,
+    links: &BTreeMap<IfName, Link>,
+    namespaces: &BTreeMap<String, Namespace>,
+) -> Sandboxes {
+    let mut all = Sandboxes::default();
+    for task in &desired.tapped {
+        let inside = match namespaces.get(&task.id) {
+            Some(Namespace::Present(inside)) => inside,
+            // An engine makes the file before the namespace, and keeps it for a while after it.
+            Some(Namespace::Unusable { why }) => {
+                all.waits(task, format!("{why}; waiting for the engine"));
+                all.incomplete = true;
+                continue;
+            }
+            Some(Namespace::Missing { path }) => {
+                all.waits(task, format!("network namespace {path} is not there; waiting for it"));
+                // Nobody says where it will be.
+                all.incomplete |= task.netns.is_none();
+                continue;
+            }
+            None => {
+                all.waits(task, "network namespace was not looked at yet".to_owned());
+                continue;
+            }
+        };
+        let sandbox = look(task, settings, links, inside);
+        let missing: Vec<String> = task
+            .taps
+            .iter()
+            .filter(|tap| !sandbox.taps.contains_key(&tap.id))
+            .map(|tap| format!("no interface has its address {}", tap.ip))
+            .chain(
+                (task.gateway && sandbox.gateway.is_none())
+                    .then(|| format!("no interface of it is on the gateway bridge {}", settings.gwbridge)),
+            )
+            .collect();
+        if !missing.is_empty() {
+            all.waits(task, format!("in its namespace {}; waiting for the engine", missing.join(", ")));
+            all.incomplete = true;
+        }
+        all.found.insert(task.id.clone(), sandbox);
+    }
+    all
+}
+
+impl Sandboxes {
+    fn waits(&mut self, task: &TappedTask, why: String) {
+        self.waiting.push(Blocked { item: Item::Task(task.id.clone()), why, waiting: true });
+    }
+}
+
+fn look(task: &TappedTask, settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside) -> Sandbox {
+    let tap = |ip| {
+        let mut with = inside.links.iter().filter(|(_, link)| link.addresses.iter().any(|a| a.addr() == ip));
+        with.next().map(|(name, link)| TapLink { name: name.clone(), mac: link.mac })
+    };
+    let taps = task.taps.iter().filter_map(|wanted| Some((wanted.id, tap(wanted.ip)?))).collect();
+    Sandbox { taps, gateway: gateway(settings, links, inside).filter(|_| task.gateway) }
+}
+
+/// The interface whose address lies in the bridge's subnet and whose other end is a port of the bridge.
+fn gateway(settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside) -> Option<GatewayPort> {
+    let subnet = settings.gwbridge_subnet.trunc();
+    inside.links.values().find_map(|inner| {
+        let address = *inner.addresses.iter().find(|address| subnet.contains(&address.addr()))?;
+        let (host, far) = links.iter().find(|(_, link)| {
+            Some(link.index) == inner.peer
+                && link.kind == Kind::Veth { peer: inner.index }
+                && link.master.as_ref() == Some(&settings.gwbridge)
+        })?;
+        let address = Ipv4Net::new(address.addr(), subnet.prefix_len()).ok()?;
+        Some(GatewayPort { host: host.clone(), ifindex: far.index, address, mac: inner.mac })
+    })
+}

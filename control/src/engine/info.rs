@@ -1,0 +1,93 @@
+//! What the engine says of the node itself.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use bollard::models::{LocalNodeState, SwarmInfo};
+use serde::Deserialize;
+
+use super::{EngineView, Membership};
+
+/// What the engine has started its part in the swarm with. The API does not show it.
+const STATE: &str = "docker-state.json";
+
+/// The part of it that we read. 20.10 to 28 write it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct State {
+    /// As an address; empty: the node's address.
+    data_path_addr: String,
+}
+
+/// Brings `view` up to date; its containers stay.
+pub(super) fn apply(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
+    use LocalNodeState as State;
+    view.membership = match swarm.local_node_state {
+        Some(State::ACTIVE) => Membership::Member,
+        Some(State::INACTIVE) => Membership::None,
+        // Joining, or a manager that waits to be unlocked; or it could not start its part in the swarm, and that may pass.
+        Some(State::PENDING | State::LOCKED | State::ERROR | State::EMPTY) | None => Membership::Unknown,
+    };
+    if view.membership == Membership::Unknown {
+        return;
+    }
+    view.manager = swarm.control_available == Some(true);
+    view.local.node = swarm.node_id.clone().filter(|id| !id.is_empty());
+    view.local.vtep = data_path(swarm_dir).or_else(|| swarm.node_addr.as_ref()?.parse().ok());
+    let port = swarm.cluster.as_ref().and_then(|cluster| cluster.data_path_port);
+    view.data_path_port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+    view.managers = managers(swarm);
+}
+
+fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
+    let address = |text: &str| text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let remote = swarm.remote_managers.iter().flatten();
+    remote.filter_map(|peer| Some((address(peer.addr.as_ref()?)?, peer.node_id.clone().unwrap_or_default()))).collect()
+}
+
+fn data_path(swarm_dir: &Path) -> Option<Ipv4Addr> {
+    let text = fs::read(swarm_dir.join(STATE)).ok()?;
+    let state: State = serde_json::from_slice(&text).ok()?;
+    state.data_path_addr.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn swarm(text: &str) -> SwarmInfo {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const WORKER: &str = r#"{"NodeID": "w", "NodeAddr": "192.0.2.13", "LocalNodeState": "active",
+        "ControlAvailable": false, "Error": "", "RemoteManagers": [{"NodeID": "m", "Addr": "192.0.2.11:2377"}]}"#;
+    const OUTSIDE: &str = r#"{"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false,
+        "Error": "", "RemoteManagers": null}"#;
+
+    #[test]
+    fn a_member_and_what_is_left_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut view = EngineView::default();
+        apply(&mut view, &swarm(WORKER), directory.path());
+        assert_eq!((&view.membership, view.manager), (&Membership::Member, false));
+        assert_eq!((view.local.node.as_deref(), view.local.vtep), (Some("w"), Some([192, 0, 2, 13].into())));
+        assert_eq!(view.managers, BTreeMap::from([([192, 0, 2, 11].into(), "m".to_owned())]));
+
+        // Another address carries the data.
+        fs::write(directory.path().join(STATE), r#"{"DataPathAddr": "198.51.100.13", "DataPathPort": 0}"#).unwrap();
+        apply(&mut view, &swarm(WORKER), directory.path());
+        assert_eq!(view.local.vtep, Some([198, 51, 100, 13].into()));
+
+        // While the engine starts it does not say, and it stays as it was.
+        let before = view.clone();
+        apply(&mut view, &swarm(r#"{"LocalNodeState": "pending"}"#), directory.path());
+        assert_eq!(view, EngineView { membership: Membership::Unknown, ..before });
+
+        apply(&mut view, &swarm(OUTSIDE), &directory.path().join("gone"));
+        assert_eq!((&view.membership, view.local.node.as_deref()), (&Membership::None, None));
+    }
+}

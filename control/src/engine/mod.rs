@@ -1,0 +1,83 @@
+//! This node's own engine: what only it knows of the node, and what it knows before the managers do.
+
+mod containers;
+mod info;
+mod session;
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use hiveway_core::merge::LocalView;
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+
+use crate::source::Lost;
+
+/// Pause after the engine could not be reached or has gone away.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the engine says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineView {
+    /// For the table.
+    pub local: LocalView,
+    /// Whether the node belongs to a swarm.
+    pub membership: Membership,
+    /// The node is a manager: its control socket can be used.
+    pub manager: bool,
+    /// All managers that the engine knows, its own node included if it is one: address and node id.
+    pub managers: BTreeMap<IpAddr, String>,
+    /// UDP port of the engine's VXLAN, where it says so (managers).
+    pub data_path_port: Option<u16>,
+    /// The engine can't be reached; the rest is what it said last.
+    pub lost: Option<Lost>,
+}
+
+/// Whether a node belongs to a swarm.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Membership {
+    /// Not asked yet, or the answer says nothing (pending, locked).
+    #[default]
+    Unknown,
+    /// It does.
+    Member,
+    /// It does not: its engine says so.
+    None,
+}
+
+/// Where the engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// Its API's socket.
+    pub socket: PathBuf,
+    /// Its directory for the swarm.
+    pub swarm_dir: PathBuf,
+}
+
+/// Follows the engine until nobody listens any more.
+pub fn follow(engine: Engine) -> (watch::Receiver<Arc<EngineView>>, JoinHandle<()>) {
+    let (sender, receiver) = watch::channel(Arc::default());
+    let task = tokio::spawn(async move {
+        loop {
+            let why = tokio::select! {
+                why = session::run(&engine, &sender) => why,
+                () = sender.closed() => return,
+            };
+            sender.send_if_modified(|view| lose(view, &engine, &why));
+            tokio::select! {
+                () = sleep(PAUSE) => {}
+                () = sender.closed() => return,
+            }
+        }
+    });
+    (receiver, task)
+}
+
+/// Returns whether that is news.
+fn lose(view: &mut Arc<EngineView>, engine: &Engine, why: &str) -> bool {
+    if view.lost.as_ref().is_some_and(|lost| lost.why == why) {
+        return false;
+    }
+    tracing::warn!("engine at {}: {why}; what it said last stays", engine.socket.display());
+    let view = Arc::make_mut(view);
+    view.lost = Some(Lost::again(view.lost.as_ref(), why));
+    true
+}

@@ -1,0 +1,29 @@
+//! The table and reports as messages, and back.
+//!
+//! What a message does not carry: network namespaces of tasks (each node knows its own) and labels of services that are
+//! not ours ([`carried`]). Everything else arrives as it was sent.
+
+mod decode;
+mod encode;
+mod names;
+mod report;
+
+use hiveway_core::Model;
+
+pub use decode::decode;
+pub use encode::encode;
+pub use report::{decode_report, encode_report, text};
+
+/// Services' labels that are sent begin with this.
+const OUR_LABELS: &str = "hiveway.";
+
+/// `model` without what a message does not carry.
+pub fn carried(mut model: Model) -> Model {
+    for task in model.tasks.values_mut() {
+        task.netns = None;
+    }
+    for service in model.services.values_mut() {
+        service.labels.retain(|name, _| name.starts_with(OUR_LABELS));
+    }
+    model
+}

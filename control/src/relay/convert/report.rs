@@ -1,0 +1,86 @@
+//! Reports as messages, and back.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use hiveway_core::merge::Report;
+use hiveway_proto::relay as wire;
+
+/// Tasks in one report. No node runs more.
+const MAX_TASKS: usize = 10_000;
+/// Bytes of an id or a version, which swarm's and ours never reach.
+const MAX_TEXT: usize = 64;
+
+/// `report` as a message; the version travels beside it.
+pub fn encode_report(report: &Report) -> wire::Report {
+    wire::Report {
+        vtep: report.vtep.map_or(0, Ipv4Addr::to_bits),
+        unhealthy: report.unhealthy.iter().cloned().collect(),
+        dead: report.dead.iter().cloned().collect(),
+    }
+}
+
+/// The report that a message stands for.
+///
+/// # Errors
+/// When no agent of ours could have sent it.
+pub fn decode_report(report: wire::Report, version: &str) -> Result<Report, String> {
+    let vtep = Ipv4Addr::from_bits(report.vtep);
+    if vtep.is_multicast() || vtep.is_broadcast() || vtep.is_loopback() {
+        return Err(format!("{vtep} is no tunnel address"));
+    }
+    Ok(Report {
+        vtep: Some(vtep).filter(|ip| !ip.is_unspecified()),
+        version: text(version).to_owned(),
+        unhealthy: tasks(report.unhealthy)?,
+        dead: tasks(report.dead)?,
+    })
+}
+
+fn tasks(ids: Vec<String>) -> Result<BTreeSet<String>, String> {
+    if ids.len() > MAX_TASKS {
+        return Err(format!("{} tasks are more than a node can have", ids.len()));
+    }
+    match ids.iter().find(|id| text(id) != id.as_str() || id.is_empty()) {
+        Some(_) => Err("a task's id in it is none".into()),
+        None => Ok(ids.into_iter().collect()),
+    }
+}
+
+/// What another agent calls itself, fit to be shown: short, printable ASCII; else empty.
+pub fn text(text: &str) -> &str {
+    let fit = text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fit { text } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_round_trip() {
+        let report = Report {
+            vtep: Some([192, 0, 2, 1].into()),
+            version: "0.1.0".into(),
+            unhealthy: ["a".into()].into(),
+            dead: ["b".into(), "c".into()].into(),
+        };
+        assert_eq!(decode_report(encode_report(&report), "0.1.0"), Ok(report));
+        let unknown = Report { version: "0.1.0".into(), ..Report::default() };
+        assert_eq!(decode_report(encode_report(&unknown), "0.1.0"), Ok(unknown));
+    }
+
+    #[test]
+    fn what_no_agent_sends_is_refused() {
+        for report in [
+            wire::Report { vtep: 0x7f00_0001, ..Default::default() },
+            wire::Report { vtep: u32::MAX, ..Default::default() },
+            wire::Report { dead: vec!["x\ny".into()], ..Default::default() },
+            wire::Report { dead: vec!["x".repeat(65)], ..Default::default() },
+            wire::Report { unhealthy: vec![String::new()], ..Default::default() },
+            wire::Report { unhealthy: vec!["x".into(); 10_001], ..Default::default() },
+        ] {
+            assert!(decode_report(report.clone(), "1").is_err(), "{:?}", report.vtep);
+        }
+        assert_eq!(decode_report(wire::Report::default(), "\x1b[31m").map(|r| r.version), Ok(String::new()));
+    }
+}

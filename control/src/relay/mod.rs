@@ -1,0 +1,27 @@
+//! The relay: managers' agents hand the table to all nodes' agents, and get reports of what only each node knows.
+//!
+//! ```text
+//! agent on a worker                                  agent on a manager
+//! client/link  ──── mutual TLS, one call ───────▶  server/accept, server/session
+//!   report (vtep, unhealthy and dead tasks) ─────▶    server/registry ─▶ Hub::reports ─▶ merged table
+//!   table of this node ◀── whole, newest only ────    Hub::table, filtered
+//! ```
+//!
+//! Who somebody is says the certificate that swarm has given the node: a client's CN must be a node of the manager's
+//! table, now and after every change of it; a server must be a manager.
+
+pub mod client;
+pub mod convert;
+pub mod server;
+mod start;
+mod status;
+
+pub use start::{Handle, Options, say_goodbye, start};
+pub use status::{Board, RelayStatus};
+
+/// What this agent speaks.
+pub const PROTOCOL: u32 = 1;
+/// Where managers' agents listen by default.
+pub const DEFAULT_PORT: u16 = 4788;
+/// This agent's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

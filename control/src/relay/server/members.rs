@@ -1,0 +1,57 @@
+//! Who may be served: nodes of the manager's table as it is now.
+
+use tonic::Status;
+
+use crate::source::Live;
+
+/// Whether `node` is a member of the swarm, as `live` has it.
+///
+/// # Errors
+/// What to tell a node that is not: `PERMISSION_DENIED` only from a manager that knows for sure.
+pub(super) fn admit(live: &Live, node: &str) -> Result<(), Status> {
+    if let Some(why) = &live.expelled {
+        return Err(Status::unavailable(format!("this manager is no member of the swarm itself: {why}")));
+    }
+    let Some(table) = &live.table else {
+        return Err(Status::unavailable("this manager has no table yet"));
+    };
+    match (&live.lost, table.model.nodes.contains_key(node)) {
+        (_, true) => Ok(()),
+        (None, false) => Err(Status::permission_denied(format!("node {node} is not a member of the swarm"))),
+        (Some(lost), false) => Err(Status::unavailable(format!(
+            "node {node} is not in this manager's table, which is {} s old: {}",
+            lost.since.elapsed().as_secs(),
+            lost.why
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hiveway_core::{Model, engine::Loaded, table};
+    use tonic::Code;
+
+    use super::*;
+
+    fn model() -> Model {
+        let text = "version: 1\nnodes: [{id: n1, hostname: n1, address: 192.0.2.1, state: down}]\n";
+        table::parse_file(text, std::path::Path::new("t.yaml")).unwrap().model
+    }
+
+    #[test]
+    fn only_a_current_table_refuses() {
+        let table = Arc::new(Loaded { model: model(), left_out: Vec::new() });
+        let mut live = Live::current(table, "x");
+        assert!(admit(&live, "n1").is_ok(), "down is still a member");
+        assert_eq!(admit(&live, "n2").unwrap_err().code(), Code::PermissionDenied);
+        live.lose("socket gone");
+        assert!(admit(&live, "n1").is_ok());
+        let why = admit(&live, "n2").unwrap_err();
+        assert!(why.code() == Code::Unavailable && why.message().contains("socket gone"), "{why}");
+        assert_eq!(admit(&Live::default(), "n1").unwrap_err().code(), Code::Unavailable);
+        live.expel("left");
+        assert_eq!(admit(&live, "n1").unwrap_err().code(), Code::Unavailable);
+    }
+}

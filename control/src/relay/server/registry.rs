@@ -1,0 +1,125 @@
+//! The last report of each node, kept across restarts of this agent.
+//!
+//! A broken stream changes nothing: the node's data plane goes on without its agent. A goodbye, or the manager calling
+//! the node down or removed, ends a report; while the agent of a node that is down is still connected, its report only
+//! rests until the node is back.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use hiveway_core::{
+    Model,
+    merge::{Report, Reports},
+    model::{Dataplane, Node, NodeState},
+};
+use tokio::sync::watch;
+
+use super::saved;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    report: Report,
+    /// The session that it came from, while that is there.
+    session: Option<u64>,
+    /// Its node is down.
+    resting: bool,
+}
+
+/// The reports of all nodes.
+#[derive(Debug)]
+pub struct Registry {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    effective: watch::Sender<Arc<Reports>>,
+    /// Where reports survive a restart; `None`: nowhere.
+    file: Option<PathBuf>,
+}
+
+impl Registry {
+    /// With what was saved, if anything; announces to `effective` what counts.
+    pub fn open(file: Option<PathBuf>, effective: watch::Sender<Arc<Reports>>) -> Self {
+        let saved = file.as_deref().map(saved::read).unwrap_or_default();
+        let entry = |(node, report)| (node, Entry { report, session: None, resting: false });
+        let entries: BTreeMap<_, _> = saved.into_iter().map(entry).collect();
+        let registry = Self { entries: Mutex::new(entries), effective, file };
+        registry.announce(&registry.entries());
+        registry
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the node's agent says now, in this session.
+    pub(super) fn report(&self, node: &str, session: u64, report: Report) {
+        let mut entries = self.entries();
+        let resting = entries.get(node).is_some_and(|entry| entry.resting);
+        entries.insert(node.to_owned(), Entry { report, session: Some(session), resting });
+        self.announce(&entries);
+    }
+
+    /// Hiveway has been taken down on the node.
+    pub(super) fn goodbye(&self, node: &str) {
+        let mut entries = self.entries();
+        entries.remove(node);
+        self.announce(&entries);
+    }
+
+    /// The session has ended. Changes nothing, unless the node is down.
+    pub(super) fn closed(&self, node: &str, session: u64) {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get_mut(node).filter(|entry| entry.session == Some(session)) {
+            entry.session = None;
+            if entry.resting {
+                entries.remove(node);
+            }
+        }
+        self.announce(&entries);
+    }
+
+    /// The manager's table says this now (a whole one: nodes that are not in it have been removed).
+    pub(super) fn table(&self, model: &Model) {
+        let mut entries = self.entries();
+        entries.retain(|node, entry| {
+            let Some(node) = model.nodes.get(node) else { return false };
+            entry.resting = node.state == NodeState::Down;
+            !entry.resting || entry.session.is_some()
+        });
+        self.announce(&entries);
+    }
+
+    /// This node is a worker and a manager's agent says this: what is taken over if the node is promoted.
+    pub fn mirror(&self, model: &Model) {
+        let running = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
+        let entry = |node: &Node| {
+            let report = Report { vtep: Some(node.vtep), ..Report::default() };
+            (node.id.clone(), Entry { report, session: None, resting: false })
+        };
+        let mut entries = self.entries();
+        *entries = running.map(entry).collect();
+        self.announce(&entries);
+    }
+
+    /// Called with the lock held, so that what is announced and saved last is the latest.
+    fn announce(&self, entries: &BTreeMap<String, Entry>) {
+        let reports: Reports = entries
+            .iter()
+            .filter(|(_, entry)| !entry.resting)
+            .map(|(node, entry)| (node.clone(), entry.report.clone()))
+            .collect();
+        let changed = self.effective.send_if_modified(|before| {
+            let changed = **before != reports;
+            if changed {
+                *before = Arc::new(reports.clone());
+            }
+            changed
+        });
+        if let Some(file) = self.file.as_deref().filter(|_| changed)
+            && let Err(error) = saved::write(file, &reports)
+        {
+            tracing::warn!("relay: reports will not survive a restart: {}: {error}", file.display());
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Reports as a file in the state directory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    io::Write,
+    net::Ipv4Addr,
+    path::Path,
+};
+
+use hiveway_core::merge::{Report, Reports};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    vtep: Option<Ipv4Addr>,
+    version: String,
+    #[serde(default)]
+    unhealthy: BTreeSet<String>,
+    #[serde(default)]
+    dead: BTreeSet<String>,
+}
+
+/// What was saved. What can't be read is as good as nothing: agents report again when they connect.
+pub(super) fn read(path: &Path) -> Reports {
+    let read = || -> io::Result<BTreeMap<String, Saved>> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    let report = |(node, saved): (String, Saved)| {
+        let Saved { vtep, version, unhealthy, dead } = saved;
+        (node, Report { vtep, version, unhealthy, dead })
+    };
+    match read() {
+        Ok(saved) => saved.into_iter().map(report).collect(),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!("relay: saved reports are not used: {}: {error}", path.display());
+            }
+            Reports::new()
+        }
+    }
+}
+
+/// Replaces the file as a whole. Not synced: after a crash of the machine its agents report anew.
+pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
+    let saved: BTreeMap<&String, Saved> = reports
+        .iter()
+        .map(|(node, report)| {
+            let Report { vtep, version, unhealthy, dead } = report.clone();
+            (node, Saved { vtep, version, unhealthy, dead })
+        })
+        .collect();
+    let temporary = path.with_extension("tmp");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(&saved)?)?;
+    fs::rename(&temporary, path)
+}

@@ -1,0 +1,194 @@
+//! One agent's call.
+
+use std::{sync::Arc, time::Duration};
+
+use hiveway_proto::relay::{FromAgent, FromManager, Table, Welcome, from_manager::Message};
+use rustls::pki_types::UnixTime;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::{Status, Streaming};
+
+use super::{
+    Parts,
+    connection::Peer,
+    members::admit,
+    sessions::Entry,
+    tables::{Made, Tables},
+};
+use crate::relay::{
+    PROTOCOL, VERSION,
+    convert::{decode_report, text},
+};
+
+/// For the first message.
+const HELLO: Duration = Duration::from_secs(10);
+/// How long to wait for more changes of the table before sending it, and the least time between two.
+const SETTLE: Duration = Duration::from_millis(10);
+const SPACING: Duration = Duration::from_millis(50);
+/// The least time between two messages from an agent.
+const READING: Duration = Duration::from_millis(20);
+/// How long the last word may take to a slow reader.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+type Out = mpsc::Sender<Result<FromManager, Status>>;
+
+pub(super) struct Session {
+    parts: Parts,
+    tables: Arc<Tables>,
+    closing: watch::Receiver<()>,
+    peer: Peer,
+    entry: Entry,
+    /// What the agent has of the table.
+    digest: Option<u64>,
+    /// When it gets the next one; `None` while it has the newest or wants none.
+    due: Option<Instant>,
+    wants_tables: bool,
+    sent_at: Instant,
+}
+
+impl Session {
+    pub(super) fn new(parts: Parts, tables: Arc<Tables>, closing: watch::Receiver<()>, peer: Peer) -> Self {
+        let entry = parts.sessions.begin(&peer.identity.node, peer.address);
+        let sent_at = Instant::now();
+        Self { parts, tables, closing, peer, entry, digest: None, due: None, wants_tables: false, sent_at }
+    }
+
+    fn node(&self) -> &str {
+        &self.peer.identity.node
+    }
+
+    pub(super) async fn run(mut self, inbound: Streaming<FromAgent>, out: Out) {
+        tracing::info!("relay: node {} connected from {}", self.node(), self.peer.address);
+        let ended = self.talk(inbound, &out).await;
+        self.parts.registry.closed(self.node(), self.entry.id);
+        match ended {
+            Ok(()) => tracing::info!("relay: node {} disconnected", self.node()),
+            Err(status) => {
+                tracing::info!("relay: node {} disconnected: {}", self.node(), status.message());
+                let _ = timeout(LAST_WORD, out.send(Err(status))).await;
+            }
+        }
+    }
+
+    /// Until the agent goes (`Ok`) or must.
+    async fn talk(&mut self, mut inbound: Streaming<FromAgent>, out: &Out) -> Result<(), Status> {
+        let hello =
+            timeout(HELLO, inbound.message()).await.map_err(|_| Status::deadline_exceeded("no first message"))??;
+        let Some(hello) = hello else { return Ok(()) };
+        let mut read_after = Instant::now() + READING;
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            version: VERSION.to_owned(),
+            node_id: self.parts.credentials.borrow().me.node.clone(),
+            cluster_id: self.parts.credentials.borrow().me.cluster.clone(),
+        };
+        send(out, Message::Welcome(welcome)).await?;
+        if !self.heard(hello)? {
+            return Ok(());
+        }
+        let mut table = self.parts.table.clone();
+        let mut credentials = self.parts.credentials.clone();
+        let mut closing = self.closing.clone();
+        let expires = Instant::now() + self.until_expiry();
+        let superseded = self.entry.superseded.clone();
+        loop {
+            let due = self.due;
+            let ready = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+                out.reserve().await
+            };
+            let next = async {
+                sleep_until(read_after).await;
+                inbound.message().await
+            };
+            tokio::select! {
+                _ = closing.changed() => return Err(Status::unavailable("this manager's agent stops serving tables")),
+                () = superseded.notified() => return Err(Status::aborted("another agent of this node has connected")),
+                () = sleep_until(expires) => return Err(Status::unauthenticated("the certificate has expired")),
+                changed = credentials.changed() => {
+                    changed.map_err(|_| Status::unavailable("certificates are gone"))?;
+                    let trusted = credentials.borrow_and_update().still_trusts(&self.peer.chain, UnixTime::now());
+                    trusted.map_err(|error| Status::unauthenticated(format!("the certificate is trusted no more: {error}")))?;
+                }
+                changed = table.changed() => {
+                    changed.map_err(|_| Status::unavailable("this manager's agent is stopping"))?;
+                    admit(&table.borrow_and_update(), self.node())?;
+                    if self.wants_tables {
+                        let soon = (Instant::now() + SETTLE).max(self.sent_at + SPACING);
+                        self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
+                    }
+                }
+                message = next => {
+                    let Some(message) = message? else { return Ok(()) };
+                    read_after = Instant::now() + READING;
+                    if !self.heard(message)? {
+                        return Ok(());
+                    }
+                }
+                place = ready => {
+                    let Ok(place) = place else { return Ok(()) };
+                    // Whatever has come in the meantime is in it.
+                    self.due = None;
+                    if let Some(table) = self.newest().await {
+                        place.send(Ok(FromManager { message: Some(Message::Table(table)) }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what the agent says. Returns whether the call goes on.
+    fn heard(&mut self, message: FromAgent) -> Result<bool, Status> {
+        let FromAgent { protocol, version, want_tables, report, goodbye } = message;
+        let reported = report.is_some();
+        if let Some(report) = report {
+            let report =
+                decode_report(report, &version).map_err(|why| Status::invalid_argument(format!("report: {why}")))?;
+            self.parts.registry.report(self.node(), self.entry.id, report);
+        }
+        self.entry.update(|view| {
+            (view.protocol, view.tables) = (protocol, want_tables);
+            text(&version).clone_into(&mut view.version);
+            view.reported = reported.then(std::time::Instant::now).or(view.reported);
+        });
+        if goodbye {
+            self.parts.registry.goodbye(self.node());
+            tracing::info!("relay: Hiveway has been taken down on node {}", self.node());
+            return Ok(false);
+        }
+        if want_tables && !self.wants_tables {
+            (self.digest, self.due) = (None, Some(Instant::now()));
+        } else if !want_tables {
+            self.due = None;
+        }
+        self.wants_tables = want_tables;
+        Ok(true)
+    }
+
+    /// The newest table, unless the agent has it.
+    async fn newest(&mut self) -> Option<Table> {
+        let Made { table, digest } = self.tables.of(self.node()).await?;
+        self.sent_at = Instant::now();
+        if self.digest.replace(digest) == Some(digest) {
+            return None;
+        }
+        self.entry.update(|view| view.sent += 1);
+        Some(table)
+    }
+
+    fn until_expiry(&self) -> Duration {
+        let now = UnixTime::now().as_secs();
+        let left = u64::try_from(self.peer.identity.expires).unwrap_or_default().saturating_sub(now);
+        // Far ahead is never: the clock's arithmetic ends somewhere.
+        Duration::from_secs(left.min(10 * 365 * 86400))
+    }
+}
+
+async fn send(out: &Out, message: Message) -> Result<(), Status> {
+    out.send(Ok(FromManager { message: Some(message) })).await.map_err(|_| Status::cancelled("the agent is gone"))
+}

@@ -1,0 +1,283 @@
+//! The relay of one agent: what runs when, as the node's engine says.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hiveway_core::merge::Report;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    DEFAULT_PORT, VERSION,
+    client::{self, Contacts, Manager, Views},
+    server::{self, Registry, Sessions},
+    status::Board,
+};
+use crate::{
+    certs::{Credentials, Files, Reloading},
+    engine::EngineView,
+    source::{Hub, Live},
+    state_dir::{RELAY_CONTACTS, RELAY_REPORTS},
+};
+
+/// Pause between attempts to read certificates or to listen.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's certificate (`--relay-cert`, `--relay-key`, `--relay-ca`).
+    pub files: Files,
+    /// Where to listen on managers (`--relay-listen`); `None`: at the node's address.
+    pub listen: Option<SocketAddr>,
+    /// Where reports, and whom to say goodbye to, are kept.
+    pub state_dir: PathBuf,
+    /// The only manager to talk to (`relay:HOST:PORT`); `None`: all that the engine knows.
+    pub fixed: Option<String>,
+}
+
+/// A relay at work; dropped, it ends.
+#[derive(Debug)]
+pub struct Handle {
+    /// How it does.
+    pub board: Arc<Board>,
+    _tasks: JoinSet<()>,
+}
+
+/// Starts everything. `ready`: the data plane works; only then does the node report itself, and others send it frames of
+/// the routing mesh.
+pub fn start(hub: &Hub, options: Options, ready: watch::Receiver<bool>) -> Handle {
+    let registry = Arc::new(Registry::open(Some(options.state_dir.join(RELAY_REPORTS)), hub.reports.clone()));
+    let board = Arc::<Board>::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(run(hub.clone(), options, ready, registry, board.clone()));
+    Handle { board, _tasks: tasks }
+}
+
+async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry: Arc<Registry>, board: Arc<Board>) {
+    let reloading = certificates(&hub, &options.files, &board).await;
+    let credentials = reloading.subscribe();
+    board.set(|board| board.credentials = Some(credentials.clone()));
+    let (managers, listed) = watch::channel(Vec::new());
+    let (report, reported) = watch::channel(None);
+    let (wants, wanted) = watch::channel(false);
+    let views = Arc::<Views>::default();
+    board.set(|board| board.links = views.clone());
+    let parts = client::Parts {
+        credentials: credentials.clone(),
+        managers: listed.clone(),
+        report: reported,
+        wanted,
+        relayed: hub.relayed.clone(),
+        views,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keep_contacts(listed, ready.clone(), options.clone()));
+    tasks.spawn(serve(hub.clone(), options.clone(), credentials, registry.clone(), board));
+    tasks.spawn(mirror(hub.clone(), registry));
+    tasks.spawn(follow(hub.engine.clone(), ready, options, managers, report, wants));
+    client::run(parts).await;
+}
+
+/// Waits until there are certificates: the node may join a swarm later, or somebody may switch autolock off.
+async fn certificates(hub: &Hub, files: &Files, board: &Board) -> Reloading {
+    let mut told = String::new();
+    loop {
+        let why = match Reloading::start(files.clone()) {
+            Ok(reloading) => {
+                board.set(|board| board.certificate_error = None);
+                return reloading;
+            }
+            Err(error) => error.to_string(),
+        };
+        if why != told {
+            tracing::warn!("relay: no certificate: {why}");
+            board.set(|board| board.certificate_error = Some(why.clone()));
+            hub.relayed.send_modify(|live| Arc::make_mut(live).lose(format!("no certificate: {why}")));
+            told = why;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// What the engine says, as the client needs it.
+async fn follow(
+    mut engine: watch::Receiver<Arc<EngineView>>,
+    mut ready: watch::Receiver<bool>,
+    options: Options,
+    managers: watch::Sender<Vec<Manager>>,
+    report: watch::Sender<Option<Report>>,
+    wants: watch::Sender<bool>,
+) {
+    let port = options.listen.map_or(DEFAULT_PORT, |listen| listen.port());
+    loop {
+        let view = engine.borrow_and_update().clone();
+        let ready_now = *ready.borrow_and_update();
+        let listed = match &options.fixed {
+            Some(address) => vec![Manager { address: address.clone(), node: None }],
+            None => others(&view, port),
+        };
+        set(&managers, listed);
+        if ready_now && view.local.node.is_some() {
+            set(&report, Some(view.local.report(VERSION)));
+        }
+        set(&wants, options.fixed.is_some() || !view.manager);
+        let changed = tokio::select! { changed = engine.changed() => changed, Ok(()) = ready.changed() => Ok(()) };
+        if changed.is_err() {
+            // Cancels nothing: the relay goes on with what the engine said last.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// All managers but this node.
+fn others(view: &EngineView, port: u16) -> Vec<Manager> {
+    let others = view.managers.iter().filter(|(_, node)| view.local.node.as_ref() != Some(*node));
+    let manager = |(ip, node): (&IpAddr, &String)| Manager {
+        address: SocketAddr::new(*ip, port).to_string(),
+        node: Some(node.clone()).filter(|node| !node.is_empty()),
+    };
+    others.map(manager).collect()
+}
+
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|before| {
+        let changed = *before != value;
+        if changed {
+            *before = value;
+        }
+        changed
+    });
+}
+
+/// Leaves for `hiveway teardown` whom to say goodbye to.
+async fn keep_contacts(
+    mut managers: watch::Receiver<Vec<Manager>>,
+    mut ready: watch::Receiver<bool>,
+    options: Options,
+) {
+    // The state directory is there then.
+    if ready.wait_for(|ready| *ready).await.is_err() {
+        return;
+    }
+    let path = options.state_dir.join(RELAY_CONTACTS);
+    loop {
+        let contacts = Contacts::new(managers.borrow_and_update().clone(), &options.files);
+        // While the engine is silent it may know no manager; those of before are better than none.
+        if !contacts.managers.is_empty()
+            && let Err(error) = contacts.write(&path)
+        {
+            tracing::warn!("relay: teardown will not be able to tell the managers: {}: {error}", path.display());
+        }
+        if managers.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// On workers: should this node become a manager, it begins with what the managers know now.
+async fn mirror(hub: Hub, registry: Arc<Registry>) {
+    let mut relayed = hub.relayed.subscribe();
+    loop {
+        let live = relayed.borrow_and_update().clone();
+        if let Some(table) = live.table.as_ref().filter(|_| live.is_current() && !hub.engine.borrow().manager) {
+            registry.mirror(&table.model);
+        }
+        if relayed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves tables while this node is a manager.
+async fn serve(
+    mut hub: Hub,
+    options: Options,
+    credentials: watch::Receiver<Arc<Credentials>>,
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+) {
+    let sessions = Arc::<Sessions>::default();
+    board.set(|board| board.sessions = sessions.clone());
+    loop {
+        if hub.engine.wait_for(|view| view.manager && options.fixed.is_none()).await.is_err() {
+            return;
+        }
+        let Some(address) = listen_address(&mut hub, options.listen).await else { continue };
+        let listener = match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                let why = format!("cannot listen at {address}: {error}; choose another address with --relay-listen");
+                board.set(|board| {
+                    if board.listen_error.as_ref() != Some(&why) {
+                        tracing::error!("relay: {why}");
+                    }
+                    board.listen_error = Some(why);
+                });
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        tracing::info!("relay: serving tables at {address}");
+        board.set(|board| (board.listening, board.listen_error) = (Some(address), None));
+        let parts = server::Parts {
+            table: hub.table.clone(),
+            credentials: credentials.clone(),
+            registry: registry.clone(),
+            sessions: sessions.clone(),
+        };
+        let mut engine = hub.engine.clone();
+        tokio::select! {
+            result = server::serve(listener, parts) => {
+                if let Err(error) = result {
+                    tracing::error!("relay: {error}");
+                }
+            }
+            _ = engine.wait_for(|view| !view.manager) => tracing::info!("relay: this node is no manager any more"),
+        }
+        board.set(|board| board.listening = None);
+    }
+}
+
+/// Where to listen; `None`: look again whether to listen at all.
+async fn listen_address(hub: &mut Hub, listen: Option<SocketAddr>) -> Option<SocketAddr> {
+    let own = |live: &Live, engine: &EngineView| {
+        let node = live.table.as_ref()?.model.nodes.get(engine.local.node.as_ref()?)?;
+        Some(SocketAddr::new(node.address.into(), DEFAULT_PORT))
+    };
+    if listen.is_some() {
+        return listen;
+    }
+    let engine = hub.engine.borrow().clone();
+    let found = timeout(PAUSE, hub.table.wait_for(|live| own(live, &engine).is_some())).await;
+    let live = found.ok()?.ok()?.clone();
+    own(&live, &engine)
+}
+
+/// Tells the managers that Hiveway is taken down here; one line per manager. `None`: there never was a relay.
+pub fn say_goodbye(state_dir: &Path) -> Option<Vec<Result<String, String>>> {
+    let contacts = Contacts::read(&state_dir.join(RELAY_CONTACTS))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let told = match runtime {
+        Ok(runtime) => runtime.block_on(client::goodbye(&contacts)),
+        Err(error) => Err(error.to_string()),
+    };
+    Some(match told {
+        Ok(told) => told
+            .into_iter()
+            .map(|(address, told)| match told {
+                Ok(node) => Ok(format!("manager {node} at {address}")),
+                Err(why) => Err(format!("manager at {address} was not told: {why}")),
+            })
+            .collect(),
+        Err(why) => vec![Err(format!("managers were not told: {why}"))],
+    })
+}

@@ -1,0 +1,181 @@
+//! Brings the live sources together, see [`super::live`].
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Hub, Live,
+    mix::{Base, Inputs, Mixer},
+};
+use crate::{
+    engine::{self, Engine, EngineView, Membership},
+    state_dir::StateDir,
+    swarm::{self, Manager},
+};
+
+/// How long the first table waits for this node's engine: without it the node does not even know who it is.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first table waits for a source, before what an earlier agent has kept is used.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
+/// At most so often the last table is written down.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// What a live source is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// The control socket, if it is to be used.
+    pub manager: Option<Manager>,
+    /// This node's engine.
+    pub engine: Engine,
+    /// `--node`, if it was given.
+    pub node: Option<String>,
+    /// The last table that an earlier agent has kept.
+    pub last: Option<Base>,
+}
+
+/// A live source at work; dropped, it ends.
+#[derive(Debug)]
+pub struct Conductor {
+    /// Where its parts meet.
+    pub hub: Hub,
+    keep: watch::Sender<Option<StateDir>>,
+}
+
+impl Conductor {
+    /// Starts to follow all of them.
+    pub fn start(setup: Setup) -> Self {
+        let engine = engine::follow(setup.engine).0;
+        let swarm = setup.manager.map(|manager| swarm::follow(manager).0);
+        let (table, tables) = watch::channel(Arc::default());
+        let (reports, _) = watch::channel(Arc::default());
+        let (relayed, _) = watch::channel(Arc::new(Live { from: "relay".into(), ..Live::default() }));
+        let (keep, kept) = watch::channel(None);
+        let hub = Hub { engine: engine.clone(), table: tables, reports, relayed };
+        let sources =
+            Sources { engine, swarm, relayed: hub.relayed.subscribe(), reports: hub.reports.subscribe(), kept };
+        tokio::spawn(conduct(sources, Mixer::new(setup.node, setup.last), table));
+        Self { hub, keep }
+    }
+
+    /// From now on the last table is kept in the state directory.
+    pub fn keep_in(&self, state: StateDir) {
+        self.keep.send_replace(Some(state));
+    }
+}
+
+/// What is listened to.
+struct Sources {
+    engine: watch::Receiver<Arc<EngineView>>,
+    swarm: Option<watch::Receiver<Arc<Live>>>,
+    relayed: watch::Receiver<Arc<Live>>,
+    reports: watch::Receiver<Arc<hiveway_core::merge::Reports>>,
+    kept: watch::Receiver<Option<StateDir>>,
+}
+
+impl Sources {
+    fn inputs(&mut self) -> Inputs {
+        Inputs {
+            engine: self.engine.borrow_and_update().clone(),
+            swarm: self.swarm.as_mut().map(|swarm| swarm.borrow_and_update().clone()),
+            relayed: self.relayed.borrow_and_update().clone(),
+            reports: self.reports.borrow_and_update().clone(),
+        }
+    }
+
+    /// Returns when one of them has news.
+    async fn changed(&mut self) {
+        let swarm = async {
+            match &mut self.swarm {
+                Some(swarm) => gone(swarm.changed().await).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = self.engine.changed() => gone(result).await,
+            () = swarm => {}
+            result = self.relayed.changed() => gone(result).await,
+            result = self.reports.changed() => gone(result).await,
+            result = self.kept.changed() => gone(result).await,
+        }
+    }
+}
+
+/// Who has ended has no more news.
+async fn gone(result: Result<(), watch::error::RecvError>) {
+    if result.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<Live>>) {
+    let started = Instant::now();
+    let mut keeper = Keeper::default();
+    loop {
+        let inputs = sources.inputs();
+        let asked = inputs.engine.membership != Membership::Unknown || inputs.engine.lost.is_some();
+        if asked || started.elapsed() >= ENGINE_PATIENCE {
+            let live = mixer.mix(&inputs);
+            let enough = mixer.heard || started.elapsed() >= SOURCE_PATIENCE;
+            out.send_if_modified(|before| {
+                let news = enough && differ(before, &live);
+                if news {
+                    *before = Arc::new(live);
+                }
+                news
+            });
+            keeper.keep(mixer.base.as_ref(), sources.kept.borrow().as_ref());
+        }
+        tokio::select! {
+            () = sources.changed() => {}
+            () = sleep_until(started + SOURCE_PATIENCE), if !mixer.heard && started.elapsed() < SOURCE_PATIENCE => {}
+            () = sleep_until(started + ENGINE_PATIENCE), if !asked && started.elapsed() < ENGINE_PATIENCE => {}
+            () = sleep_until(keeper.due()) => {}
+            () = out.closed() => return,
+        }
+    }
+}
+
+/// Tables are compared by identity: [`Mixer`] keeps equal ones.
+fn differ(a: &Live, b: &Live) -> bool {
+    let same = match (&a.table, &b.table) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    };
+    !same || a.from != b.from || a.lost != b.lost || a.expelled != b.expelled || a.node != b.node
+}
+
+/// Writes the last table down, not too often.
+#[derive(Debug, Default)]
+struct Keeper {
+    written: Option<(Instant, Option<Base>)>,
+    wanted: bool,
+}
+
+impl Keeper {
+    fn keep(&mut self, base: Option<&Base>, state: Option<&StateDir>) {
+        let Some(state) = state else { return };
+        let news = self.written.as_ref().is_none_or(|(_, before)| before.as_ref() != base);
+        let early = self.written.as_ref().is_some_and(|(at, _)| at.elapsed() < KEEP);
+        self.wanted = news;
+        if !news || early {
+            return;
+        }
+        if let Err(error) = state.set_last_table(base) {
+            tracing::warn!("the last table can't be kept for a restart: {error}");
+        }
+        (self.written, self.wanted) = (Some((Instant::now(), base.cloned())), false);
+    }
+
+    /// When there is something to do.
+    fn due(&self) -> Instant {
+        match &self.written {
+            Some((at, _)) if self.wanted => *at + KEEP,
+            _ => Instant::now() + Duration::from_secs(3600),
+        }
+    }
+}

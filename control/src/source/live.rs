@@ -1,0 +1,81 @@
+//! Live tables: what their producers hand to the agent.
+//!
+//! ```text
+//! swarm  (control socket) ─┐
+//! relay client ────────────┼─ conductor ── Hub::table ─┬─ agent::Table
+//! engine (this node's) ────┤                           └─ relay server (managers)
+//! reports (relay server) ──┘
+//! ```
+
+use std::{sync::Arc, time::Instant};
+
+use hiveway_core::{engine::Loaded, merge::Reports};
+use tokio::sync::watch;
+
+use crate::engine::EngineView;
+
+/// What a live source says now.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// The last table, kept while the source is unreachable; `None` before the first.
+    pub table: Option<Arc<Loaded>>,
+    /// Where it comes from, as `status` shows it: `control socket /run/…`, `relay 192.0.2.1:4788`.
+    pub from: String,
+    /// The source is unreachable; `None` while `table` is what it says now.
+    pub lost: Option<Lost>,
+    /// This node is no member of the swarm (any more), and why we think so: its table is to be emptied.
+    pub expelled: Option<String>,
+    /// This node's id, once it is known (only in [`Hub::table`]).
+    pub node: Option<String>,
+}
+
+/// A source that is unreachable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Since when.
+    pub since: Instant,
+    /// Why.
+    pub why: String,
+}
+
+impl Lost {
+    /// Now, unless it was lost `before`.
+    pub fn again(before: Option<&Self>, why: impl Into<String>) -> Self {
+        Self { since: before.map_or_else(Instant::now, |before| before.since), why: why.into() }
+    }
+}
+
+impl Live {
+    /// The source says this now.
+    pub fn current(table: Arc<Loaded>, from: impl Into<String>) -> Self {
+        Self { table: Some(table), from: from.into(), ..Self::default() }
+    }
+
+    /// The source can't be reached (or still can't); its last table stays.
+    pub fn lose(&mut self, why: impl Into<String>) {
+        self.lost = Some(Lost::again(self.lost.as_ref(), why));
+    }
+
+    /// The source says that this node is no member.
+    pub fn expel(&mut self, why: impl Into<String>) {
+        (self.lost, self.expelled) = (None, Some(why.into()));
+    }
+
+    /// Whether the source says now what the table should be: there is one, or this node is no member.
+    pub fn is_current(&self) -> bool {
+        self.lost.is_none() && (self.table.is_some() || self.expelled.is_some())
+    }
+}
+
+/// Where the parts of a live source meet. The relay's client and server hold one.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    /// What this node's engine says: id, role, managers, containers.
+    pub engine: watch::Receiver<Arc<EngineView>>,
+    /// The table that the agent uses: of the whole swarm on managers, reports merged; this node's part on workers.
+    pub table: watch::Receiver<Arc<Live>>,
+    /// The relay server's: the last report of each other node (managers).
+    pub reports: watch::Sender<Arc<Reports>>,
+    /// The relay client's: the table that a manager's agent sends.
+    pub relayed: watch::Sender<Arc<Live>>,
+}

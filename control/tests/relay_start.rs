@@ -1,0 +1,187 @@
+//! What runs when: the relay of whole agents, as their engines say.
+
+#[path = "support/relay.rs"]
+mod relay;
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/swarm_ca.rs"]
+mod swarm_ca;
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+
+use control::{
+    engine::{EngineView, Membership},
+    relay::{Handle, Options, say_goodbye, start},
+    source::{Hub, Live},
+};
+use hiveway_core::merge::{Container, Health, LocalView, Reports, merge};
+use relay::{eventually, loaded, table, until};
+use support::in_fresh_netns;
+use swarm_ca::{Ca, manager, replace, worker};
+use tokio::sync::watch;
+
+/// Manager m at 127.0.0.1, workers w1 and w2 at 127.0.0.2 and 127.0.0.3: all of loopback is ours.
+fn node_address(node: &str) -> IpAddr {
+    match node {
+        "m" => [127, 0, 0, 1].into(),
+        "w1" => [127, 0, 0, 2].into(),
+        _ => [127, 0, 0, 3].into(),
+    }
+}
+
+struct Agent {
+    engine: watch::Sender<Arc<EngineView>>,
+    table: watch::Sender<Arc<Live>>,
+    hub: Hub,
+    ready: watch::Sender<bool>,
+    state_dir: PathBuf,
+    handle: Handle,
+}
+
+impl Agent {
+    fn start(node: &str, directory: &std::path::Path, managers: &[&str]) -> Self {
+        let state_dir = directory.join(node).join("state");
+        std::fs::create_dir_all(&state_dir).unwrap();
+        let view = EngineView {
+            local: LocalView { node: Some(node.to_owned()), ..LocalView::default() },
+            membership: Membership::Member,
+            manager: managers.contains(&node),
+            managers: managers.iter().map(|node| (node_address(node), (*node).to_owned())).collect(),
+            ..EngineView::default()
+        };
+        let (engine, views) = watch::channel(Arc::new(view));
+        let mut model = table();
+        for node in model.nodes.values_mut() {
+            if let IpAddr::V4(ip) = node_address(&node.id) {
+                (node.address, node.vtep) = (ip, ip);
+            }
+        }
+        let (table, tables) = watch::channel(Arc::new(Live::current(loaded(model), "test")));
+        let hub = Hub {
+            engine: views,
+            table: tables,
+            reports: watch::Sender::new(Arc::new(Reports::new())),
+            relayed: watch::Sender::new(Arc::new(Live::default())),
+        };
+        let files = control::certs::Files::of_swarm(&directory.join(node));
+        let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: None };
+        let ready = watch::Sender::new(false);
+        let handle = start(&hub, options, ready.subscribe());
+        Self { engine, table, hub, ready, state_dir, handle }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::to_value(self.handle.board.status()).unwrap()
+    }
+
+    fn engine(&self, change: impl FnOnce(&mut EngineView)) {
+        self.engine.send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// What the agent's conductor does with reports.
+    fn merge_reports(&self) {
+        let reports = self.hub.reports.borrow().clone();
+        self.table.send_modify(|live| {
+            let live = Arc::make_mut(live);
+            live.table = live.table.as_ref().map(|t| Arc::new(merge(t, &LocalView::default(), Some(&reports))));
+        });
+    }
+}
+
+#[test]
+fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        ca.issue(&path.join("m"), &manager("m"));
+        ca.issue(&path.join("w1"), &worker("w1"));
+        let m = Agent::start("m", path, &["m"]);
+        eventually("listening at the node's address", || m.status()["listening"] == "127.0.0.1:4788").await;
+        let w1 = Agent::start("w1", path, &["m"]);
+        until(&mut w1.hub.relayed.subscribe(), "a table", |live| live.table.is_some()).await;
+        assert!(m.hub.reports.borrow().is_empty(), "its data plane is not ready");
+        assert_eq!(m.status()["agents"][0]["node"], "w1");
+        w1.ready.send_replace(true);
+        let mut reports = m.hub.reports.subscribe();
+        until(&mut reports, "the report", |reports| reports.contains_key("w1")).await;
+
+        // Its engine sees a container fail.
+        let sick = Container { task: Some("t1".into()), health: Health::Unhealthy, ..Container::default() };
+        w1.engine(|view| drop(view.local.containers.insert("c".into(), sick)));
+        until(&mut reports, "t1 is unhealthy", |reports| reports["w1"].unhealthy.contains("t1")).await;
+
+        eventually("contacts are kept", || w1.state_dir.join("relay-contacts.json").exists()).await;
+        let state_dir = w1.state_dir.clone();
+        drop(w1);
+        eventually("gone", || m.status()["agents"].as_array().is_some_and(Vec::is_empty)).await;
+        assert!(reports.borrow().contains_key("w1"), "the data plane goes on");
+        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
+        assert_eq!(told, Some(vec![Ok("manager m at 127.0.0.1:4788".into())]));
+        assert!(reports.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_promoted_node_serves_and_a_demoted_one_stops() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        ca.issue(&path.join("m"), &manager("m"));
+        let files = ca.issue(&path.join("w1"), &worker("w1"));
+        ca.issue(&path.join("w2"), &worker("w2"));
+        let m = Agent::start("m", path, &["m"]);
+        let w1 = Agent::start("w1", path, &["m"]);
+        let w2 = Agent::start("w2", path, &["m"]);
+        w2.ready.send_replace(true);
+        until(&mut m.hub.reports.subscribe(), "w2's report", |reports| reports.contains_key("w2")).await;
+        m.merge_reports();
+        until(&mut w1.hub.reports.subscribe(), "what the manager knows, on the worker", |r| r.contains_key("w2")).await;
+        assert_eq!(w1.status()["listening"], serde_json::Value::Null);
+
+        // Promoted: a new certificate, and the engines say so.
+        let next = ca.issue(&path.join("next"), &manager("w1"));
+        replace(&files.key, &std::fs::read_to_string(next.key).unwrap());
+        replace(&files.cert, &std::fs::read_to_string(next.cert).unwrap());
+        let both: BTreeMap<IpAddr, String> = ["m", "w1"].map(|node| (node_address(node), node.to_owned())).into();
+        w1.engine(|view| (view.manager, view.managers) = (true, both.clone()));
+        w2.engine(|view| view.managers = both.clone());
+        m.engine(|view| view.managers = both);
+        eventually("serving", || w1.status()["listening"] == "127.0.0.2:4788").await;
+        eventually("w2 and m are there", || w1.status()["agents"].as_array().is_some_and(|agents| agents.len() == 2))
+            .await;
+        assert!(w1.hub.reports.borrow().contains_key("w2"));
+        assert!(w1.hub.relayed.borrow().lost.is_some(), "a manager has its own table");
+
+        // The old manager is demoted: tables come from the new one.
+        let old: BTreeMap<IpAddr, String> = [(node_address("w1"), "w1".to_owned())].into();
+        m.engine(|view| (view.manager, view.managers) = (false, old.clone()));
+        let mut relayed = m.hub.relayed.subscribe();
+        until(&mut relayed, "the new manager's table", |live| live.is_current() && live.from.contains("127.0.0.2"))
+            .await;
+        let mut relayed = w2.hub.relayed.subscribe();
+        until(&mut relayed, "the new manager's table", |live| live.is_current() && live.from.contains("127.0.0.2"))
+            .await;
+        eventually("silent", || m.status()["listening"].is_null()).await;
+    });
+}
+
+#[test]
+fn without_certificates_it_waits_and_says_why() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        let m = Agent::start("m", path, &["m"]);
+        let why = |m: &Agent| m.status()["warnings"][0].as_str().unwrap_or_default().to_owned();
+        eventually("a word of it", || why(&m).contains("cannot read")).await;
+        assert!(m.hub.relayed.borrow().lost.as_ref().unwrap().why.contains("swarm-node.crt"));
+        // The swarm is autolocked.
+        let files = ca.issue(&path.join("m"), &manager("m"));
+        let key = std::fs::read_to_string(&files.key).unwrap();
+        replace(&files.key, &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
+        eventually("another word", || why(&m).contains("autolock")).await;
+        replace(&files.key, &key);
+        eventually("listening", || m.status()["listening"] == "127.0.0.1:4788").await;
+        assert_eq!(m.status()["warnings"], serde_json::json!([]));
+        assert_eq!(m.status()["certificate"]["role"], "manager");
+    });
+}

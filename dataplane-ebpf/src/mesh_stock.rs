@@ -1,0 +1,164 @@
+//! Routing mesh, ingress node (N1), towards a backend on a node without Hiveway. Its engine knows nothing of mesh frames,
+//! but a task serves its published ports on its ingress address too. So the connection is translated here, from this
+//! node's own ingress address to the task's, and travels as ordinary traffic of the ingress network. The price is the
+//! client's address, which the backend does not see.
+//!
+//! Both directions are in `FLOWS` under a zone of their own; `AFFINITY` names the backend as for any mesh connection.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::Ip4,
+    config::Config,
+    counter::Counter,
+    drop_reason::DropReason,
+    flow::{AffinityKey, Flow, MESH_ZONE, STOCK_ZONE, flag},
+    fragment::{Fragmented, place},
+    headers::{INNER_ETH, INNER_NET, ethertype, ipproto},
+};
+
+use crate::{
+    affinity, decap, flow, fragment, host, icmp,
+    maps::{self, scratch},
+    nat,
+    nat::Translation,
+    parse::{self, Fragment, Packet},
+    quote,
+    verdict::{self, Action, Verdict},
+};
+
+/// Whether the node with this tunnel address is known to run no Hiveway.
+#[inline(always)]
+pub(crate) fn is_stock(vtep: &Ip4) -> bool {
+    maps::vtep(vtep).is_some_and(|vtep| vtep.hiveway == 0)
+}
+
+/// Translates a client's packet, whose backend behind `vtep` is in `AFFINITY`.
+#[inline(always)]
+pub(crate) fn translate(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
+    if *ingress_ip == [0; 4] {
+        return Err(DropReason::NotConfigured);
+    }
+    if icmp::is_error(packet) {
+        return icmp::translate(ctx, packet, &STOCK_ZONE);
+    }
+    if packet.fragment == Fragment::Later {
+        let first = &scratch()?.fragmented;
+        let (src, dst) = (first.src, first.dst);
+        scratch()?.new.to = Translation { src, dst, sport: packet.sport, dport: packet.dport };
+    } else {
+        known_or_new(ctx, packet, ingress_ip, vtep)?;
+        let to = &scratch()?.new.to;
+        // The task's address is where it leads, too.
+        let decided = Fragmented { src: to.src, dst: to.dst, task: to.dst, peer: *vtep, ..Fragmented::default() };
+        fragment::decided(ctx, packet, MESH_ZONE, place::INGRESS, decided)?;
+    }
+    nat::rewrite(ctx, packet, &scratch()?.new.to)
+}
+
+/// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
+#[inline(never)]
+fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
+    let given = affinity::get(&affinity::key(packet)).ok_or(DropReason::BackendGone)?;
+    let key = flow::key(STOCK_ZONE, packet);
+    if let Some(known) = flow::forward(ctx, &key, packet) {
+        let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;
+        if same && !(flow::is_syn(packet) && flow::closed(known)) {
+            flow::touch(known, packet);
+            scratch()?.new.to = flow::translation(known);
+            return Ok(());
+        }
+        flow::forget(&key, known);
+    }
+    let to = Translation { src: *ingress_ip, dst: given.ip, sport: packet.sport, dport: packet.dport };
+    let new = &mut scratch()?.new;
+    *new = flow::NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
+    flow::open(packet, new)?;
+    verdict::count(ctx, Counter::MeshStock);
+    Ok(())
+}
+
+/// A frame in the VNI of the ingress network, which the engine carries. Ours only if it answers a connection of ours, and
+/// comes from where that was given to; the rest passes to the engine untouched.
+#[inline(always)]
+pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+    if config.ingress_ip == [0; 4] || outer.has_options() {
+        return Ok(Action::Pass);
+    }
+    let Ok(eth) = parse::eth(ctx, INNER_ETH) else { return Ok(Action::Pass) };
+    if eth.ethertype != ethertype::IPV4 {
+        return Ok(Action::Pass);
+    }
+    let Ok(inner) = parse::inner(ctx, INNER_NET) else { return Ok(Action::Pass) };
+    if inner.dst != config.ingress_ip || !answers(ctx, inner, &outer.src) {
+        return Ok(Action::Pass);
+    }
+    decap::decapsulate(ctx, outer.tos, inner)?;
+    let to = &scratch()?.new.to;
+    if icmp::is_error(inner) {
+        icmp::translate(ctx, inner, &STOCK_ZONE)?;
+    } else {
+        let decided = Fragmented { src: to.src, dst: to.dst, peer: outer.src, ..Fragmented::default() };
+        fragment::decided(ctx, inner, STOCK_ZONE, place::RETURN, decided)?;
+        nat::rewrite(ctx, inner, to)?;
+    }
+    (inner.src, inner.dst) = (to.src, to.dst);
+    verdict::count(ctx, Counter::MeshReply);
+    host::leave(ctx, config, inner)
+}
+
+/// Whether `packet` answers a connection that was given to a task behind `vtep`; notes it. How it shall look to the client
+/// is in `scratch().new.to`.
+#[inline(never)]
+fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
+    let Ok(scratch) = scratch() else { return false };
+    if packet.fragment == Fragment::Later {
+        if !fragment::recall(ctx, packet, STOCK_ZONE, place::RETURN) {
+            return false;
+        }
+        let first = &scratch.fragmented;
+        scratch.new.to = Translation { src: first.src, dst: first.dst, sport: packet.sport, dport: packet.dport };
+        return first.peer == *vtep;
+    }
+    if icmp::is_error(packet) {
+        let Some(quote) = quote::of(ctx, packet, &STOCK_ZONE) else { return false };
+        let Some(known) = flow::get(&quote.key) else { return false };
+        scratch.new.to = flow::translation(known);
+        // A router on the way keeps its address; only the task itself is shown as the published port.
+        if packet.src != quote.key.src {
+            scratch.new.to.src = packet.src;
+        }
+        return known.flags & flag::REPLY != 0 && known.peer == *vtep;
+    }
+    if packet.proto == ipproto::ICMP {
+        return false;
+    }
+    let Some(known) = flow::backward(ctx, &flow::key(STOCK_ZONE, packet), packet) else { return false };
+    if known.peer != *vtep {
+        return false;
+    }
+    scratch.new.to = flow::translation(known);
+    noted(ctx, packet, known);
+    true
+}
+
+/// Notes an answer in both tables.
+#[inline(always)]
+fn noted(ctx: &TcContext, packet: &Packet, known: &mut Flow) {
+    let bits = flow::bits(packet);
+    if bits & flag::RST != 0 {
+        flow::close_forward(STOCK_ZONE, known, packet.proto);
+    }
+    flow::touch(known, packet);
+    let key = AffinityKey {
+        client: known.dst,
+        node: known.src,
+        client_port: known.dport,
+        port: known.sport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    };
+    if let Some(given) = affinity::get(&key) {
+        flow::note(&mut given.last_seen, &mut given.flags, (bits & !flag::SEEN) | flag::REPLIED);
+        affinity::backward(ctx, &key, packet);
+    }
+}

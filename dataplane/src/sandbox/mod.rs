@@ -1,0 +1,188 @@
+//! Programs on containers' own interfaces, inside their network namespaces, on networks that the engine carries.
+//!
+//! Each interface has two stubs (see [`stub`]), attached as other programs are: TCX links pinned under
+//! `<bpffs>/links/<program>@<id>`, or clsact filters noted under `<bpffs>/filters/`. A link is found again from anywhere.
+//! A filter is not, so the note `<bpffs>/filters/netns/<id>` says in which namespace and on which interface it is. What
+//! the stubs call is in the pinned map `SANDBOX_PROGRAMS`; without it they let every packet pass.
+
+mod clsact;
+mod netns;
+mod stub;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapError, ProgramArray},
+};
+use dataplane_common::{endpoint::SANDBOX_BIT, mark::sandbox_program};
+
+use crate::{
+    Detached, MapFault, MapName, Program,
+    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, tcx},
+    load::{self, LoadError},
+    sys,
+};
+
+/// Replies are translated before there can be any.
+const PROGRAMS: [Program; 2] = [Program::ToSandbox, Program::FromSandbox];
+
+/// The stubs of one data plane.
+pub(crate) struct Sandboxes {
+    /// Map `SANDBOX_PROGRAMS`. It is pinned: without a holder in user space the kernel would empty it.
+    programs: OwnedFd,
+    /// The stubs that this process has attached: descriptor and kernel's id.
+    stubs: BTreeMap<(Program, u32), (OwnedFd, u32)>,
+}
+
+impl Sandboxes {
+    /// Lets all stubs call the programs of `ebpf` from now on, also those that an earlier agent has attached.
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, TakeError> {
+        let map = MapName::SandboxPrograms;
+        let fault = |source| TakeError::Map(MapFault { map, source });
+        let missing = || fault(MapError::InvalidName { name: map.name().to_owned() });
+        let handle = ebpf.take_map(map.name()).ok_or_else(missing)?;
+        let Map::ProgramArray(data) = &handle else { return Err(missing()) };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| fault(error.into()))?;
+        let mut programs = ProgramArray::try_from(handle).map_err(fault)?;
+        for (index, program) in
+            [(sandbox_program::FROM, Program::FromSandbox), (sandbox_program::TO, Program::ToSandbox)]
+        {
+            let loaded = load::classifier(ebpf, program)?;
+            let fd = loaded
+                .fd()
+                .map_err(|source| TakeError::Load(LoadError::Program { program, source: Box::new(source) }))?;
+            programs.set(index, fd, 0).map_err(fault)?;
+        }
+        Ok(Self { programs: fd, stubs: BTreeMap::new() })
+    }
+
+    /// See [`Dataplane::attach_sandbox`](crate::Dataplane::attach_sandbox).
+    pub(crate) fn attach(
+        &mut self,
+        hook: Hook,
+        bpffs: &Path,
+        netns: BorrowedFd<'_>,
+        ifname: &str,
+        id: u32,
+    ) -> Result<Attached, AttachError> {
+        let mut result = Attached::Unchanged;
+        for program in PROGRAMS {
+            let fail = |fault| AttachError::new(program, &format!("{ifname} of sandbox {id:08x}"), fault);
+            let attached = self.attach_one(hook, bpffs, netns, ifname, (program, id)).map_err(fail)?;
+            result = result.max(attached);
+        }
+        Ok(result)
+    }
+
+    fn attach_one(
+        &mut self,
+        hook: Hook,
+        bpffs: &Path,
+        netns: BorrowedFd<'_>,
+        ifname: &str,
+        (program, id): (Program, u32),
+    ) -> Result<Attached, AttachFault> {
+        if id & SANDBOX_BIT == 0 {
+            let error = io::Error::other(format!("{id:08x} is no sandbox's id: its highest bit must be set"));
+            return Err(AttachFault::kernel("choose an id")(error));
+        }
+        let before = self.stubs.contains_key(&(program, id));
+        let (stub, stub_id) = match self.stubs.remove(&(program, id)) {
+            Some(stub) => stub,
+            None => {
+                let stub =
+                    stub::load(program, id, self.programs.as_fd()).map_err(AttachFault::kernel("load the stub"))?;
+                let stub_id = sys::program_id(stub.as_fd()).map_err(AttachFault::kernel("read the stub's id"))?;
+                (stub, stub_id)
+            }
+        };
+        let name = pin_name(program, id);
+        let pin = hook.directory(bpffs).join(name.to_string());
+        let attached = netns::inside(netns, || {
+            let ifindex = attach::ifindex(ifname)?;
+            match hook {
+                Hook::Tcx => tcx::attach(stub.as_fd(), stub_id, attach::side(program), ifindex, &pin),
+                Hook::Clsact => clsact::attach(stub.as_fd(), netns, &name, ifname, &pin, before),
+            }
+        })
+        .map_err(AttachFault::kernel("enter the network namespace"))??;
+        self.stubs.insert((program, id), (stub, stub_id));
+        Ok(attached)
+    }
+
+    /// See [`Dataplane::detach_sandboxes_except`](crate::Dataplane::detach_sandboxes_except).
+    pub(crate) fn detach_except(&mut self, hook: Hook, bpffs: &Path, keep: &BTreeSet<u32>) -> Detached {
+        let mut result = Detached::default();
+        for at in Hook::ALL {
+            let names = match pinned(at, bpffs) {
+                Ok(names) => names,
+                Err(error) => {
+                    result.failures.push(format!("{}: {error}", at.directory(bpffs).display()));
+                    continue;
+                }
+            };
+            for name in names {
+                let kept = at == hook && id_of(&name).is_some_and(|id| keep.contains(&id));
+                if kept && !is_dead(at, bpffs, &name) {
+                    continue;
+                }
+                match detach(at, bpffs, &name) {
+                    Ok(()) => result.detached.push((name.program, name.ifname)),
+                    Err(error) => result.failures.push(error.to_string()),
+                }
+            }
+        }
+        self.stubs.retain(|(_, id), _| keep.contains(id));
+        result
+    }
+}
+
+/// The stubs' programs could not be made known to them.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeError {
+    #[error(transparent)]
+    Map(MapFault),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What is attached in that way in sandboxes, as the pins say; what is on the way out comes first.
+pub(crate) fn pinned(hook: Hook, bpffs: &Path) -> io::Result<Vec<PinName>> {
+    let all = attach::pinned(hook, bpffs)?;
+    Ok(all.into_iter().filter(|name| name.program.in_sandbox()).collect())
+}
+
+/// Ids of the interfaces with a program.
+pub(crate) fn ids(hook: Hook, bpffs: &Path) -> io::Result<BTreeSet<u32>> {
+    Ok(pinned(hook, bpffs)?.iter().filter_map(id_of).collect())
+}
+
+/// Detaches what `name` stands for and removes its pin.
+pub(crate) fn detach(hook: Hook, bpffs: &Path, name: &PinName) -> Result<(), AttachError> {
+    let pin = hook.directory(bpffs).join(name.to_string());
+    match hook {
+        Hook::Tcx => tcx::detach(&pin),
+        Hook::Clsact => clsact::detach(&pin, name),
+    }
+    .map_err(|source| AttachError::new(name.program, &format!("sandbox {}", name.ifname), source))
+}
+
+/// Whether the interface is gone that a link was on.
+fn is_dead(hook: Hook, bpffs: &Path, name: &PinName) -> bool {
+    let link = sys::object_get(&hook.directory(bpffs).join(name.to_string()));
+    hook == Hook::Tcx && link.and_then(|link| sys::tcx_link(link.as_fd())).is_ok_and(|info| info.ifindex == 0)
+}
+
+fn pin_name(program: Program, id: u32) -> PinName {
+    PinName { program, ifname: format!("{id:08x}") }
+}
+
+fn id_of(name: &PinName) -> Option<u32> {
+    u32::from_str_radix(&name.ifname, 16).ok()
+}

@@ -1,0 +1,389 @@
+//! Golden packets of the routing mesh at the ingress node, to a backend on a node without Hiveway: translated here, and
+//! sent as ordinary traffic of the ingress network, which the engine carries.
+
+mod support;
+
+use anyhow::Result;
+use dataplane::{
+    Kind, Program,
+    testing::Decision::{Drop, Neigh, Pass, Refuse},
+};
+use dataplane_common::{
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::Vtep,
+    flow::{STOCK_ZONE, flag},
+    mark,
+    service::Backend,
+};
+use support::{
+    golden::golden,
+    icmp::{PORT, TOO_BIG, error, quote, unreachable},
+    mesh::*,
+    packets::{Ip, Ip4, L4, frame, ip, pieces, ping, tcp, udp, vxlan},
+    world::*,
+};
+
+/// This node on the ingress network.
+const OWN: Ip4 = [10, 0, 0, 2];
+const SECOND: Task = Task { ip: [10, 0, 1, 24], ingress: [10, 0, 0, 27], tag: [22; 8], vtep: PLAIN };
+
+/// The only backends of the published port live on the plain node; the engine carries the ingress network.
+fn stock(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
+    world(|world| {
+        (world.state.config.ingress_ip, world.state.config.ingress_vni) = (OWN, net(INGRESS));
+        let backend = |task: &Task| Backend { tag: task.tag, ip: task.ingress, vtep: task.vtep };
+        for proto in [6, 17] {
+            world.state.sets.insert(port_set(proto, PUBLISHED), [ON_PLAIN, SECOND].iter().map(backend).collect());
+        }
+        world.harness.apply(&world.state)?;
+        for proto in [6, 17] {
+            world.harness.set_cursor(&port_set(proto, PUBLISHED), 0)?;
+        }
+        test(world)
+    })
+}
+
+/// `packet` on the ingress network, between this node and a task.
+fn tunnelled(from: Ip4, to: Ip4, src: Ip4, dst: Ip4, packet: (&Ip, &L4)) -> Vec<u8> {
+    let inner = frame(mac(src), mac(dst), packet.0, packet.1);
+    let (outer, tunnel) = vxlan(from, to, 50000, INGRESS, &inner);
+    let eth = if from == VTEP { ([0; 6], [0; 6]) } else { (ROUTER_MAC, NODE_MAC) };
+    frame(eth.0, eth.1, &outer, &tunnel)
+}
+
+/// What a packet of the client's with TTL 57 becomes.
+fn shown(task: &Task, ip: &Ip, l4: &L4) -> Vec<u8> {
+    tunnelled(VTEP, PLAIN, OWN, task.ingress, (&Ip { src: OWN, dst: task.ingress, ..ip.clone() }, l4))
+}
+
+/// CLIENT's packet is given to `task`; `out` is the same with the ports that the task sees.
+fn given(
+    world: &mut World,
+    what: &'static str,
+    task: &Task,
+    l4: &L4,
+    out: &L4,
+    new: bool,
+    promoted: bool,
+) -> Result<()> {
+    let packet = from_client(l4);
+    let len = packet.len();
+    let mut case = underlay(world, what, packet, Neigh(world.dev.underlay))
+        .counts(Counter::MeshForward, len)
+        .counts(Counter::Encapsulated, len + 50)
+        .becomes(shown(task, &client_ip(), out));
+    if new {
+        case = case.counts(Counter::MeshFlow, len).counts(Counter::MeshStock, len);
+    }
+    if promoted {
+        // In `AFFINITY` and in `FLOWS`.
+        case = case.counts_packets(Counter::FlowPromoted, 2, len);
+    }
+    case.check_tunnelled(&mut world.harness).map(|_| ())
+}
+
+/// What arrives from a task on node `from`.
+fn arriving(from: Ip4, task: &Task, ip: &Ip, l4: &L4) -> Vec<u8> {
+    tunnelled(from, VTEP, task.ingress, OWN, (ip, l4))
+}
+
+/// The task answers OWN, and CLIENT hears from the published port.
+fn answered(world: &mut World, what: &'static str, task: &Task, l4: &L4, out: &L4) -> Result<()> {
+    let packet = arriving(PLAIN, task, &ip(task.ingress, OWN), l4);
+    let out_frame = frame(ROUTER_MAC, NODE_MAC, &ip(VTEP, CLIENT), out);
+    let mark = if matches!(l4, L4::Udp { .. }) { mark::MESH_REPLY } else { 0 };
+    underlay(world, what, packet, Neigh(world.dev.underlay))
+        .leaves_mark(mark)
+        .counts(Counter::MeshReply, out_frame.len())
+        .becomes(out_frame)
+        .check(&mut world.harness)
+}
+
+#[test]
+fn a_connection_goes_and_comes_back_translated() -> Result<()> {
+    stock(|world| {
+        for (port, task) in (CLIENT_PORT..).zip([ON_PLAIN, SECOND]) {
+            let mut go = |flags, new, promoted| {
+                let l4 = tcp(port, PUBLISHED, flags);
+                given(world, flags, &task, &l4, &l4, new, promoted)
+            };
+            go("S", true, false)?;
+            go("S", false, false)?;
+            let back = |world: &mut World, flags| {
+                let l4 = tcp(PUBLISHED, port, flags);
+                answered(world, flags, &task, &l4, &l4)
+            };
+            back(world, "SA")?;
+            let l4 = tcp(port, PUBLISHED, "K");
+            given(world, "handshake done", &task, &l4, &l4, false, true)?;
+            let l4 = tcp(port, PUBLISHED, "PA");
+            given(world, "data", &task, &l4, &l4, false, false)?;
+            back(world, "PA")?;
+            back(world, "FA")?;
+            let l4 = tcp(port, PUBLISHED, "FA");
+            given(world, "FIN", &task, &l4, &l4, false, false)?;
+        }
+        assert_eq!(world.harness.established_affinity()?.len(), 2);
+        assert!(world.harness.established_affinity()?.values().all(|entry| entry.flags & flag::STOCK != 0));
+        assert_eq!(world.harness.established_flows()?.len(), 4);
+        // One row for both tables.
+        let rows = world.harness.rows()?;
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        assert!(rows.iter().all(|row| row.kind == Kind::Ingress && row.peer == Some(PLAIN.into())), "{rows:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn datagrams_keep_their_backend() -> Result<()> {
+    stock(|world| {
+        let (question, answer) = (udp(CLIENT_PORT, PUBLISHED), udp(PUBLISHED, CLIENT_PORT));
+        given(world, "datagram", &ON_PLAIN, &question, &question, true, false)?;
+        answered(world, "answer", &ON_PLAIN, &answer, &answer)?;
+        given(world, "next", &ON_PLAIN, &question, &question, false, true)?;
+        answered(world, "answer", &ON_PLAIN, &answer, &answer)
+    })
+}
+
+#[test]
+fn two_clients_with_one_port_are_told_apart() -> Result<()> {
+    stock(|world| {
+        // Both to the first backend.
+        let other = [198, 51, 100, 8];
+        let l4 = udp(CLIENT_PORT, PUBLISHED);
+        given(world, "the first", &ON_PLAIN, &l4, &l4, true, false)?;
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 0)?;
+        let packet = frame(ROUTER_MAC, NODE_MAC, &ip(other, VTEP), &l4);
+        let outcome = underlay(world, "the second", packet, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Neigh(world.dev.underlay)));
+        let port = u16::from_be_bytes([outcome.packet[84], outcome.packet[85]]);
+        assert!(port >= 0x8000 && port != CLIENT_PORT, "{port}");
+        let back = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &udp(PUBLISHED, port));
+        let heard = frame(ROUTER_MAC, NODE_MAC, &ip(VTEP, other), &udp(PUBLISHED, CLIENT_PORT));
+        underlay(world, "answer to the second", back, Neigh(world.dev.underlay))
+            .leaves_mark(mark::MESH_REPLY)
+            .counts(Counter::MeshReply, heard.len())
+            .becomes(heard)
+            .check(&mut world.harness)?;
+        answered(world, "answer to the first", &ON_PLAIN, &udp(PUBLISHED, CLIENT_PORT), &udp(PUBLISHED, CLIENT_PORT))
+    })
+}
+
+#[test]
+fn what_answers_nothing_of_ours_is_the_engines() -> Result<()> {
+    stock(|world| {
+        let l4 = tcp(CLIENT_PORT, PUBLISHED, "S");
+        given(world, "SYN", &ON_PLAIN, &l4, &l4, true, false)?;
+        let (back, l4) = (ip(ON_PLAIN.ingress, OWN), tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        let piece = |fragment_offset| Ip { dont_fragment: false, fragment_offset, ..back.clone() };
+        let options = {
+            let inner = frame(mac(ON_PLAIN.ingress), mac(OWN), &back, &l4);
+            let (outer, tunnel) = vxlan(PLAIN, VTEP, 50000, INGRESS, &inner);
+            frame(ROUTER_MAC, NODE_MAC, &Ip { options: vec![1; 4], ..outer }, &tunnel)
+        };
+        let arp = {
+            let (outer, tunnel) = vxlan(PLAIN, VTEP, 50000, INGRESS, &[&[0xff; 12][..], &[8, 6], &[0; 28]].concat());
+            frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel)
+        };
+        let good = arriving(PLAIN, &ON_PLAIN, &back, &l4);
+        for (what, packet) in [
+            ("from another node", arriving(PEER, &ON_PLAIN, &back, &l4)),
+            ("from a stranger", arriving(STRANGER, &ON_PLAIN, &back, &l4)),
+            ("from another task", arriving(PLAIN, &SECOND, &ip(SECOND.ingress, OWN), &l4)),
+            ("from another port", arriving(PLAIN, &ON_PLAIN, &back, &tcp(81, CLIENT_PORT, "SA"))),
+            ("to another port", arriving(PLAIN, &ON_PLAIN, &back, &tcp(PUBLISHED, 41, "SA"))),
+            ("another protocol", arriving(PLAIN, &ON_PLAIN, &back, &udp(PUBLISHED, CLIENT_PORT))),
+            ("to a task of this node", arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, LOCAL1.ingress), &l4)),
+            ("a ping", arriving(PLAIN, &ON_PLAIN, &back, &ping(3))),
+            ("a stray piece", arriving(PLAIN, &ON_PLAIN, &piece(3), &l4)),
+            (
+                "an error about nothing",
+                arriving(
+                    PLAIN,
+                    &ON_PLAIN,
+                    &back,
+                    &unreachable(PORT, &quote(&ip(OWN, ON_PLAIN.ingress), &udp(7, 8), 8)),
+                ),
+            ),
+            ("with outer options", options),
+            ("ARP", arp),
+            ("cut off in the inner TCP header", good[..good.len() - 1].to_vec()),
+            ("cut off in the inner IP header", good[..70].to_vec()),
+            ("cut off in the inner Ethernet header", good[..55].to_vec()),
+        ] {
+            underlay(world, what, packet, Pass).check(&mut world.harness)?;
+        }
+        // The connection has timed out.
+        world.harness.forget_connections()?;
+        underlay(world, "expired", good, Pass).check(&mut world.harness)?;
+        // Another VNI of the engine's.
+        let inner = frame(mac(ON_PLAIN.ingress), mac(OWN), &back, &l4);
+        let (outer, tunnel) = vxlan(PLAIN, VTEP, 50000, FOREIGN, &inner);
+        underlay(world, "another VNI", frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel), Pass).check(&mut world.harness)
+    })
+}
+
+#[test]
+fn clients_in_mid_connection_are_the_engines() -> Result<()> {
+    stock(|world| {
+        for flags in ["A", "PA", "FA", "R"] {
+            let packet = from_client(&tcp(CLIENT_PORT, PUBLISHED, flags));
+            underlay(world, "older than the takeover", packet, Pass).check(&mut world.harness)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_does_not_fit_the_tunnel() -> Result<()> {
+    stock(|world| {
+        let of_length =
+            |len: usize| L4::Udp { sport: CLIENT_PORT, dport: PUBLISHED, payload: vec![7; len - 28], checksum: true };
+        let fits = of_length(1450);
+        given(world, "just fits", &ON_PLAIN, &fits, &fits, true, false)?;
+        let packet = from_client(&of_length(1451));
+        let outcome = underlay(world, "too long", packet, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Refuse(DropReason::MtuExceeded)));
+        // Without DF the engine's own balancer takes it.
+        let packet = frame(ROUTER_MAC, NODE_MAC, &Ip { dont_fragment: false, ..client_ip() }, &of_length(1451));
+        underlay(world, "may be fragmented", packet, Pass).check(&mut world.harness)
+    })
+}
+
+#[test]
+fn pieces_of_datagrams_follow_the_first() -> Result<()> {
+    stock(|world| {
+        let datagram = |sport, dport| L4::Udp { sport, dport, payload: (0..110).collect(), checksum: true };
+        let seen = Ip { src: OWN, dst: ON_PLAIN.ingress, ..client_ip() };
+        let question = pieces(&client_ip(), &datagram(CLIENT_PORT, PUBLISHED), 48);
+        let expected = pieces(&seen, &datagram(CLIENT_PORT, PUBLISHED), 48);
+        for (number, ((ip, l4), (ip_out, l4_out))) in question.iter().zip(&expected).enumerate() {
+            let packet = frame(ROUTER_MAC, NODE_MAC, ip, l4);
+            let len = packet.len();
+            let mut case = underlay(world, "a piece", packet, Neigh(world.dev.underlay))
+                .counts(Counter::FragmentTranslated, len)
+                .counts(Counter::MeshForward, len)
+                .counts(Counter::Encapsulated, len + 50)
+                .becomes(tunnelled(VTEP, PLAIN, OWN, ON_PLAIN.ingress, (ip_out, l4_out)));
+            if number == 0 {
+                case = case.counts(Counter::MeshFlow, len).counts(Counter::MeshStock, len);
+            }
+            case.check_tunnelled(&mut world.harness)?;
+        }
+        let answer = pieces(&ip(ON_PLAIN.ingress, OWN), &datagram(PUBLISHED, CLIENT_PORT), 48);
+        let expected = pieces(&ip(VTEP, CLIENT), &datagram(PUBLISHED, CLIENT_PORT), 48);
+        for (number, ((ip, l4), (ip_out, l4_out))) in answer.iter().zip(&expected).enumerate() {
+            let packet = arriving(PLAIN, &ON_PLAIN, ip, l4);
+            let out = frame(ROUTER_MAC, NODE_MAC, ip_out, l4_out);
+            // A later one is noted before the tunnel is off.
+            let noted = if number == 0 { out.len() } else { packet.len() };
+            underlay(world, "a piece back", packet, Neigh(world.dev.underlay))
+                .leaves_mark(mark::MESH_REPLY)
+                .counts(Counter::FragmentTranslated, noted)
+                .counts(Counter::MeshReply, out.len())
+                .becomes(out)
+                .check(&mut world.harness)?;
+        }
+        let stray = arriving(PEER, &ON_PLAIN, &answer[1].0, &answer[1].1);
+        let outcome = underlay(world, "a piece from another node", stray, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Pass));
+        Ok(())
+    })
+}
+
+#[test]
+fn errors_follow_their_connection_both_ways() -> Result<()> {
+    stock(|world| {
+        let (question, answer) = (udp(CLIENT_PORT, PUBLISHED), udp(PUBLISHED, CLIENT_PORT));
+        given(world, "datagram", &ON_PLAIN, &question, &question, true, false)?;
+        // The task's, and a router's on the way, about the client's datagram.
+        let router = [10, 0, 0, 77];
+        for (src, told_by) in [(ON_PLAIN.ingress, VTEP), (router, router)] {
+            let about = |from, to| unreachable(PORT, &quote(&Ip { ttl: 56, ..ip(from, to) }, &question, 8));
+            let packet = arriving(PLAIN, &ON_PLAIN, &ip(src, OWN), &about(OWN, ON_PLAIN.ingress));
+            let out = frame(ROUTER_MAC, NODE_MAC, &ip(told_by, CLIENT), &about(CLIENT, VTEP));
+            underlay(world, "port unreachable", packet, Neigh(world.dev.underlay))
+                .counts(Counter::IcmpTranslated, out.len())
+                .counts(Counter::MeshReply, out.len())
+                .becomes(out)
+                .check(&mut world.harness)?;
+        }
+        // The client's side about the answer.
+        answered(world, "answer", &ON_PLAIN, &answer, &answer)?;
+        let about = |from, to| error(3, TOO_BIG, 1300, &quote(&ip(from, to), &answer, 8));
+        let packet = frame(ROUTER_MAC, NODE_MAC, &client_ip(), &about(VTEP, CLIENT));
+        let len = packet.len();
+        underlay(world, "fragmentation needed", packet, Neigh(world.dev.underlay))
+            .counts(Counter::IcmpTranslated, len)
+            .counts(Counter::MeshForward, len)
+            .counts(Counter::Encapsulated, len + 50)
+            .becomes(shown(&ON_PLAIN, &client_ip(), &about(ON_PLAIN.ingress, OWN)))
+            .check_tunnelled(&mut world.harness)
+            .map(|_| ())
+    })
+}
+
+#[test]
+fn what_the_agent_has_not_said_is_not_guessed() -> Result<()> {
+    stock(|world| {
+        (world.state.config.ingress_ip, world.state.config.ingress_vni) = ([0; 4], [0; 4]);
+        world.harness.apply(&world.state)?;
+        let packet = from_client(&tcp(CLIENT_PORT, PUBLISHED, "S"));
+        let outcome = underlay(world, "no address of our own", packet, Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Drop(DropReason::NotConfigured)));
+        let answer = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, [0; 4]), &tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        underlay(world, "an answer", answer, Pass).check(&mut world.harness)
+    })
+}
+
+#[test]
+fn a_node_that_changes_sides() -> Result<()> {
+    stock(|world| {
+        let l4 = udp(CLIENT_PORT, PUBLISHED);
+        given(world, "datagram", &ON_PLAIN, &l4, &l4, true, false)?;
+        // Hiveway is installed there: what has begun goes on as it has, new connections keep their client's address.
+        world.state.vteps.insert(PLAIN, Vtep { hiveway: 1, ..Vtep::default() });
+        world.harness.apply(&world.state)?;
+        given(world, "the same flow", &ON_PLAIN, &l4, &l4, false, false)?;
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 0)?;
+        let new = udp(CLIENT_PORT + 1, PUBLISHED);
+        let len = from_client(&new).len();
+        underlay(world, "a new flow", from_client(&new), Neigh(world.dev.underlay))
+            .counts(Counter::MeshFlow, len)
+            .counts(Counter::MeshForward, len)
+            .counts(Counter::Encapsulated, len + 50)
+            .becomes(forwarded(&ON_PLAIN, &client_ip(), &new))
+            .check_tunnelled(&mut world.harness)?;
+        // And taken down again: nobody understands mesh frames there now.
+        world.state.vteps.insert(PLAIN, Vtep::default());
+        world.harness.apply(&world.state)?;
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+        given(world, "given anew", &SECOND, &new, &new, true, false)?;
+        assert!(world.harness.flows()?.keys().all(|key| key.zone == STOCK_ZONE));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_other_interfaces_too() -> Result<()> {
+    stock(|world| {
+        let (packet, l4) = (ip(NEAR, NODE2), tcp(CLIENT_PORT, PUBLISHED, "S"));
+        let arrived = frame(NEAR_MAC, NODE_MAC, &packet, &l4);
+        let len = arrived.len();
+        golden("SYN", Program::FromClient, world.dev.client, arrived, Neigh(world.dev.underlay))
+            .counts(Counter::MeshFlow, len)
+            .counts(Counter::MeshStock, len)
+            .counts(Counter::MeshForward, len)
+            .counts(Counter::Encapsulated, len + 50)
+            .becomes(shown(&ON_PLAIN, &packet, &l4))
+            .check_tunnelled(&mut world.harness)?;
+        let back = tcp(PUBLISHED, CLIENT_PORT, "SA");
+        let out = frame(ROUTER_MAC, NODE_MAC, &ip(NODE2, NEAR), &back);
+        let packet = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &back);
+        underlay(world, "SYN-ACK", packet, Neigh(world.dev.client))
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)
+    })
+}

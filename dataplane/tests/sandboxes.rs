@@ -1,0 +1,145 @@
+//! Programs on containers' own interfaces: attached inside their namespaces, replaced, and gone without a trace.
+//! Needs root.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd as _;
+
+use anyhow::Result;
+use aya::programs::{SchedClassifier, TcAttachType};
+use dataplane::{Attached, Dataplane, Options, TcHook, teardown};
+use support::{
+    attached::options,
+    netns::Netns,
+    sandbox::{run, sandbox},
+};
+
+const ONE: u32 = 0x8000_0001;
+const TWO: u32 = 0x8000_0002;
+
+/// A namespace with an interface `eth0`, whose index is the same in all of them.
+fn container() -> Result<Netns> {
+    let netns = Netns::new()?;
+    netns.run("ip link add eth0 index 77 type veth peer name peer0 index 78")?;
+    netns.run("ip link set eth0 up")?;
+    Ok(netns)
+}
+
+/// Names of the stubs on `eth0`, in and out.
+fn stubs(netns: &Netns, tcx: bool) -> Result<[Vec<String>; 2]> {
+    netns.inside(move || {
+        if !tcx {
+            let filters = |side| -> Result<_> {
+                let shown = run(&format!("tc filter show dev eth0 {side}"))?;
+                let words: Vec<_> = shown.split_whitespace().collect();
+                let names = words.windows(2).filter(|pair| pair[1] == "direct-action");
+                Ok(names.map(|pair| pair[0].to_owned()).collect())
+            };
+            return Ok([filters("ingress")?, filters("egress")?]);
+        }
+        let links = |side| -> Result<_> {
+            let (_, programs) = SchedClassifier::query_tcx("eth0", side)?;
+            Ok(programs.iter().filter_map(|program| program.name_as_str().map(str::to_owned)).collect())
+        };
+        Ok([links(TcAttachType::Ingress)?, links(TcAttachType::Egress)?])
+    })
+}
+
+fn names(id: u32) -> [Vec<String>; 2] {
+    [vec![format!("hwt_{id:08x}")], vec![format!("hwf_{id:08x}")]]
+}
+
+/// Runs `test` with both ways to attach that this kernel has.
+fn each_hook(test: impl Fn(&Options) -> Result<()> + Send + Sync + Copy + 'static) -> Result<()> {
+    for tc_hook in [TcHook::Clsact, TcHook::Auto] {
+        sandbox(move |bpffs| test(&Options { tc_hook, ..options(bpffs) }))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn interfaces_of_one_index_in_two_namespaces_are_two() -> Result<()> {
+    each_hook(|options| {
+        let (one, two) = (container()?, container()?);
+        // Without links, a namespace is found by a process in it.
+        let mut tenant = two.tenant()?;
+        let mut dataplane = Dataplane::open(options)?;
+        let tcx = dataplane.uses_tcx();
+        assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::New);
+        assert_eq!(dataplane.attach_sandbox(two.as_fd(), "eth0", TWO)?, Attached::New);
+        assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
+        assert_eq!((stubs(&one, tcx)?, stubs(&two, tcx)?), (names(ONE), names(TWO)));
+        assert_eq!(dataplane.sandboxes()?, BTreeSet::from([ONE, TWO]));
+        assert_eq!(dataplane.attachments()?, BTreeSet::new());
+        // What is outside sandboxes is another matter.
+        assert_eq!(dataplane.detach_all_except(&BTreeSet::new()).detached, []);
+
+        // The next agent.
+        drop(dataplane);
+        let mut next = Dataplane::open(options)?;
+        assert_eq!(next.sandboxes()?, BTreeSet::from([ONE, TWO]));
+        assert_eq!(next.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Replaced);
+        assert_eq!(next.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
+        assert_eq!(stubs(&one, tcx)?, names(ONE));
+
+        // The id's namespace was replaced by another, with an interface of the same name and index.
+        let three = container()?;
+        assert_eq!(next.attach_sandbox(three.as_fd(), "eth0", ONE)?, Attached::New);
+        assert_eq!(stubs(&three, tcx)?, names(ONE));
+
+        let detached = next.detach_sandboxes_except(&BTreeSet::from([ONE]));
+        tenant.kill()?;
+        tenant.wait()?;
+        assert_eq!((detached.failures.len(), detached.detached.len()), (0, 2), "{detached:?}");
+        assert_eq!((stubs(&two, tcx)?, stubs(&three, tcx)?), ([vec![], vec![]], names(ONE)));
+        assert!(!two.run("tc qdisc show dev eth0")?.contains("clsact"), "our qdisc was left behind");
+        assert_eq!(next.sandboxes()?, BTreeSet::from([ONE]));
+        Ok(())
+    })
+}
+
+#[test]
+fn what_was_in_a_namespace_that_is_gone_is_cleared_away() -> Result<()> {
+    each_hook(|options| {
+        let one = container()?;
+        let mut dataplane = Dataplane::open(options)?;
+        dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?;
+        // The interface goes at once; a namespace takes its time.
+        one.run("ip link del eth0")?;
+        assert!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE).is_err_and(|error| error.no_interface()));
+        drop(one);
+        let detached = dataplane.detach_sandboxes_except(&BTreeSet::new());
+        assert_eq!((detached.failures.len(), detached.detached.len()), (0, 2), "{detached:?}");
+        assert_eq!(dataplane.sandboxes()?, BTreeSet::new());
+        assert!(dataplane.attach_sandbox(container()?.as_fd(), "eth0", 5).is_err(), "an interface's index as an id");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_teardown_finds_the_namespaces_and_leaves_nothing() -> Result<()> {
+    each_hook(|options| {
+        let (one, two) = (container()?, container()?);
+        let mut dataplane = Dataplane::open(options)?;
+        let tcx = dataplane.uses_tcx();
+        dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?;
+        dataplane.attach_sandbox(two.as_fd(), "eth0", TWO)?;
+        drop(dataplane);
+        // Without links, a namespace is found by a process in it (or by where it is mounted).
+        let mut tenants = [one.tenant()?, two.tenant()?];
+        let report = teardown(&options.bpffs)?;
+        for tenant in &mut tenants {
+            tenant.kill()?;
+            tenant.wait()?;
+        }
+        assert_eq!(report.failures, [""; 0]);
+        assert!(report.foreign.is_empty(), "{:?}", report.foreign);
+        assert!(!options.bpffs.exists());
+        for netns in [&one, &two] {
+            assert!(stubs(netns, tcx)?.concat().is_empty(), "a stub was left behind");
+            assert!(!netns.run("tc qdisc show dev eth0")?.contains("clsact"), "our qdisc was left behind");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,223 @@
+//! Runs the stories one after the other in one swarm, and says how it went as Rust's own test harness does.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::ExitCode,
+    sync::OnceLock,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::Parser;
+use hiveway_tests::swarm::{Hiveway, Place, Shape, Swarm, need_engine, sweep_dead};
+
+use super::{Stage, timings::Timings};
+
+/// What a story is told on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Docker alone: proves the frame.
+    Engines,
+    /// Hiveway on all nodes.
+    Hiveway,
+    /// Docker alone, on a kernel where its engines can balance (IPVS); the story installs Hiveway itself.
+    Balancer,
+}
+
+/// A story: creates what it needs, changes it, checks. What it leaves behind is checked, and then removed, by the frame.
+pub(crate) struct Story {
+    /// What is shown, as a user would say it.
+    pub(crate) name: &'static str,
+    pub(crate) needs: Needs,
+    pub(crate) run: fn(&mut Stage) -> Result<()>,
+}
+
+#[derive(Parser)]
+#[command(about = "Stories on a real Docker Swarm (as root)")]
+struct Arguments {
+    /// Only stories whose name contains one of these
+    stories: Vec<String>,
+    /// Names the stories
+    #[arg(long)]
+    list: bool,
+    /// Docker alone: leaves out the stories that need Hiveway
+    #[arg(long)]
+    no_hiveway: bool,
+    /// Only the stories that need a kernel with IPVS, on two nodes; `cargo xtask vm-test swarm` boots one
+    #[arg(long)]
+    balancer: bool,
+    /// Tells them on a lab that is up, by its name, and leaves that up
+    #[arg(long)]
+    on: Option<String>,
+    /// Tells everything so many times
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Ends at the first failure and leaves the swarm up, for `cargo xtask swarm --name ...`
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What is to be removed on ctrl-c.
+static PLACE: OnceLock<Place> = OnceLock::new();
+
+/// Runs the stories that the command line asks for.
+#[expect(clippy::print_stdout, reason = "the results are what it was run for")]
+pub(crate) fn run(stories: &[Story]) -> ExitCode {
+    let arguments = Arguments::parse();
+    let chosen = |story: &&Story| {
+        arguments.stories.is_empty() || arguments.stories.iter().any(|name| story.name.contains(name.as_str()))
+    };
+    let chosen: Vec<_> = stories.iter().filter(chosen).collect();
+    if arguments.list {
+        chosen.iter().for_each(|story| println!("{}: test", story.name));
+        return ExitCode::SUCCESS;
+    }
+    let (ready, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|story| arguments.can_tell(story));
+    println!("running {} stories", ready.len());
+    let mut stage = match set_up(&arguments) {
+        Ok(stage) => stage,
+        Err(error) => {
+            println!("cannot set up the swarm: {error:#}");
+            println!("test result: FAILED. 0 passed; {} failed; {} ignored", ready.len().max(1), left_out.len());
+            take_down();
+            return ExitCode::FAILURE;
+        }
+    };
+    let (mut passed, mut failed) = (0, 0);
+    let all = (0..arguments.rounds).flat_map(|_| &ready);
+    for story in all {
+        let started = Instant::now();
+        let outcome = tell(&mut stage, story);
+        let took = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("test {} ... ok ({took:.1} s)", story.name);
+            }
+            Err(error) => {
+                failed += 1;
+                println!("test {} ... FAILED ({took:.1} s)\n{error:#}", story.name);
+                if arguments.keep {
+                    break;
+                }
+                if let Err(error) = recover(&mut stage) {
+                    println!("no swarm any more: {error:#}");
+                    break;
+                }
+            }
+        }
+    }
+    stage.timings.lines().iter().for_each(|line| println!("timing: {line}"));
+    println!("timings: {}", stage.timings.json());
+    let kept = arguments.keep && failed > 0;
+    if kept {
+        println!("the swarm is still up: cargo xtask swarm --name {} status", stage.swarm.place().name());
+    } else {
+        take_down();
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {word}. {passed} passed; {failed} failed; {} ignored", left_out.len());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Arguments {
+    fn can_tell(&self, story: &Story) -> bool {
+        match story.needs {
+            Needs::Engines => !self.balancer,
+            Needs::Hiveway => !self.balancer && !self.no_hiveway,
+            Needs::Balancer => self.balancer,
+        }
+    }
+}
+
+fn set_up(arguments: &Arguments) -> Result<Stage> {
+    need_engine()?;
+    let balancer = Path::new("/proc/net/ip_vs").exists();
+    ensure!(
+        balancer || !arguments.balancer,
+        "this kernel has no IPVS (no module ip_vs): use `cargo xtask vm-test swarm`"
+    );
+    // Two are enough with a balancer, and quicker where the kernel is emulated.
+    let shape = Shape { nodes: if arguments.balancer { 2 } else { 3 }, managers: 1 };
+    let hiveway = !arguments.no_hiveway && !arguments.balancer;
+    if let Some(name) = &arguments.on {
+        let stage = Stage { swarm: Swarm::open(&Place::new(name)?)?, hiveway, timings: Timings::default() };
+        stage.tidy()?;
+        return Ok(stage);
+    }
+    sweep_dead()?;
+    let place = Place::new(&format!("t{}", std::process::id()))?;
+    PLACE.get_or_init(|| place.clone());
+    ctrlc::set_handler(|| {
+        eprintln!("interrupted: cleaning up");
+        take_down();
+        std::process::exit(130);
+    })
+    .context("cannot handle ctrl-c")?;
+    make(&place, shape, hiveway, Timings::default())
+}
+
+fn make(place: &Place, shape: Shape, hiveway: bool, timings: Timings) -> Result<Stage> {
+    let swarm = Swarm::up(place, shape)?;
+    let stage = Stage { swarm, hiveway, timings };
+    if hiveway {
+        stage.swarm.start_hiveway(&[]).map_err(|error| anyhow!("{error:#}\n{}", diagnosis(&stage)))?;
+    }
+    Ok(stage)
+}
+
+/// One story, then the agreement of what it has left, then the removal of that.
+fn tell(stage: &mut Stage, story: &Story) -> Result<()> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        (story.run)(stage)?;
+        stage.agree().context("after the story")
+    }));
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map_or("panic", String::as_str);
+        Err(anyhow!("{text}"))
+    });
+    outcome.and_then(|()| stage.tidy().context("cleaning up after the story")).map_err(|error| {
+        // Before anything is taken down.
+        anyhow!("{error:#}\n{}", diagnosis(stage))
+    })
+}
+
+/// After a failure: tidied up if that works, else a new swarm.
+fn recover(stage: &mut Stage) -> Result<()> {
+    if stage.tidy().is_ok() {
+        return Ok(());
+    }
+    let place = stage.swarm.place().clone();
+    Swarm::down(&place)?;
+    *stage = make(&place, stage.swarm.shape(), stage.hiveway, std::mem::take(&mut stage.timings))?;
+    Ok(())
+}
+
+fn diagnosis(stage: &Stage) -> String {
+    let mut said = String::new();
+    for line in ["node ls", "service ls", "network ls"] {
+        // Not through a story's patience: there may be no manager any more.
+        let node = stage.nodes().into_iter().next();
+        let answer = node.map(|node| stage.docker_on(&node, line));
+        said += &format!(
+            "---- docker {line}\n{}\n",
+            answer.map_or(String::new(), |a| a.unwrap_or_else(|e| format!("{e:#}")))
+        );
+    }
+    if stage.hiveway || !stage.agents().is_empty() {
+        for node in stage.nodes() {
+            said += &Hiveway::on(&node).diagnosis();
+            said.push('\n');
+        }
+    }
+    said
+}
+
+fn take_down() {
+    if let Some(place) = PLACE.get()
+        && let Err(error) = Swarm::down(place)
+    {
+        eprintln!("{error:#}");
+    }
+}

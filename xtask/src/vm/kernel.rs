@@ -1,0 +1,117 @@
+//! Debian's kernels: downloaded, unpacked, not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::Kernel;
+use crate::sh;
+
+/// A kernel that is ready to boot.
+pub(crate) struct Image {
+    /// As `uname -r` says.
+    pub(crate) release: String,
+    /// Its ELF image.
+    pub(crate) vmlinux: PathBuf,
+    /// What has its `lib/modules`.
+    pub(crate) root: PathBuf,
+}
+
+impl Kernel {
+    /// The package that depends on the newest one of this series.
+    fn package(self) -> &'static str {
+        match self {
+            Self::V6_1 => "linux-image-amd64",
+            Self::V6_12 => "linux-image-6.12-amd64",
+        }
+    }
+}
+
+/// Downloads and unpacks the newest of its series, unless that has been done.
+pub(crate) fn fetch(kernel: Kernel) -> Result<Image> {
+    let package = newest(kernel.package())?;
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    let root = super::directory()?.join(&release);
+    let image = Image { vmlinux: root.join("vmlinux"), release, root };
+    // Written last.
+    if !image.vmlinux.is_file() {
+        let _ = fs::remove_dir_all(&image.root);
+        fs::create_dir_all(&image.root)?;
+        unpack(&package, &image).with_context(|| format!("unpacking {package}"))?;
+    }
+    Ok(image)
+}
+
+/// The package of one version, such as linux-image-6.1.0-56-amd64.
+fn newest(package: &str) -> Result<String> {
+    let said = sh::output(sh::command("apt-cache").args(["depends", package]))?;
+    let depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let found = depends.map(str::trim).find(|name| name.starts_with("linux-image-")).map(str::to_owned);
+    found.with_context(|| format!("{package} depends on no kernel; is this Debian 12 with its security updates?"))
+}
+
+fn unpack(package: &str, image: &Image) -> Result<()> {
+    eprintln!("vm-test: downloading {package}");
+    let said = sh::output(sh::command("apt-get").args(["download", "--quiet", package]).current_dir(&image.root));
+    said.context("apt-get download")?;
+    let archive = fs::read_dir(&image.root)?.flatten().map(|entry| entry.path()).find(|path| is(path, "deb"));
+    let archive = archive.context("apt-get has downloaded nothing")?;
+    sh::run(sh::command("dpkg").arg("-x").arg(&archive).arg(&image.root))?;
+    fs::remove_file(archive)?;
+    sh::run(sh::command("depmod").arg("-b").arg(&image.root).arg(&image.release))?;
+    let compressed = fs::read(image.root.join("boot").join(format!("vmlinuz-{}", image.release)))?;
+    let partial = image.root.join("vmlinux.part");
+    decompress(&compressed, &partial)?;
+    fs::rename(partial, &image.vmlinux)?;
+    Ok(())
+}
+
+fn is(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+/// Emulated, a kernel takes many seconds to decompress itself; so it is done here. The fields are those of the kernel's
+/// Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length.
+fn decompress(image: &[u8], to: &Path) -> Result<()> {
+    let payload = payload(image).context("no compressed kernel image")?;
+    let program = match payload {
+        [0xfd, b'7', b'z', b'X', ..] => "xz",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        other => bail!("the kernel is compressed in an unknown way: {:02x?}", other.get(..4)),
+    };
+    let packed = to.with_extension("packed");
+    fs::write(&packed, payload)?;
+    let mut command = Command::new(program);
+    command.args(["--decompress", "--stdout", "--quiet"]).stdin(fs::File::open(&packed)?);
+    let status = command.stdout(fs::File::create(to)?).stderr(Stdio::inherit()).status();
+    fs::remove_file(packed)?;
+    if !status.with_context(|| format!("cannot start {program}"))?.success() {
+        bail!("{program} could not decompress the kernel");
+    }
+    Ok(())
+}
+
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let start = (usize::from(*image.get(0x1f1)?) + 1) * 512 + number(0x248)?;
+    // The last four bytes are the size that it decompresses to, and none of the compressed stream.
+    image.get(start..(start + number(0x24c)?).checked_sub(4)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_payload_is_where_the_header_says() {
+        let mut image = vec![0; 2048];
+        image[0x1f1] = 1; // one sector of set-up code after the boot sector
+        image[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&10_u32.to_le_bytes());
+        image[1024 + 16..1024 + 26].copy_from_slice(b"compr.SIZE");
+        assert_eq!(payload(&image), Some(&b"compr."[..]));
+        assert_eq!(payload(&image[..1030]), None);
+    }
+}

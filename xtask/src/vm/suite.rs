@@ -1,0 +1,130 @@
+//! What can be run in the VM.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::Kernel;
+use crate::{setup, sh};
+
+/// Test files of crate dataplane that meet every hook, helper and kind of program at least once. Each test loads all
+/// programs, which takes an emulated kernel 5 s and more.
+const KERNEL_DEPENDENT: [&str; 8] = [
+    "lifecycle",
+    "attachments",
+    "sandboxes",
+    "golden_container",
+    "golden_vip",
+    "golden_mesh",
+    "golden_mesh_backend",
+    "golden_gateway",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// Attaching and golden packets, on 6.1 and 6.12: the files whose outcome may depend on the kernel, those named, or `all`
+    Packets,
+    /// Stories on a Docker Swarm whose engines can balance by themselves (IPVS, ESP), on 6.12
+    Swarm,
+    /// Any command: `vm-test run uname -r`
+    Run,
+}
+
+impl Suite {
+    /// Those that it is run on unless one is asked for.
+    pub(super) fn kernels(self) -> &'static [Kernel] {
+        match self {
+            Self::Packets => &[Kernel::V6_1, Kernel::V6_12],
+            Self::Swarm | Self::Run => &[Kernel::V6_12],
+        }
+    }
+
+    /// Builds what it needs; a script for sh.
+    pub(super) fn script(self, arguments: &[String]) -> Result<String> {
+        match self {
+            Self::Packets => {
+                let named: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                let tests = match named[..] {
+                    [] => test_programs("dataplane", &KERNEL_DEPENDENT)?,
+                    ["all"] => test_programs("dataplane", &["*"])?,
+                    _ => test_programs("dataplane", &named)?,
+                };
+                Ok(run_all(&sh::root().join("dataplane").canonicalize()?, &tests, &[]))
+            }
+            Self::Swarm => {
+                setup::for_swarm()?;
+                let mut build = sh::cargo();
+                sh::run(build.args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+                let tests = test_programs("hiveway-tests", &["swarm"])?;
+                let arguments: Vec<_> =
+                    ["--balancer".to_owned()].into_iter().chain(arguments.iter().cloned()).collect();
+                Ok(swarm_set_up()? + &run_all(&sh::root().join("tests").canonicalize()?, &tests, &arguments))
+            }
+            Self::Run => {
+                if arguments.is_empty() {
+                    bail!("what is to be run in the VM?");
+                }
+                Ok(format!("cd {}\n{}\n", quote(&sh::root().canonicalize()?.to_string_lossy()), arguments.join(" ")))
+            }
+        }
+    }
+}
+
+/// Modules that an engine expects to find loaded or loads in a namespace where it can't; and the server in the images
+/// without its debug information, because every engine hashes every image.
+fn swarm_set_up() -> Result<String> {
+    let server = sh::target_dir().join("debug/hw-lab-peer").canonicalize()?;
+    Ok(format!(
+        "modprobe --all ip_vs ip_vs_rr xt_ipvs esp4 xfrm_user vxlan br_netfilter || exit 1\n\
+         strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n",
+        quote(&server.to_string_lossy())
+    ))
+}
+
+/// Builds tests of a package without running them: their programs.
+fn test_programs(package: &str, tests: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    cargo.args(["--package", package]).args(tests.iter().flat_map(|test| ["--test", test]));
+    let said = sh::output(cargo.stderr(Stdio::inherit()))?;
+    let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let programs: Vec<PathBuf> = messages
+        .filter(|message| message["reason"] == "compiler-artifact" && message["target"]["kind"][0] == "test")
+        .filter_map(|message| Some(message["executable"].as_str()?.into()))
+        .collect();
+    if programs.is_empty() {
+        bail!("{package} has no test {}", tests.join(", "));
+    }
+    Ok(programs)
+}
+
+/// One after the other, whatever becomes of the ones before; fails if one has.
+fn run_all(directory: &Path, programs: &[PathBuf], arguments: &[String]) -> String {
+    let mut script = format!("cd {}\nexport CARGO_MANIFEST_DIR=$PWD\nfailed=0\n", quote(&directory.to_string_lossy()));
+    let arguments: String = arguments.iter().map(|argument| format!(" {}", quote(argument))).collect();
+    for program in programs {
+        let path = program.to_string_lossy();
+        script += &format!("echo 'Running {path}'\n{}{arguments} 2>&1 || failed=1\n", quote(&path));
+    }
+    script + "exit $failed\n"
+}
+
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_goes_on_after_a_failure_and_fails() {
+        let script = run_all(Path::new("/"), &["/bin/false".into(), "/bin/echo".into()], &["it's".to_owned()]);
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("\nit's\n"));
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
