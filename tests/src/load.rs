@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// A load in a loop says how far it has come once in so many answers: what it last said may be that far behind.
+pub const ANSWERS_PER_REPORT: u64 = 20;
+
 /// The tally of a load run. One request is one flow, unless the connection is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     agent::built,
     lab::{Lab, Netns, PATIENCE, Process, wait_for},
-    load::Tally,
+    load::{ANSWERS_PER_REPORT, Tally},
 };
 
 /// A `hw-lab-peer` command in a namespace.
@@ -168,9 +168,10 @@ impl LoadLoop {
         Ok(started)
     }
 
-    /// Waits for about this many further answers.
+    /// Waits for at least this many further answers.
     pub fn wait_answers(&self, more: u64) -> Result<()> {
-        let wanted = self.answers()? + more;
+        // What came in before this call and was not reported yet does not count.
+        let wanted = self.answers()? + ANSWERS_PER_REPORT + more;
         wait_for(&format!("{more} more answers"), PATIENCE, || {
             let seen = self.answers()?;
             ensure!(seen >= wanted, "{seen} of {wanted}; {}", self.0.stderr_tail(3));

@@ -2,8 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Answers between two reports.
-const STEP: u64 = 20;
+use hiveway_tests::load::ANSWERS_PER_REPORT;
 
 /// Counts the answers of all threads.
 #[derive(Default)]
@@ -16,7 +15,7 @@ impl Progress {
         if first {
             eprintln!("first answer");
         }
-        if total.is_multiple_of(STEP) {
+        if total.is_multiple_of(ANSWERS_PER_REPORT) {
             eprintln!("answers: {total}");
         }
     }
