@@ -202,7 +202,7 @@ mod tests {
         let text = "version: 1\nnodes: [{id: n1, hostname: one, address: 192.0.2.1}]\nnetworks: [{id: app, name: app, \
                     subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n";
         let model = hiveway_core::table::parse_file(text, Path::new("t.yaml")).unwrap().model;
-        let table = hiveway_core::engine::Loaded { model, left_out: Vec::new() };
+        let table = hiveway_core::engine::Loaded { model, ..Default::default() };
         let base = Base { table: table.into(), origin: Origin::Relay, node: Some("n1".into()) };
         state.set_last_table(Some(&base)).unwrap();
         assert_eq!(state.last_table(), Some(base));

@@ -219,12 +219,17 @@ fn a_reports_end() {
         server.change(|model| *model = table());
         let w1 = Client::start(files.clone(), vec![server.manager()]);
         assert!(!reports.borrow().contains_key("w1"));
-        w1.report.send_replace(report);
+        w1.report.send_replace(report.clone());
         until(&mut reports, "the report", |reports| reports.contains_key("w1")).await;
         server.change(|model| model.nodes.get_mut("w1").unwrap().state = NodeState::Down);
-        until(&mut reports, "rests", |reports| reports.is_empty()).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(reports.borrow().contains_key("w1"), "its data plane is not down");
+        drop(w1);
+        until(&mut reports, "no report", |reports| reports.is_empty()).await;
         server.change(|model| *model = table());
-        until(&mut reports, "is back without another word", |reports| reports.contains_key("w1")).await;
+        let w1 = Client::start(files.clone(), vec![server.manager()]);
+        w1.report.send_replace(report);
+        until(&mut reports, "the report", |reports| reports.contains_key("w1")).await;
         drop(w1);
 
         // Taken down.

@@ -42,7 +42,7 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
             part.services.insert(service.id.clone(), service);
         }
     }
-    Loaded { model: part, left_out: Vec::new() }
+    Loaded { model: part, ..Loaded::default() }
 }
 
 fn own<K: Clone, V: Clone>((key, value): (&K, &V)) -> (K, V) {
@@ -96,7 +96,7 @@ tasks:
     #[test]
     fn a_nodes_networks_and_what_the_mesh_needs() {
         let model = crate::table::parse_file(TABLE, std::path::Path::new("t.yaml")).expect("valid").model;
-        let table = Loaded { model, left_out: Vec::new() };
+        let table = Loaded { model, ..Loaded::default() };
         let part = filter(&table, "n1").model;
         let keys = |addresses: Vec<&String>| addresses.into_iter().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(keys(part.networks.keys().collect()), "app ingress mine");

@@ -152,7 +152,7 @@ impl Mixer {
 /// A table with nothing but this node.
 fn emptied(own: Node) -> Loaded {
     let own = Node { state: NodeState::Down, dataplane: Dataplane::Hiveway, addresses: Default::default(), ..own };
-    Loaded { model: Model { nodes: [(own.id.clone(), own)].into(), ..Model::default() }, left_out: Vec::new() }
+    Loaded { model: Model { nodes: [(own.id.clone(), own)].into(), ..Model::default() }, ..Loaded::default() }
 }
 
 #[cfg(test)]
@@ -169,7 +169,7 @@ mod tests {
              192.0.2.2}}]\nservices: [{{id: {service}, name: {service}}}]\n"
         );
         let model = hiveway_core::table::parse_file(&text, std::path::Path::new("t.yaml")).unwrap().model;
-        Arc::new(Loaded { model, left_out: Vec::new() })
+        Arc::new(Loaded { model, ..Loaded::default() })
     }
 
     fn inputs() -> Inputs {

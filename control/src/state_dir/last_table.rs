@@ -35,5 +35,5 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Base> {
     };
     let (model, left_out) = convert::decode(Table::decode(rest.get(1..)?).ok()?);
     let node = Some(node.to_owned()).filter(|node| !node.is_empty());
-    Some(Base { table: Arc::new(Loaded { model, left_out }), origin, node })
+    Some(Base { table: Arc::new(Loaded { model, left_out, ..Loaded::default() }), origin, node })
 }

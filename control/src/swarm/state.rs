@@ -1,6 +1,9 @@
 //! All objects of the swarm, as lists and events tell them.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
 
 use hiveway_core::engine::api;
 use hiveway_proto::swarm::{Meta, Object, object::Kind};
@@ -52,9 +55,15 @@ impl State {
             Some(Kind::Node(raw)) => {
                 let (id, version) = (raw.id.clone(), version(raw.meta.as_ref()));
                 let mut node = convert::node(raw);
-                // Only lists have it.
-                if let Some((_, before)) = self.nodes.objects.get(&id).filter(|_| node.manager_status.addr.is_empty()) {
-                    node.manager_status = before.manager_status.clone();
+                if let Some((_, before)) = self.nodes.objects.get(&id) {
+                    // Only lists have it.
+                    if node.manager_status.addr.is_empty() {
+                        node.manager_status = before.manager_status.clone();
+                    }
+                    // A node that has become the leader sees itself as 0.0.0.0.
+                    if !says_where(&node) && says_where(before) {
+                        node.status.addr.clone_from(&before.status.addr);
+                    }
                 }
                 put(&mut self.nodes, gone, id, version, node);
             }
@@ -101,6 +110,10 @@ impl State {
             tasks: all(&self.tasks),
         }
     }
+}
+
+fn says_where(node: &api::Node) -> bool {
+    node.status.addr.parse().is_ok_and(|address: IpAddr| !address.is_unspecified())
 }
 
 fn version(meta: Option<&Meta>) -> u64 {
@@ -156,6 +169,18 @@ mod tests {
         assert!(state.objects().nodes.is_empty());
         state.apply(4, node(11, "", None));
         assert!(state.objects().nodes.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_becomes_the_leader_stays_where_it_is() {
+        let mut state = State::default();
+        state.apply(0, node(10, "192.0.2.1", None));
+        for (version, said, want) in
+            [(11, "0.0.0.0", "192.0.2.1"), (12, "", "192.0.2.1"), (13, "192.0.2.3", "192.0.2.3")]
+        {
+            state.apply(2, node(version, said, None));
+            assert_eq!(state.objects().nodes[0].status.addr, want, "after {said}");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) fn table() -> Model {
 }
 
 pub(crate) fn loaded(model: Model) -> Arc<Loaded> {
-    Arc::new(Loaded { model, left_out: Vec::new() })
+    Arc::new(Loaded { model, ..Loaded::default() })
 }
 
 /// A manager's agent.

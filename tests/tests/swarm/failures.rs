@@ -81,6 +81,13 @@ pub(crate) fn quorum_lost_and_found(stage: &mut Stage) -> Result<()> {
             ensure!(!answers.contains(&true), "{answers:?}");
             Ok(())
         })?;
+        wait_for("every agent to say that its table is not the managers'", PATIENCE, || {
+            for agent in stage.agents() {
+                let status = agent.ask("status")?;
+                ensure!(!status["table"]["unreachable"].is_null(), "{}", status["table"]);
+            }
+            Ok(())
+        })?;
         load.wait_answers(500)
     })();
     switch.shell("nft delete table bridge lab")?;

@@ -1,6 +1,6 @@
 //! Capture → model, item by item.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -24,6 +24,7 @@ pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
 }
 
 pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Vec<LeftOut>) -> Loaded {
+    let mut unplaced: BTreeSet<String> = objects.nodes.iter().map(|node| node.id.clone()).collect();
     let attachments: Vec<_> = objects.nodes.iter().map(|node| (node.id.clone(), node.attachments.clone())).collect();
     let nodes = nodes::load(objects.nodes, &mut left_out);
     let networks = networks::load(objects.networks, carrier, &mut left_out);
@@ -33,7 +34,8 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     tasks::load(objects.tasks, &networks.unusable, &mut model, &mut left_out);
     left_out.sort();
     left_out.dedup();
-    Loaded { model, left_out }
+    unplaced.retain(|id| !model.nodes.contains_key(id));
+    Loaded { model, left_out, unplaced }
 }
 
 /// The elements of a list that can be read. An empty or missing list is `null` in Go.

@@ -14,6 +14,8 @@ mod tasks;
 
 pub(crate) use tasks::one_per_address;
 
+use std::collections::BTreeSet;
+
 use crate::{
     desired::LeftOut,
     model::{Carrier, Model},
@@ -40,6 +42,8 @@ pub struct Loaded {
     pub model: Model,
     /// What can't, and why; sorted.
     pub left_out: Vec<LeftOut>,
+    /// Ids of nodes that are in the swarm but not in the model.
+    pub unplaced: BTreeSet<String>,
 }
 
 /// A live swarm's objects. `carrier`: who carries its overlay networks; encrypted ones are kept only if that is the engine,

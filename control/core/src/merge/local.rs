@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
-    let Loaded { model, left_out } = table;
+    let Loaded { model, left_out, .. } = table;
     let Some(id) = local.node.as_deref() else { return };
     let Some(node) = model.nodes.get_mut(id) else { return };
     node.dataplane = Dataplane::Hiveway;

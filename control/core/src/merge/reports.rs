@@ -4,19 +4,20 @@ use super::{Report, Reports};
 use crate::{
     desired::LeftOut,
     engine::Loaded,
-    model::{Dataplane, Model, NodeState, TaskState},
+    model::{Dataplane, Model, TaskState},
 };
 
 /// Nodes without a report have no Hiveway. `own`: this node, which [`super::local`] knows better.
 pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
-    let Loaded { model, left_out } = table;
+    let Loaded { model, left_out, .. } = table;
     for node in model.nodes.values_mut() {
         node.dataplane = Dataplane::None;
     }
     for (id, report) in reports.iter().filter(|(id, _)| Some(id.as_str()) != own) {
         match model.nodes.get_mut(id) {
-            Some(node) if node.state != NodeState::Down => node.dataplane = Dataplane::Hiveway,
-            _ => continue,
+            // Also one that is down: see where the reports come from.
+            Some(node) => node.dataplane = Dataplane::Hiveway,
+            None => continue,
         }
         vtep(model, id, report, left_out);
         health(model, id, report);

@@ -23,7 +23,7 @@ tasks:
 
 fn table() -> Loaded {
     let model = crate::table::parse_file(TABLE, Path::new("table.yaml")).expect("valid").model;
-    Loaded { model, left_out: Vec::new() }
+    Loaded { model, ..Loaded::default() }
 }
 
 fn ids(ids: &[&str]) -> BTreeSet<String> {
@@ -40,11 +40,11 @@ fn report(unhealthy: &[&str], dead: &[&str]) -> Report {
 
 #[test]
 fn only_who_reports_has_hiveway() {
-    let reports = Reports::from(["n2", "n3", "n9"].map(|id| (id.to_owned(), Report::default())));
+    let reports = Reports::from(["n3", "n9"].map(|id| (id.to_owned(), Report::default())));
     let merged = merge(&table(), &LocalView { node: Some("n1".into()), ..LocalView::default() }, Some(&reports)).model;
     let who: Vec<_> = merged.nodes.values().map(|node| node.dataplane).collect();
-    // The third one has reported once, and is down.
-    assert_eq!(who, [Dataplane::Hiveway, Dataplane::Hiveway, Dataplane::None]);
+    // The third one is down, and its agent is still there.
+    assert_eq!(who, [Dataplane::Hiveway, Dataplane::None, Dataplane::Hiveway]);
     // A worker's table comes with all that.
     assert_eq!(merge(&table(), &LocalView::default(), None), table());
 }

@@ -167,7 +167,7 @@ impl Link {
 async fn read(table: hiveway_proto::relay::Table) -> Option<Table> {
     let stale = (!table.live).then(|| (Duration::from_millis(table.stale_ms), table.stale_why.clone()));
     let (model, left_out) = tokio::task::spawn_blocking(move || decode(table)).await.ok()?;
-    Some(Table { loaded: Loaded { model, left_out }, stale })
+    Some(Table { loaded: Loaded { model, left_out, ..Loaded::default() }, stale })
 }
 
 fn silent() -> String {

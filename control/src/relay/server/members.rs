@@ -15,6 +15,9 @@ pub(super) fn admit(live: &Live, node: &str) -> Result<(), Status> {
     let Some(table) = &live.table else {
         return Err(Status::unavailable("this manager has no table yet"));
     };
+    if table.unplaced.contains(node) {
+        return Err(Status::unavailable(format!("this manager does not know where node {node} is (yet)")));
+    }
     match (&live.lost, table.model.nodes.contains_key(node)) {
         (_, true) => Ok(()),
         (None, false) => Err(Status::permission_denied(format!("node {node} is not a member of the swarm"))),
@@ -42,10 +45,12 @@ mod tests {
 
     #[test]
     fn only_a_current_table_refuses() {
-        let table = Arc::new(Loaded { model: model(), left_out: Vec::new() });
+        let table = Arc::new(Loaded { model: model(), ..Loaded::default() });
         let mut live = Live::current(table, "x");
         assert!(admit(&live, "n1").is_ok(), "down is still a member");
         assert_eq!(admit(&live, "n2").unwrap_err().code(), Code::PermissionDenied);
+        let unplaced = Loaded { unplaced: ["n2".to_owned()].into(), ..(**live.table.as_ref().unwrap()).clone() };
+        assert_eq!(admit(&Live::current(Arc::new(unplaced), "x"), "n2").unwrap_err().code(), Code::Unavailable);
         live.lose("socket gone");
         assert!(admit(&live, "n1").is_ok());
         let why = admit(&live, "n2").unwrap_err();

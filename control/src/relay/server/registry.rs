@@ -1,8 +1,8 @@
 //! The last report of each node, kept across restarts of this agent.
 //!
 //! A broken stream changes nothing: the node's data plane goes on without its agent. A goodbye, or the manager calling
-//! the node down or removed, ends a report; while the agent of a node that is down is still connected, its report only
-//! rests until the node is back.
+//! the node down or removed, ends a report. The report of a node that is down counts while its agent is connected: the
+//! managers have lost its engine, not its data plane, which still forwards what clients send to it.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ struct Entry {
     /// The session that it came from, while that is there.
     session: Option<u64>,
     /// Its node is down.
-    resting: bool,
+    down: bool,
 }
 
 /// The reports of all nodes.
@@ -41,7 +41,7 @@ impl Registry {
     /// With what was saved, if anything; announces to `effective` what counts.
     pub fn open(file: Option<PathBuf>, effective: watch::Sender<Arc<Reports>>) -> Self {
         let saved = file.as_deref().map(saved::read).unwrap_or_default();
-        let entry = |(node, report)| (node, Entry { report, session: None, resting: false });
+        let entry = |(node, report)| (node, Entry { report, session: None, down: false });
         let entries: BTreeMap<_, _> = saved.into_iter().map(entry).collect();
         let registry = Self { entries: Mutex::new(entries), effective, file };
         registry.announce(&registry.entries());
@@ -55,8 +55,8 @@ impl Registry {
     /// What the node's agent says now, in this session.
     pub(super) fn report(&self, node: &str, session: u64, report: Report) {
         let mut entries = self.entries();
-        let resting = entries.get(node).is_some_and(|entry| entry.resting);
-        entries.insert(node.to_owned(), Entry { report, session: Some(session), resting });
+        let down = entries.get(node).is_some_and(|entry| entry.down);
+        entries.insert(node.to_owned(), Entry { report, session: Some(session), down });
         self.announce(&entries);
     }
 
@@ -72,7 +72,7 @@ impl Registry {
         let mut entries = self.entries();
         if let Some(entry) = entries.get_mut(node).filter(|entry| entry.session == Some(session)) {
             entry.session = None;
-            if entry.resting {
+            if entry.down {
                 entries.remove(node);
             }
         }
@@ -84,8 +84,8 @@ impl Registry {
         let mut entries = self.entries();
         entries.retain(|node, entry| {
             let Some(node) = model.nodes.get(node) else { return false };
-            entry.resting = node.state == NodeState::Down;
-            !entry.resting || entry.session.is_some()
+            entry.down = node.state == NodeState::Down;
+            !entry.down || entry.session.is_some()
         });
         self.announce(&entries);
     }
@@ -95,7 +95,7 @@ impl Registry {
         let running = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
         let entry = |node: &Node| {
             let report = Report { vtep: Some(node.vtep), ..Report::default() };
-            (node.id.clone(), Entry { report, session: None, resting: false })
+            (node.id.clone(), Entry { report, session: None, down: false })
         };
         let mut entries = self.entries();
         *entries = running.map(entry).collect();
@@ -104,11 +104,7 @@ impl Registry {
 
     /// Called with the lock held, so that what is announced and saved last is the latest.
     fn announce(&self, entries: &BTreeMap<String, Entry>) {
-        let reports: Reports = entries
-            .iter()
-            .filter(|(_, entry)| !entry.resting)
-            .map(|(node, entry)| (node.clone(), entry.report.clone()))
-            .collect();
+        let reports: Reports = entries.iter().map(|(node, entry)| (node.clone(), entry.report.clone())).collect();
         let changed = self.effective.send_if_modified(|before| {
             let changed = **before != reports;
             if changed {
