@@ -281,3 +281,39 @@ fn a_client_that_begins_anew_with_another_task_does_not_disturb_the_formers_time
         Ok(())
     })
 }
+
+#[test]
+fn a_task_in_anothers_place_gets_none_of_its_connections() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        let arrives = |world: &mut World, l4: &L4| {
+            let packet = arriving(PEER, &LOCAL1, &client_to(PEER), l4);
+            underlay(world, "client", packet, Pass).run(&mut world.harness)
+        };
+        let (syn, datagram) = (tcp(CLIENT_PORT, PUBLISHED, "S"), udp(CLIENT_PORT, PUBLISHED));
+        for opening in [&syn, &datagram] {
+            let outcome = arrives(world, opening)?;
+            assert_eq!((outcome.decision, outcome.packet), (Some(Peer(dev.gw1)), in_container(CLIENT_PORT, opening)));
+        }
+        // LOCAL2 is given the ingress address before any sweep has come by.
+        for proto in [6, 17] {
+            let key = |ip| TargetKey { ip, port: PUBLISHED.to_be_bytes(), proto, _pad: 0 };
+            let successor = world.state.targets[&key(LOCAL2.ingress)];
+            assert_eq!((successor.tag, successor.ip), (LOCAL2.tag, GW2));
+            world.state.targets.insert(key(LOCAL1.ingress), successor);
+        }
+        world.harness.apply(&world.state)?;
+        let outcome = arrives(world, &tcp(CLIENT_PORT, PUBLISHED, "PA"))?;
+        assert_eq!(outcome.decision, Some(Drop(DropReason::MeshNoFlow)));
+        // What may open a connection opens one.
+        for opening in [&datagram, &syn] {
+            let outcome = arrives(world, opening)?;
+            assert_eq!((outcome.decision, &outcome.packet[30..34]), (Some(Peer(dev.gw2)), &GW2[..]));
+        }
+        // The former task no longer speaks for the published port.
+        for l4 in [udp(TARGET_PORT, CLIENT_PORT), tcp(TARGET_PORT, CLIENT_PORT, "PA")] {
+            gateway(world, "answer", frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &l4), Pass).check(&mut world.harness)?;
+        }
+        Ok(())
+    })
+}
