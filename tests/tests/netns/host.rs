@@ -8,18 +8,13 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::{Cluster, assert_even, assert_peer, assert_refused, web_table};
+use crate::support::{Cluster, assert_even, assert_peer, assert_refused, strict, web_table};
 
 const WEB: [&str; 2] = ["web.1", "web.2"];
 
 /// web.1 and web.2 on n1 and n2, published as 8080/tcp and 5353/udp; n3 has only user.1.
 fn web() -> Table {
     web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n3")
-}
-
-/// As operators set it: source validation everywhere.
-fn strict(cluster: &Cluster<'_>) -> Result<()> {
-    cluster.nodes.iter().try_for_each(|node| node.run("sysctl -qw net.ipv4.conf.all.rp_filter=1").map(drop))
 }
 
 /// New connections to both published ports go round evenly and show `seen`.
@@ -270,42 +265,5 @@ fn a_socket_that_never_falls_silent_follows_its_port_when_it_is_unpublished() {
         // The other port is still the service's.
         let tcp = peer::tcp_load(&node, "127.0.0.1:8080", 4, 1)?;
         assert_even(&tcp, &WEB, 2)
-    });
-}
-
-/// The same ports in host mode.
-fn host_mode() -> Table {
-    let port = |protocol: &str, published: u16, target: u16| json!({"protocol": protocol, "target_port": target, "published_port": published, "publish_mode": "host"});
-    Table::with_nodes(3)
-        .network("app", "10.0.1", 4097)
-        .service("web")
-        .vip("app", "10.0.1.2")
-        .set("services", "ports", json!([port("tcp", 8080, 80), port("udp", 5353, 53)]))
-        .task("web.1", "web", "n1", &[("app", "10.0.1.3")])
-        .task("web.2", "web", "n2", &[("app", "10.0.1.4")])
-}
-
-#[test]
-fn a_host_mode_port_answers_its_own_node_and_its_own_containers() {
-    scenario(|lab| {
-        let mut cluster = Cluster::start(lab, 3, host_mode())?;
-        strict(&cluster)?;
-        cluster.serve(&WEB)?;
-        let (n1, task) = (cluster.nodes[0].clone(), cluster.task("web.1").clone());
-        let clients = [(&n1, "127.0.0.1"), (&n1, "192.168.77.11"), (&task, "192.168.77.11"), (&task, "172.18.0.1")];
-        for (client, address) in clients {
-            for tally in [
-                peer::tcp_load(client, &format!("{address}:8080"), 6, 2)?,
-                peer::udp_load(client, &format!("{address}:5353"), 6)?,
-            ] {
-                assert_even(&tally, &["web.1"], 6).with_context(|| format!("{} to {address}", client.label()))?;
-                assert_peer(&tally, "192.168.77.11")?;
-            }
-        }
-        peer::transfer(&n1, "127.0.0.1:8080", 3_000_000)?;
-        // A node without a task has no such port: whatever listens there is its own.
-        assert_refused(&peer::tcp_load(&cluster.nodes[2], "127.0.0.1:8080", 2, 1)?, 2)?;
-        let _own = peer::http_server(lab, &cluster.nodes[2], 8080, "node")?;
-        assert_even(&peer::tcp_load(&cluster.nodes[2], "127.0.0.1:8080", 4, 1)?, &["node"], 4)
     });
 }

@@ -1,6 +1,6 @@
 //! Ports published in host mode: straight to the task of the node, and closed where there is none.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     peer::{self, LoadLoop},
@@ -8,7 +8,7 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::{Cluster, assert_even, assert_peer};
+use crate::support::{Cluster, assert_even, assert_peer, assert_refused, strict};
 
 const NEAR: &str = "192.168.77.100";
 const FAR: &str = "192.168.88.100";
@@ -33,18 +33,15 @@ fn answers(client: &Netns, node: &str, task: &str, seen: &str) -> Result<()> {
     for tally in
         [peer::tcp_load(client, &format!("{node}:8080"), 6, 2)?, peer::udp_load(client, &format!("{node}:5353"), 6)?]
     {
-        assert_even(&tally, &[task], 6)?;
-        assert_peer(&tally, seen)?;
+        let answered = assert_even(&tally, &[task], 6).and_then(|()| assert_peer(&tally, seen));
+        answered.with_context(|| format!("{} to {node}", client.label()))?;
     }
     Ok(())
 }
 
 fn closed(client: &Netns, node: &str) -> Result<()> {
-    let tcp = peer::tcp_load(client, &format!("{node}:8080"), 2, 1)?;
-    ensure!(tcp.failed == 2 && tcp.errors.keys().all(|why| why.contains("refused")), "{node}: {tcp:?}");
-    let udp = peer::udp_load(client, &format!("{node}:5353"), 1)?;
-    ensure!(udp.failed == 1 && udp.errors.keys().all(|why| why.contains("refused")), "{node}: {udp:?}");
-    Ok(())
+    assert_refused(&peer::tcp_load(client, &format!("{node}:8080"), 2, 1)?, 2).with_context(|| node.to_owned())?;
+    assert_refused(&peer::udp_load(client, &format!("{node}:5353"), 1)?, 1).with_context(|| node.to_owned())
 }
 
 #[test]
@@ -57,15 +54,8 @@ fn a_host_mode_port_leads_straight_to_the_nodes_own_task() {
             answers(client, N1, "web.1", seen)?;
             answers(client, N2, "web.2", seen)?;
         }
-        // The node itself, and containers on it: shown with its tunnel address, as with any published port.
-        for address in [N1, "127.0.0.1"] {
-            answers(&cluster.nodes[0], address, "web.1", N1)?;
-        }
-        answers(cluster.task("web.1"), N2, "web.2", N1)?;
-        answers(cluster.task("web.1"), N1, "web.1", N1)?;
         peer::transfer(&far, &format!("{N2}:8080"), 1_000_000)?;
         closed(&near, N3)?;
-        closed(&cluster.nodes[2], "127.0.0.1")?;
         // Every address of the node answers.
         let floating = "192.168.77.50";
         cluster.nodes[1].run(&format!("ip addr add {floating}/32 dev eth0"))?;
@@ -76,6 +66,26 @@ fn a_host_mode_port_leads_straight_to_the_nodes_own_task() {
             ensure!(seen.trim() == reserved, "{}: {seen}", node.label());
         }
         Ok(())
+    });
+}
+
+/// The node itself, and containers on it: shown with its tunnel address, as with any published port.
+#[test]
+fn a_host_mode_port_answers_its_own_node_and_its_own_containers() {
+    with_and_without_offloads(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        strict(&cluster)?;
+        cluster.serve(&["web.1", "web.2"])?;
+        let (n1, n3, task) = (&cluster.nodes[0], &cluster.nodes[2], cluster.task("web.1"));
+        for (client, address) in [(n1, "127.0.0.1"), (n1, N1), (task, N1), (task, "172.18.0.1")] {
+            answers(client, address, "web.1", N1)?;
+        }
+        answers(task, N2, "web.2", N1)?;
+        peer::transfer(n1, "127.0.0.1:8080", 3_000_000)?;
+        // A node without a task has no such port: whatever listens there is its own.
+        closed(n3, "127.0.0.1")?;
+        let _own = peer::http_server(lab, n3, 8080, "node")?;
+        assert_even(&peer::tcp_load(n3, "127.0.0.1:8080", 4, 1)?, &["node"], 4)
     });
 }
 

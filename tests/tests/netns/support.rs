@@ -182,6 +182,11 @@ pub(crate) fn web_table(nodes: &[&str], ports: &[(&str, u16, u16)], user: &str) 
     table.service("user").task("user.1", "user", user, &[("app", "10.0.1.9")])
 }
 
+/// As operators set it: source validation on every node.
+pub(crate) fn strict(cluster: &Cluster<'_>) -> Result<()> {
+    cluster.nodes.iter().try_for_each(|node| node.run("sysctl -qw net.ipv4.conf.all.rp_filter=1").map(drop))
+}
+
 fn is_endpoint(task: &Value) -> bool {
     ["assigned", "accepted", "preparing", "ready", "starting", "running"].iter().any(|&state| task["state"] == state)
 }
