@@ -8,7 +8,10 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::Cluster;
+use crate::{
+    frames::{ip, mac},
+    support::Cluster,
+};
 
 const WEB: [&str; 2] = ["web.1", "web.2"];
 const VIP: &str = "10.0.1.2";
@@ -114,8 +117,6 @@ fn pieces(from: (&str, &str), to: (&str, &str), port: u16, id: u16, size: usize,
         datagram.extend_from_slice(&word.to_be_bytes());
     }
     datagram.resize(length, 0x42);
-    let mac = |text: &str| -> Vec<u8> { text.split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect() };
-    let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().map(|ip| ip.octets()).unwrap_or_default();
     let piece = |(number, payload): (usize, &[u8])| {
         let mut header = etherparse::Ipv4Header::new(
             u16::try_from(payload.len()).unwrap_or_default(),

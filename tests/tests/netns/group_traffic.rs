@@ -8,7 +8,10 @@ use hiveway_tests::{
     table::Table,
 };
 
-use crate::support::{Cluster, assert_even};
+use crate::{
+    frames::{ip, mac},
+    support::{Cluster, assert_even},
+};
 
 /// a.1 and a.3 on n1, a.2 on n2; another network with b.1 on n1 and b.2 on n3.
 fn two_networks() -> Table {
@@ -22,18 +25,6 @@ fn two_networks() -> Table {
         .service("b")
         .task("b.1", "b", "n1", &[("other", "10.0.2.3")])
         .task("b.2", "b", "n3", &[("other", "10.0.2.4")])
-}
-
-fn mac(text: &str) -> [u8; 6] {
-    let mut bytes = [0; 6];
-    for (byte, part) in bytes.iter_mut().zip(text.split(':')) {
-        *byte = u8::from_str_radix(part, 16).unwrap_or_default();
-    }
-    bytes
-}
-
-fn ip(text: &str) -> [u8; 4] {
-    text.parse::<std::net::Ipv4Addr>().map(|ip| ip.octets()).unwrap_or_default()
 }
 
 /// A datagram to port 9 in a group frame.

@@ -9,7 +9,10 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::Cluster;
+use crate::{
+    frames::{ip, mac},
+    support::Cluster,
+};
 
 const VNI: u32 = 4097;
 
@@ -22,18 +25,6 @@ fn two_tasks() -> Table {
         .task("a.1", "a", "n1", &[("app", "10.0.1.3")])
         .task("a.2", "a", "n2", &[("app", "10.0.1.4")])
         .task("p.1", "a", "n3", &[("app", "10.0.1.5")])
-}
-
-fn mac(text: &str) -> [u8; 6] {
-    let mut bytes = [0; 6];
-    for (byte, part) in bytes.iter_mut().zip(text.split(':')) {
-        *byte = u8::from_str_radix(part, 16).unwrap_or_default();
-    }
-    bytes
-}
-
-fn ip(text: &str) -> [u8; 4] {
-    text.parse::<std::net::Ipv4Addr>().map(|ip| ip.octets()).unwrap_or_default()
 }
 
 /// An Ethernet frame with a UDP datagram to port 9.

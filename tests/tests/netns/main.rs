@@ -8,6 +8,7 @@ mod drain;
 mod endings;
 mod flood;
 mod fragments;
+mod frames;
 mod gateway;
 mod group_traffic;
 mod host;
