@@ -82,25 +82,28 @@ impl Connection {
         let orphan = self.orphan.get_or_insert_with(|| Orphan { since: Instant::now(), heirs: BTreeSet::new() });
         orphan.heirs.extend(backends.iter().map(|task| task.id.clone()));
         let age = orphan.since.elapsed();
-        ensure!(age < PATIENCE, "nobody has ended it since its task went, {age:?} ago");
-        match self.socket.ask(GLANCE)? {
+        let fate = match self.socket.ask(GLANCE)? {
             // Removed in an orderly way it may go on for a moment.
-            Answer::From { task, .. } if task == self.task => Ok(Fate::Keep),
+            Answer::From { task, .. } if task == self.task => Fate::Keep,
             // Nobody has promised a word about an address that is no longer there.
-            Answer::Silence if self.way == Way::Direct => Ok(Fate::Ended),
-            Answer::Silence => Ok(Fate::Keep),
-            Answer::Refused if self.tcp || self.way == Way::Direct || backends.is_empty() => Ok(Fate::Ended),
+            Answer::Silence if self.way == Way::Direct => Fate::Ended,
+            Answer::Silence => Fate::Keep,
+            Answer::Refused if self.tcp || self.way == Way::Direct || backends.is_empty() => Fate::Ended,
             Answer::Refused => bail!("refused although others serve"),
             // A datagram to an address is whoever's it is now.
-            Answer::From { .. } if self.way == Way::Direct && !self.tcp => Ok(Fate::Ended),
+            Answer::From { .. } if self.way == Way::Direct && !self.tcp => Fate::Ended,
             // UDP starts anew.
             Answer::From { task, .. } if !self.tcp && orphan.heirs.contains(&task) => {
                 self.task = task;
                 self.orphan = None;
-                Ok(Fate::Keep)
+                Fate::Keep
             }
             Answer::From { task, .. } => bail!("{task} answered, but its task has gone"),
-        }
+        };
+        // Judged only now: it may be long since anybody has looked.
+        let lingers = fate == Fate::Keep && self.orphan.is_some();
+        ensure!(!lingers || age < PATIENCE, "nobody has ended it since its task went, {age:?} ago");
+        Ok(fate)
     }
 }
 
