@@ -6,7 +6,7 @@ mod support;
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Drop, Neigh, Pass, Peer, Refuse},
+    testing::Decision::{Drop, Neigh, Pass, Peer, Refuse},
 };
 use dataplane_common::{
     addr::VIRTUAL_MAC,
@@ -16,16 +16,16 @@ use dataplane_common::{
     mesh::{Target, TargetKey},
 };
 use support::{
-    golden::{Golden, golden},
+    golden::golden,
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip, vxlan},
+    packets::{Ip, L4, frame, ip},
+    vip::*,
     world::*,
 };
 
 const SCTP: u8 = 132;
 const GRE: u8 = 47;
 const ESP: u8 = 50;
-const STALE: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 /// Chunk types.
 const DATA: u8 = 0;
 const INIT: u8 = 1;
@@ -53,35 +53,6 @@ fn the_checksum_is_the_standards() {
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
 }
 
-fn case(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {
-    golden(what, Program::FromContainer, world.dev.veth1, packet, decision)
-}
-
-fn sent(to: Ip4, l4: &L4) -> Vec<u8> {
-    frame(mac(LOCAL1.ip), STALE, &ip(LOCAL1.ip, to), l4)
-}
-
-/// LOCAL1's packet to the VIP comes out towards `task`, with the same bytes behind the IP header.
-fn goes_to(world: &mut World, what: &'static str, task: &Task, l4: &L4, new: bool) -> Result<()> {
-    let asked = sent(VIP, l4);
-    let inner = frame(mac(LOCAL1.ip), mac(task.ip), &ip(LOCAL1.ip, task.ip), l4);
-    assert_eq!(asked[34..], inner[34..]);
-    let len = asked.len();
-    let here = task.vtep == VTEP;
-    let mut case = case(world, what, asked, if here { Peer(world.dev.veth2) } else { Neigh(world.dev.underlay) });
-    if new {
-        case = case.counts(Counter::VipFlow, len);
-    }
-    if here {
-        return case.counts(Counter::Delivered, len).becomes(inner).check(&mut world.harness);
-    }
-    let (outer, l4) = vxlan(VTEP, task.vtep, 0, APP, &inner);
-    case.counts(Counter::Encapsulated, len + 50)
-        .becomes(frame([0; 6], [0; 6], &outer, &l4))
-        .check_tunnelled(&mut world.harness)
-        .map(|_| ())
-}
-
 /// The backend's packet gets the VIP as its source on its way to LOCAL1.
 fn comes_back(world: &mut World, what: &'static str, task: &Task, l4: &L4) -> Result<()> {
     let answer = frame(mac(task.ip), mac(LOCAL1.ip), &ip(task.ip, LOCAL1.ip), l4);
@@ -97,25 +68,25 @@ fn comes_back(world: &mut World, what: &'static str, task: &Task, l4: &L4) -> Re
 fn an_association_with_a_vip() -> Result<()> {
     world(|world| {
         world.harness.set_cursor(&vip_set(VIP), 0)?;
-        goes_to(world, "INIT", &LOCAL2, &sctp(3000, 80, INIT), true)?;
+        goes_to(world, "INIT", VIP, &LOCAL2, &sctp(3000, 80, INIT), true)?;
         comes_back(world, "INIT ACK", &LOCAL2, &sctp(80, 3000, 2))?;
-        goes_to(world, "another INIT", &REMOTE1, &sctp(3001, 80, INIT), true)?;
+        goes_to(world, "another INIT", VIP, &REMOTE1, &sctp(3001, 80, INIT), true)?;
         let len = sent(VIP, &sctp(3000, 80, 10)).len();
         case(world, "COOKIE ECHO", sent(VIP, &sctp(3000, 80, 10)), Peer(world.dev.veth2))
             .counts(Counter::FlowPromoted, len)
             .counts(Counter::Delivered, len)
             .becomes(frame(mac(LOCAL1.ip), mac(LOCAL2.ip), &ip(LOCAL1.ip, LOCAL2.ip), &sctp(3000, 80, 10)))
             .check(&mut world.harness)?;
-        goes_to(world, "DATA", &LOCAL2, &sctp(3000, 80, DATA), false)?;
+        goes_to(world, "DATA", VIP, &LOCAL2, &sctp(3000, 80, DATA), false)?;
         comes_back(world, "DATA back", &LOCAL2, &sctp(80, 3000, DATA))?;
-        goes_to(world, "SHUTDOWN COMPLETE", &LOCAL2, &sctp(3000, 80, SHUTDOWN_COMPLETE), false)?;
+        goes_to(world, "SHUTDOWN COMPLETE", VIP, &LOCAL2, &sctp(3000, 80, SHUTDOWN_COMPLETE), false)?;
         let ended = |world: &World, bit| -> Result<usize> {
             Ok(world.harness.flows()?.values().filter(|flow| flow.flags & bit != 0).count())
         };
         assert_eq!((ended(world, flag::FIN)?, ended(world, flag::RST)?), (1, 0));
         // After the end the port may be used again, and the next backend serves.
-        goes_to(world, "INIT again", &REMOTE2, &sctp(3000, 80, INIT), true)?;
-        goes_to(world, "ABORT", &REMOTE2, &sctp(3000, 80, ABORT), false)?;
+        goes_to(world, "INIT again", VIP, &REMOTE2, &sctp(3000, 80, INIT), true)?;
+        goes_to(world, "ABORT", VIP, &REMOTE2, &sctp(3000, 80, ABORT), false)?;
         assert_eq!(ended(world, flag::RST)?, 1);
         Ok(())
     })
@@ -147,10 +118,10 @@ fn a_collision_is_no_reason_to_change_a_port() -> Result<()> {
         world.state.sets.insert(vip_set(VIP), backends.clone());
         world.state.sets.insert(vip_set(SELF_VIP), backends);
         world.harness.apply(&world.state)?;
-        goes_to(world, "the first", &LOCAL2, &sctp(3000, 80, INIT), true)?;
+        goes_to(world, "the first", VIP, &LOCAL2, &sctp(3000, 80, INIT), true)?;
         case(world, "the second", sent(SELF_VIP, &sctp(3000, 80, INIT)), Drop(DropReason::FlowCollision))
             .check(&mut world.harness)?;
-        goes_to(world, "the first goes on", &LOCAL2, &sctp(3000, 80, INIT), false)
+        goes_to(world, "the first goes on", VIP, &LOCAL2, &sctp(3000, 80, INIT), false)
     })
 }
 
@@ -160,8 +131,8 @@ fn protocols_without_ports_are_balanced_by_addresses() -> Result<()> {
         for (number, proto) in [GRE, ESP].into_iter().enumerate() {
             world.harness.set_cursor(&vip_set(VIP), 0)?;
             let l4 = L4::Raw { proto, payload: (0..40 + number as u8).collect() };
-            goes_to(world, "the first packet", &LOCAL2, &l4, true)?;
-            goes_to(world, "the second", &LOCAL2, &l4, false)?;
+            goes_to(world, "the first packet", VIP, &LOCAL2, &l4, true)?;
+            goes_to(world, "the second", VIP, &LOCAL2, &l4, false)?;
             comes_back(world, "the answer", &LOCAL2, &l4)?;
         }
         let nobody = L4::Raw { proto: GRE, payload: vec![1; 40] };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Drop, Neigh, Peer, Refuse, Reply, SlowPath},
+    testing::Decision::{self, Drop, Peer, Refuse, Reply, SlowPath},
 };
 use dataplane_common::{
     counter::Counter,
@@ -18,43 +18,14 @@ use dataplane_common::{
     service::Backend,
 };
 use support::{
-    golden::{Golden, golden},
-    packets::{Ip, Ip4, L4, frame, ip, ping, pong, tcp, udp, vxlan},
+    golden::golden,
+    packets::{Ip, L4, frame, ip, ping, pong, tcp, udp},
+    vip::*,
     world::*,
 };
 
-const STALE: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 /// The backends of [`VIP`], in the order of its set.
 const BACKENDS: [Task; 3] = [LOCAL2, REMOTE1, REMOTE2];
-
-fn sent(to: Ip4, l4: &L4) -> Vec<u8> {
-    frame(mac(LOCAL1.ip), STALE, &ip(LOCAL1.ip, to), l4)
-}
-
-fn case(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {
-    golden(what, Program::FromContainer, world.dev.veth1, packet, decision)
-}
-
-/// LOCAL1 sends `l4` to `vip`, and it must come out towards `task`, looking as if it had been sent there.
-fn goes_to(world: &mut World, what: &'static str, vip: Ip4, task: &Task, l4: &L4, new: bool) -> Result<()> {
-    let asked = sent(vip, l4);
-    let inner = frame(mac(LOCAL1.ip), mac(task.ip), &ip(LOCAL1.ip, task.ip), l4);
-    let len = asked.len();
-    let local = task.vtep == VTEP;
-    let decision = if local { Peer(world.dev.veth2) } else { Neigh(world.dev.underlay) };
-    let mut case = case(world, what, asked, decision);
-    if new {
-        case = case.counts(Counter::VipFlow, len);
-    }
-    if local {
-        return case.counts(Counter::Delivered, len).becomes(inner).check(&mut world.harness);
-    }
-    let (outer, l4) = vxlan(VTEP, task.vtep, 0, APP, &inner);
-    case.counts(Counter::Encapsulated, len + 50)
-        .becomes(frame([0; 6], [0; 6], &outer, &l4))
-        .check_tunnelled(&mut world.harness)
-        .map(|_| ())
-}
 
 #[test]
 fn new_flows_are_given_the_backends_in_turn() -> Result<()> {

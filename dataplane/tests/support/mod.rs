@@ -12,4 +12,5 @@ pub mod packets;
 pub mod pcap;
 pub mod random;
 pub mod sandbox;
+pub mod vip;
 pub mod world;
