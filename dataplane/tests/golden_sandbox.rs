@@ -1,72 +1,29 @@
 //! Golden packets of `from_sandbox` and `to_sandbox`: VIPs on a network that the engine carries. LOCAL1 is the client,
-//! LOCAL2, REMOTE1 and REMOTE2 serve the VIP; what is translated passes on to the engine's bridge.
+//! LOCAL2, REMOTE1 and REMOTE2 serve the VIP. What stays the engine's is in `golden_sandbox_engine`.
 
 mod support;
 
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Drop, Pass, Refuse, Reply},
+    testing::Decision::{Drop, Pass, Refuse, Reply},
 };
 use dataplane_common::{
     addr::VIRTUAL_MAC,
     counter::Counter,
     drop_reason::DropReason,
-    endpoint::{EndpointKey, endpoint_flag, local_flag},
+    endpoint::{EndpointKey, endpoint_flag},
 };
 use etherparse::{IpNumber, Ipv4Header, TcpHeader};
 use support::{
-    golden::{Golden, golden},
+    engine::*,
+    golden::golden,
     icmp::{self, PORT, quote, unreachable},
-    packets::{Ip, Ip4, L4, Mac, ethernet, frame, ip, pieces, ping, pong, tcp, udp},
+    packets::{Ip, Ip4, L4, Mac, frame, ip, pieces, ping, pong, tcp, udp},
     world::*,
 };
 
 const BACKENDS: [Task; 3] = [LOCAL2, REMOTE1, REMOTE2];
-/// A MAC that the packet came with: the VIP's, or an engine's gateway.
-const ENGINES: Mac = [0x02, 0x42, 0, 0, 0, 0x99];
-
-/// Leaves LOCAL1.
-fn out(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {
-    golden(what, Program::FromSandbox, world.dev.veth1, packet, decision).of_sandbox(SANDBOX1)
-}
-
-/// Arrives at LOCAL1.
-fn back(world: &World, what: &'static str, packet: Vec<u8>) -> Golden {
-    golden(what, Program::ToSandbox, world.dev.veth1, packet, Pass).of_sandbox(SANDBOX1)
-}
-
-fn sent(ip: &Ip, l4: &L4) -> Vec<u8> {
-    frame(mac(LOCAL1.ip), VIRTUAL_MAC, ip, l4)
-}
-
-fn to(dst: Ip4, l4: &L4) -> Vec<u8> {
-    sent(&ip(LOCAL1.ip, dst), l4)
-}
-
-/// A packet to the VIP comes out as one to `task`, MAC and all.
-fn goes_to(world: &mut World, what: &'static str, task: &Task, l4: &L4, new: bool) -> Result<()> {
-    let asked = to(VIP, l4);
-    let mut case = out(world, what, asked.clone(), Pass);
-    if new {
-        case = case.counts(Counter::VipFlow, asked.len());
-    }
-    case.becomes(frame(mac(LOCAL1.ip), mac(task.ip), &ip(LOCAL1.ip, task.ip), l4)).check(&mut world.harness)
-}
-
-/// An answer of `task` arrives as one of the VIP; only the address changes.
-fn comes_from_vip(world: &mut World, what: &'static str, task: &Task, l4: &L4) -> Result<()> {
-    let frame = |src| frame(mac(task.ip), mac(LOCAL1.ip), &ip(src, LOCAL1.ip), l4);
-    back(world, what, frame(task.ip)).becomes(frame(VIP)).check(&mut world.harness)
-}
-
-fn promoted(world: &mut World, what: &'static str, task: &Task, l4: &L4) -> Result<()> {
-    let asked = to(VIP, l4);
-    out(world, what, asked.clone(), Pass)
-        .counts(Counter::FlowPromoted, asked.len())
-        .becomes(frame(mac(LOCAL1.ip), mac(task.ip), &ip(LOCAL1.ip, task.ip), l4))
-        .check(&mut world.harness)
-}
 
 #[test]
 fn connections_are_balanced_and_answered_by_the_vip() -> Result<()> {
@@ -88,15 +45,6 @@ fn connections_are_balanced_and_answered_by_the_vip() -> Result<()> {
             promoted(world, "next datagram", task, &udp(port, 53))?;
         }
         Ok(())
-    })
-}
-
-#[test]
-fn what_is_too_big_for_the_tunnel_is_the_engines_business() -> Result<()> {
-    world(|world| {
-        world.harness.set_cursor(&vip_set(VIP), 1)?;
-        let big = L4::Udp { sport: 1, dport: 2, payload: vec![7; 1472], checksum: true };
-        goes_to(world, "1500 bytes with DF", &REMOTE1, &big, true)
     })
 }
 
@@ -170,59 +118,6 @@ fn nobody_serves_is_said_at_once() -> Result<()> {
             out(world, what, sent(&question, &l4), Refuse(DropReason::NoBackend))
                 .becomes(answer(told, &unreachable(code, &quote(&question, &l4, 8))))
                 .check(&mut world.harness)?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn what_began_before_the_takeover_stays_with_the_engines_balancer() -> Result<()> {
-    world(|world| {
-        for (what, l4) in [("data", tcp(1000, 80, "PA")), ("FIN", tcp(1000, 80, "FA")), ("reset", tcp(1000, 80, "R"))] {
-            out(world, what, to(VIP, &l4), Pass).check(&mut world.harness)?;
-        }
-        let about = unreachable(PORT, &quote(&ip(VIP, LOCAL1.ip), &udp(53, 1000), 8));
-        out(world, "an error about it", to(VIP, &about), Pass).check(&mut world.harness)?;
-        back(world, "its answer", frame(ENGINES, mac(LOCAL1.ip), &ip(VIP, LOCAL1.ip), &tcp(80, 1000, "PA")))
-            .check(&mut world.harness)?;
-        assert_eq!(world.harness.flows()?.len(), 0);
-
-        // Where there is no such balancer nobody would ever answer.
-        world.state.locals.get_mut(&SANDBOX1).unwrap().flags = local_flag::NO_BALANCER;
-        world.harness.apply(&world.state)?;
-        let outcome = out(world, "data", to(VIP, &tcp(1000, 80, "PA")), Pass).run(&mut world.harness)?;
-        assert_eq!(outcome.decision, Some(Refuse(DropReason::NoFlow)));
-        Ok(())
-    })
-}
-
-#[test]
-fn who_leaves_opens_nothing_and_ends_nothing() -> Result<()> {
-    use etherparse::ArpOperation;
-
-    world(|world| {
-        world.harness.set_cursor(&vip_set(VIP), 1)?;
-        goes_to(world, "SYN", &REMOTE1, &tcp(1000, 80, "S"), true)?;
-        world.harness.set_cursor(&vip_set(VIP), 1)?;
-        goes_to(world, "datagram", &REMOTE1, &udp(1000, 53), true)?;
-        world.state.locals.get_mut(&SANDBOX1).unwrap().flags = local_flag::LEAVING;
-        world.harness.apply(&world.state)?;
-        goes_to(world, "SYN again", &REMOTE1, &tcp(1000, 80, "S"), false)?;
-        comes_from_vip(world, "SYN-ACK", &REMOTE1, &tcp(80, 1000, "SA"))?;
-        promoted(world, "ACK", &REMOTE1, &tcp(1000, 80, "K"))?;
-        goes_to(world, "next datagram", &REMOTE1, &udp(1000, 53), false)?;
-        goes_to(world, "FIN", &REMOTE1, &tcp(1000, 80, "FA"), false)?;
-        let request =
-            support::packets::arp(ArpOperation::REQUEST, (mac(LOCAL1.ip), LOCAL1.ip), ([0; 6], VIP), [0xff; 6]);
-        for (what, packet) in [
-            ("the port again", to(VIP, &tcp(1000, 80, "S"))),
-            ("a new connection", to(VIP, &tcp(1001, 80, "S"))),
-            ("a new flow", to(VIP, &udp(1001, 53))),
-            ("to nobody", to(EMPTY_VIP, &udp(1001, 53))),
-            ("a ping", to(VIP, &ping(3))),
-            ("ARP", request),
-        ] {
-            out(world, what, packet, Pass).check(&mut world.harness)?;
         }
         Ok(())
     })
@@ -358,51 +253,6 @@ fn a_backend_in_another_subnet_is_reached_by_the_gateway() -> Result<()> {
             .becomes(frame(mac(LOCAL1.ip), ENGINES, &ip(LOCAL1.ip, OTHER_SUBNET), &l4))
             .check(&mut world.harness)?;
         out(world, "no way there", to(VIP, &l4), Drop(DropReason::NoRoute)).check(&mut world.harness)
-    })
-}
-
-#[test]
-fn everything_else_passes_whatever_it_looks_like() -> Result<()> {
-    world_without_backends(|world| {
-        let syn = tcp(1000, 80, "S");
-        let bad = |at: usize, byte: u8| {
-            let mut packet = to(VIP, &syn);
-            packet[at] = byte;
-            packet
-        };
-        let tagged = [&to(VIP, &syn)[..12], &[0x81, 0, 0, 5], &to(VIP, &syn)[12..]].concat();
-        for (what, packet) in [
-            ("to a container", to(LOCAL2.ip, &syn)),
-            ("to nobody we know", to([10, 0, 1, 99], &syn)),
-            ("to the outside", to([192, 0, 2, 99], &syn)),
-            ("from a strange address", frame(mac(LOCAL1.ip), ENGINES, &ip([1, 2, 3, 4], LOCAL2.ip), &syn)),
-            ("from a strange MAC", frame(ENGINES, ENGINES, &ip(LOCAL1.ip, LOCAL2.ip), &syn)),
-            ("broadcast", frame(mac(LOCAL1.ip), [0xff; 6], &ip(LOCAL1.ip, VIP), &syn)),
-            ("multicast", frame(mac(LOCAL1.ip), [1, 0, 0x5e, 0, 0, 1], &ip(LOCAL1.ip, [224, 0, 0, 1]), &syn)),
-            ("IPv6", ethernet(mac(LOCAL1.ip), ENGINES, 0x86dd, &[0x60; 60])),
-            ("another protocol", ethernet(mac(LOCAL1.ip), ENGINES, 0x88cc, &[7; 60])),
-            ("with a VLAN", tagged),
-            ("IP version 5", bad(14, 0x55)),
-            ("IHL 4", bad(14, 0x44)),
-            ("total length beyond the end", bad(16, 0xff)),
-            ("TCP header length 4", bad(46, 0x10)),
-        ] {
-            out(world, what, packet.clone(), Pass).check(&mut world.harness)?;
-            back(world, what, packet).check(&mut world.harness)?;
-        }
-        // Truncated at every place up to the end of the TCP header; a run takes no frame without its IP header.
-        let whole = to(VIP, &syn);
-        for len in 34..whole.len() {
-            out(world, "truncated", whole[..len].to_vec(), Pass).check(&mut world.harness)?;
-        }
-        // Nobody has said whose interface it is, or it is another's.
-        for id in [0, 0x8000_0099] {
-            golden("no such sandbox", Program::FromSandbox, world.dev.veth1, whole.clone(), Pass)
-                .of_sandbox(id)
-                .check(&mut world.harness)?;
-        }
-        assert_eq!(world.harness.flows()?.len(), 0);
-        Ok(())
     })
 }
 

@@ -4,6 +4,7 @@
 
 pub mod attached;
 pub mod dissect;
+pub mod engine;
 pub mod fragments;
 pub mod golden;
 pub mod icmp;
