@@ -1,4 +1,4 @@
-//! Golden packets of `from_container`: headers that are cut off or make no sense.
+//! Golden packets of `from_container` and `from_underlay`: headers that are cut off or make no sense.
 
 mod support;
 
@@ -10,12 +10,12 @@ use std::{
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Drop},
+    testing::Decision::{self, Drop, Pass},
 };
 use dataplane_common::drop_reason::DropReason;
 use support::{
     golden::{Golden, golden},
-    packets::{Ip, L4, frame, ip, ping, tcp, udp},
+    packets::{Ip, L4, frame, ip, ping, tcp, udp, vxlan},
     sandbox::send_raw,
     world::*,
 };
@@ -116,6 +116,60 @@ fn nonsense_in_headers_is_dropped() -> Result<()> {
         }
         let packet = with(14 + 20 + 12, 0x40);
         case(world, "a TCP header of 16 bytes", packet, Drop(DropReason::MalformedHeader)).check(&mut world.harness)?;
+        Ok(())
+    })
+}
+
+/// A segment from REMOTE1 to LOCAL1, in the tunnel.
+fn tunnelled() -> Vec<u8> {
+    let inner = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, LOCAL1.ip), &tcp(80, 1000, "S"));
+    let (outer, l4) = vxlan(PEER, VTEP, 50000, APP, &inner);
+    frame(ROUTER_MAC, NODE_MAC, &outer, &l4)
+}
+
+fn arrives(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {
+    golden(what, Program::FromUnderlay, world.dev.underlay, packet, decision)
+}
+
+#[test]
+fn tunnel_headers_cut_off_are_dropped() -> Result<()> {
+    world(|world| {
+        let whole = tunnelled();
+        // The outer packet is as long as it says; what it carries ends inside the VXLAN, Ethernet, IP or TCP header.
+        for carried in [0, 7, 8, 8 + 13, 8 + 14, 8 + 14 + 19, 8 + 14 + 20, 8 + 14 + 20 + 13, 8 + 14 + 20 + 19] {
+            let L4::Udp { sport, dport, payload, checksum } = vxlan(PEER, VTEP, 50000, APP, &whole[50..]).1 else {
+                unreachable!("a tunnel is UDP")
+            };
+            let payload = payload[..carried].to_vec();
+            let packet = frame(ROUTER_MAC, NODE_MAC, &ip(PEER, VTEP), &L4::Udp { sport, dport, payload, checksum });
+            arrives(world, "cut off inside the tunnel", packet, Drop(DropReason::Truncated))
+                .check(&mut world.harness)?;
+        }
+        // The frame itself ends before the outer packet does: that is the stack's to judge.
+        arrives(world, "the outer packet is cut off", whole[..whole.len() - 1].to_vec(), Pass)
+            .check(&mut world.harness)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn nonsense_in_tunnel_headers_is_dropped() -> Result<()> {
+    world(|world| {
+        let good = tunnelled();
+        let with = |offset: usize, value: u8| {
+            let mut packet = good.clone();
+            packet[offset] = value;
+            packet
+        };
+        let (vxlan, inner_ip) = (42, 64);
+        for (what, packet, reason) in [
+            ("no VNI flag", with(vxlan, 0), DropReason::MalformedHeader),
+            ("inner IP version 6 under an IPv4 type", with(inner_ip, 0x65), DropReason::MalformedIp),
+            ("an inner IP header of 12 bytes", with(inner_ip, 0x43), DropReason::MalformedIp),
+            ("an inner TCP header of 8 bytes", with(inner_ip + 20 + 12, 0x20), DropReason::MalformedHeader),
+        ] {
+            arrives(world, what, packet, Drop(reason)).check(&mut world.harness)?;
+        }
         Ok(())
     })
 }

@@ -1,4 +1,5 @@
-//! Golden packets of `from_underlay`: tunnelled frames of the overlay, and what is none of our business.
+//! Golden packets of `from_underlay`: tunnelled frames of the overlay, and what is none of our business. Those cut off are
+//! in `golden_malformed`.
 
 mod support;
 
@@ -203,48 +204,6 @@ fn what_is_no_business_of_ours_passes_however_broken() -> Result<()> {
             ("routed through this node", frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, [10, 9, 9, 9]), &udp(1, 2))),
         ] {
             case(world, what, packet, Pass).check(&mut world.harness)?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn tunnel_headers_cut_off_are_dropped() -> Result<()> {
-    world(|world| {
-        let whole = tunnelled(PEER, APP, &inner(REMOTE1.ip, LOCAL1.ip, &tcp(80, 1000, "S")));
-        // The outer packet is as long as it says; what it carries ends inside the VXLAN, Ethernet, IP or TCP header.
-        for carried in [0, 7, 8, 8 + 13, 8 + 14, 8 + 14 + 19, 8 + 14 + 20, 8 + 14 + 20 + 13, 8 + 14 + 20 + 19] {
-            let L4::Udp { sport, dport, payload, checksum } = vxlan(PEER, VTEP, 50000, APP, &whole[50..]).1 else {
-                unreachable!("a tunnel is UDP")
-            };
-            let payload = payload[..carried].to_vec();
-            let packet = frame(ROUTER_MAC, NODE_MAC, &ip(PEER, VTEP), &L4::Udp { sport, dport, payload, checksum });
-            case(world, "cut off inside the tunnel", packet, Drop(DropReason::Truncated)).check(&mut world.harness)?;
-        }
-        // The frame itself ends before the outer packet does: that is the stack's to judge.
-        case(world, "the outer packet is cut off", whole[..whole.len() - 1].to_vec(), Pass)
-            .check(&mut world.harness)?;
-        Ok(())
-    })
-}
-
-#[test]
-fn nonsense_in_tunnel_headers_is_dropped() -> Result<()> {
-    world(|world| {
-        let good = tunnelled(PEER, APP, &inner(REMOTE1.ip, LOCAL1.ip, &tcp(80, 1000, "S")));
-        let with = |offset: usize, value: u8| {
-            let mut packet = good.clone();
-            packet[offset] = value;
-            packet
-        };
-        let (vxlan, inner_ip) = (42, 64);
-        for (what, packet, reason) in [
-            ("no VNI flag", with(vxlan, 0), DropReason::MalformedHeader),
-            ("inner IP version 6 under an IPv4 type", with(inner_ip, 0x65), DropReason::MalformedIp),
-            ("an inner IP header of 12 bytes", with(inner_ip, 0x43), DropReason::MalformedIp),
-            ("an inner TCP header of 8 bytes", with(inner_ip + 20 + 12, 0x20), DropReason::MalformedHeader),
-        ] {
-            case(world, what, packet, Drop(reason)).check(&mut world.harness)?;
         }
         Ok(())
     })
