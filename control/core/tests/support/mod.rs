@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each file uses its own part
 
 pub(crate) mod maps;
+pub(crate) mod refused;
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
