@@ -73,12 +73,15 @@ impl Suite {
     }
 }
 
-/// Modules that an engine expects to find loaded or loads in a namespace where it can't; and the server in the images
-/// without its debug information, because every engine hashes every image.
+/// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make
+/// have the settings of the machine's first one, where engines otherwise are and switch forwarding on: without it the
+/// answers end in the ingress network's balancer. And the server in the images without its debug information, because
+/// every engine hashes every image.
 fn swarm_set_up() -> Result<String> {
     let server = sh::target_dir().join("debug/hw-lab-peer").canonicalize()?;
     Ok(format!(
         "modprobe --all ip_vs ip_vs_rr xt_ipvs esp4 xfrm_user vxlan br_netfilter || exit 1\n\
+         echo 1 > /proc/sys/net/ipv4/ip_forward || exit 1\n\
          strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n",
         quote(&server.to_string_lossy())
     ))

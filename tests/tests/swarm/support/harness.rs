@@ -205,6 +205,13 @@ fn diagnosis(stage: &Stage) -> String {
             answer.map_or(String::new(), |a| a.unwrap_or_else(|e| format!("{e:#}")))
         );
     }
+    if Path::new("/proc/net/ip_vs").exists() {
+        // The engines balance as well: what they say of it, and have set up.
+        for node in stage.nodes() {
+            let state = node.run("sh", &["-c", BALANCER_STATE]).unwrap_or_else(|error| format!("{error:#}"));
+            said += &format!("---- {}: the engine\n{}\n{state}\n", node.label(), complaints(&node.engine().log()));
+        }
+    }
     if stage.hiveway || !stage.agents().is_empty() {
         for node in stage.nodes() {
             said += &Hiveway::on(&node).diagnosis();
@@ -212,6 +219,18 @@ fn diagnosis(stage: &Stage) -> String {
         }
     }
     said
+}
+
+/// Published ports, and the balancer behind them.
+const BALANCER_STATE: &str = "iptables -t nat -S; iptables -S FORWARD; \
+    nsenter --net=/run/docker/netns/ingress_sbox sh -c \
+    'ip -br addr; iptables -t mangle -S; iptables -t nat -S; sysctl net.ipv4.vs.conntrack; cat /proc/net/ip_vs' 2>&1";
+
+/// The last lines of an engine's log that are not good news.
+fn complaints(log: &str) -> String {
+    let bad = |line: &&str| ["level=warn", "level=error", "level=fatal"].iter().any(|level| line.contains(level));
+    let lines: Vec<_> = log.lines().filter(bad).collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }
 
 fn take_down() {
