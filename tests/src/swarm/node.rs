@@ -166,9 +166,17 @@ impl Node {
         self.wait_engine()
     }
 
-    /// Restarts the engine alone, as an upgrade does; containers end with it.
-    pub fn stop_engine(&self) -> Result<()> {
-        self.engine().end(Signal::SIGTERM)
+    /// Restarts the engine alone, as an upgrade does; containers end with it. Returns when it answers again.
+    pub fn restart_engine(&self) -> Result<()> {
+        let engine = || self.run("pgrep", &["-x", "dockerd"]).map(|pid| pid.trim().to_owned());
+        let before = engine()?;
+        self.run("kill", &[&before])?;
+        wait_for(&format!("another engine on {}", self.label), Duration::from_secs(60), || {
+            let now = engine()?;
+            ensure!(now != before, "it is still {before}");
+            Ok(())
+        })?;
+        self.wait_engine()
     }
 
     /// SIGKILL for everything on the node.

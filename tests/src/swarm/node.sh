@@ -36,4 +36,5 @@ echo "nameserver 192.168.77.1" >/etc/resolv.conf
 printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$label" >/etc/hosts
 sysctl -qw net.ipv4.ip_forward=1
 
-exec docker-init -s -- "$@"
+# An engine that ends is started again, as a service is; the node's end is its first process's.
+exec docker-init -s -- sh -c 'while :; do "$@"; sleep 0.2; done' engine "$@"

@@ -1,6 +1,6 @@
 //! Nodes, managers and agents that go away and come back.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{lab::wait_for, swarm::Hiveway};
 
 use crate::support::{Recorder, Stage, stage::PATIENCE};
@@ -38,6 +38,31 @@ pub(crate) fn agents_killed(stage: &mut Stage) -> Result<()> {
     }
     load.stop_without_loss()?;
     Ok(())
+}
+
+/// The engine of a worker, then of the manager, restarts under its agent: its containers are replaced, and the agent finds
+/// engine, manager and sandboxes again by itself.
+pub(crate) fn engines_restarted(stage: &mut Stage) -> Result<()> {
+    stage.network("app", "")?;
+    stage.create("web", "--replicas 4 --network app --publish 8080:80 demo/web:1")?;
+    stage.wait_mesh("web", 8080)?;
+    for label in ["n2", "n1"] {
+        let node = stage.node(label)?;
+        let agent = Hiveway::on(&node);
+        let before = agent.ask("status")?["pid"].clone();
+        node.restart_engine()?;
+        for label in ["n1", "n2", "n3"] {
+            stage.wait_node(label, true)?;
+        }
+        stage.settle()?;
+        stage.agree().with_context(|| format!("after the engine of {label}"))?;
+        let status = agent.ask("status")?;
+        ensure!(before.is_u64() && status["pid"] == before, "another agent: {status}");
+        ensure!(status["table"]["unreachable"].is_null(), "{}", status["table"]);
+    }
+    // What the agents knew of sandboxes and managers is not only what they had.
+    stage.scale("web", 6)?;
+    stage.wait_mesh("web", 8080)
 }
 
 /// A worker becomes a manager and a worker again: its agent changes where it gets the table from, unnoticed.

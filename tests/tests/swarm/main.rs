@@ -42,6 +42,7 @@ const STORIES: &[Story] = &[
     Story { name: "two_stacks_with_the_same_names", needs: Hiveway, run: stacks::same_names },
     Story { name: "stack_removed_under_load", needs: Hiveway, run: stacks::removed_under_load },
     Story { name: "agent_killed_on_each_node", needs: Hiveway, run: failures::agents_killed },
+    Story { name: "engine_restarted_on_each_node", needs: Hiveway, run: failures::engines_restarted },
     Story { name: "promote_and_demote", needs: Hiveway, run: failures::promote_and_demote },
     Story { name: "quorum_lost_and_found", needs: Hiveway, run: failures::quorum_lost_and_found },
     Story { name: "node_death_and_return", needs: Hiveway, run: failures::node_death_and_return },
