@@ -40,12 +40,17 @@ impl From<NftablesError> for NftError {
     fn from(error: NftablesError) -> Self {
         match error {
             NftablesError::NftExecution { inner, .. } => Self::NoProgram(inner),
-            NftablesError::NftFailed { hint, stderr, .. } => {
-                Self::Refused { doing: hint, stderr: stderr.trim().to_owned() }
+            NftablesError::NftFailed { hint, stdout, stderr, .. } => {
+                Self::Refused { doing: hint, stderr: one_line(&format!("{stderr}\n{stdout}")) }
             }
             other => Self::Answer(other.to_string()),
         }
     }
+}
+
+/// What `nft` says, with its quotation of our rules, for a line of `status`.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Replaces our table in one transaction if it is not what it should be. Returns whether it was replaced.
@@ -151,4 +156,21 @@ fn normalise(listing: &Value) -> Vec<Value> {
         }
     }
     objects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_line() {
+        let said = NftablesError::NftFailed {
+            program: "nft".into(),
+            hint: "applying ruleset".into(),
+            stdout: String::new(),
+            stderr: "\ninternal:0:0-0: Error: Could not open file\n\n\n".into(),
+        };
+        let said = NftError::from(said).to_string();
+        assert_eq!(said, "nft refused while applying ruleset: internal:0:0-0: Error: Could not open file");
+    }
 }
