@@ -3,20 +3,18 @@
 use std::{fs, net::Ipv4Addr, path::PathBuf};
 
 use dataplane_common::addr::{HOST_MAC, HOST_PEER_MAC};
-use futures::TryStreamExt;
 use hiveway_core::{
     names::{HOST, HOST_FAR},
     observed::HostEnd,
     plan::host_alias,
 };
-use ipnet::Ipv4Net;
 use netlink_packet_route::{
     link::{InfoData, InfoVeth},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope},
+    route::{RouteAttribute, RouteMetric, RouteProtocol, RouteScope},
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{Error, ROUTE_PROTOCOL, Socket, apply, observe};
+use super::{Error, ROUTE_PROTOCOL, Socket, apply, observe, routes};
 
 /// Makes the pair, both ends down.
 pub(super) async fn create(node: &Socket, what: &str, mtu: u32) -> Result<(), Error> {
@@ -65,41 +63,11 @@ fn route_localnet(name: &str) -> PathBuf {
 /// When the kernel refuses a request.
 pub async fn observe_host(socket: &Socket, index: u32) -> Result<HostEnd, Error> {
     let neighbours = observe::permanent_neighbours(socket).await?;
+    let routes = routes::list(socket).await?;
+    let over = routes.into_iter().filter(|route| route.interface == index);
     Ok(HostEnd {
-        routes: routes(socket, index).await?.collect(),
+        routes: over.map(|route| (route.to, route.mtu)).collect(),
         neighbours: neighbours.into_iter().filter(|entry| entry.0 == index).map(|(_, ip, mac)| (ip, mac)).collect(),
         route_localnet: fs::read_to_string(route_localnet(HOST)).is_ok_and(|text| text.trim() == "1"),
     })
-}
-
-/// Routes of the main table over an interface, with their MTU.
-async fn routes(socket: &Socket, interface: u32) -> Result<impl Iterator<Item = (Ipv4Net, u32)>, Error> {
-    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages: Vec<RouteMessage> = socket
-        .handle()
-        .route()
-        .get(request)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::from_rtnetlink("list routes", error))?;
-    let over = move |message: RouteMessage| {
-        let (mut to, mut mtu, mut over) = (Ipv4Addr::UNSPECIFIED, 0, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
-                RouteAttribute::Oif(index) => over = Some(*index),
-                RouteAttribute::Metrics(metrics) => {
-                    mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) => Some(*mtu),
-                        _ => None,
-                    })?;
-                }
-                _ => {}
-            }
-        }
-        let to = Ipv4Net::new(to, message.header.destination_prefix_length).ok()?;
-        (message.header.table == RouteHeader::RT_TABLE_MAIN && over == Some(interface)).then_some((to, mtu))
-    };
-    Ok(messages.into_iter().filter_map(over))
 }

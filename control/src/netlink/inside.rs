@@ -2,18 +2,14 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use futures::TryStreamExt;
 use hiveway_core::observed::{InnerLink, Inside};
 use ipnet::Ipv4Net;
-use netlink_packet_route::{
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
-};
-use rtnetlink::RouteMessageBuilder;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::{
-    Error, ROUTE_PROTOCOL, Socket,
+    Error, Socket,
     observe::{addresses, infos, links, mac, name},
+    routes,
 };
 
 /// Links, addresses and routes with a next hop.
@@ -23,7 +19,7 @@ use super::{
 pub(super) async fn observe_inside(socket: &Socket) -> Result<Inside, Error> {
     let mut inside = Inside::default();
     let mut addresses = addresses(socket).await?;
-    let mut routes = routes(socket).await?;
+    let mut routes = with_next_hop(socket).await?;
     for message in links(socket).await? {
         let Some(name) = name(&message) else { continue };
         if message.header.flags.contains(LinkFlags::Loopback) {
@@ -60,36 +56,12 @@ fn parse(message: &LinkMessage) -> InnerLink {
 
 type Routes = BTreeMap<(Ipv4Net, Ipv4Addr), bool>;
 
-/// IPv4 routes of the main table that have a next hop, by interface index.
-async fn routes(socket: &Socket) -> Result<BTreeMap<u32, Routes>, Error> {
-    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages: Vec<RouteMessage> = socket
-        .handle()
-        .route()
-        .get(request)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::from_rtnetlink("list routes", error))?;
+/// IPv4 routes that have a next hop, by interface index.
+async fn with_next_hop(socket: &Socket) -> Result<BTreeMap<u32, Routes>, Error> {
     let mut found = BTreeMap::<u32, Routes>::new();
-    for message in messages {
-        let header = &message.header;
-        if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
-            continue;
-        }
-        let (mut to, mut via, mut interface) = (Ipv4Addr::UNSPECIFIED, None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
-                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = Some(*ip),
-                RouteAttribute::Oif(index) => interface = Some(*index),
-                _ => {}
-            }
-        }
-        let to = Ipv4Net::new(to, header.destination_prefix_length);
-        if let (Ok(to), Some(via), Some(interface)) = (to, via, interface) {
-            let ours = header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            found.entry(interface).or_default().insert((to, via), ours);
+    for route in routes::list(socket).await? {
+        if let Some(via) = route.via {
+            found.entry(route.interface).or_default().insert((route.to, via), route.ours);
         }
     }
     Ok(found)

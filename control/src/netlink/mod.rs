@@ -7,6 +7,7 @@ mod inside;
 pub mod monitor;
 mod observe;
 mod offload;
+mod routes;
 mod socket;
 mod spaces;
 
