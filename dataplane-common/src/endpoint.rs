@@ -107,11 +107,21 @@ pub struct VniInfo {
     pub vxlan_ifindex: u32,
 }
 
+/// Values of [`Vtep::hiveway`].
+pub mod vtep_mesh {
+    /// No Hiveway there: frames of the mesh from it are forged.
+    pub const NONE: u8 = 0;
+    /// It sends and takes frames of the mesh.
+    pub const MEMBER: u8 = 1;
+    /// Hiveway was there a moment ago: what it still sends is taken, no connection is opened towards it.
+    pub const LEFT: u8 = 2;
+}
+
 /// Value of map `VTEPS` (hash, key: [`Ip4`]): tunnel addresses we accept frames from and send to. Never our own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Vtep {
-    /// Non-zero when the node runs Hiveway and so takes part in the mesh.
+    /// Whether the node takes part in the mesh, see [`vtep_mesh`].
     pub hiveway: u8,
     /// Always zero.
     pub _pad: [u8; 3],

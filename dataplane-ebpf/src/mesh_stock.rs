@@ -11,6 +11,7 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
+    endpoint::vtep_mesh,
     flow::{AffinityKey, Flow, MESH_ZONE, STOCK_ZONE, flag},
     fragment::{Fragmented, place},
     headers::{INNER_ETH, INNER_NET, ethertype, ipproto},
@@ -26,10 +27,10 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// Whether the node with this tunnel address is known to run no Hiveway.
+/// Whether the node with this tunnel address is known to run no Hiveway (any more).
 #[inline(always)]
 pub(crate) fn is_stock(vtep: &Ip4) -> bool {
-    maps::vtep(vtep).is_some_and(|vtep| vtep.hiveway == 0)
+    maps::vtep(vtep).is_some_and(|vtep| vtep.hiveway != vtep_mesh::MEMBER)
 }
 
 /// Translates a client's packet, whose backend behind `vtep` is in `AFFINITY`.

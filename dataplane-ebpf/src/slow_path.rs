@@ -13,7 +13,7 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    endpoint::{Endpoint, EndpointKey, kind},
+    endpoint::{Endpoint, EndpointKey, kind, vtep_mesh},
     headers::{ETH_LEN, ethertype},
     mark,
 };
@@ -105,7 +105,7 @@ fn mesh(ctx: &TcContext, config: &Config, eth: &Eth, packet: &Packet, sender: u3
             return Err(DropReason::BadInnerSource);
         }
         let vtep = maps::vtep(&ingress).ok_or(DropReason::BadInnerSource)?;
-        if vtep.hiveway == 0 {
+        if vtep.hiveway == vtep_mesh::NONE {
             return Err(DropReason::BadInnerSource);
         }
         return mesh_backend::to_task(ctx, config, packet, task, ingress);

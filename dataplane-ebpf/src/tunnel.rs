@@ -6,7 +6,7 @@ use dataplane_common::{
     addr::{NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, VniBytes, ip_in_mac},
     config::Config,
     drop_reason::DropReason,
-    endpoint::{Endpoint, EndpointKey, endpoint_flag::VIP_BACKEND, kind},
+    endpoint::{Endpoint, EndpointKey, endpoint_flag::VIP_BACKEND, kind, vtep_mesh},
     headers::{INNER_ETH, INNER_NET, UDP_LEN, VXLAN_FLAG_VNI, VXLAN_LEN, ethertype},
     mark,
 };
@@ -33,7 +33,7 @@ pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdic
     let sender = maps::vtep(&outer.src);
     if vni == config.mesh_vni {
         let sender = sender.ok_or(DropReason::UnknownVtep)?;
-        if sender.hiveway == 0 {
+        if sender.hiveway == vtep_mesh::NONE {
             return Err(DropReason::UnknownVtep);
         }
         // Our own nodes send no options; what the mesh leaves to the kernel has the ingress network's VNI.

@@ -10,7 +10,13 @@ use dataplane::{
     Program,
     testing::Decision::{Drop, Neigh, Pass},
 };
-use dataplane_common::{counter::Counter, drop_reason::DropReason, endpoint::Vtep, flow::flag, mark};
+use dataplane_common::{
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::{Vtep, vtep_mesh},
+    flow::flag,
+    mark,
+};
 use support::{
     golden::golden,
     mesh::*,
@@ -154,6 +160,26 @@ fn the_reply_reaches_the_client() -> Result<()> {
         assert_eq!(affinity.len(), 1);
         assert_eq!(affinity[0].flags, flag::SEEN | flag::REPLIED);
         Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_has_just_left_is_heard_out() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        let (back, l4) = (Ip { ttl: 63, ..ip(VTEP, CLIENT) }, tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        let out = frame(ROUTER_MAC, NODE_MAC, &back, &l4);
+        let answer = || returning(PEER, &REMOTE1, &back, &l4);
+        world.state.vteps.insert(PEER, Vtep { hiveway: vtep_mesh::LEFT, ..Vtep::default() });
+        world.harness.apply(&world.state)?;
+        underlay(world, "answer", answer(), Neigh(world.dev.underlay))
+            .counts(Counter::MeshReply, out.len())
+            .becomes(out)
+            .check(&mut world.harness)?;
+        given_to(world, "ACK", &REMOTE1, &tcp(CLIENT_PORT, PUBLISHED, "A"), false)?;
+        world.state.vteps.insert(PEER, Vtep::default());
+        world.harness.apply(&world.state)?;
+        underlay(world, "too late", answer(), Drop(DropReason::UnknownVtep)).check(&mut world.harness)
     })
 }
 

@@ -355,8 +355,8 @@ fn a_node_that_changes_sides() -> Result<()> {
             .counts(Counter::Encapsulated, len + 50)
             .becomes(forwarded(&ON_PLAIN, &client_ip(), &new))
             .check_tunnelled(&mut world.harness)?;
-        // And taken down again: nobody understands mesh frames there now.
-        world.state.vteps.insert(PLAIN, Vtep::default());
+        // And being taken down again: soon nobody will understand mesh frames there.
+        world.state.vteps.insert(PLAIN, Vtep { hiveway: 2, ..Vtep::default() });
         world.harness.apply(&world.state)?;
         world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
         given(world, "given anew", &SECOND, &new, &new, true, false)?;

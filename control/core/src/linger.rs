@@ -1,9 +1,10 @@
-//! Departing tasks linger for a moment.
+//! Departing tasks linger for a moment, and nodes whose Hiveway is taken down.
 //!
 //! Nodes read a new table within milliseconds of each other, not at the same instant, and a client's packet may be on
 //! its way. A task that leaves the table in an orderly way (removed, shut down, complete) is therefore kept as a
 //! draining endpoint for a short while: it gets no new flow from the change on, but a packet that another node sent it a
-//! moment ago still arrives. A task that failed, or whose node or address is gone, does not linger.
+//! moment ago still arrives. A task that failed, or whose node or address is gone, does not linger. Likewise a node that
+//! has said goodbye gets no new flow of the mesh, and the answers that it still sends are taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Model, NodeState, Task, TaskState};
+use crate::model::{Dataplane, Model, NodeState, Task, TaskState};
 
 /// How long by default.
 pub const DEFAULT_LINGER: Duration = Duration::from_secs(2);
@@ -24,12 +25,22 @@ pub struct Linger {
     known: BTreeMap<String, Task>,
     /// Tasks that linger, with the time at which they stop.
     departing: BTreeMap<String, (Task, Duration)>,
+    /// Nodes with Hiveway in the last table.
+    members: BTreeSet<String>,
+    /// Nodes without it now, with the time until which what they send is taken.
+    leaving: BTreeMap<String, Duration>,
 }
 
 impl Linger {
     /// Nothing known yet. A `period` of zero switches lingering off.
     pub fn new(period: Duration) -> Self {
-        Self { period, known: BTreeMap::new(), departing: BTreeMap::new() }
+        Self {
+            period,
+            known: BTreeMap::new(),
+            departing: BTreeMap::new(),
+            members: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+        }
     }
 
     /// `model`, with tasks that left it less than a period ago as draining. `now` is any monotonic time.
@@ -49,6 +60,7 @@ impl Linger {
             lingering.tasks.insert(id.clone(), task);
             true
         });
+        self.nodes(&mut lingering, now);
         self.known = model
             .tasks
             .values()
@@ -60,7 +72,22 @@ impl Linger {
 
     /// When [`Linger::apply`] will next give another answer for the same model.
     pub fn deadline(&self) -> Option<Duration> {
-        self.departing.values().map(|(_, until)| *until).min()
+        self.departing.values().map(|(_, until)| *until).chain(self.leaving.values().copied()).min()
+    }
+
+    fn nodes(&mut self, model: &mut Model, now: Duration) {
+        let has = |model: &Model, id: &str| model.nodes.get(id).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
+        for id in self.members.iter().filter(|id| !has(model, id)) {
+            self.leaving.insert(id.clone(), now + self.period);
+        }
+        self.leaving.retain(|id, until| now < *until && !has(model, id) && model.nodes.contains_key(id));
+        let members = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
+        self.members = members.map(|node| node.id.clone()).collect();
+        for id in self.leaving.keys() {
+            if let Some(node) = model.nodes.get_mut(id) {
+                node.dataplane = Dataplane::Left;
+            }
+        }
     }
 }
 
@@ -139,6 +166,27 @@ tasks:
         let later = linger.apply(&without_b(), START + DEFAULT_LINGER / 2);
         assert_eq!(later, at_once, "the period is not prolonged by another look");
         assert_eq!(linger.apply(&without_b(), START + DEFAULT_LINGER), without_b());
+        assert_eq!(linger.deadline(), None);
+    }
+
+    #[test]
+    fn what_a_node_still_sends_after_its_goodbye_is_taken_for_a_period() {
+        let with = |dataplane| {
+            let mut model = model(TABLE);
+            model.nodes.get_mut("n1").expect("n1").dataplane = dataplane;
+            model
+        };
+        let (yes, no, left) = (with(Dataplane::Hiveway), with(Dataplane::None), with(Dataplane::Left));
+        let mut linger = Linger::new(DEFAULT_LINGER);
+        assert_eq!(linger.apply(&no, START), no, "it never was there");
+        assert_eq!(linger.apply(&yes, START), yes);
+        assert_eq!(linger.apply(&no, START), left);
+        assert_eq!(linger.deadline(), Some(START + DEFAULT_LINGER));
+        assert_eq!(linger.apply(&no, START + DEFAULT_LINGER / 2), left);
+        assert_eq!(linger.apply(&no, START + DEFAULT_LINGER), no);
+        assert_eq!(linger.apply(&yes, START), yes);
+        linger.apply(&no, START);
+        assert_eq!(linger.apply(&yes, START), yes, "it is back");
         assert_eq!(linger.deadline(), None);
     }
 

@@ -4,6 +4,7 @@ mod apply;
 mod backoff;
 mod facts;
 mod firewall;
+mod newcomer;
 mod programs;
 mod ready;
 mod reconcile;

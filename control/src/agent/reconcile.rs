@@ -28,6 +28,7 @@ use super::{
     backoff::Backoff,
     facts::{Gateway, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
+    newcomer::Newcomer,
     programs::{self, Attachment},
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
@@ -62,6 +63,8 @@ pub(super) struct Agent {
     pub(super) incomplete: bool,
     /// The host's own rules about published ports, as last read.
     pub(super) host_rules: HostFirewall,
+    /// Whether the other nodes know that this one runs Hiveway.
+    pub(super) newcomer: Newcomer,
 }
 
 /// What has made a reconciliation due.
@@ -97,7 +100,9 @@ impl Agent {
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
         let mut settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
-        settings.mesh_refused = self.mesh_refused(&links, &gateway, cause);
+        let firewall = self.mesh_refused(&links, &gateway, cause);
+        settings.mesh_refused =
+            firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
         let desired = self.derive(&settings, round)?;
         let early = cause == Cause::Table && self.last.ready;
         if early {

@@ -60,7 +60,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
         started = startup::start(&mut args, conductor.as_ref()) => started?,
     };
-    let Started { table, socket, state, dataplane, mut status, metrics, instance: _instance } = started;
+    let Started { table, socket, state, dataplane, newcomer, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
@@ -107,6 +107,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         sandboxes: Default::default(),
         incomplete: false,
         host_rules: Default::default(),
+        newcomer,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -119,6 +120,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             ready::announce(&agent.last, &agent.args.underlay);
             announced = true;
             ready.send_replace(true);
+            agent.newcomer.ready(std::time::Instant::now());
         }
         cause = tokio::select! {
             biased;
@@ -136,6 +138,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             }
             () = namespace_appears(&agent) => Cause::Kernel,
             () = retry(&agent.backoff) => Cause::Tick,
+            () = until(agent.newcomer.due()) => {
+                agent.newcomer.known();
+                Cause::Tick
+            }
             () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
             _ = tick.tick() => if agent.table.confirm() { Cause::Table } else { Cause::Tick },
         };

@@ -7,7 +7,7 @@ use dataplane::{Dataplane, LogLevel, Options};
 use hiveway_core::{model::AllowEntry, table::Reserved};
 use tokio::net::TcpListener;
 
-use super::table::Table;
+use super::{newcomer::Newcomer, table::Table};
 use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
@@ -24,6 +24,7 @@ pub(super) struct Started {
     pub(super) socket: Socket,
     pub(super) state: StateDir,
     pub(super) dataplane: Dataplane,
+    pub(super) newcomer: Newcomer,
     pub(super) status: Server,
     pub(super) metrics: Option<TcpListener>,
     pub(super) instance: Instance,
@@ -73,12 +74,13 @@ pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> any
     // What is unreadable must be known before anything is done.
     state.gateway_addresses()?;
     state.sysctls()?;
+    let newcomer = Newcomer::at_start(live.is_some(), &args.bpffs);
     let dataplane = Dataplane::open(&options).inspect_err(|_| {
         if new_state {
             state.remove();
         }
     })?;
-    Ok(Started { table, socket, state, dataplane, status, metrics, instance })
+    Ok(Started { table, socket, state, dataplane, newcomer, status, metrics, instance })
 }
 
 async fn interfaces(args: &mut AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {

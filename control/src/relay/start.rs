@@ -81,7 +81,14 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(keep_contacts(listed, ready.clone(), options.clone()));
-    tasks.spawn(serve(hub.clone(), options.clone(), credentials, registry.clone(), board));
+    let server = serve(hub.clone(), options.clone(), credentials, registry.clone(), board);
+    let mut programmed = ready.clone();
+    tasks.spawn(async move {
+        // The tables that it gives say that this node has Hiveway.
+        if programmed.wait_for(|ready| *ready).await.is_ok() {
+            server.await;
+        }
+    });
     tasks.spawn(mirror(hub.clone(), registry));
     tasks.spawn(follow(hub.engine.clone(), ready, options, managers, report, wants));
     client::run(parts).await;

@@ -9,7 +9,7 @@ use dataplane_common::{
     ABI_VERSION,
     addr::{NetId, VIRTUAL_MAC},
     config::Config,
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag, vtep_mesh},
     mesh::NodeAddress,
     service::Backend,
     state::{MapState, SetKey},
@@ -84,7 +84,11 @@ impl Maps<'_> {
     fn nodes(&mut self) {
         for node in self.topology.model.nodes.values() {
             if node.id != self.desired.node && node.vtep != self.topology.vtep {
-                let hiveway = u8::from(node.dataplane == Dataplane::Hiveway);
+                let hiveway = match node.dataplane {
+                    Dataplane::Hiveway => vtep_mesh::MEMBER,
+                    Dataplane::Left => vtep_mesh::LEFT,
+                    Dataplane::None => vtep_mesh::NONE,
+                };
                 self.state.vteps.insert(node.vtep.octets(), Vtep { hiveway, ..Vtep::default() });
             }
         }

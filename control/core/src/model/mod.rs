@@ -66,6 +66,8 @@ pub enum Dataplane {
     Hiveway,
     /// Something else that speaks VXLAN: no part in the mesh.
     None,
+    /// As `None`, but Hiveway was there until a moment ago: what it has sent still arrives. Never in a table that is read.
+    Left,
 }
 
 /// How clients find a service's tasks.

@@ -54,7 +54,8 @@ pub(super) fn node_state_of(number: i32) -> NodeState {
 pub(super) fn dataplane(dataplane: Dataplane) -> wire::Dataplane {
     match dataplane {
         Dataplane::Hiveway => wire::Dataplane::Hiveway,
-        Dataplane::None => wire::Dataplane::None,
+        // Who gets the table sees for itself who has left.
+        Dataplane::None | Dataplane::Left => wire::Dataplane::None,
     }
 }
 
