@@ -102,7 +102,7 @@ fn firewall(report: &mut Report) {
 }
 
 /// How long the other nodes get to hear from the managers that no mesh frames are to come here any more.
-const HEARD: Duration = Duration::from_secs(3);
+const HEARD: Duration = Duration::from_secs(5);
 
 /// Tells the managers' agents before anything is taken away. What they do not hear now they see when the node goes on
 /// without us: not a failure of ours.

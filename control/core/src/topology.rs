@@ -47,8 +47,11 @@ pub(crate) struct Topology<'a> {
     /// Ids of networks whose slow path we have on this node: the joined ones that no engine carries, and the ingress
     /// network (unless an engine carries it) wherever ports answer.
     pub(crate) carried: BTreeSet<&'a str>,
-    /// Ports in ingress mode, by (IP protocol number, port).
+    /// Ports in ingress mode, by (IP protocol number, port), whose tasks take mesh frames here.
     pub(crate) published: BTreeMap<(u8, u16), Published<'a>>,
+    /// This node answers clients on them. Otherwise the engine's own mesh does, while ours on other nodes sends frames to the
+    /// tasks here all the same.
+    answers: bool,
     /// Ports of local tasks in host mode, likewise. No port is in both.
     pub(crate) host_ports: BTreeMap<(u8, u16), HostPort<'a>>,
     pub(crate) left_out: Vec<LeftOut>,
@@ -117,9 +120,13 @@ impl<'a> Topology<'a> {
             endpoints.insert(task.id.as_str(), placed);
         }
         let mut published = ports::published(model, settings, &endpoints, &mut left_out);
-        if let Some(why) = ingress.and_then(|n| not_taken_over(n, settings)) {
-            published.clear();
+        let why = ingress.and_then(|n| not_taken_over(n, settings));
+        let answers = why.is_none();
+        if let Some(why) = why {
             left_out.push(LeftOut { what: ROUTING_MESH.to_owned(), why });
+        }
+        if ingress.is_some_and(unusable) {
+            published.clear();
         }
         carried.extend(ingress.filter(|n| !by_engine(n) && !published.is_empty()).map(|n| n.id.as_str()));
         let mut topology = Self {
@@ -132,11 +139,17 @@ impl<'a> Topology<'a> {
             joined,
             carried,
             published,
+            answers,
             host_ports: BTreeMap::new(),
             left_out,
         };
         ports::host_mode(&mut topology, settings);
         topology
+    }
+
+    /// Ports in ingress mode that are answered here.
+    pub(crate) fn answered<'s>(&'s self) -> impl Iterator<Item = (&'s (u8, u16), &'s Published<'a>)> {
+        self.published.iter().filter(|_| self.answers)
     }
 
     /// Endpoints with an address on `network`.
@@ -216,12 +229,17 @@ fn by_engine(network: &Network) -> bool {
     network.carrier == Carrier::Engine
 }
 
+/// Nobody may carry the mesh of this ingress network but the engine, on any node.
+fn unusable(ingress: &Network) -> bool {
+    by_engine(ingress) && ingress.encrypted
+}
+
 /// Why the mesh of an engine's ingress network stays the engine's.
 fn not_taken_over(ingress: &Network, settings: &Settings) -> Option<String> {
     if !by_engine(ingress) {
         return None;
     }
-    if ingress.encrypted {
+    if unusable(ingress) {
         return Some(format!(
             "the ingress network {} is encrypted, and mesh frames of ours are not: it stays the engine's",
             ingress.name

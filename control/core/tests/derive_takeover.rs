@@ -145,14 +145,21 @@ fn what_was_not_found_yet_gets_no_clients() {
 }
 
 #[test]
-fn a_mesh_that_is_not_taken_over_leaves_no_trace() {
+fn a_mesh_that_is_not_taken_over_answers_nobody() {
     let encrypted = TABLE.replace("ingress: true, carrier", "ingress: true, encrypted: true, carrier");
     let refused = Settings { mesh_refused: Some("the firewall".into()), ..settings("n1") };
     for (text, settings, why) in [(encrypted.as_str(), settings("n1"), "encrypted"), (TABLE, refused, "the firewall")] {
         let (desired, state) = maps(text, &settings);
         assert!(desired.published.is_empty() && desired.host_link.is_none());
-        assert!(state.targets.is_empty() && state.sets.keys().all(|key| *key != port(6, 8080)));
-        assert!(!state.locals.contains_key(&GATEWAY_PORT), "nor is its gateway bridge our business");
+        assert!(state.sets.keys().all(|key| *key != port(6, 8080)));
+        // An encrypted one is nobody's. But what a node refuses its own clients, other nodes may still serve with its tasks.
+        let serves = why != "encrypted";
+        assert_eq!(state.targets.is_empty(), !serves, "{why}");
+        assert_eq!(
+            state.locals.contains_key(&GATEWAY_PORT),
+            serves,
+            "{why}: whether its gateway bridge is our business"
+        );
         let said: Vec<_> = desired.left_out.iter().map(|l| (l.what.as_str(), l.why.as_str())).collect();
         assert!(matches!(said.as_slice(), [("routing mesh", reason)] if reason.contains(why)), "{said:?}");
         assert_eq!(set(&state, vip(APP1, [10, 0, 1, 2])).len(), 3, "VIPs are balanced all the same");

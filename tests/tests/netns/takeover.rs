@@ -227,7 +227,8 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         let text = cluster.agents[0].cli(&["status"])?;
         ensure!(text.contains("NOT the routing mesh") && text.contains("DOCKER-USER"), "{text}");
         assert_refused(&peer::attempts(&client, "tcp", "192.168.77.11:8080", 2)?, 2)?;
-        // VIPs are none of its business; nor is another node's firewall.
+        // VIPs are none of its business; nor are other nodes' clients, its own tasks included.
+        assert_even(&peer::tcp_load(&client, "192.168.77.12:8080", 20, 1)?, &WEB, 10)?;
         assert_even(&peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 20, 1)?, &WEB, 10)?;
         cluster.nodes[0].run("nft flush chain ip filter DOCKER-USER")?;
         wait_for("the mesh to be taken over", PATIENCE, || {

@@ -57,7 +57,8 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
     outside_the_mesh(&topology, &mut left_out);
     left_out.sort();
     left_out.dedup();
-    let published: BTreeSet<_> = topology.published.keys().chain(topology.host_ports.keys()).copied().collect();
+    let published: BTreeSet<_> =
+        topology.answered().map(|(key, _)| key).chain(topology.host_ports.keys()).copied().collect();
     Ok(Desired {
         node: me.id.clone(),
         vtep: Some(vtep),

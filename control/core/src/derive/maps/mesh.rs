@@ -94,7 +94,7 @@ impl Maps<'_> {
     /// task is.
     pub(super) fn ports(&mut self, settings: &Settings) {
         let topology = self.topology;
-        for (key, published) in &topology.published {
+        for (key, published) in topology.answered() {
             let service = topology.model.services.get(published.service);
             let set = match (service, topology.ingress()) {
                 (Some(service), Some(ingress)) => self.backends(service, ingress, |placed, ip| {
