@@ -1,7 +1,10 @@
 //! Beside engines that can balance: before, during and after Hiveway. On a kernel without IPVS nobody else answers, so
 //! these are told in a VM: `cargo xtask vm-test swarm`.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
@@ -13,6 +16,7 @@ use hiveway_tests::{
 
 use crate::support::{
     Recorder, Stage, Task,
+    recorder::time_of_day,
     traffic::{all_answer, names, only_client},
 };
 
@@ -85,12 +89,15 @@ pub(crate) fn rolled_back_under_load(stage: &mut Stage) -> Result<()> {
     let nodes: Vec<_> = stage.nodes().iter().map(|node| node.address()).collect();
     let through_vip = vip_loop(stage, &client, &format!("{vip}:80"), "vip")?;
     let load = Recorder::tcp(stage, &nodes, 8080)?;
+    let mut steps = Vec::new();
     for agent in stage.agents() {
+        let begun = SystemTime::now();
         agent.teardown()?;
+        steps.push(format!("{} {}-{}", agent.node().label(), time_of_day(begun), time_of_day(SystemTime::now())));
         load.wait_answers(20)?;
         through_vip.wait_answers(20)?;
     }
-    load.stop_without_loss()?;
+    load.stop_without_loss().with_context(|| format!("teardown: {}", steps.join(", ")))?;
     without_loss("the loop to the VIP", &through_vip.stop()?)?;
     for agent in stage.nodes().iter().map(Hiveway::on) {
         let pins = agent.node().run("sh", &["-c", "ls -A /sys/fs/bpf | wc -l"])?;

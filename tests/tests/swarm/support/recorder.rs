@@ -131,7 +131,8 @@ pub(crate) fn last_answer_of(events: &[Event], name: &str) -> Option<Instant> {
 }
 
 /// UTC, as agents write it.
-fn time_of_day(at: SystemTime) -> String {
+/// `15:59:09.722`, in UTC.
+pub(crate) fn time_of_day(at: SystemTime) -> String {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = since.as_secs() % 86400;
     format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, since.subsec_millis())
