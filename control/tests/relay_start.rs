@@ -96,6 +96,9 @@ fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
         ca.issue(&path.join("m"), &manager("m"));
         ca.issue(&path.join("w1"), &worker("w1"));
         let m = Agent::start("m", path, &["m"]);
+        eventually("a certificate", || !m.status()["certificate"].is_null()).await;
+        assert!(m.status()["listening"].is_null(), "its tables would say that it takes mesh frames");
+        m.ready.send_replace(true);
         eventually("listening at the node's address", || m.status()["listening"] == "127.0.0.1:4788").await;
         let w1 = Agent::start("w1", path, &["m"]);
         until(&mut w1.hub.relayed.subscribe(), "a table", |live| live.table.is_some()).await;
@@ -132,7 +135,9 @@ fn a_promoted_node_serves_and_a_demoted_one_stops() {
         let m = Agent::start("m", path, &["m"]);
         let w1 = Agent::start("w1", path, &["m"]);
         let w2 = Agent::start("w2", path, &["m"]);
-        w2.ready.send_replace(true);
+        for agent in [&m, &w1, &w2] {
+            agent.ready.send_replace(true);
+        }
         until(&mut m.hub.reports.subscribe(), "w2's report", |reports| reports.contains_key("w2")).await;
         m.merge_reports();
         until(&mut w1.hub.reports.subscribe(), "what the manager knows, on the worker", |r| r.contains_key("w2")).await;
@@ -171,6 +176,7 @@ fn without_certificates_it_waits_and_says_why() {
         let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
         let path = directory.path();
         let m = Agent::start("m", path, &["m"]);
+        m.ready.send_replace(true);
         let why = |m: &Agent| m.status()["warnings"][0].as_str().unwrap_or_default().to_owned();
         eventually("a word of it", || why(&m).contains("cannot read")).await;
         assert!(m.hub.relayed.borrow().lost.as_ref().unwrap().why.contains("swarm-node.crt"));

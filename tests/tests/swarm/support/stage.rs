@@ -85,7 +85,9 @@ impl Stage {
 
     /// `docker service scale NAME=COUNT`, and waits until so many run and no others.
     pub(crate) fn scale(&self, name: &str, count: u64) -> Result<()> {
-        self.docker(&format!("service scale --detach {name}={count}"))?;
+        // Managers that have just become more or fewer take no change for a moment: that is the engines' affair.
+        let command = format!("service scale --detach {name}={count}");
+        wait_for("the managers to take a change", PATIENCE, || self.docker(&command))?;
         self.settle()
     }
 
