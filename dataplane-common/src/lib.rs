@@ -26,6 +26,7 @@ pub mod mesh;
 pub mod service;
 #[cfg(feature = "state")]
 pub mod state;
+pub mod traffic;
 
 /// Version of the map layouts in this crate. Written into [`config::Config::abi`] of the pinned `CONFIG` map; an agent
 /// that finds another number there refuses to adopt the maps. Raise it with every change of a key, a value, a map's

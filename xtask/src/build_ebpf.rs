@@ -11,9 +11,16 @@ use crate::toolchain;
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Where the object ends up.
+/// The agent's programs, and the bench's.
+const OBJECTS: [&str; 2] = ["dataplane-ebpf", "traffic"];
+
+/// Where the agent's object ends up.
 pub(crate) fn object() -> PathBuf {
-    sh::target_dir().join(TARGET).join("release/dataplane-ebpf")
+    place(OBJECTS[0])
+}
+
+fn place(name: &str) -> PathBuf {
+    sh::target_dir().join(TARGET).join("release").join(name)
 }
 
 /// `cargo xtask build-ebpf`.
@@ -33,14 +40,19 @@ pub(crate) fn run() -> Result<()> {
         )
     })?;
 
-    let built = ebpf_target_dir().join(TARGET).join("release/dataplane-ebpf");
+    OBJECTS.iter().try_for_each(|name| install(name))
+}
+
+/// Puts a built object in its place.
+fn install(name: &str) -> Result<()> {
+    let built = ebpf_target_dir().join(TARGET).join("release").join(name);
     let new = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    let object = object();
+    let object = place(name);
     // Untouched when nothing changed, so that cargo does not rebuild everything that embeds it.
     if fs::read(&object).ok().as_ref() != Some(&new) {
         let directory = object.parent().context("the object has no directory")?;
         fs::create_dir_all(directory)?;
-        let fresh = directory.join(".dataplane-ebpf.new");
+        let fresh = directory.join(format!(".{name}.new"));
         fs::write(&fresh, &new)?;
         fs::rename(&fresh, &object).with_context(|| format!("writing {}", object.display()))?;
         eprintln!("build-ebpf: wrote {} ({} KiB)", object.display(), new.len() / 1024);

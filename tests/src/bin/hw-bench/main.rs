@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "the table is its result")]
 
 mod iperf;
+mod mesh;
 mod offloads;
 mod overlay;
 mod paths;
@@ -26,6 +27,8 @@ struct Arguments {
 enum Command {
     /// One TCP stream and request/response latency between containers
     Overlay(overlay::Options),
+    /// Nanoseconds per packet of a published port at its ingress node, one core
+    Mesh(mesh::Options),
     /// Answers the requests of rr-client
     #[command(hide = true)]
     RrServer {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Overlay(options) => overlay::run(&options),
+        Command::Mesh(options) => mesh::run(&options),
         Command::RrServer { port } => rr::serve(port),
         Command::RrClient { target, seconds } => {
             println!("{}", serde_json::to_string(&rr::load(target, seconds)?)?);

@@ -1,0 +1,73 @@
+//! The bench's own programs: traffic in front of a node, and its far end. Never attached by an agent; `hw-bench` loads
+//! them from an object of their own.
+//!
+//! ```text
+//!  generate (BPF_PROG_TEST_RUN, live frames) ── veth ──▶ eth0 of the node under test   (bounce: the floor)
+//!  far_end, sink ◀──────────────────────────────────────── what it sends
+//! ```
+#![no_std]
+#![no_main]
+#![expect(missing_docs, unreachable_pub, reason = "the macros generate the exported symbols without docs")]
+
+mod far_end;
+mod generate;
+
+use aya_ebpf::{
+    bindings::xdp_action::XDP_TX,
+    btf_maps::{Array, PerCpuArray},
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use dataplane_common::traffic::{Order, tally};
+
+#[btf_map]
+pub(crate) static ORDER: Array<Order, 1> = Array::new();
+#[btf_map]
+pub(crate) static FAR_END: Array<u32, 1> = Array::new();
+#[btf_map]
+pub(crate) static TALLY: PerCpuArray<u64, { tally::SLOTS as usize }> = PerCpuArray::new();
+
+/// Fills in one frame and sends it out of the device that the run names.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    generate::fill(&ctx)
+}
+
+/// The least that a node can do with a packet.
+#[xdp]
+pub fn bounce(_ctx: XdpContext) -> u32 {
+    XDP_TX
+}
+
+/// Far end of nodes that send whole packet buffers (TC, the stack): TC ingress.
+#[classifier]
+pub fn far_end(ctx: TcContext) -> i32 {
+    far_end::take(&ctx)
+}
+
+/// Far end of nodes that send XDP frames: counts them before a packet buffer is made. What is to be answered passes on
+/// to `far_end`.
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    far_end::sink(&ctx)
+}
+
+/// Counts one packet.
+#[inline(always)]
+pub(crate) fn count(slot: u32) {
+    if let Some(count) = TALLY.get_ptr_mut(slot) {
+        // SAFETY: this CPU's slot, and the programs run with bottom halves off.
+        unsafe { *count += 1 };
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: nothing here can panic: the verifier rejects the loop that a reachable one would be.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+// SAFETY: the section is read by the loader only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,235 @@
+//! Medians, differences and ratios within rounds, what was aimed at, and the JSON.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    Clock, Options,
+    contestants::{CASES, Case, Contestant, Site},
+    order::Protocol,
+    traffic::Sent,
+};
+use crate::{report::said, stats::median};
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Sample {
+    contestant: Contestant,
+    case: Case,
+    round: usize,
+    /// Part of the flows that were answered before.
+    opened: f64,
+    sent: u64,
+    delivered: u64,
+    seconds: f64,
+    cpu_seconds: f64,
+    /// Per packet that arrived: generator, cable, node, counter.
+    ns: f64,
+    /// Somebody else used the machine meanwhile.
+    disturbed: bool,
+}
+
+impl Sample {
+    pub(super) fn new(
+        (contestant, case, round): (Contestant, Case, usize),
+        opened: f64,
+        measured: &Sent,
+        clock: Clock,
+        disturbed: bool,
+    ) -> Self {
+        let (seconds, cpu_seconds) = (measured.elapsed.as_secs_f64(), measured.busy.as_secs_f64());
+        let (sent, delivered) = (measured.sent, measured.delivered);
+        let time = if clock == Clock::Wall { seconds } else { cpu_seconds };
+        let ns = time * 1e9 / delivered as f64;
+        Self { contestant, case, round, opened, sent, delivered, seconds, cpu_seconds, ns, disturbed }
+    }
+
+    /// Part of the packets that did not arrive.
+    fn lost(&self) -> f64 {
+        1.0 - self.delivered as f64 / self.sent as f64
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {:.0} ns", self.case.title(), self.contestant.title(), self.ns)?;
+        if self.lost() > 0.001 {
+            write!(f, ", {:.1} % lost", 100.0 * self.lost())?;
+        }
+        if self.opened < 0.999 {
+            write!(f, ", {:.1} % of the flows open", 100.0 * self.opened)?;
+        }
+        if self.disturbed { write!(f, "  disturbed") } else { Ok(()) }
+    }
+}
+
+/// Everything that was measured in a run.
+pub(super) struct Report {
+    options: Options,
+    core: usize,
+    samples: Vec<Sample>,
+}
+
+/// Medians of a contestant in a case.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Medians {
+    ns: f64,
+    mpps: f64,
+    /// Over the floor of the same round.
+    over_floor_ns: f64,
+    of_floor: f64,
+    /// Rate over nftables' of the same round; 0 where that was not measured.
+    of_nftables: f64,
+    lost: f64,
+    opened: f64,
+}
+
+/// Most nanoseconds over the floor: native XDP, backend remote.
+const OVER_FLOOR: &[(u32, f64)] = &[(1, 60.0), (10_000, 90.0), (1_000_000, 280.0)];
+/// Least ratio to nftables' rate.
+const OF_NFTABLES: &[(u32, f64)] = &[(1, 4.0), (100, 3.0), (10_000, 3.0), (1_000_000, 3.0), (0, 3.0)];
+/// Most that 10,000 published ports may cost over one.
+const MANY_PORTS: f64 = 1.05;
+
+impl Report {
+    pub(super) fn new(options: &Options, core: usize) -> Self {
+        Self { options: options.clone(), core, samples: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, sample: Sample) {
+        self.samples.push(sample);
+    }
+
+    fn of(&self, contestant: Contestant, case: Case) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(move |sample| sample.contestant == contestant && sample.case == case)
+    }
+
+    /// Median over the rounds of what `relate` makes of both measurements of a round: drift cancels out.
+    fn within_rounds(
+        &self,
+        (contestant, case): (Contestant, Case),
+        (reference, reference_case): (Contestant, Case),
+        relate: impl Fn(f64, f64) -> f64,
+    ) -> f64 {
+        let other = |round| self.of(reference, reference_case).find(|sample| sample.round == round);
+        let pairs = self.of(contestant, case).filter_map(|sample| Some((sample.ns, other(sample.round)?.ns)));
+        median(pairs.map(|(is, reference)| relate(is, reference)))
+    }
+
+    fn medians(&self, contestant: Contestant, case: Case) -> Option<Medians> {
+        self.of(contestant, case).next()?;
+        let to =
+            |reference, relate: fn(f64, f64) -> f64| self.within_rounds((contestant, case), (reference, case), relate);
+        let ns = median(self.of(contestant, case).map(|sample| sample.ns));
+        Some(Medians {
+            ns,
+            mpps: 1e3 / ns,
+            over_floor_ns: to(Contestant::Floor, |is, floor| is - floor),
+            of_floor: to(Contestant::Floor, |is, floor| is / floor),
+            of_nftables: to(Contestant::Nftables, |is, nftables| nftables / is),
+            lost: median(self.of(contestant, case).map(Sample::lost)),
+            opened: median(self.of(contestant, case).map(|sample| sample.opened)),
+        })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (Case, Contestant, Medians)> {
+        CASES.into_iter().flat_map(move |case| {
+            Contestant::ALL.into_iter().filter_map(move |who| Some((case, who, self.medians(who, case)?)))
+        })
+    }
+
+    /// What was aimed at: (what, value, aim, met).
+    fn aims(&self) -> Vec<(String, f64, f64, bool)> {
+        let mut aims = Vec::new();
+        for who in [Contestant::HivewayXdp, Contestant::HivewayTc] {
+            let remote = |flows| Case { site: if flows == 0 { Site::Flooded } else { Site::Remote }, flows };
+            for &(flows, aim) in OVER_FLOOR {
+                if let Some(medians) = self.medians(who, remote(flows)) {
+                    let is = medians.over_floor_ns;
+                    aims.push((format!("{}, {flows} flows: ns over the floor", who.title()), is, aim, is <= aim));
+                }
+            }
+            for &(flows, aim) in OF_NFTABLES {
+                if let Some(medians) = self.medians(who, remote(flows)).filter(|medians| medians.of_nftables > 0.0) {
+                    let what = if flows == 0 { "SYN flood".to_owned() } else { format!("{flows} flows") };
+                    let is = medians.of_nftables;
+                    aims.push((format!("{}, {what}: times nftables' rate", who.title()), is, aim, is >= aim));
+                }
+            }
+            let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
+            let is = self.within_rounds((who, many), (who, one), |many, one| many / one);
+            if is > 0.0 {
+                aims.push((format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS, is <= MANY_PORTS));
+            }
+        }
+        aims
+    }
+
+    /// Writes samples, medians and circumstances; returns where.
+    pub(super) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
+        let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
+        let path = path.map_or_else(|| format!("bench-results/mesh-{now}.json").into(), Path::to_path_buf);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let medians = self.rows().map(|(case, contestant, medians)| {
+            json!({"case": case, "title": case.title(), "contestant": contestant, "medians": medians})
+        });
+        let aims =
+            self.aims().into_iter().map(|(what, is, aim, met)| json!({"what": what, "is": is, "aim": aim, "met": met}));
+        let text = serde_json::to_string_pretty(&json!({
+            "bench": "mesh", "time": now, "kernel": said("uname", &["-r"]), "cpu": cpu(), "core": self.core,
+            "commit": said("git", &["rev-parse", "--short", "HEAD"]), "nft": said("nft", &["--version"]),
+            "conntrack_buckets": said("sysctl", &["-n", "net.netfilter.nf_conntrack_buckets"]),
+            "seconds": self.options.seconds, "rounds": self.options.rounds, "frame": self.options.size,
+            "protocol": self.options.protocol, "clock": self.options.clock, "aims": aims.collect::<Vec<_>>(),
+            "medians": medians.collect::<Vec<_>>(), "samples": self.samples,
+        }))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = if self.options.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+        let (size, rounds, seconds) = (self.options.size, self.options.rounds, self.options.seconds);
+        writeln!(f, "\n{protocol}, frames of {size} bytes, one core, medians of {rounds} rounds of {seconds} s")?;
+        let mut before = None;
+        for (case, contestant, m) in self.rows() {
+            if before.replace(case) != Some(case) {
+                let head = ["ns/packet", "Mpps", "over floor", "x floor", "x nftables", "lost %"];
+                let head = head.map(|column| format!("{column:>11}")).concat();
+                writeln!(f, "\n{:<60}\n{:<27}{head}", case.title(), "")?;
+            }
+            write!(f, "{:<27}{:>11.0}{:>11.2}", contestant.title(), m.ns, m.mpps)?;
+            write!(f, "{:>11.0}{:>11.2}{:>11.2}{:>11.1}", m.over_floor_ns, m.of_floor, m.of_nftables, 100.0 * m.lost)?;
+            if m.opened < 0.999 {
+                write!(f, "  {:.1} % of the flows could be opened", 100.0 * m.opened)?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f)?;
+        let disturbed = self.samples.iter().filter(|sample| sample.disturbed).count();
+        if disturbed > 0 {
+            let all = self.samples.len();
+            writeln!(f, "{disturbed} of {all} measurements were disturbed by others: not to be trusted\n")?;
+        }
+        for (what, is, aim, met) in self.aims() {
+            writeln!(f, "{what}: {is:.2}, aim {aim:.2}: {}", if met { "met" } else { "MISSED" })?;
+        }
+        Ok(())
+    }
+}
+
+fn cpu() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(String::new, |(_, name)| name.to_owned())
+}
