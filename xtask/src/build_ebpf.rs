@@ -1,4 +1,5 @@
-//! Builds the BPF object with a toolchain of its own and puts it where the `dataplane` crate embeds it from.
+//! Builds the BPF objects with a toolchain of their own and puts them where the `dataplane` crate embeds its own from, and
+//! the bench loads its own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,11 +15,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// The agent's programs, and the bench's.
 const OBJECTS: [&str; 2] = ["dataplane-ebpf", "traffic"];
 
-/// Where the agent's object ends up.
-pub(crate) fn object() -> PathBuf {
-    place(OBJECTS[0])
-}
-
+/// Where an object ends up.
 fn place(name: &str) -> PathBuf {
     sh::target_dir().join(TARGET).join("release").join(name)
 }

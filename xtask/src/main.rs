@@ -28,7 +28,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Builds the BPF object into target/bpfel-unknown-none/release/dataplane-ebpf
+    /// Builds the BPF objects into target/bpfel-unknown-none/release: dataplane-ebpf, and traffic for the bench
     BuildEbpf,
     /// Installs what is missing to build and test (as root, on Debian)
     Setup,
@@ -53,7 +53,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures against raw underlay and kernel VXLAN: `bench overlay --help` (as root)
+    /// Measures against what the kernel offers: `bench overlay`, `bench mesh`, each with `--help` (as root)
     Bench {
         /// What to measure and how; passed on
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
