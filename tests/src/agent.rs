@@ -196,6 +196,11 @@ impl Agent {
         })
     }
 
+    /// Its process id, if it was started.
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().as_ref().map(Process::pid)
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         self.lock().as_ref().map_or_else(String::new, |process| process.stderr().unwrap_or_default())

@@ -2,7 +2,9 @@
 //! measured in turns within one run, because absolute figures drift from minute to minute.
 #![allow(clippy::print_stdout, reason = "the table is its result")]
 
+mod churn;
 mod iperf;
+mod maps;
 mod mesh;
 mod offloads;
 mod overlay;
@@ -29,6 +31,8 @@ enum Command {
     Overlay(overlay::Options),
     /// Nanoseconds per packet of a published port at its ingress node, one core
     Mesh(mesh::Options),
+    /// From a change of the table to the last map write; what the agent needs for it
+    Churn(churn::Options),
     /// Answers the requests of rr-client
     #[command(hide = true)]
     RrServer {
@@ -59,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Overlay(options) => overlay::run(&options),
         Command::Mesh(options) => mesh::run(&options),
+        Command::Churn(options) => churn::run(&options),
         Command::RrServer { port } => rr::serve(port),
         Command::RrClient { target, seconds } => {
             println!("{}", serde_json::to_string(&rr::load(target, seconds)?)?);

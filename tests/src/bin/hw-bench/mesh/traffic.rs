@@ -20,18 +20,12 @@ use nix::{
 };
 use zerocopy::IntoBytes as _;
 
+use crate::maps::Raw;
+
 /// Frames per run of the generator: some ten milliseconds.
 const RUN: u32 = 1 << 16;
 /// Frames in a row before the node under test gets its turn, as one interrupt of a card brings them (NAPI's weight).
 const BATCH: u32 = 64;
-
-/// An [`Order`] as aya wants it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Raw(Order);
-
-// SAFETY: plain integers without padding (`IntoBytes`), any bits are valid (`FromBytes`).
-unsafe impl aya::Pod for Raw {}
 
 /// The programs and their maps.
 pub(super) struct Traffic {
@@ -168,7 +162,7 @@ impl Traffic {
     }
 
     fn order(&mut self, order: Order) -> Result<()> {
-        let mut map: Array<_, Raw> = self.ebpf.map_mut("ORDER").context("no map ORDER")?.try_into()?;
+        let mut map: Array<_, Raw<Order>> = self.ebpf.map_mut("ORDER").context("no map ORDER")?.try_into()?;
         Ok(map.set(0, Raw(order), 0)?)
     }
 
