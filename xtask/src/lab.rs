@@ -1,6 +1,6 @@
 //! Programs of the `hiveway-tests` crate: the demo, the bench, the swarm.
 
-use std::env;
+use std::{env, path::PathBuf};
 
 use anyhow::Result;
 
@@ -17,13 +17,31 @@ pub(crate) fn swarm(arguments: &[String]) -> Result<()> {
     run("hw-swarm", arguments)
 }
 
+/// `cargo xtask bench`. `churn` measures the agent itself, so it gets one as users do.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    prepare()?;
+    if arguments.first().is_none_or(|word| word != "churn") {
+        return start("hw-bench", arguments, &[]);
+    }
+    sh::run(sh::cargo().args(["build", "--quiet", "--release", "--package", "control"]))?;
+    start("hw-bench", arguments, &[("HIVEWAY_BIN", sh::target_dir().join("release/hiveway"))])
+}
+
 /// Sets up what is missing, builds the agent and the lab's programs, and becomes the program `name`.
 pub(crate) fn run(name: &str, arguments: &[String]) -> Result<()> {
+    prepare()?;
+    start(name, arguments, &[])
+}
+
+fn prepare() -> Result<()> {
     setup::need_root("making network namespaces and loading BPF programs")?;
     setup::run()?;
-    build_ebpf::run()?;
+    build_ebpf::run()
+}
+
+fn start(name: &str, arguments: &[String], variables: &[(&str, PathBuf)]) -> Result<()> {
     sh::run(sh::cargo().args(["build", "--quiet", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
     // Next to ourselves, wherever the target directory is.
     let program = env::current_exe()?.with_file_name(name);
-    sh::become_program(sh::command(program).args(arguments))
+    sh::become_program(sh::command(program).args(arguments).envs(variables.iter().cloned()))
 }

@@ -53,7 +53,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures against what the kernel offers: `bench overlay`, `bench mesh`, each with `--help` (as root)
+    /// Measures against what the kernel offers: `bench overlay`, `bench mesh`, `bench churn`, each with `--help` (as root)
     Bench {
         /// What to measure and how; passed on
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -93,7 +93,7 @@ fn run(command: Command) -> Result<()> {
         Command::Check => check::run(),
         Command::Demo { arguments } => lab::run("hw-demo", &arguments),
         Command::Swarm { arguments } => lab::swarm(&arguments),
-        Command::Bench { arguments } => lab::run("hw-bench", &arguments),
+        Command::Bench { arguments } => lab::bench(&arguments),
         Command::Test { suite, arguments } => test::run(suite, &arguments),
         Command::VmTest { kernel, suite, arguments } => vm::run(kernel, suite, &arguments),
     }

@@ -153,7 +153,10 @@ fn one(
 ) -> Result<Sample> {
     let protocol = case.protocol(options.protocol);
     let frame = usize::from(options.size);
-    let opened = if case.flows == 0 { 1.0 } else { open(traffic, stage, instance, case.flows, protocol, frame)? };
+    let opened = match case.flows {
+        0 => Opened { answered: 1.0, bytes_per_flow: None },
+        flows => open(traffic, stage, instance, flows, protocol, frame)?,
+    };
     let (of, flows) = match case.flows {
         0 => (Of::Open, Flows::Random),
         flows => (Of::Middle, Flows::Scattered(flows)),
@@ -171,7 +174,16 @@ fn one(
     Ok(Sample::new((instance.contestant, case, round), opened, &sent, options.clock, disturbed))
 }
 
-/// Opens the flows, which a real conversation does: both ends are heard of. Returns the part that was answered.
+/// What opening flows has shown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Opened {
+    /// Part of the flows that was answered.
+    answered: f64,
+    /// Map memory for each of them, if enough were new to tell.
+    bytes_per_flow: Option<f64>,
+}
+
+/// Opens the flows, which a real conversation does: both ends are heard of.
 fn open(
     traffic: &mut Traffic,
     stage: &Stage,
@@ -179,30 +191,42 @@ fn open(
     flows: u32,
     protocol: Protocol,
     frame: usize,
-) -> Result<f64> {
+) -> Result<Opened> {
+    const ENOUGH: u64 = 1000;
+    /// Flows that are opened before they are answered for good: Hiveway has room for 65,536 of them.
+    const AT_ONCE: usize = 16_384;
     if instance.contestant == Contestant::Floor {
-        return Ok(1.0);
+        return Ok(Opened { answered: 1.0, bytes_per_flow: None });
     }
+    let before = instance.established()?;
+    let opening = order(&instance.target, protocol, Of::Open, Flows::InTurn(flows), frame);
     let mut answered = 0;
     // Packets may be lost on the way; what is open already is not harmed by being opened again.
     for _ in 0..3 {
-        traffic.set_far_end(far_end::ANSWER)?;
-        let opening = order(&instance.target, protocol, Of::Open, Flows::InTurn(flows), frame);
-        let tally = traffic.send(&stage.generator, instance.port, opening, flows.into())?;
-        answered = tally.answered;
-        // The second packet of a client that was answered; TCP's was the acknowledgement of the SYN-ACK.
-        if protocol == Protocol::Udp {
-            traffic.set_far_end(far_end::COUNT)?;
-            traffic.send(&stage.generator, instance.port, opening, flows.into())?;
+        answered = 0;
+        for first in (0..flows).step_by(AT_ONCE) {
+            let some = u64::from(flows - first).min(AT_ONCE as u64);
+            let opening = (order::from(opening.0, first), opening.1);
+            traffic.set_far_end(far_end::ANSWER)?;
+            answered += traffic.send(&stage.generator, instance.port, opening, some)?.answered;
+            // The second packet of a client that was answered; TCP's was the acknowledgement of the SYN-ACK.
+            if protocol == Protocol::Udp {
+                traffic.set_far_end(far_end::COUNT)?;
+                traffic.send(&stage.generator, instance.port, opening, some)?;
+            }
         }
         if answered >= flows.into() {
             break;
         }
     }
     ensure!(answered > 0, "no flow was answered");
-    if let Some(promoted) = instance.promoted()? {
+    let mut bytes_per_flow = None;
+    if let (Some(before), Some(after)) = (before, instance.established()?) {
         // Since the start; the flows of a smaller case are among those of a larger one.
-        ensure!(promoted >= answered.min(flows.into()), "{promoted} of {flows} flows are established");
+        ensure!(after.flows >= answered.min(flows.into()), "{} of {flows} flows are established", after.flows);
+        let new = after.flows - before.flows;
+        let bytes = after.map_bytes.saturating_sub(before.map_bytes);
+        bytes_per_flow = (new >= ENOUGH).then(|| bytes as f64 / new as f64);
     }
-    Ok(answered as f64 / f64::from(flows))
+    Ok(Opened { answered: answered as f64 / f64::from(flows), bytes_per_flow })
 }

@@ -97,6 +97,11 @@ pub(super) fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Fl
     (order, length)
 }
 
+/// The same order, to begin with that flow.
+pub(super) fn from(order: Order, flow: u32) -> Order {
+    Order { flow, published_at: (flow % u32::from(order.published)) as u16, ..order }
+}
+
 fn udp(length: u16) -> Vec<u8> {
     let header = [[0, 0], [0, 0], length.to_be_bytes(), [0, 0]].concat();
     debug_assert_eq!(header.len(), UDP_LEN);

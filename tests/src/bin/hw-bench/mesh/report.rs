@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    Clock, Options,
+    Clock, Opened, Options,
     contestants::{CASES, Case, Contestant, Site},
     order::Protocol,
     traffic::Sent,
@@ -25,6 +25,8 @@ pub(super) struct Sample {
     round: usize,
     /// Part of the flows that were answered before.
     opened: f64,
+    /// Map memory for each of them, if enough were new to tell.
+    bytes_per_flow: Option<f64>,
     sent: u64,
     delivered: u64,
     seconds: f64,
@@ -38,7 +40,7 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn new(
         (contestant, case, round): (Contestant, Case, usize),
-        opened: f64,
+        opened: Opened,
         measured: &Sent,
         clock: Clock,
         disturbed: bool,
@@ -47,7 +49,8 @@ impl Sample {
         let (sent, delivered) = (measured.sent, measured.delivered);
         let time = if clock == Clock::Wall { seconds } else { cpu_seconds };
         let ns = time * 1e9 / delivered as f64;
-        Self { contestant, case, round, opened, sent, delivered, seconds, cpu_seconds, ns, disturbed }
+        let Opened { answered: opened, bytes_per_flow } = opened;
+        Self { contestant, case, round, opened, bytes_per_flow, sent, delivered, seconds, cpu_seconds, ns, disturbed }
     }
 
     /// Part of the packets that did not arrive.
@@ -88,6 +91,8 @@ struct Medians {
     of_nftables: f64,
     lost: f64,
     opened: f64,
+    /// Where it could be told.
+    bytes_per_flow: Option<f64>,
 }
 
 /// Most nanoseconds over the floor: native XDP, backend remote.
@@ -96,6 +101,8 @@ const OVER_FLOOR: &[(u32, f64)] = &[(1, 60.0), (10_000, 90.0), (1_000_000, 280.0
 const OF_NFTABLES: &[(u32, f64)] = &[(1, 4.0), (100, 3.0), (10_000, 3.0), (1_000_000, 3.0), (0, 3.0)];
 /// Most that 10,000 published ports may cost over one.
 const MANY_PORTS: f64 = 1.05;
+/// Most bytes of map memory for each flow.
+const BYTES_PER_FLOW: f64 = 128.0;
 
 impl Report {
     pub(super) fn new(options: &Options, core: usize) -> Self {
@@ -135,6 +142,8 @@ impl Report {
             of_nftables: to(Contestant::Nftables, |is, nftables| nftables / is),
             lost: median(self.of(contestant, case).map(Sample::lost)),
             opened: median(self.of(contestant, case).map(|sample| sample.opened)),
+            // Only the first round opens them anew.
+            bytes_per_flow: self.of(contestant, case).find_map(|sample| sample.bytes_per_flow),
         })
     }
 
@@ -161,6 +170,14 @@ impl Report {
                     let is = medians.of_nftables;
                     aims.push((format!("{}, {what}: times nftables' rate", who.title()), is, aim, is >= aim));
                 }
+            }
+            if let Some(is) = self.medians(who, remote(1_000_000)).and_then(|medians| medians.bytes_per_flow) {
+                aims.push((
+                    format!("{}: bytes of maps per flow", who.title()),
+                    is,
+                    BYTES_PER_FLOW,
+                    is <= BYTES_PER_FLOW,
+                ));
             }
             let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
             let is = self.within_rounds((who, many), (who, one), |many, one| many / one);
@@ -210,6 +227,9 @@ impl fmt::Display for Report {
             }
             write!(f, "{:<27}{:>11.0}{:>11.2}", contestant.title(), m.ns, m.mpps)?;
             write!(f, "{:>11.0}{:>11.2}{:>11.2}{:>11.1}", m.over_floor_ns, m.of_floor, m.of_nftables, 100.0 * m.lost)?;
+            if let Some(bytes) = m.bytes_per_flow {
+                write!(f, "  {bytes:.0} bytes per flow")?;
+            }
             if m.opened < 0.999 {
                 write!(f, "  {:.1} % of the flows could be opened", 100.0 * m.opened)?;
             }

@@ -21,6 +21,7 @@ use super::{
     stack::{self, LOCAL_TASK, REMOTE_TASK, mac},
     traffic::Traffic,
 };
+use crate::maps;
 
 /// Address of every node.
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
@@ -35,13 +36,23 @@ pub(super) struct Instance {
     agent: Option<Arc<Agent>>,
 }
 
+/// What Hiveway's maps hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Established {
+    /// Flows that were promoted to the established table, since the start.
+    pub(super) flows: u64,
+    /// Kernel memory of all maps.
+    pub(super) map_bytes: u64,
+}
+
 impl Instance {
-    /// Flows that were promoted to the established table so far, if Hiveway forwards.
-    pub(super) fn promoted(&self) -> Result<Option<u64>> {
+    /// What Hiveway's maps hold, if it is Hiveway that forwards.
+    pub(super) fn established(&self) -> Result<Option<Established>> {
         let Some(agent) = &self.agent else { return Ok(None) };
         let status = agent.json(&["status"])?;
         let counter = &status["dataplane"]["counters"]["flow_promoted"];
-        Ok(Some(counter["packets"].as_u64().or(counter.as_u64()).with_context(|| format!("status: {status}"))?))
+        let flows = counter["packets"].as_u64().or(counter.as_u64()).with_context(|| format!("status: {status}"))?;
+        Ok(Some(Established { flows, map_bytes: maps::memory(agent.bpffs())? }))
     }
 }
 
