@@ -11,6 +11,8 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
+use anyhow::{Context as _, Result};
+
 /// Prefix of every namespace, bpffs directory and temporary directory of any lab; the owner's pid follows.
 const PREFIX: &str = "hwl";
 
@@ -20,10 +22,16 @@ pub(super) struct Registry {
     pub(super) children: BTreeMap<u32, Child>,
     namespaces: BTreeSet<String>,
     directories: BTreeSet<PathBuf>,
+    /// Files of /proc/sys, and what they said before.
+    settings: BTreeMap<PathBuf, String>,
 }
 
-static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { children: BTreeMap::new(), namespaces: BTreeSet::new(), directories: BTreeSet::new() });
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    children: BTreeMap::new(),
+    namespaces: BTreeSet::new(),
+    directories: BTreeSet::new(),
+    settings: BTreeMap::new(),
+});
 
 pub(super) fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,6 +58,14 @@ impl Registry {
         }
     }
 
+    fn restore_setting(&mut self, path: &Path) {
+        if let Some(before) = self.settings.remove(path)
+            && let Err(error) = fs::write(path, &before)
+        {
+            eprintln!("warning: cannot set {} back to {before}: {error}", path.display());
+        }
+    }
+
     fn remove_everything(&mut self) {
         for child in self.children.values_mut() {
             let _ = child.kill();
@@ -62,6 +78,34 @@ impl Registry {
         for path in std::mem::take(&mut self.directories) {
             delete_directory(&path);
         }
+        for path in self.settings.keys().cloned().collect::<Vec<_>>() {
+            self.restore_setting(&path);
+        }
+    }
+}
+
+/// A setting of the whole machine that is at least this number for as long as the guard lives.
+#[derive(Debug)]
+pub struct AtLeast(PathBuf);
+
+impl AtLeast {
+    /// Raises the number in a file of /proc/sys, if it is less.
+    pub fn set(path: &Path, number: u64) -> Result<Self> {
+        let context = || format!("cannot raise {}", path.display());
+        let before = fs::read_to_string(path).with_context(context)?.trim().to_owned();
+        if before.parse::<u64>().with_context(context)? < number {
+            // Under the lock, so that an interrupt finds either nothing to restore or all of it.
+            let mut registry = registry();
+            fs::write(path, number.to_string()).with_context(context)?;
+            registry.settings.insert(path.to_owned(), before);
+        }
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for AtLeast {
+    fn drop(&mut self) {
+        registry().restore_setting(&self.0);
     }
 }
 

@@ -11,8 +11,8 @@ mod topology;
 mod wait;
 
 pub use capture::{BAD_CHECKSUM, Capture, tshark};
+pub use cleanup::{AtLeast, register_ctrl_c, sweep_dead_labs};
 pub(crate) use cleanup::{has_ended, register_directory, remove_directory};
-pub use cleanup::{register_ctrl_c, sweep_dead_labs};
 pub use netns::Netns;
 pub use offload::Offloads;
 pub use process::Process;

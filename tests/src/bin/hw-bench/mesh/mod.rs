@@ -18,7 +18,6 @@ use self::{
     contestants::{CASES, Case, Contestant, Site},
     order::{Flows, Protocol, Stage as Of, order},
     report::{Report, Sample},
-    stack::ConntrackRoom,
     stage::{Instance, Stage},
     traffic::{Traffic, pin},
 };
@@ -117,7 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn measure(lab: &Lab, options: &Options, core: usize) -> Result<Report> {
-    let _room = ConntrackRoom::make()?;
+    let _room = stack::make_room()?;
     let cases = options.cases();
     let mut sites: Vec<Site> = cases.iter().map(|case| case.site).collect();
     sites.sort_unstable();

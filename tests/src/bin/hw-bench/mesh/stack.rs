@@ -1,9 +1,9 @@
 //! Nodes on which the kernel's own stack forwards: nftables, and plain routing.
 
-use std::{io::Write as _, process::Stdio};
+use std::{io::Write as _, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use hiveway_tests::lab::{Lab, Netns};
+use hiveway_tests::lab::{AtLeast, Lab, Netns};
 
 use super::{
     contestants::{FIRST_PORT, Site},
@@ -17,31 +17,10 @@ pub(super) const LOCAL_TASK: &str = "172.19.0.2";
 pub(super) const REMOTE_TASK: &str = "10.1.0.1";
 const TARGET_PORT: u16 = 80;
 
-/// As large as the connection table has to be for a million flows, and what it was before.
-pub(super) struct ConntrackRoom {
-    before: String,
-}
-
-const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-const ROOM: u64 = 2 << 20;
-
-impl ConntrackRoom {
-    /// Makes room, for the whole machine: there is no setting per namespace.
-    pub(super) fn make() -> Result<Self> {
-        let before = std::fs::read_to_string(CONNTRACK_MAX)?.trim().to_owned();
-        if before.parse::<u64>()? < ROOM {
-            std::fs::write(CONNTRACK_MAX, ROOM.to_string())?;
-        }
-        Ok(Self { before })
-    }
-}
-
-impl Drop for ConntrackRoom {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::write(CONNTRACK_MAX, &self.before) {
-            eprintln!("bench: cannot set {CONNTRACK_MAX} back to {}: {error}", self.before);
-        }
-    }
+/// Makes the kernel's connection table large enough for a million flows, for the whole machine: there is no setting per
+/// namespace.
+pub(super) fn make_room() -> Result<AtLeast> {
+    AtLeast::set(Path::new("/proc/sys/net/netfilter/nf_conntrack_max"), 2 << 20)
 }
 
 /// A container behind a bridge, as an engine makes one, for sites with a local backend; returns its namespace.
