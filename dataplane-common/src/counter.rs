@@ -74,6 +74,10 @@ counters! {
     /// New mesh flows on this node as ingress node to a backend on a node without Hiveway: the client is shown with this
     /// node's ingress address.
     MeshStock = 18, "mesh_stock";
+    /// Of `mesh_forward`: those that XDP has carried.
+    XdpForward = 19, "xdp_forward";
+    /// Of `mesh_reply`: those that XDP has carried.
+    XdpReply = 20, "xdp_reply";
 }
 
 /// Number of slots in map `COUNTERS`.

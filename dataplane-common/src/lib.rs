@@ -20,6 +20,7 @@ pub mod endpoint;
 pub mod flow;
 pub mod fragment;
 pub mod group;
+pub mod hash;
 pub mod headers;
 pub mod mark;
 pub mod mesh;
@@ -27,6 +28,7 @@ pub mod service;
 #[cfg(feature = "state")]
 pub mod state;
 pub mod traffic;
+pub mod xdp;
 
 /// Version of the map layouts in this crate. Written into [`config::Config::abi`] of the pinned `CONFIG` map; an agent
 /// that finds another number there refuses to adopt the maps. Raise it with every change of a key, a value, a map's

@@ -46,8 +46,9 @@ pub(crate) fn get(key: &AffinityKey) -> Option<&'static mut Affinity> {
     }
 }
 
+/// The entry with this key in `AFFINITY`.
 #[inline(always)]
-fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
+pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
     // SAFETY: as for flows: only `last_seen`, `flags` and `expected_ack` change after creation.
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }

@@ -96,7 +96,7 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
         ctx.store(0, &to.mac, 0).map_err(|_| DropReason::RewriteFailed)?;
         return Ok(Action::SlowPath);
     }
-    encap::encapsulate(ctx, config, to.vtep, to.vni, to.mac, local.mac, packet.tos)
+    encap::encapsulate(ctx, config, to.vtep, to.vni, to.mac, local.mac, packet.tos, encap::kernels_hash(ctx))
 }
 
 /// Whether a fragment that fits comes behind a first one that did not: it must not overtake that on the fast path, for it

@@ -14,12 +14,13 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Endpoint, kind},
+    hash,
     headers::{ENCAP_LEN, ETH_LEN, INNER_NET, IPV4_LEN, UDP_LEN, VXLAN_FLAG_VNI, ethertype, ipproto},
 };
 
 use crate::{
     maps,
-    parse::{self, Packet},
+    parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
 };
 
@@ -37,16 +38,16 @@ const SOURCE_PORT_MASK: u32 = 0x3fff;
 
 /// Everything in front of the inner IP header.
 #[repr(C)]
-struct Headers {
-    eth: [u8; ETH_LEN],
-    ip: [u8; IPV4_LEN],
-    udp: [u8; UDP_LEN],
-    vxlan_flags: [u8; 4],
-    vni: [u8; 3],
-    reserved: u8,
-    inner_dst: Mac,
-    inner_src: Mac,
-    inner_type: [u8; 2],
+pub(crate) struct Headers {
+    pub eth: [u8; ETH_LEN],
+    pub ip: [u8; IPV4_LEN],
+    pub udp: [u8; UDP_LEN],
+    pub vxlan_flags: [u8; 4],
+    pub vni: [u8; 3],
+    pub reserved: u8,
+    pub inner_dst: Mac,
+    pub inner_src: Mac,
+    pub inner_type: [u8; 2],
 }
 
 const _: () = assert!(size_of::<Headers>() == INNER_NET && align_of::<Headers>() == 1);
@@ -70,10 +71,31 @@ pub(crate) fn exceeds(ctx: &TcContext, to: &Endpoint, packet: &Packet) -> bool {
     packet.dont_fragment && to.kind != kind::LOCAL && maps::config().is_ok_and(|config| !fits(ctx, config, packet))
 }
 
+/// The kernel's hash of the flow. To be taken before headers move.
+#[inline(always)]
+pub(crate) fn kernels_hash(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid.
+    unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
+}
+
+/// Our own, which XDP has too. All fragments of a datagram have one hash.
+#[inline(always)]
+pub(crate) fn own_hash(packet: &Packet) -> u32 {
+    let whole = packet.fragment == Fragment::Whole;
+    let (sport, dport) = if whole { (packet.sport, packet.dport) } else { ([0; 2], [0; 2]) };
+    hash::flow(packet.src, packet.dst, sport, dport, packet.proto)
+}
+
+/// As [`own_hash`], for callers who have little of the 512 bytes of stack to spare.
+#[inline(never)]
+pub(crate) fn own_hash_apart(packet: &Packet) -> u32 {
+    own_hash(packet)
+}
+
 /// Puts outer headers around the packet and sends it to `vtep`. The inner Ethernet header gets the given addresses; the
 /// outer one is written by the kernel when it has resolved the next hop.
 ///
-/// Outer: source port from the flow's hash, ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum.
+/// Outer: source port from `hash`, ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum.
 #[inline(always)]
 pub(crate) fn encapsulate(
     ctx: &TcContext,
@@ -83,21 +105,19 @@ pub(crate) fn encapsulate(
     inner_dst: Mac,
     inner_src: Mac,
     tos: u8,
+    hash: u32,
 ) -> Verdict {
-    // SAFETY: the context is valid. The hash is taken from the inner headers, before they move.
-    let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
     let ip_len = ctx.len() as usize - ETH_LEN + ENCAP_LEN;
     if ip_len > usize::from(u16::MAX) {
         return Err(DropReason::MtuExceeded);
     }
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
-    let source_port = SOURCE_PORT_BASE + ((hash ^ hash >> 16) & SOURCE_PORT_MASK) as u16;
     // SAFETY: the buffer is large enough, `Headers` has alignment 1 and any bytes are valid.
     let headers = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Headers>() };
     *headers = Headers {
         eth: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ethertype::IPV4[0], ethertype::IPV4[1]],
         ip: outer_ip(config.vtep, vtep, tos & 0x03, ip_len as u16),
-        udp: outer_udp(source_port, config.vxlan_port, (ip_len - IPV4_LEN) as u16),
+        udp: outer_udp(source_port(hash), config.vxlan_port, (ip_len - IPV4_LEN) as u16),
         vxlan_flags: [VXLAN_FLAG_VNI, 0, 0, 0],
         vni: [vni[1], vni[2], vni[3]],
         reserved: 0,
@@ -111,7 +131,12 @@ pub(crate) fn encapsulate(
 }
 
 #[inline(always)]
-fn outer_ip(src: Ip4, dst: Ip4, tos: u8, len: u16) -> [u8; IPV4_LEN] {
+pub(crate) fn source_port(hash: u32) -> u16 {
+    SOURCE_PORT_BASE + ((hash ^ hash >> 16) & SOURCE_PORT_MASK) as u16
+}
+
+#[inline(always)]
+pub(crate) fn outer_ip(src: Ip4, dst: Ip4, tos: u8, len: u16) -> [u8; IPV4_LEN] {
     const DF: u16 = 0x4000;
     const TTL: u8 = 64;
     let word = |bytes: [u8; 2]| u32::from(u16::from_be_bytes(bytes));
@@ -152,7 +177,7 @@ fn outer_ip(src: Ip4, dst: Ip4, tos: u8, len: u16) -> [u8; IPV4_LEN] {
 }
 
 #[inline(always)]
-fn outer_udp(source: u16, port: [u8; 2], len: u16) -> [u8; UDP_LEN] {
+pub(crate) fn outer_udp(source: u16, port: [u8; 2], len: u16) -> [u8; UDP_LEN] {
     let source = source.to_be_bytes();
     let len = len.to_be_bytes();
     [source[0], source[1], port[0], port[1], len[0], len[1], 0, 0]

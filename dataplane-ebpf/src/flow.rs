@@ -169,9 +169,20 @@ pub(crate) fn note(last_seen: &mut u64, flags: &mut u8, bits: u8) {
         *flags |= bits;
     }
     let now = now();
-    if now.wrapping_sub(*last_seen) > TOUCH_NS {
+    if old(*last_seen, now) {
         *last_seen = now;
     }
+}
+
+/// Whether the next packet renews an entry's time.
+#[inline(always)]
+pub(crate) fn due(last_seen: u64) -> bool {
+    old(last_seen, now())
+}
+
+#[inline(always)]
+fn old(last_seen: u64, now: u64) -> bool {
+    now.wrapping_sub(last_seen) > TOUCH_NS
 }
 
 /// The connection has ended as far as this entry knows; a new SYN may take its place.

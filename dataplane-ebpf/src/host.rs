@@ -33,8 +33,8 @@ pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdic
 
 /// Whether a packet to `config.host_ip` may be one for a published port: the address exists on the host link only.
 #[inline(always)]
-pub(crate) fn misplaced(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
-    packet.dst == config.host_ip && verdict::ifindex(ctx) != config.host_ifindex
+pub(crate) fn misplaced(config: &Config, ifindex: impl FnOnce() -> u32, packet: &Packet) -> bool {
+    packet.dst == config.host_ip && ifindex() != config.host_ifindex
 }
 
 /// What the stack would have to judge elsewhere must be answered here: to the stack a packet with one of the node's own

@@ -1,7 +1,7 @@
-//! Hiveway's data plane: TC programs at eight hooks. Each entry point below is one hook; where a packet's fate is
-//! decided is one file away.
+//! Hiveway's data plane: TC programs at eight hooks, and an XDP program in front of them. Each entry point below is one
+//! hook; where a packet's fate is decided is one file away.
 //!
-//! Every program computes `Result<Action, DropReason>` and folds it into a TC verdict in [`verdict::fold`], the only
+//! Every TC program computes `Result<Action, DropReason>` and folds it into a TC verdict in [`verdict::fold`], the only
 //! place that drops a packet.
 #![no_std]
 #![no_main]
@@ -48,8 +48,12 @@ mod tunnel;
 mod underlay;
 mod verdict;
 mod vip;
+mod xdp;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 
 /// Host side of a container's overlay veth.
 #[classifier]
@@ -97,6 +101,12 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_sandbox(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, sandbox::to(&ctx))
+}
+
+/// Where clients arrive, and the VTEP's interface, in front of everything else: the routing mesh's hot path.
+#[xdp]
+pub fn xdp_mesh(ctx: XdpContext) -> u32 {
+    xdp::handle(&ctx)
 }
 
 #[panic_handler]

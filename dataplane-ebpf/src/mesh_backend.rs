@@ -213,5 +213,6 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     if slow {
         return slow_path::to_node(ctx, config, mac_of(NODE_MAC_PREFIX, peer), mac);
     }
-    encap::encapsulate(ctx, config, peer, config.mesh_vni, mac_of(NODE_MAC_PREFIX, peer), mac, packet.tos)
+    let (to, hash) = (mac_of(NODE_MAC_PREFIX, peer), encap::kernels_hash(ctx));
+    encap::encapsulate(ctx, config, peer, config.mesh_vni, to, mac, packet.tos, hash)
 }

@@ -47,7 +47,9 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
             return Ok(Action::Pass);
         };
         // SAFETY: as above.
-        if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none() || host::misplaced(ctx, config, packet) {
+        if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none()
+            || host::misplaced(config, || verdict::ifindex(ctx), packet)
+        {
             return Ok(Action::Pass);
         }
         let Some(chosen) = affinity(ctx, port, packet)? else {
@@ -85,7 +87,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
     if slow {
         return slow_path::to_node(ctx, config, dst, src);
     }
-    encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos)
+    encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
 }
 
 /// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or TCP in the middle of a connection
@@ -120,7 +122,7 @@ fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Op
 /// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
 /// and what may open a connection is given to a backend anew.
 #[inline(always)]
-fn left_behind(known: &Affinity) -> bool {
+pub(crate) fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
 }
 
@@ -172,11 +174,22 @@ fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     let Some(known) = affinity::get(&key) else {
         return false;
     };
-    if known.flags & flag::OWN != 0 || *task != mac_of(TASK_MAC_PREFIX, known.ip) || *vtep != known.vtep {
+    if !given_to(known, task, vtep) {
         return false;
     }
-    let bits = (flow::bits(packet) & !flag::SEEN) | flag::REPLIED;
-    flow::note(&mut known.last_seen, &mut known.flags, bits);
+    flow::note(&mut known.last_seen, &mut known.flags, bits_of_answer(packet));
     affinity::backward(ctx, &key, packet);
     true
+}
+
+/// Whether the connection was given to the task with ingress MAC `task` behind `vtep`.
+#[inline(always)]
+pub(crate) fn given_to(known: &Affinity, task: &Mac, vtep: &Ip4) -> bool {
+    known.flags & flag::OWN == 0 && *task == mac_of(TASK_MAC_PREFIX, known.ip) && *vtep == known.vtep
+}
+
+/// `flag` bits that an answer adds to the connection's entry.
+#[inline(always)]
+pub(crate) fn bits_of_answer(packet: &Packet) -> u8 {
+    (flow::bits(packet) & !flag::SEEN) | flag::REPLIED
 }

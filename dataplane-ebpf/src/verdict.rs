@@ -1,4 +1,4 @@
-//! From a decision to a TC verdict: the only place that drops, counts and logs.
+//! From a decision to a TC verdict: the only place that drops, counts and logs. (XDP counts here too, and never drops.)
 
 use aya_ebpf::{
     EbpfContext,
@@ -101,13 +101,25 @@ fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
 /// Counts a packet under `counter`.
 #[inline(always)]
 pub(crate) fn count(ctx: &TcContext, counter: Counter) {
-    add(COUNTERS.get_ptr_mut(counter as u32), ctx);
+    add(COUNTERS.get_ptr_mut(counter as u32), u64::from(ctx.len()));
+}
+
+/// Counts a packet of `bytes` under `counter`.
+#[inline(always)]
+pub(crate) fn count_of(counter: Counter, bytes: usize) {
+    add(COUNTERS.get_ptr_mut(counter as u32), bytes as u64);
+}
+
+/// Counts a packet of `bytes` as dropped.
+#[inline(always)]
+pub(crate) fn count_drop_of(reason: DropReason, bytes: usize) {
+    add(DROPS.get_ptr_mut(reason as u32), bytes as u64);
 }
 
 /// Counts a packet as dropped.
 #[inline(always)]
 pub(crate) fn count_drop(ctx: &TcContext, reason: DropReason) {
-    add(DROPS.get_ptr_mut(reason as u32), ctx);
+    add(DROPS.get_ptr_mut(reason as u32), u64::from(ctx.len()));
 }
 
 /// The interface the program runs on.
@@ -120,13 +132,13 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 }
 
 #[inline(always)]
-fn add(stat: Option<*mut Stat>, ctx: &TcContext) {
+fn add(stat: Option<*mut Stat>, bytes: u64) {
     if let Some(stat) = stat {
         // SAFETY: a per-CPU slot; programs do not nest on one CPU at these hooks except through redirects, which run
         // after this one has returned.
         unsafe {
             (*stat).packets += 1;
-            (*stat).bytes += u64::from(ctx.len());
+            (*stat).bytes += bytes;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     MapFault, Options, Program,
     adopt::{self, AdoptError},
     apply::ApplyError,
-    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target},
+    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, XdpMode},
     changes::Changes,
     connections::{Connections, PerTable},
     load::{self, LoadError, Maps},
@@ -27,6 +27,7 @@ use crate::{
     object::OBJECT,
     preflight::{self, PreflightError},
     sandbox::{self, Sandboxes, TakeError},
+    table::Entries as _,
     tables::Tables,
 };
 
@@ -158,6 +159,44 @@ impl Dataplane {
         Ok(attached)
     }
 
+    /// Attaches `xdp_mesh` to the interface `ifname`, replacing in place what an earlier agent has attached there in the same
+    /// mode. Cheap when it is attached already. A driver may refuse; then nothing is attached.
+    pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode) -> Result<Attached, AttachError> {
+        let program = Program::XdpMesh;
+        let fail = |fault| AttachError::new(program, ifname, fault);
+        let ifindex = attach::ifindex(ifname).map_err(fail)?;
+        let pin = self.xdp_pin(&PinName { program, ifname: ifname.to_owned() });
+        let loaded = load::xdp(&mut self.ebpf, program)
+            .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
+        let id = loaded.info().map_err(|error| fail(error.into()))?.id();
+        let fd = loaded.fd().map_err(|error| fail(error.into()))?.as_fd();
+        let devices = &mut self.tables.xdp_devices;
+        let map = |fault: MapFault| fail(AttachFault::kernel("note the device")(io::Error::other(fault)));
+        let before = devices.get(&ifindex).map_err(map)?;
+        let attached = attach::xdp::attach(fd, id, mode, before, ifindex, &pin);
+        let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail)?;
+        if before != Some(mode.number()) {
+            devices.put(ifindex, mode.number()).map_err(map)?;
+        }
+        Ok(attached)
+    }
+
+    fn xdp_pin(&self, name: &PinName) -> PathBuf {
+        Hook::Tcx.directory(&self.bpffs).join(name.to_string())
+    }
+
+    /// Takes devices that have no `xdp_mesh`, or shall not have it any more, out of the map.
+    fn forget_xdp_devices(&mut self, keep: &BTreeSet<(Program, String)>) -> Result<(), MapFault> {
+        let kept = keep.iter().filter(|(program, _)| program.is_xdp());
+        let kept: BTreeSet<u32> = kept
+            .filter_map(|(program, ifname)| {
+                attach::xdp::device(&self.xdp_pin(&PinName { program: *program, ifname: ifname.clone() }))
+            })
+            .collect();
+        let devices = &mut self.tables.xdp_devices;
+        devices.read()?.keys().filter(|ifindex| !kept.contains(ifindex)).try_for_each(|ifindex| devices.remove(ifindex))
+    }
+
     /// Attaches `from_sandbox` and `to_sandbox` to the interface `ifname` of the network namespace `netns`, under the id
     /// `id` (with `SANDBOX_BIT`; key of the interface's entry in map `LOCALS`). Replaces in place what an earlier agent
     /// has attached there; if that was in another namespace, or on another device of that name, it is detached. Cheap
@@ -181,6 +220,10 @@ impl Dataplane {
     /// was on interfaces that are gone. Carries on after errors; returns what was detached and what could not be.
     pub fn detach_all_except(&mut self, keep: &BTreeSet<(Program, String)>) -> Detached {
         let mut result = Detached::default();
+        // Before they go: nothing must be sent out of them then.
+        if let Err(error) = self.forget_xdp_devices(keep) {
+            result.failures.push(error.to_string());
+        }
         for hook in Hook::ALL {
             let names = match attach::pinned(hook, &self.bpffs) {
                 Ok(names) => names,
@@ -191,7 +234,7 @@ impl Dataplane {
             };
             for name in names.into_iter().filter(|name| !name.program.in_sandbox()) {
                 let target = (name.program, name.ifname.clone());
-                if hook == self.hook && keep.contains(&target) {
+                if (hook == self.hook || name.program.is_xdp()) && keep.contains(&target) {
                     continue;
                 }
                 match hook.detach(&self.bpffs, &name) {
@@ -210,8 +253,10 @@ impl Dataplane {
 
     /// What is attached outside sandboxes, as the pins say.
     pub fn attachments(&self) -> io::Result<BTreeSet<(Program, String)>> {
-        let names = attach::pinned(self.hook, &self.bpffs)?.into_iter();
-        Ok(names.filter(|name| !name.program.in_sandbox()).map(|name| (name.program, name.ifname)).collect())
+        let mut names = attach::pinned(self.hook, &self.bpffs)?;
+        names.extend(attach::pinned(Hook::Tcx, &self.bpffs)?.into_iter().filter(|name| name.program.is_xdp()));
+        let names = names.into_iter().filter(|name| !name.program.in_sandbox());
+        Ok(names.map(|name| (name.program, name.ifname)).collect())
     }
 
     /// The connection tables. The caller's handles are his own: no call on them keeps others from the data plane.

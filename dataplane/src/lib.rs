@@ -40,7 +40,7 @@ mod words;
 pub use crate::{
     adopt::AdoptError,
     apply::ApplyError,
-    attach::{AttachError, AttachFault, Attached},
+    attach::{AttachError, AttachFault, Attached, XdpMode},
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
     connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},

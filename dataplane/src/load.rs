@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
 
 use crate::{MapName, Program, adopt::pin_path, object::OBJECT};
@@ -70,15 +70,25 @@ pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     for program in Program::ALL {
-        classifier(&mut ebpf, *program)?
-            .load()
-            .map_err(|source| LoadError::Program { program: *program, source: Box::new(source) })?;
+        let loaded = match program.is_xdp() {
+            true => xdp(&mut ebpf, *program)?.load(),
+            false => classifier(&mut ebpf, *program)?.load(),
+        };
+        loaded.map_err(|source| LoadError::Program { program: *program, source: Box::new(source) })?;
     }
     Ok(ebpf)
 }
 
-/// The program as aya knows it.
+/// The TC program as aya knows it.
 pub(crate) fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, LoadError> {
+    ebpf.program_mut(program.name())
+        .ok_or(LoadError::Missing(program))?
+        .try_into()
+        .map_err(|source| LoadError::Program { program, source: Box::new(source) })
+}
+
+/// The XDP program as aya knows it.
+pub(crate) fn xdp(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp, LoadError> {
     ebpf.program_mut(program.name())
         .ok_or(LoadError::Missing(program))?
         .try_into()

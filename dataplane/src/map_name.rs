@@ -41,6 +41,8 @@ pub enum MapName {
     Allow,
     /// Clients that are shown with another address.
     Clients,
+    /// Interfaces that XDP can send out of.
+    XdpDevices,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
     /// Dropped packets by reason.
@@ -70,6 +72,7 @@ impl MapName {
         Self::DirectGate,
         Self::Allow,
         Self::Clients,
+        Self::XdpDevices,
         Self::SandboxPrograms,
         Self::Drops,
         Self::Counters,
@@ -96,6 +99,7 @@ impl MapName {
             Self::DirectGate => "DIRECT_GATE",
             Self::Allow => "ALLOW",
             Self::Clients => "CLIENTS",
+            Self::XdpDevices => "XDP_DEVICES",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",

@@ -24,9 +24,12 @@ pub enum Program {
     FromSandbox = 6,
     /// On the way in there.
     ToSandbox = 7,
+    /// In front of `from_underlay` and `from_client`, where XDP is wanted: the mesh's hot path. Attached by
+    /// [`Dataplane::attach_xdp`](crate::Dataplane::attach_xdp) only.
+    XdpMesh = 8,
 }
 
-/// Which of a device's two TC hooks a program runs at.
+/// Which side of a device a program runs at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// What the device receives.
@@ -46,6 +49,7 @@ impl Program {
         Self::ToOutside,
         Self::FromSandbox,
         Self::ToSandbox,
+        Self::XdpMesh,
     ];
 
     /// Name of the function in the object, and part of the names of pinned links.
@@ -59,6 +63,7 @@ impl Program {
             Self::ToOutside => "to_outside",
             Self::FromSandbox => "from_sandbox",
             Self::ToSandbox => "to_sandbox",
+            Self::XdpMesh => "xdp_mesh",
         }
     }
 
@@ -68,6 +73,11 @@ impl Program {
             Self::ToOutside | Self::FromSandbox => Direction::Egress,
             _ => Direction::Ingress,
         }
+    }
+
+    /// Whether it runs before the kernel has made a socket buffer; the others are TC programs.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpMesh)
     }
 
     /// Whether it runs in containers' own namespaces, behind a stub. Such programs are attached by

@@ -11,11 +11,13 @@ use std::{
 };
 
 use aya::programs::TcAttachType;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_prog_info, bpf_prog_type,
+};
 
-/// What the kernel says about a TCX link.
+/// What the kernel says about a link between a program and a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TcxLink {
+pub(crate) struct DeviceLink {
     /// The link itself.
     pub(crate) id: u32,
     /// The program that it runs.
@@ -48,7 +50,28 @@ pub(crate) fn object_get(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// What the kernel says about the TCX link `fd`.
-pub(crate) fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
+pub(crate) fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<DeviceLink> {
+    let info = link_info(fd)?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned object is no TCX link"));
+    }
+    // SAFETY: the kernel fills in this member for links of this type.
+    let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(DeviceLink { id: info.id, program: info.prog_id, ifindex })
+}
+
+/// What the kernel says about the XDP link `fd`.
+pub(crate) fn xdp_link(fd: BorrowedFd<'_>) -> io::Result<DeviceLink> {
+    let info = link_info(fd)?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned object is no XDP link"));
+    }
+    // SAFETY: the kernel fills in this member for links of this type.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(DeviceLink { id: info.id, program: info.prog_id, ifindex })
+}
+
+fn link_info(fd: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     // SAFETY: plain integers; all zeroes is a valid value.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     let mut attr = attributes();
@@ -56,12 +79,7 @@ pub(crate) fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = &raw mut info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    if info.type_ != aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned object is no TCX link"));
-    }
-    // SAFETY: the kernel fills in this member for links of this type.
-    let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
-    Ok(TcxLink { id: info.id, program: info.prog_id, ifindex })
+    Ok(info)
 }
 
 /// The kernel's id of the program `fd`.
@@ -85,6 +103,20 @@ pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, side: TcAttachTy
     attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
     attr.link_create.attach_type = tcx_side(side)?;
     attr.link_create.flags = BPF_F_BEFORE;
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches an XDP program to a device of this thread's network namespace, in the driver or in the stack. The kernel
+/// refuses if another one is there.
+pub(crate) fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32, native: bool) -> io::Result<OwnedFd> {
+    use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
+    let mut attr = attributes();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attr.link_create.flags = if native { XDP_FLAGS_DRV_MODE } else { XDP_FLAGS_SKB_MODE };
     let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -238,13 +270,18 @@ pub(crate) fn test_run(
     Ok(unsafe { attr.test.data_size_out } as usize)
 }
 
-/// Loads a TC program only to see the verifier's statistics; returns its log, which ends with a zero byte.
-pub(crate) fn load_with_statistics(instructions: &[bpf_insn], license: &CStr) -> io::Result<Vec<u8>> {
+/// Loads a program only to see the verifier's statistics; returns its log, which ends with a zero byte. `xdp`: an XDP
+/// program, otherwise a TC program.
+pub(crate) fn load_with_statistics(instructions: &[bpf_insn], license: &CStr, xdp: bool) -> io::Result<Vec<u8>> {
     /// `BPF_LOG_STATS`.
     const STATISTICS: u32 = 4;
     let mut log = vec![0u8; 64 * 1024];
     let mut attr = attributes();
     let load = classifier(&mut attr, instructions, license);
+    if xdp {
+        load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+        load.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
+    }
     load.log_level = STATISTICS;
     load.log_size = log.len() as u32;
     load.log_buf = log.as_mut_ptr() as u64;

@@ -36,6 +36,7 @@ pub(crate) struct Tables {
     pub(crate) targets: Table<TargetKey, Target>,
     pub(crate) allow: Trie<AllowPrefix, u32>,
     pub(crate) clients: Trie<ClientPrefix, ClientRule>,
+    pub(crate) xdp_devices: Table<u32, u32>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
@@ -63,6 +64,7 @@ impl Tables {
             targets: Table::new(MapName::MeshTargets, take(MapName::MeshTargets)?)?,
             allow: Trie::new(MapName::Allow, take(MapName::Allow)?)?,
             clients: Trie::new(MapName::Clients, take(MapName::Clients)?)?,
+            xdp_devices: Table::new(MapName::XdpDevices, take(MapName::XdpDevices)?)?,
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
                 flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,

@@ -100,7 +100,7 @@ fn figures(object: &Object, program: Program) -> Result<Verified, VerifyError> {
     let missing = || VerifyError::Load(LoadError::Missing(program));
     let definition = object.programs.get(program.name()).ok_or_else(missing)?;
     let function = object.functions.get(&definition.function_key()).ok_or_else(missing)?;
-    let log = load_with_statistics(&function.instructions, &definition.license)
+    let log = load_with_statistics(&function.instructions, &definition.license, program.is_xdp())
         .map_err(|source| VerifyError::Statistics { program, source })?;
     let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
     parse(&log)

@@ -1,13 +1,15 @@
 //! Attaching programs to devices so that they stay when the agent goes.
 //!
 //! Two ways: TCX links (kernel 6.6 and later), pinned under `<bpffs>/links/`; or filters of the clsact qdisc, noted
-//! under `<bpffs>/filters/` because the kernel has no place to pin them. Entries in both directories are called
+//! under `<bpffs>/filters/` because the kernel has no place to pin them. XDP programs have links on all kernels, under
+//! `<bpffs>/links/`. Entries in both directories are called
 //! `<program>@<interface>`; that is how a restarted agent recognises its own.
 
 pub(crate) mod clsact;
 mod pin_name;
 mod qdisc;
 pub(crate) mod tcx;
+pub(crate) mod xdp;
 
 use std::{
     collections::BTreeSet,
@@ -19,6 +21,7 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 
 pub(crate) use self::pin_name::PinName;
+pub use self::xdp::XdpMode;
 use crate::{Direction, Program};
 
 /// What an `attach` did.

@@ -51,6 +51,25 @@ impl SkbContext {
     }
 }
 
+/// `struct xdp_md` of `<linux/bpf.h>`: what an XDP program sees besides the packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub(super) struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl XdpContext {
+    /// What the kernel is given with `input`.
+    pub(super) fn of(input: &Input) -> Self {
+        Self { data_end: input.packet.len() as u32, ingress_ifindex: input.ifindex, ..Self::default() }
+    }
+}
+
 /// A packet on its way into a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {

@@ -23,11 +23,12 @@ use dataplane_common::{
 use zerocopy::IntoBytes as _;
 
 use super::{
-    context::{Input, SkbContext},
+    context::{Input, SkbContext, XdpContext},
     shooter::Shooter,
 };
 use crate::{
     Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
+    XdpMode,
     apply::ApplyError,
     attach::side,
     clock,
@@ -131,6 +132,19 @@ pub struct Outcome {
     pub counters: BTreeMap<Counter, Stat>,
 }
 
+/// What a run of an XDP program showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpOutcome {
+    /// `XDP_*`.
+    pub verdict: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// As in [`Outcome`].
+    pub drops: BTreeMap<DropReason, Stat>,
+    /// As in [`Outcome`].
+    pub counters: BTreeMap<Counter, Stat>,
+}
+
 /// Loaded programs with maps of their own.
 pub struct Harness {
     ebpf: Ebpf,
@@ -182,6 +196,36 @@ impl Harness {
             drops: deltas(&drops, &self.tables.drops()?),
             counters: deltas(&counters, &self.tables.counters()?),
         })
+    }
+
+    /// Runs `xdp_mesh` once.
+    pub fn run_xdp(&mut self, input: &Input) -> Result<XdpOutcome, RunError> {
+        let (drops, counters) = (self.tables.drops()?, self.tables.counters()?);
+        let context = XdpContext::of(input);
+        let mut packet = vec![0; input.packet.len() + GROWTH];
+        let result = load::xdp(&mut self.ebpf, Program::XdpMesh)?.test_run(TestRunOptions {
+            data_in: Some(&input.packet),
+            data_out: Some(&mut packet),
+            ctx_in: Some(context.as_bytes()),
+            ..TestRunOptions::default()
+        })?;
+        packet.truncate(result.data_size_out as usize);
+        Ok(XdpOutcome {
+            verdict: result.return_value,
+            packet,
+            drops: deltas(&drops, &self.tables.drops()?),
+            counters: deltas(&counters, &self.tables.counters()?),
+        })
+    }
+
+    /// Notes that `xdp_mesh` is on the device, as attaching does.
+    pub fn put_xdp_device(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), HarnessError> {
+        Ok(self.tables.xdp_devices.put(ifindex, mode.number())?)
+    }
+
+    /// Forgets that `xdp_mesh` is on the device.
+    pub fn remove_xdp_device(&mut self, ifindex: u32) -> Result<(), HarnessError> {
+        Ok(self.tables.xdp_devices.remove(&ifindex)?)
     }
 
     /// The program, for many runs from any thread.

@@ -6,6 +6,6 @@ mod shooter;
 
 pub use self::{
     context::Input,
-    harness::{Decision, Harness, HarnessError, Outcome, RunError},
+    harness::{Decision, Harness, HarnessError, Outcome, RunError, XdpOutcome},
     shooter::{Shooter, Shot},
 };

@@ -1,0 +1,113 @@
+//! The next hop, and leaving towards it.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as Params,
+        xdp_action::{XDP_ABORTED, XDP_TX},
+    },
+    helpers::generated::{bpf_fib_lookup, bpf_redirect},
+    programs::XdpContext,
+};
+use dataplane_common::{
+    addr::{Ip4, Mac},
+    drop_reason::DropReason,
+    xdp::xdp_mode,
+};
+
+use super::access::{Frame, Part};
+use crate::{maps::XDP_DEVICES, verdict};
+
+const AF_INET: u8 = 2;
+
+/// Where a packet goes next.
+pub(super) struct Hop {
+    ifindex: u32,
+    pub(super) dst: Mac,
+    pub(super) src: Mac,
+}
+
+/// What the routing table is asked.
+pub(super) struct Route {
+    pub src: Ip4,
+    pub dst: Ip4,
+    pub proto: u8,
+    /// Length of the IP packet.
+    pub len: u16,
+}
+
+/// The way of a packet that the node forwards. `None`: no way, no neighbour yet, too big for it, or an interface that
+/// XDP cannot send out of; the kernel knows better.
+#[inline(always)]
+pub(super) fn forwarded(ctx: &XdpContext, frame: Frame, route: &Route) -> Option<Hop> {
+    lookup(ctx, frame, route, frame.ifindex, 0)
+}
+
+/// The same for a packet that leaves through the interface `ifindex` in any case.
+#[inline(always)]
+pub(super) fn through(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32) -> Option<Hop> {
+    lookup(ctx, frame, route, ifindex, BPF_FIB_LOOKUP_OUTPUT).filter(|hop| hop.ifindex == ifindex)
+}
+
+#[inline(always)]
+fn lookup(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32, flags: u32) -> Option<Hop> {
+    // SAFETY: an all-zero parameter block is valid; unions are written through their IPv4 members.
+    let mut params: Params = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.l4_protocol = route.proto;
+    params.ifindex = ifindex;
+    params.__bindgen_anon_1.tot_len = route.len;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(route.src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(route.dst);
+    // SAFETY: the parameter block has the size that is given.
+    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<Params>() as i32, flags) };
+    if result != BPF_FIB_LKUP_RET_SUCCESS as i64
+        || !(params.ifindex == frame.ifindex || sends(frame.ifindex, params.ifindex))
+    {
+        return None;
+    }
+    Some(Hop { ifindex: params.ifindex, dst: params.dmac, src: params.smac })
+}
+
+/// Whether a frame that came in through `from` can leave through `to`, another one. A driver that cannot send for XDP
+/// would drop it without a word; those that run this program can.
+// VERIFIER(6.18): not inlined, for the compiler then reads one of the two modes back from a slot of the stack that was
+// never written for it, and holds a pointer.
+#[inline(never)]
+fn sends(from: u32, to: u32) -> bool {
+    // SAFETY: entries are replaced as a whole by the agent.
+    let mode = |ifindex: u32| unsafe { XDP_DEVICES.get(ifindex) }.copied();
+    match (mode(from), mode(to)) {
+        (_, Some(xdp_mode::NATIVE)) => true,
+        // In the stack every device can send.
+        (Some(xdp_mode::GENERIC), Some(xdp_mode::GENERIC)) => true,
+        _ => false,
+    }
+}
+
+impl Hop {
+    /// Writes the Ethernet addresses at the start of the frame.
+    #[inline(always)]
+    pub(super) fn address<const LEN: usize>(&self, head: Part<LEN>) {
+        let [d, s] = [self.dst, self.src];
+        head.put_eight::<0>(u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]));
+        head.put_four::<8>([s[2], s[3], s[4], s[5]]);
+    }
+
+    /// Sends the frame there.
+    #[inline(always)]
+    pub(super) fn leave(&self, frame: Frame) -> u32 {
+        if self.ifindex == frame.ifindex {
+            return XDP_TX;
+        }
+        // SAFETY: plain helper call.
+        unsafe { bpf_redirect(self.ifindex, 0) as u32 }
+    }
+}
+
+/// The frame was moved, and its headers are not where they must be now. Cannot happen; if it does, it is counted.
+#[inline(always)]
+pub(super) fn broken(len: usize) -> u32 {
+    verdict::count_drop_of(DropReason::RewriteFailed, len);
+    XDP_ABORTED
+}

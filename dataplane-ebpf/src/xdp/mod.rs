@@ -1,0 +1,52 @@
+//! Hook `xdp_mesh`: the hot path of the routing mesh at the ingress node, before the kernel has made a socket buffer.
+//!
+//! It carries packets of established connections towards backends on other Hiveway nodes, and their answers back, and
+//! makes of them exactly what `mesh_ingress.rs` makes. It never drops and never opens or ends anything: whatever it does
+//! not carry it passes on untouched, and has counted and noted nothing about it, so that the TC programs decide as if
+//! there were no XDP ([ADR 14](../../../docs/adr/0014-xdp-carries-only-what-is-established.md)).
+
+mod access;
+mod forward;
+mod head;
+mod hop;
+mod reply;
+
+use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
+use dataplane_common::{flow::Affinity, headers::ipproto};
+
+use self::access::Frame;
+use crate::{flow, maps::config};
+
+/// Entry of the hook.
+#[inline(always)]
+pub(crate) fn handle(ctx: &XdpContext) -> u32 {
+    carry(ctx).unwrap_or(XDP_PASS)
+}
+
+/// `None`: not for this path.
+#[inline(always)]
+fn carry(ctx: &XdpContext) -> Option<u32> {
+    let frame = Frame::of(ctx);
+    let packet = head::ethernet(frame, 0)?;
+    let config = config().ok()?;
+    if packet.proto == ipproto::UDP && packet.dst == config.vtep && packet.dport == config.vxlan_port {
+        // On other interfaces nobody looks into a tunnel.
+        if frame.ifindex != config.underlay_ifindex {
+            return None;
+        }
+        return reply::carry(ctx, frame, config, &packet);
+    }
+    forward::carry(ctx, frame, config, &packet)
+}
+
+/// One in so many of the packets that would renew an entry's time goes to TC, which does that too.
+const SAMPLED: u64 = 16;
+
+/// Whether the TC programs shall see this packet of a connection for the neighbours' sake: the kernel asks whether a
+/// neighbour is still there only when it sends to it itself, and a connection that never leaves XDP would keep a dead
+/// one's address.
+#[inline(always)]
+fn is_sample(known: &Affinity) -> bool {
+    // Steps of 4 ms, as fine as the coarse clock gets.
+    flow::due(known.last_seen) && (flow::now() >> 22).is_multiple_of(SAMPLED)
+}

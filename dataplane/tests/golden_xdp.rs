@@ -1,0 +1,437 @@
+//! Golden packets of the routing mesh's hot path in XDP: what it carries is, byte for byte and counter for counter, what
+//! the TC programs make of the same packet in the same state; everything else passes untouched and uncounted.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use dataplane::{
+    Program, XdpMode,
+    testing::{
+        Decision::{Neigh, Pass},
+        Input, XdpOutcome,
+    },
+};
+use dataplane_common::{
+    counter::{Counter, Stat},
+    endpoint::Vtep,
+    flow::{Affinity, AffinityKey, flag},
+};
+use support::{
+    golden::golden,
+    mesh::*,
+    packets::{Ip, L4, Mac, frame, ip, ping, tcp, udp, vxlan},
+    sandbox::run,
+    world::*,
+};
+
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+/// Of PEER, which is on the underlay's own subnet.
+const PEER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x02];
+
+/// The usual node; its neighbours are known, and CLIENT's and NEAR's connections to REMOTE1 are established.
+fn established(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
+    world(|world| {
+        for (address, mac, dev) in
+            [("192.0.2.2", PEER_MAC, "eth0"), ("192.0.2.254", ROUTER_MAC, "eth0"), ("203.0.113.50", NEAR_MAC, "eth1")]
+        {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            run(&format!("ip neigh add {address} lladdr {mac} dev {dev} nud permanent"))?;
+        }
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        establish(world, &client_ip())?;
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        establish(world, &ip(NEAR, NODE2))?;
+        // A datagram, an answer, another datagram.
+        world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+        for from in [client_ip(), ip(NEAR, NODE2)] {
+            world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+            through_tc(world, client(&from, &udp(CLIENT_PORT, PUBLISHED)))?;
+            through_tc(world, answer(&from, &udp(PUBLISHED, CLIENT_PORT)))?;
+            through_tc(world, client(&from, &udp(CLIENT_PORT, PUBLISHED)))?;
+        }
+        assert_eq!(world.harness.pending_affinity()?, BTreeMap::new());
+        assert_eq!(world.harness.established_affinity()?.len(), 4);
+        test(world)
+    })
+}
+
+/// The handshake of a connection that is given to REMOTE1.
+fn establish(world: &mut World, from: &Ip) -> Result<()> {
+    through_tc(world, client(from, &tcp(CLIENT_PORT, PUBLISHED, "S")))?;
+    through_tc(world, answer(from, &tcp(PUBLISHED, CLIENT_PORT, "SA")))?;
+    through_tc(world, client(from, &tcp(CLIENT_PORT, PUBLISHED, "K")))
+}
+
+/// As it arrives from the client.
+fn client(from: &Ip, l4: &L4) -> Vec<u8> {
+    frame(ROUTER_MAC, NODE_MAC, from, l4)
+}
+
+/// As REMOTE1's answer to `from` arrives.
+fn answer(from: &Ip, l4: &L4) -> Vec<u8> {
+    returning(PEER, &REMOTE1, &Ip { ttl: 63, ..ip(from.dst, from.src) }, l4)
+}
+
+fn through_tc(world: &mut World, packet: Vec<u8>) -> Result<()> {
+    underlay(world, "on the way", packet, Pass).run(&mut world.harness)?;
+    Ok(())
+}
+
+fn through_xdp(world: &mut World, packet: &[u8], ifindex: u32) -> Result<XdpOutcome> {
+    Ok(world.harness.run_xdp(&Input { packet: packet.to_vec(), ifindex, mark: 0, sandbox: 0 })?)
+}
+
+/// The MAC of a device of this test.
+fn mac_of_device(name: &str) -> Result<Mac> {
+    let text = run(&format!("ip -o link show dev {name}"))?;
+    let address =
+        text.split_once("link/ether ").and_then(|(_, rest)| rest.split_whitespace().next()).context("no MAC")?;
+    let bytes: Vec<u8> = address.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    bytes.try_into().ok().context("no MAC")
+}
+
+/// XDP carries the packet: what it makes of it but for the Ethernet addresses (which the kernel writes later for TC), what
+/// it counts and what it notes is what TC does. It goes from MAC to MAC.
+fn carries(
+    world: &mut World,
+    what: &'static str,
+    (program, ifindex): (Program, u32),
+    packet: Vec<u8>,
+    (verdict, macs): (u32, (Mac, Mac)),
+    counter: Counter,
+) -> Result<()> {
+    let before = world.harness.established_affinity()?;
+    let tc = golden(what, program, ifindex, packet.clone(), Pass).run(&mut world.harness)?;
+    assert!(matches!(tc.decision, Some(Neigh(_))), "{what}: TC decides {:?}", tc.decision);
+    let noted = flags(world)?;
+    // Back to what it was before.
+    for (key, entry) in before {
+        world.harness.put_affinity(key, entry)?;
+    }
+    let xdp = through_xdp(world, &packet, ifindex)?;
+    assert_eq!(xdp.verdict, verdict, "{what}: verdict");
+    assert_eq!(flags(world)?, noted, "{what}: noted");
+    assert_eq!(xdp.packet[12..], tc.packet[12..], "{what}: packet");
+    assert_eq!((&xdp.packet[6..12], &xdp.packet[..6]), (&macs.0[..], &macs.1[..]), "{what}: MACs");
+    let bytes = match counter {
+        Counter::XdpForward => packet.len(),
+        _ => packet.len() - 50,
+    };
+    let mut counters = tc.counters;
+    counters.insert(counter, Stat { packets: 1, bytes: bytes as u64 });
+    assert_eq!((xdp.counters, xdp.drops), (counters, tc.drops), "{what}: counted");
+    Ok(())
+}
+
+fn flags(world: &World) -> Result<Vec<(AffinityKey, u8)>> {
+    Ok(world.harness.established_affinity()?.into_iter().map(|(key, entry)| (key, entry.flags)).collect())
+}
+
+/// XDP leaves the packet to TC, and no trace of having seen it.
+fn passes(world: &mut World, what: &str, packet: &[u8], ifindex: u32) -> Result<()> {
+    let before = world.harness.affinity()?;
+    let outcome = through_xdp(world, packet, ifindex).with_context(|| what.to_owned())?;
+    let nothing =
+        XdpOutcome { verdict: XDP_PASS, packet: packet.to_vec(), drops: BTreeMap::new(), counters: BTreeMap::new() };
+    assert_eq!(outcome, nothing, "{what}");
+    assert_eq!(world.harness.affinity()?, before, "{what}: noted");
+    Ok(())
+}
+
+/// A TCP segment with options and so many bytes of payload.
+fn long(sport: u16, dport: u16, payload: usize) -> L4 {
+    L4::Tcp { sport, dport, flags: "PA", mss: Some(1400), payload: vec![0x5a; payload] }
+}
+
+#[test]
+fn clients_packets_become_what_tc_makes_of_them() -> Result<()> {
+    established(|world| {
+        let dev = world.dev;
+        let macs = (mac_of_device("eth0")?, PEER_MAC);
+        let there = |flags| tcp(CLIENT_PORT, PUBLISHED, flags);
+        for (what, from, l4) in [
+            ("ACK", client_ip(), there("A")),
+            ("data", client_ip(), there("PA")),
+            ("marked ECT(0), DSCP EF", Ip { tos: 46 << 2 | 2, ..client_ip() }, there("PA")),
+            ("congestion experienced", Ip { tos: 3, ..client_ip() }, there("PA")),
+            ("without DF", Ip { dont_fragment: false, ..client_ip() }, there("PA")),
+            ("SYN again", client_ip(), there("S")),
+            ("with TCP options", client_ip(), long(CLIENT_PORT, PUBLISHED, 100)),
+            ("just fits", client_ip(), long(CLIENT_PORT, PUBLISHED, 1450 - 20 - 32)),
+            ("datagram", client_ip(), udp(CLIENT_PORT, PUBLISHED)),
+            (
+                "empty datagram without checksum",
+                client_ip(),
+                L4::Udp { sport: CLIENT_PORT, dport: PUBLISHED, payload: vec![], checksum: false },
+            ),
+            ("FIN", client_ip(), there("FA")),
+            ("RST", client_ip(), there("R")),
+        ] {
+            let arrives = (Program::FromUnderlay, dev.underlay);
+            carries(world, what, arrives, client(&from, &l4), (XDP_TX, macs), Counter::XdpForward)?;
+        }
+        // A short frame that the wire has padded.
+        let mut padded = client(&client_ip(), &there("A"));
+        padded.resize(60, 0);
+        let arrives = (Program::FromUnderlay, dev.underlay);
+        carries(world, "padded", arrives, padded, (XDP_TX, macs), Counter::XdpForward)
+    })
+}
+
+#[test]
+fn answers_become_what_tc_makes_of_them() -> Result<()> {
+    established(|world| {
+        let arrives = (Program::FromUnderlay, world.dev.underlay);
+        let macs = (mac_of_device("eth0")?, ROUTER_MAC);
+        let back = |flags| tcp(PUBLISHED, CLIENT_PORT, flags);
+        for (what, l4) in [
+            ("SYN-ACK again", back("SA")),
+            ("ACK", back("A")),
+            ("data", back("PA")),
+            ("longest", long(PUBLISHED, CLIENT_PORT, 1450 - 20 - 32)),
+            ("datagram", udp(PUBLISHED, CLIENT_PORT)),
+            ("FIN", back("FA")),
+            ("RST", back("R")),
+        ] {
+            // TC marks datagrams for `to_outside`, which what XDP sends does not come by.
+            carries(world, what, arrives, answer(&client_ip(), &l4), (XDP_TX, macs), Counter::XdpReply)?;
+        }
+        // The checksum of the outer UDP header may be there.
+        let inner = frame(mac(REMOTE1.ingress), node_mac(VTEP), &ip(VTEP, CLIENT), &back("PA"));
+        let (outer, tunnel) = vxlan(PEER, VTEP, 50000, MESH, &inner);
+        let L4::Udp { sport, dport, payload, .. } = tunnel else { unreachable!() };
+        let summed = frame(ROUTER_MAC, NODE_MAC, &outer, &L4::Udp { sport, dport, payload, checksum: true });
+        carries(world, "with outer checksum", arrives, summed, (XDP_TX, macs), Counter::XdpReply)
+    })
+}
+
+#[test]
+fn from_one_interface_to_another_only_where_xdp_can_send() -> Result<()> {
+    established(|world| {
+        let dev = world.dev;
+        let near = ip(NEAR, NODE2);
+        let there = frame(NEAR_MAC, NODE_MAC, &near, &tcp(CLIENT_PORT, PUBLISHED, "PA"));
+        let back = answer(&near, &tcp(PUBLISHED, CLIENT_PORT, "PA"));
+        let clients = (Program::FromClient, dev.client);
+        let tunnels = (Program::FromUnderlay, dev.underlay);
+        let (native, generic) = (XdpMode::Native, XdpMode::Generic);
+        for (client, underlay, may_go_out, may_come_back) in [
+            (None, None, false, false),
+            (Some(native), None, false, true),
+            (None, Some(native), true, false),
+            (Some(native), Some(native), true, true),
+            (Some(native), Some(generic), false, true),
+            (Some(generic), Some(generic), true, true),
+        ] {
+            for (ifindex, mode) in [(dev.client, client), (dev.underlay, underlay)] {
+                match mode {
+                    Some(mode) => world.harness.put_xdp_device(ifindex, mode)?,
+                    None => world.harness.remove_xdp_device(ifindex)?,
+                }
+            }
+            if may_go_out {
+                let to = (XDP_REDIRECT, (mac_of_device("eth0")?, PEER_MAC));
+                carries(world, "out", clients, there.clone(), to, Counter::XdpForward)?;
+            } else {
+                passes(world, "out", &there, dev.client)?;
+            }
+            if may_come_back {
+                let to = (XDP_REDIRECT, (mac_of_device("eth1")?, NEAR_MAC));
+                carries(world, "back", tunnels, back.clone(), to, Counter::XdpReply)?;
+            } else {
+                passes(world, "back", &back, dev.underlay)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_not_established_passes() -> Result<()> {
+    established(|world| {
+        let dev = world.dev.underlay;
+        let there = |port, flags| client(&client_ip(), &tcp(port, PUBLISHED, flags));
+        let back = |port, flags| answer(&client_ip(), &tcp(PUBLISHED, port, flags));
+        passes(world, "SYN", &there(1000, "S"), dev)?;
+        passes(world, "nobody's", &there(1000, "PA"), dev)?;
+        passes(world, "nobody's answer", &back(1000, "PA"), dev)?;
+        passes(world, "first datagram", &client(&client_ip(), &udp(1000, PUBLISHED)), dev)?;
+        // Pending.
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        through_tc(world, there(1000, "S"))?;
+        for flags in ["S", "K", "PA"] {
+            passes(world, "of a pending connection", &there(1000, flags), dev)?;
+        }
+        passes(world, "SYN-ACK", &back(1000, "SA"), dev)?;
+        // To a task on this node.
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+        through_tc(world, there(1001, "S"))?;
+        let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, 1001, "SA"));
+        gateway(world, "SYN-ACK", answer, Pass).run(&mut world.harness)?;
+        through_tc(world, there(1001, "K"))?;
+        assert_eq!(world.harness.established_affinity()?.len(), 5);
+        passes(world, "to a task here", &there(1001, "PA"), dev)?;
+        // A connection that has ended, and begins anew.
+        through_tc(world, there(CLIENT_PORT, "FA"))?;
+        passes(world, "SYN after FIN", &there(CLIENT_PORT, "S"), dev)?;
+        // The port is not published any more.
+        world.state.sets.remove(&port_set(6, PUBLISHED));
+        world.harness.apply(&world.state)?;
+        passes(world, "not published", &there(CLIENT_PORT, "PA"), dev)
+    })
+}
+
+#[test]
+fn entries_of_another_kind_pass() -> Result<()> {
+    established(|world| {
+        let dev = world.dev.underlay;
+        let there = client(&client_ip(), &tcp(CLIENT_PORT, PUBLISHED, "PA"));
+        let back = answer(&client_ip(), &tcp(PUBLISHED, CLIENT_PORT, "PA"));
+        let find = |world: &World| -> Result<(AffinityKey, Affinity)> {
+            let mut all = world.harness.established_affinity()?.into_iter();
+            all.find(|(key, _)| key.client == CLIENT && key.proto == 6).context("the connection")
+        };
+        let (key, entry) = find(world)?;
+        world.harness.put_affinity(key, Affinity { flags: entry.flags | flag::OWN, ..entry })?;
+        passes(world, "of the node's own", &there, dev)?;
+        passes(world, "answer to the node's own", &back, dev)?;
+        world.harness.put_affinity(key, Affinity { flags: entry.flags | flag::STOCK, ..entry })?;
+        passes(world, "to a node without Hiveway", &there, dev)?;
+        world.harness.put_affinity(key, entry)?;
+        // Hiveway was taken down there: UDP is given to another backend.
+        world.state.vteps.insert(PEER, Vtep::default());
+        world.harness.apply(&world.state)?;
+        passes(world, "left behind", &client(&client_ip(), &udp(CLIENT_PORT, PUBLISHED)), dev)?;
+        passes(world, "from a node without Hiveway", &back, dev)?;
+        world.state.vteps.remove(&PEER);
+        world.harness.apply(&world.state)?;
+        passes(world, "from a stranger", &back, dev)
+    })
+}
+
+#[test]
+fn the_time_is_renewed_as_tc_does_but_for_a_sample() -> Result<()> {
+    established(|world| {
+        let dev = world.dev.underlay;
+        let there = client(&client_ip(), &tcp(CLIENT_PORT, PUBLISHED, "PA"));
+        let all = world.harness.established_affinity()?;
+        let (key, entry) = all.into_iter().find(|(key, _)| key.client == CLIENT && key.proto == 6).context("entry")?;
+        let old = Affinity { last_seen: entry.last_seen - 10_000_000_000, ..entry };
+        let (mut carried, mut passed) = (0, 0);
+        while carried == 0 || passed == 0 {
+            world.harness.put_affinity(key, old)?;
+            let outcome = through_xdp(world, &there, dev)?;
+            let last_seen = world.harness.established_affinity()?[&key].last_seen;
+            if outcome.verdict == XDP_TX {
+                assert!(last_seen >= entry.last_seen, "not renewed");
+                carried += 1;
+            } else {
+                // TC renews it.
+                assert_eq!((outcome.verdict, last_seen), (XDP_PASS, old.last_seen));
+                passed += 1;
+            }
+            assert!(carried + passed < 1_000_000, "{carried} carried, {passed} passed");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_difficult_passes() -> Result<()> {
+    established(|world| {
+        let dev = world.dev;
+        let data = tcp(CLIENT_PORT, PUBLISHED, "PA");
+        let datagram = udp(CLIENT_PORT, PUBLISHED);
+        let from = client_ip();
+        let whole = client(&from, &data);
+        let mut vlan = whole.clone();
+        vlan.splice(12..12, [0x81, 0, 0, 5]);
+        let mut version = whole.clone();
+        version[14] = 0x65;
+        let mut offset = whole.clone();
+        offset[46] = 0x40;
+        let mut length = whole.clone();
+        length[17] = 27;
+        for (what, packet) in [
+            ("IP options", client(&Ip { options: vec![1; 4], ..from.clone() }, &data)),
+            ("first fragment", client(&Ip { dont_fragment: false, more_fragments: true, ..from.clone() }, &datagram)),
+            ("later fragment", client(&Ip { dont_fragment: false, fragment_offset: 3, ..from.clone() }, &datagram)),
+            ("one byte too long", client(&from, &long(CLIENT_PORT, PUBLISHED, 1451 - 20 - 32))),
+            ("ping", client(&from, &ping(1))),
+            ("SCTP", client(&from, &L4::Raw { proto: 132, payload: vec![0x1f; 32] })),
+            ("another port", client(&from, &tcp(CLIENT_PORT, 22, "PA"))),
+            ("another address", client(&ip(CLIENT, [10, 9, 9, 9]), &data)),
+            ("VLAN", vlan),
+            ("no IPv4", version),
+            ("TCP header too short", offset),
+            ("IP length too short", length),
+        ] {
+            passes(world, what, &packet, dev.underlay)?;
+        }
+        for len in 14..whole.len() {
+            passes(world, "cut off", &whole[..len], dev.underlay)?;
+        }
+        run("ip neigh del 192.0.2.2 dev eth0")?;
+        passes(world, "no neighbour", &whole, dev.underlay)?;
+        run("ip route add blackhole 192.0.2.2")?;
+        passes(world, "no route", &whole, dev.underlay)
+    })
+}
+
+#[test]
+fn answers_that_are_difficult_or_not_in_order_pass() -> Result<()> {
+    established(|world| {
+        let dev = world.dev;
+        let (back, data) = (ip(VTEP, CLIENT), tcp(PUBLISHED, CLIENT_PORT, "PA"));
+        let datagram = udp(PUBLISHED, CLIENT_PORT);
+        let whole = returning(PEER, &REMOTE1, &back, &data);
+        passes(world, "on another interface", &whole, dev.client)?;
+        let raw = |outer: &dyn Fn(Ip) -> Ip, vni: u32, eth: (Mac, Mac)| {
+            let (ip, l4) = vxlan(PEER, VTEP, 50000, vni, &frame(eth.0, eth.1, &back, &data));
+            frame(ROUTER_MAC, NODE_MAC, &outer(ip), &l4)
+        };
+        let right = (mac(REMOTE1.ingress), node_mac(VTEP));
+        let same = |ip: Ip| ip;
+        let mut no_vni = whole.clone();
+        no_vni[42] = 0;
+        for (what, packet) in [
+            ("from another backend", returning(PEER, &REMOTE2, &back, &data)),
+            ("from a stranger", returning(STRANGER, &REMOTE1, &back, &data)),
+            ("from a node without Hiveway", returning(PLAIN, &REMOTE1, &back, &data)),
+            ("from an address that is not ours", returning(PEER, &REMOTE1, &ip(PEER, CLIENT), &data)),
+            ("to another client", returning(PEER, &REMOTE1, &ip(VTEP, [8; 4]), &data)),
+            ("from another port", returning(PEER, &REMOTE1, &back, &tcp(81, CLIENT_PORT, "PA"))),
+            ("to another node", raw(&same, MESH, (right.0, node_mac(PEER)))),
+            ("to a task", raw(&same, MESH, (right.0, mac(LOCAL1.ingress)))),
+            ("another VNI", raw(&same, APP, right)),
+            ("no VNI", no_vni),
+            ("outer options", raw(&|ip| Ip { options: vec![1; 4], ..ip }, MESH, right)),
+            ("outer fragment", raw(&|ip| Ip { dont_fragment: false, more_fragments: true, ..ip }, MESH, right)),
+            ("congestion in the tunnel", raw(&|ip| Ip { tos: 3, ..ip }, MESH, right)),
+            ("inner options", returning(PEER, &REMOTE1, &Ip { options: vec![1; 4], ..back.clone() }, &data)),
+            (
+                "inner fragment",
+                returning(
+                    PEER,
+                    &REMOTE1,
+                    &Ip { dont_fragment: false, more_fragments: true, ..back.clone() },
+                    &datagram,
+                ),
+            ),
+            ("ping", returning(PEER, &REMOTE1, &back, &ping(1))),
+        ] {
+            passes(world, what, &packet, dev.underlay)?;
+        }
+        for len in 14..whole.len() {
+            passes(world, "cut off", &whole[..len], dev.underlay)?;
+        }
+        run("ip link set eth0 mtu 1400")?;
+        passes(world, "too big for the way", &answer(&client_ip(), &long(PUBLISHED, CLIENT_PORT, 1398)), dev.underlay)?;
+        run("ip route del default")?;
+        passes(world, "no route", &whole, dev.underlay)
+    })
+}
