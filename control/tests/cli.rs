@@ -48,10 +48,7 @@ fn wrong_usage_is_exit_code_2() {
 #[test]
 fn what_is_for_later_is_refused_by_name() {
     let base = ["agent", "--node", "n1", "--underlay", "eth0"];
-    for (more, named) in [
-        (&["--table", "file:/x", "--xdp", "native"][..], "--xdp native"),
-        (&["--table", "file:/x", "--mesh-return", "dsr"], "--mesh-return dsr"),
-    ] {
+    for (more, named) in [(&["--table", "file:/x", "--mesh-return", "dsr"][..], "--mesh-return dsr")] {
         let output = hiveway(&[&base[..], more].concat());
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");

@@ -14,5 +14,6 @@ mod startup;
 mod sweep;
 mod table;
 pub mod takeover;
+pub mod xdp;
 
 pub use run::run;

@@ -34,6 +34,7 @@ use super::{
     sweep::Sweeper,
     table::Table,
     takeover::{self, HostFirewall},
+    xdp::{self, Xdp},
 };
 use crate::{
     cli::AgentArgs,
@@ -65,6 +66,7 @@ pub(super) struct Agent {
     pub(super) host_rules: HostFirewall,
     /// Whether the other nodes know that this one runs Hiveway.
     pub(super) newcomer: Newcomer,
+    pub(super) xdp: Xdp,
 }
 
 /// What has made a reconciliation due.
@@ -265,7 +267,11 @@ impl Agent {
     ) {
         let wanted = programs::wanted(desired, links, &self.args.underlay, clients, &self.sandboxes);
         self.attach(&wanted, round);
-        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface)).collect();
+        let (xdp, changes) = self.xdp.attach(self.args.xdp, &mut self.shared.dataplane(), clients, links);
+        round.changes += changes;
+        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface));
+        let keep = keep.chain(xdp::kept(&xdp)).collect();
+        self.last.xdp = xdp;
         let detached = self.shared.dataplane().detach_all_except(&keep);
         if !detached.failures.is_empty() {
             round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));

@@ -108,6 +108,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         incomplete: false,
         host_rules: Default::default(),
         newcomer,
+        xdp: Default::default(),
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

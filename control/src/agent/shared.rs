@@ -10,7 +10,7 @@ use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, T
 use dataplane_common::addr::Tag;
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
-use super::takeover::Takeover;
+use super::{takeover::Takeover, xdp::XdpStatus};
 use crate::{relay::Board, source::Live};
 
 /// A failing or waiting item, as the last reconciliation saw it.
@@ -67,6 +67,8 @@ pub struct Snapshot {
     pub gateway: Option<(String, bool)>,
     /// Interfaces that clients arrive at.
     pub mesh_interfaces: Vec<String>,
+    /// What XDP does there.
+    pub xdp: Vec<XdpStatus>,
     /// Addresses at which published ports answer.
     pub addresses: Vec<std::net::Ipv4Addr>,
     /// Ports that this node answers at: (IP protocol number, port).

@@ -57,7 +57,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "VNI", default_value_t = 16_777_214,
           value_parser = clap::value_parser!(u32).range(1..=16_777_215))]
     pub mesh_vni: u32,
-    /// XDP on the underlay; this version has TC programs only, so `auto` means `off`.
+    /// Where the routing mesh's hot path runs on the mesh interfaces; what it does not carry, and everything where it is
+    /// off, is carried by the TC programs. `status` says what runs where, and why.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     pub xdp: XdpMode,
     /// Gateway bridge: used as it is if it exists, created otherwise. Without the flag: docker_gwbridge if it exists,
@@ -86,11 +87,11 @@ pub struct AgentArgs {
 /// `--xdp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpMode {
-    /// The best that this version can do: off.
+    /// Where it is known to pay; so far that is nowhere: off.
     Auto,
-    /// In the driver (not supported yet).
+    /// In the driver; off where the driver cannot.
     Native,
-    /// In the stack (not supported yet).
+    /// In the stack, on any interface. For trying it out: seldom faster than off.
     Generic,
     /// No XDP.
     Off,
@@ -126,14 +127,9 @@ impl FromStr for MeshInterfaces {
 impl AgentArgs {
     /// What this version cannot do yet, as a message naming the flag; `None` if everything asked for is supported.
     pub fn unsupported(&self) -> Option<String> {
-        let xdp = match self.xdp {
-            XdpMode::Native => Some("--xdp native is not supported yet: use --xdp auto or off"),
-            XdpMode::Generic => Some("--xdp generic is not supported yet: use --xdp auto or off"),
-            XdpMode::Auto | XdpMode::Off => None,
-        };
         let dsr = (self.mesh_return == MeshReturn::Dsr)
             .then_some("--mesh-return dsr is not supported yet: leave it at tunnel");
-        xdp.or(dsr).map(str::to_owned)
+        dsr.map(str::to_owned)
     }
 
     /// What is missing, as a message naming the flag.
@@ -191,16 +187,14 @@ mod tests {
         assert_eq!(args.mesh_interfaces, MeshInterfaces::All);
         assert_eq!(args.gwbridge_subnet.to_string(), "172.18.0.0/16");
         assert_eq!(args.unsupported(), None);
-        assert_eq!(parse(&["--xdp", "off"]).unwrap().unsupported(), None);
+        for mode in ["auto", "native", "generic", "off"] {
+            assert_eq!(parse(&["--xdp", mode]).unwrap().unsupported(), None);
+        }
     }
 
     #[test]
     fn later_features_are_refused_by_name() {
-        for (flags, named) in [
-            (["--xdp", "native"], "--xdp native"),
-            (["--xdp", "generic"], "--xdp generic"),
-            (["--mesh-return", "dsr"], "--mesh-return dsr"),
-        ] {
+        for (flags, named) in [(["--mesh-return", "dsr"], "--mesh-return dsr")] {
             let why = parse(&flags).unwrap().unsupported().unwrap();
             assert!(why.contains(named) && why.contains("not supported yet"), "{why}");
         }

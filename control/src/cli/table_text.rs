@@ -161,6 +161,7 @@ fn status(value: &Value) -> String {
         ("node", format!("{} ({}), {}", text(&node["hostname"]), text(&node["id"]), text(&node["state"]))),
         ("tunnel", format!("{} on {}", text(&node["vtep"]), text(&node["underlay"]))),
         ("mesh", format!("{} on {}", list(&node["addresses"]), list(&node["mesh_interfaces"]))),
+        ("xdp", xdp(&node["xdp"])),
         ("gateway", gateway),
         (
             "table",
@@ -253,6 +254,15 @@ fn takeover(takeover: &Value) -> Option<String> {
     let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
     let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
     Some(format!("{mesh}{ignored}; {vips}"))
+}
+
+/// One entry per interface, with the reason where it is off though it was not asked to be.
+fn xdp(interfaces: &Value) -> String {
+    let entry = |on: &Value| match &on["why"] {
+        Value::Null => format!("{} on {}", text(&on["mode"]), text(&on["interface"])),
+        why => format!("{} on {} ({})", text(&on["mode"]), text(&on["interface"]), text(why)),
+    };
+    interfaces.as_array().into_iter().flatten().map(entry).collect::<Vec<_>>().join(", ")
 }
 
 /// Fill of the connection tables, like `flows 12 of 1048576 (0 %), ...; counted 3 s ago`.

@@ -10,6 +10,7 @@ use crate::{
     agent::{
         shared::{Shared, Snapshot, Trouble},
         takeover::Takeover,
+        xdp::XdpStatus,
     },
     relay::RelayStatus,
     shadowed::{Shadowed, shadowed},
@@ -53,6 +54,7 @@ struct Node {
     underlay: String,
     gateway_bridge: Option<GatewayBridge>,
     mesh_interfaces: Vec<String>,
+    xdp: Vec<XdpStatus>,
     addresses: Vec<Ipv4Addr>,
 }
 
@@ -158,6 +160,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
                 .as_ref()
                 .map(|(name, ours)| GatewayBridge { name: name.clone(), adopted: !ours }),
             mesh_interfaces: snapshot.mesh_interfaces.clone(),
+            xdp: snapshot.xdp.clone(),
             addresses: snapshot.addresses.clone(),
         },
         table: Table {
