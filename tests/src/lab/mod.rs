@@ -9,6 +9,7 @@ mod offload;
 mod process;
 mod topology;
 mod wait;
+mod xdp;
 
 pub use capture::{BAD_CHECKSUM, Capture, tshark};
 pub use cleanup::{AtLeast, register_ctrl_c, sweep_dead_labs};

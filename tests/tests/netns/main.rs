@@ -29,3 +29,4 @@ mod support;
 mod takeover;
 mod translated_clients;
 mod vip;
+mod xdp;
