@@ -97,6 +97,7 @@ pub(crate) fn own_hash_apart(packet: &Packet) -> u32 {
 ///
 /// Outer: source port from `hash`, ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "as a struct they are on the stack, which then is too deep")]
 pub(crate) fn encapsulate(
     ctx: &TcContext,
     config: &Config,

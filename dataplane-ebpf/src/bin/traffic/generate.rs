@@ -68,6 +68,7 @@ fn next(order: &mut Order) -> Flow {
     if order.flows == 0 {
         // SAFETY: the helper takes nothing and cannot fail.
         let random = unsafe { bpf_get_prandom_u32() };
+        // SAFETY: the helper takes nothing and only returns a number.
         let more = unsafe { bpf_get_prandom_u32() };
         let client_port = FIRST_PORT + (more as u16 & (CLIENT_PORTS - 1));
         let client = first + (random & (CLIENT_ADDRESSES - 1));
