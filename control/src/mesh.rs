@@ -59,17 +59,9 @@ mod tests {
 
     fn link(index: u32, kind: Kind, alias: Option<&str>, address: &str) -> Link {
         Link {
-            index,
-            kind,
             alias: alias.map(str::to_owned),
-            master: None,
-            mtu: 1500,
-            mac: [0; 6],
-            up: true,
             addresses: BTreeSet::from([address.parse().unwrap()]),
-            isolated: false,
-            fdb: BTreeSet::new(),
-            neighbours: BTreeMap::new(),
+            ..Link::new(index, kind)
         }
     }
 

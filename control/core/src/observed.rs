@@ -67,6 +67,25 @@ pub struct Link {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
 }
 
+impl Link {
+    /// One that is up, with nothing on it and an MTU of 1500.
+    pub fn new(index: u32, kind: Kind) -> Self {
+        Self {
+            index,
+            kind,
+            alias: None,
+            master: None,
+            mtu: 1500,
+            mac: Mac::default(),
+            up: true,
+            addresses: BTreeSet::new(),
+            isolated: false,
+            fdb: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+}
+
 /// What a link is, as far as we care.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {

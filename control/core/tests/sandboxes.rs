@@ -54,19 +54,7 @@ fn inner(index: u32, peer: u32, address: &str, mac: u8) -> InnerLink {
 
 /// A port in the node's namespace.
 fn port(index: u32, peer: u32, master: &str) -> Link {
-    Link {
-        index,
-        kind: Kind::Veth { peer },
-        alias: None,
-        master: Some(master.to_owned()),
-        mtu: 1500,
-        mac: [0; 6],
-        up: true,
-        addresses: BTreeSet::new(),
-        isolated: false,
-        fdb: BTreeSet::new(),
-        neighbours: BTreeMap::new(),
-    }
+    Link { master: Some(master.to_owned()), ..Link::new(index, Kind::Veth { peer }) }
 }
 
 fn found(links: &[(&str, Link)], inside: Option<&[(&str, InnerLink)]>) -> Sandboxes {

@@ -72,19 +72,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32) -> Link {
-        Link {
-            index,
-            kind: Kind::Other("device".into()),
-            alias: None,
-            master: None,
-            mtu: 1500,
-            mac: [0; 6],
-            up: true,
-            addresses: BTreeSet::new(),
-            isolated: false,
-            fdb: BTreeSet::new(),
-            neighbours: BTreeMap::new(),
-        }
+        Link::new(index, Kind::Other("device".into()))
     }
 
     #[test]

@@ -106,19 +106,7 @@ mod tests {
     use super::*;
 
     fn link(kind: Kind) -> Link {
-        Link {
-            index: 2,
-            kind,
-            alias: None,
-            master: None,
-            mtu: 1500,
-            mac: [0; 6],
-            up: true,
-            addresses: BTreeSet::new(),
-            isolated: false,
-            fdb: BTreeSet::new(),
-            neighbours: BTreeMap::new(),
-        }
+        Link::new(2, kind)
     }
 
     #[test]

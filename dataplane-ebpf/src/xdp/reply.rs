@@ -5,6 +5,7 @@ use dataplane_common::{
     addr::{NODE_MAC_PREFIX, ip_in_mac},
     config::Config,
     counter::Counter,
+    endpoint::vtep_mesh,
     headers::{ENCAP_LEN, ETH_LEN, INNER_ETH, INNER_NET, VXLAN, VXLAN_FLAG_VNI, VXLAN_LEN},
 };
 
@@ -25,7 +26,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Pac
     if tunnel.byte::<0>() & VXLAN_FLAG_VNI == 0 || [0, high, middle, low] != config.mesh_vni {
         return None;
     }
-    if maps::vtep(&outer.src)?.hiveway == 0 {
+    if maps::vtep(&outer.src)?.hiveway == vtep_mesh::NONE {
         return None;
     }
     let [d0, d1, d2, d3] = tunnel.four::<{ VXLAN_LEN }>();

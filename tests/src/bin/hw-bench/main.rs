@@ -7,6 +7,7 @@ mod iperf;
 mod maps;
 mod mesh;
 mod offloads;
+mod outcome;
 mod overlay;
 mod paths;
 mod quiet;

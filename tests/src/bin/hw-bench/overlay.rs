@@ -44,17 +44,7 @@ pub(crate) struct Options {
 /// Measures, prints the table, writes the JSON.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.seconds > 0 && options.rounds > 0, "--seconds and --rounds must not be 0");
-    let lab = Lab::new()?;
-    let result = measure(&lab, options);
-    if result.is_err() {
-        eprintln!("{}", lab.diagnosis());
-    }
-    drop(lab);
-    let report = result?;
-    println!("{report}");
-    let path = report.write(options.json.as_deref())?;
-    eprintln!("bench: figures in {}", path.display());
-    Ok(())
+    crate::outcome::measured(|lab| measure(lab, options), |report| report.write(options.json.as_deref()))
 }
 
 fn measure(lab: &Lab, options: &Options) -> Result<Report> {

@@ -90,10 +90,7 @@ impl Report {
     /// Writes samples, medians and circumstances; returns where.
     pub(crate) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
         let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
-        let path = path.map_or_else(|| format!("bench-results/overlay-{now}.json").into(), Path::to_path_buf);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
+        let path = crate::outcome::destination("overlay", &now, path)?;
         let medians: Vec<_> = self
             .settings()
             .flat_map(|setting| self.paths.iter().map(move |(name, _)| (setting, *name)))

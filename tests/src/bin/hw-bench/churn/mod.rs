@@ -70,17 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let swarm::Limits { least, most } = swarm::LIMITS;
     ensure!(options.tasks.iter().all(|n| (least..=most).contains(n)), "--tasks: {least} to {most}");
     ensure!(options.changes > 0 && options.rounds > 0, "--changes and --rounds must not be 0");
-    let lab = Lab::new()?;
-    let result = measure(&lab, &options);
-    if result.is_err() {
-        eprintln!("{}", lab.diagnosis());
-    }
-    drop(lab);
-    let report = result?;
-    println!("{report}");
-    let path = report.write(options.json.as_deref())?;
-    eprintln!("bench: figures in {}", path.display());
-    Ok(())
+    crate::outcome::measured(|lab| measure(lab, &options), |report| report.write(options.json.as_deref()))
 }
 
 fn measure(lab: &Lab, options: &Options) -> Result<Report> {

@@ -88,10 +88,7 @@ impl Report {
     /// Writes samples, medians and circumstances; returns where.
     pub(super) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
         let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
-        let path = path.map_or_else(|| format!("bench-results/churn-{now}.json").into(), Path::to_path_buf);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
+        let path = crate::outcome::destination("churn", &now, path)?;
         let aims = self.aims().into_iter().map(|(what, is, aim)| json!({"what": what, "is": is, "aim": aim}));
         let text = serde_json::to_string_pretty(&json!({
             "bench": "churn", "time": now, "kernel": said("uname", &["-r"]),

@@ -102,17 +102,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !others.is_empty() {
         pin(&others)?;
     }
-    let lab = Lab::new()?;
-    let result = measure(&lab, &options, core);
-    if result.is_err() {
-        eprintln!("{}", lab.diagnosis());
-    }
-    drop(lab);
-    let report = result?;
-    println!("{report}");
-    let path = report.write(options.json.as_deref())?;
-    eprintln!("bench: figures in {}", path.display());
-    Ok(())
+    crate::outcome::measured(|lab| measure(lab, &options, core), |report| report.write(options.json.as_deref()))
 }
 
 fn measure(lab: &Lab, options: &Options, core: usize) -> Result<Report> {

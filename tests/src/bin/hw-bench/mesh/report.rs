@@ -191,10 +191,7 @@ impl Report {
     /// Writes samples, medians and circumstances; returns where.
     pub(super) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
         let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
-        let path = path.map_or_else(|| format!("bench-results/mesh-{now}.json").into(), Path::to_path_buf);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
+        let path = crate::outcome::destination("mesh", &now, path)?;
         let medians = self.rows().map(|(case, contestant, medians)| {
             json!({"case": case, "title": case.title(), "contestant": contestant, "medians": medians})
         });
