@@ -29,18 +29,10 @@ use support::{
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
-/// Of PEER, which is on the underlay's own subnet.
-const PEER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x02];
 
 /// The usual node; its neighbours are known, and CLIENT's and NEAR's connections to REMOTE1 are established.
 fn established(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
     world(|world| {
-        for (address, mac, dev) in
-            [("192.0.2.2", PEER_MAC, "eth0"), ("192.0.2.254", ROUTER_MAC, "eth0"), ("203.0.113.50", NEAR_MAC, "eth1")]
-        {
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            run(&format!("ip neigh add {address} lladdr {mac} dev {dev} nud permanent"))?;
-        }
         world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
         establish(world, &client_ip())?;
         world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;

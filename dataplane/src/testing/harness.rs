@@ -24,6 +24,7 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     context::{Input, SkbContext, XdpContext},
+    in_front::{self, Carried},
     shooter::Shooter,
 };
 use crate::{
@@ -92,6 +93,9 @@ pub enum RunError {
     /// No such program.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// `xdp_mesh` and the TC program behind it do not agree about a packet.
+    #[error("xdp_mesh in front of it: {0}")]
+    Xdp(String),
 }
 
 /// What a program decided, as it left it in `skb->cb`.
@@ -148,8 +152,8 @@ pub struct XdpOutcome {
 /// Loaded programs with maps of their own.
 pub struct Harness {
     ebpf: Ebpf,
-    tables: Tables,
-    cursors: Array<MapData, u64>,
+    pub(super) tables: Tables,
+    pub(super) cursors: Array<MapData, u64>,
 }
 
 impl Harness {
@@ -174,8 +178,21 @@ impl Harness {
         Ok(self.tables.apply(want)?)
     }
 
-    /// Runs `program` once.
+    /// Runs `program` once. Where packets may have met `xdp_mesh` before, that runs first, on the same packet in the
+    /// same state, and an error says if it did anything that the program does otherwise.
     pub fn run(&mut self, program: Program, input: &Input) -> Result<Outcome, RunError> {
+        if !in_front::has_xdp(program) {
+            return self.run_alone(program, input);
+        }
+        let carried = Carried::by(self, |harness| harness.run_xdp(input), &input.packet)?;
+        let outcome = self.run_alone(program, input)?;
+        if let Some(carried) = carried {
+            carried.compare(self, &outcome)?;
+        }
+        Ok(outcome)
+    }
+
+    fn run_alone(&mut self, program: Program, input: &Input) -> Result<Outcome, RunError> {
         let (drops, counters) = (self.tables.drops()?, self.tables.counters()?);
         let context = SkbContext::of(input);
         let mut context_out = SkbContext::default();

@@ -2,6 +2,7 @@
 
 mod context;
 mod harness;
+mod in_front;
 mod shooter;
 
 pub use self::{

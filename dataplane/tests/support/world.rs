@@ -17,6 +17,7 @@ use dataplane_common::{
 };
 
 use super::{
+    mesh::NEAR_MAC,
     packets::{Ip4, Mac},
     sandbox::{run, sandbox, veth},
 };
@@ -37,6 +38,8 @@ pub const CLIENT_PORT: u16 = 40000;
 /// MACs of the underlay.
 pub const ROUTER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0xfe];
 pub const NODE_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x01];
+/// Of PEER, which is on the underlay's own subnet.
+pub const PEER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x02];
 
 /// Network `app`.
 pub const APP: u32 = 4097;
@@ -187,6 +190,13 @@ fn devices() -> Result<Devices> {
     run("ip addr add 192.0.2.1/24 dev eth0")?;
     run("ip addr add 203.0.113.1/24 dev eth1")?;
     run("ip route add default via 192.0.2.254")?;
+    // XDP carries only towards neighbours that are known.
+    for (address, mac, dev) in
+        [("192.0.2.2", PEER_MAC, "eth0"), ("192.0.2.254", ROUTER_MAC, "eth0"), ("203.0.113.50", NEAR_MAC, "eth1")]
+    {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        run(&format!("ip neigh add {address} lladdr {mac} dev {dev} nud permanent"))?;
+    }
     Ok(dev)
 }
 
