@@ -101,23 +101,17 @@ fn firewall(report: &mut Report) {
     }
 }
 
-/// How long the other nodes get to hear from the managers that no mesh frames are to come here any more.
-const HEARD: Duration = Duration::from_secs(5);
-
-/// Tells the managers' agents before anything is taken away. What they do not hear now they see when the node goes on
+/// Tells other nodes' agents before anything is taken away. What they do not hear now they see when the node goes on
 /// without us: not a failure of ours.
 fn goodbye(state_dir: &Path) {
     let Some(told) = relay::say_goodbye(state_dir) else { return };
-    for manager in &told {
-        match manager {
-            Ok(manager) => println!("said goodbye to {manager}"),
+    for node in told {
+        match node {
+            Ok(node) => println!("said goodbye to {node}"),
             Err(why) => {
                 eprintln!("warning: {why}; until this node has been down once, it is taken for one with Hiveway")
             }
         }
-    }
-    if told.iter().any(Result::is_ok) {
-        std::thread::sleep(HEARD);
     }
 }
 

@@ -14,7 +14,10 @@ use control::{
     relay::{Handle, Options, say_goodbye, start},
     source::{Hub, Live},
 };
-use hiveway_core::merge::{Container, Health, LocalView, Reports, merge};
+use hiveway_core::{
+    merge::{Container, Health, LocalView, Reports, merge},
+    model::Dataplane,
+};
 use relay::{eventually, loaded, table, until};
 use support::in_fresh_netns;
 use swarm_ca::{Ca, manager, replace, worker};
@@ -121,6 +124,40 @@ fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
         let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
         assert_eq!(told, Some(vec![Ok("manager m at 127.0.0.1:4788".into())]));
         assert!(reports.borrow().is_empty());
+    });
+}
+
+#[test]
+fn the_only_manager_says_goodbye_to_those_that_had_their_tables_from_it() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        ca.issue(&path.join("m"), &manager("m"));
+        ca.issue(&path.join("w1"), &worker("w1"));
+        ca.issue(&path.join("w2"), &worker("w2"));
+        let m = Agent::start("m", path, &["m"]);
+        m.table.send_modify(|live| {
+            let table = Arc::make_mut(live).table.as_mut().map(Arc::make_mut);
+            table.unwrap().model.nodes.get_mut("m").unwrap().dataplane = Dataplane::Hiveway;
+        });
+        let [w1, w2] = ["w1", "w2"].map(|node| Agent::start(node, path, &["m"]));
+        for agent in [&m, &w1, &w2] {
+            agent.ready.send_replace(true);
+        }
+        let has = |live: &Live| live.table.as_ref().map(|table| table.model.nodes["m"].dataplane);
+        let mut tables = w1.hub.relayed.subscribe();
+        until(&mut tables, "a table that knows of m", |live| has(live) == Some(Dataplane::Hiveway)).await;
+        until(&mut m.hub.reports.subscribe(), "w2's report", |reports| reports.contains_key("w2")).await;
+        eventually("contacts are kept", || m.state_dir.join("relay-contacts.json").exists()).await;
+        // w2's agent does not run: nobody there can hear it.
+        let state_dir = m.state_dir.clone();
+        drop((m, w2));
+        until(&mut tables, "the manager is gone", |live| live.lost.is_some()).await;
+        assert_eq!(has(&tables.borrow()), Some(Dataplane::Hiveway), "its data plane goes on");
+        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap().unwrap();
+        assert_eq!(has(&tables.borrow()), Some(Dataplane::None));
+        assert_eq!(told[0], Ok("node w1".into()));
+        assert!(matches!(&told[1..], [Err(why)] if why.contains("node w2")), "{told:?}");
     });
 }
 

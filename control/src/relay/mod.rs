@@ -12,11 +12,13 @@
 
 pub mod client;
 pub mod convert;
+mod parting;
 pub mod server;
 mod start;
 mod status;
 
-pub use start::{Handle, Options, say_goodbye, start};
+pub use parting::{Told, say_goodbye};
+pub use start::{Handle, Options, start};
 pub use status::{Board, RelayStatus};
 
 /// What this agent speaks.

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -80,8 +80,9 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
         views,
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(keep_contacts(listed, ready.clone(), options.clone()));
-    let server = serve(hub.clone(), options.clone(), credentials, registry.clone(), board);
+    let (serving, served) = watch::channel(None);
+    tasks.spawn(keep_contacts(listed, served, ready.clone(), options.clone()));
+    let server = serve(hub.clone(), options.clone(), credentials, registry.clone(), board, serving);
     let mut programmed = ready.clone();
     tasks.spawn(async move {
         // The tables that it gives say that this node has Hiveway.
@@ -168,6 +169,7 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
 /// Leaves for `hiveway teardown` whom to say goodbye to.
 async fn keep_contacts(
     mut managers: watch::Receiver<Vec<Manager>>,
+    mut serving: watch::Receiver<Option<SocketAddr>>,
     mut ready: watch::Receiver<bool>,
     options: Options,
 ) {
@@ -177,14 +179,16 @@ async fn keep_contacts(
     }
     let path = options.state_dir.join(RELAY_CONTACTS);
     loop {
-        let contacts = Contacts::new(managers.borrow_and_update().clone(), &options.files);
+        let at = *serving.borrow_and_update();
+        let contacts = Contacts::new(managers.borrow_and_update().clone(), at, &options.files);
         // While the engine is silent it may know no manager; those of before are better than none.
-        if !contacts.managers.is_empty()
+        if (!contacts.managers.is_empty() || at.is_some())
             && let Err(error) = contacts.write(&path)
         {
             tracing::warn!("relay: teardown will not be able to tell the managers: {}: {error}", path.display());
         }
-        if managers.changed().await.is_err() {
+        let changed = tokio::select! { changed = managers.changed() => changed, Ok(()) = serving.changed() => Ok(()) };
+        if changed.is_err() {
             return;
         }
     }
@@ -211,6 +215,7 @@ async fn serve(
     credentials: watch::Receiver<Arc<Credentials>>,
     registry: Arc<Registry>,
     board: Arc<Board>,
+    serving: watch::Sender<Option<SocketAddr>>,
 ) {
     let sessions = Arc::<Sessions>::default();
     board.set(|board| board.sessions = sessions.clone());
@@ -235,6 +240,7 @@ async fn serve(
         };
         tracing::info!("relay: serving tables at {address}");
         board.set(|board| (board.listening, board.listen_error) = (Some(address), None));
+        serving.send_replace(Some(address));
         let parts = server::Parts {
             table: hub.table.clone(),
             credentials: credentials.clone(),
@@ -251,6 +257,7 @@ async fn serve(
             _ = engine.wait_for(|view| !view.manager) => tracing::info!("relay: this node is no manager any more"),
         }
         board.set(|board| board.listening = None);
+        serving.send_replace(None);
     }
 }
 
@@ -267,24 +274,4 @@ async fn listen_address(hub: &mut Hub, listen: Option<SocketAddr>) -> Option<Soc
     let found = timeout(PAUSE, hub.table.wait_for(|live| own(live, &engine).is_some())).await;
     let live = found.ok()?.ok()?.clone();
     own(&live, &engine)
-}
-
-/// Tells the managers that Hiveway is taken down here; one line per manager. `None`: there never was a relay.
-pub fn say_goodbye(state_dir: &Path) -> Option<Vec<Result<String, String>>> {
-    let contacts = Contacts::read(&state_dir.join(RELAY_CONTACTS))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let told = match runtime {
-        Ok(runtime) => runtime.block_on(client::goodbye(&contacts)),
-        Err(error) => Err(error.to_string()),
-    };
-    Some(match told {
-        Ok(told) => told
-            .into_iter()
-            .map(|(address, told)| match told {
-                Ok(node) => Ok(format!("manager {node} at {address}")),
-                Err(why) => Err(format!("manager at {address} was not told: {why}")),
-            })
-            .collect(),
-        Err(why) => vec![Err(format!("managers were not told: {why}"))],
-    })
 }

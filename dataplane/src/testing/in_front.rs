@@ -59,7 +59,10 @@ impl Carried {
         let XdpOutcome { packet: passed, drops, counters, .. } = &carried.outcome;
         let untouched = passed == packet && drops.is_empty() && counters.is_empty();
         if !untouched || carried.remembered != before.remembered() || carried.cursors != before.cursors {
-            return Err(RunError::Xdp(format!("it passed a packet on, but not without a trace: {:?}", carried.outcome)));
+            return Err(RunError::Xdp(format!(
+                "it passed a packet on, but not without a trace: {:?}",
+                carried.outcome
+            )));
         }
         Ok(None)
     }
@@ -104,9 +107,8 @@ impl State {
     }
 
     fn remembered(&self) -> [Remembered; 2] {
-        [&self.established, &self.pending].map(|map| {
-            map.iter().map(|(key, a)| (*key, (a.tag, a.ip, a.vtep, a.flags, a.expected_ack))).collect()
-        })
+        [&self.established, &self.pending]
+            .map(|map| map.iter().map(|(key, a)| (*key, (a.tag, a.ip, a.vtep, a.flags, a.expected_ack))).collect())
     }
 
     fn restore(self, harness: &mut Harness) -> Result<(), RunError> {

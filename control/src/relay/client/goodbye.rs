@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,12 +32,22 @@ pub struct Contacts {
     pub managers: Vec<Manager>,
     /// The node's certificate, its key and the root CA.
     pub certificates: [PathBuf; 3],
+    /// Where the agent has served tables, if it did.
+    #[serde(default)]
+    pub serving: Option<SocketAddr>,
 }
 
 impl Contacts {
     /// To be kept.
-    pub fn new(managers: Vec<Manager>, files: &Files) -> Self {
-        Self { managers, certificates: [files.cert.clone(), files.key.clone(), files.ca.clone()] }
+    pub fn new(managers: Vec<Manager>, serving: Option<SocketAddr>, files: &Files) -> Self {
+        Self { managers, certificates: [files.cert.clone(), files.key.clone(), files.ca.clone()], serving }
+    }
+
+    /// # Errors
+    /// When this node's certificates can't be used.
+    pub fn credentials(&self) -> Result<Credentials, String> {
+        let [cert, key, ca] = self.certificates.clone();
+        Credentials::load(&Files { cert, key, ca }).map_err(|error| error.to_string())
     }
 
     /// What an agent has left; `None` where there was none with a relay.
@@ -56,20 +67,15 @@ impl Contacts {
 }
 
 /// Tells all managers. Returns, per address, whether it knows now (`Ok`: the node id) or why not.
-///
-/// # Errors
-/// When this node's certificates can't be used.
-pub async fn goodbye(contacts: &Contacts) -> Result<Vec<(String, Result<String, String>)>, String> {
-    let [cert, key, ca] = contacts.certificates.clone();
-    let credentials = Credentials::load(&Files { cert, key, ca }).map_err(|error| error.to_string())?;
+pub async fn goodbye(contacts: &Contacts, credentials: &Credentials) -> Vec<(String, Result<String, String>)> {
     let told = contacts.managers.iter().map(|manager| async {
-        let told = match timeout(PATIENCE, tell(manager, &credentials)).await {
+        let told = match timeout(PATIENCE, tell(manager, credentials)).await {
             Ok(told) => told?,
             Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
         };
         Some((manager.address.clone(), told))
     });
-    Ok(join_all(told).await.into_iter().flatten().collect())
+    join_all(told).await.into_iter().flatten().collect()
 }
 
 /// `None` if the manager is this node itself.

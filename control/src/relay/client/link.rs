@@ -39,6 +39,8 @@ pub(super) enum Event {
     Up { node: String, welcome: Welcome },
     /// A table.
     Table(Box<Table>),
+    /// Hiveway is being taken down on this manager's node.
+    Farewell { node: String },
     /// No connection, for this reason.
     Down(String),
     /// This node is no member, says the manager's agent.
@@ -118,6 +120,7 @@ impl Link {
         let (out, outbound) = mpsc::channel(4);
         let first = self.message();
         let _ = out.send(first).await;
+        let node = identity.node.clone();
         let inbound = match timeout(ANSWER, client.sync(ReceiverStream::new(outbound))).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return ended(&status),
@@ -141,6 +144,13 @@ impl Link {
                     Ok(Some(FromManager { message: Some(Message::Table(table)) })) => {
                         let Some(table) = read(table).await else { continue };
                         if self.tell(Event::Table(Box::new(table))).await.is_none() {
+                            return Event::Down(String::new());
+                        }
+                    }
+                    Ok(Some(FromManager { message: Some(Message::Farewell(_)) })) => {
+                        // There will be no more for a while.
+                        *was_up = false;
+                        if self.tell(Event::Farewell { node: node.clone() }).await.is_none() {
                             return Event::Down(String::new());
                         }
                     }

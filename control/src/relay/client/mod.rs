@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hiveway_core::merge::Report;
+use hiveway_core::{engine::Loaded, merge::Report, model::Dataplane};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -180,6 +180,7 @@ impl Client {
                 });
             }
             Event::Table(table) => self.table(manager, *table),
+            Event::Farewell { node } => self.farewell(&node),
             Event::Down(why) => {
                 if !matches!(self.links.get(&manager), Some(State::Down { why: before }) if *before == why) {
                     tracing::info!("relay: manager at {}: {why}", manager.address);
@@ -213,6 +214,21 @@ impl Client {
         }
         self.links.insert(manager, State::Up { avoid });
         self.parts.relayed.send_replace(Arc::new(live));
+    }
+
+    /// A manager's node goes on without Hiveway. If it was the only one with tables, no other table will say so.
+    fn farewell(&self, node: &str) {
+        tracing::info!("relay: Hiveway is being taken down on manager {node}");
+        let has = |loaded: &Loaded| loaded.model.nodes.get(node).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
+        self.change(
+            |live| live.table.as_deref().is_some_and(has),
+            |live| {
+                let table = live.table.as_mut().map(Arc::make_mut);
+                if let Some(node) = table.and_then(|table| table.model.nodes.get_mut(node)) {
+                    node.dataplane = Dataplane::None;
+                }
+            },
+        );
     }
 
     /// The chosen one does not answer.

@@ -2,6 +2,7 @@
 
 mod accept;
 mod connection;
+mod farewell;
 mod members;
 mod registry;
 mod saved;
@@ -23,7 +24,9 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
+pub use farewell::{Farewell, farewell};
 pub use registry::Registry;
+pub use saved::reported;
 pub use sessions::{SessionView, Sessions};
 
 use crate::{certs::Credentials, source::Live};

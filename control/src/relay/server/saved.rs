@@ -39,6 +39,11 @@ pub(super) fn read(path: &Path) -> Reports {
     }
 }
 
+/// Nodes whose reports were saved at `path`.
+pub fn reported(path: &Path) -> BTreeSet<String> {
+    read(path).into_keys().collect()
+}
+
 /// Replaces the file as a whole. Not synced: after a crash of the machine its agents report anew.
 pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
     let saved: BTreeMap<&String, Saved> = reports
