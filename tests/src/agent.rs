@@ -62,7 +62,15 @@ impl Agent {
     }
 
     /// An agent that has not been started yet.
-    pub fn prepare(lab: &Lab, netns: &Netns, options: AgentOptions) -> Result<Arc<Self>> {
+    pub fn prepare(lab: &Lab, netns: &Netns, mut options: AgentOptions) -> Result<Arc<Self>> {
+        if let Some(mode) = crate::lab::xdp_mode()?
+            && !options.extra.iter().any(|argument| argument == "--xdp")
+        {
+            if mode == "native" {
+                lab.prepare_for_xdp(netns.label())?;
+            }
+            options.extra.extend(["--xdp".to_owned(), mode]);
+        }
         let directory = lab.directory().join(format!("agent-{}", netns.label()));
         std::fs::create_dir_all(&directory)?;
         let bpffs = Path::new("/sys/fs/bpf").join(format!("{}-{}", lab.prefix(), netns.label()));

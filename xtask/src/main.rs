@@ -49,7 +49,10 @@ enum Command {
     /// Runs the tests, all or one suite, after setting up what is missing; ends with `N passed, N failed`
     Test {
         suite: Option<test::Suite>,
-        /// For `swarm`: the names of the stories to run
+        /// For `netns`: all agents run with this, except where a scenario says otherwise
+        #[arg(long)]
+        xdp: Option<test::Xdp>,
+        /// For `swarm` and `netns`: the names of the stories to run
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -94,7 +97,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { arguments } => lab::run("hw-demo", &arguments),
         Command::Swarm { arguments } => lab::swarm(&arguments),
         Command::Bench { arguments } => lab::bench(&arguments),
-        Command::Test { suite, arguments } => test::run(suite, &arguments),
+        Command::Test { suite, xdp, arguments } => test::run(suite, xdp, &arguments),
         Command::VmTest { kernel, suite, arguments } => vm::run(kernel, suite, &arguments),
     }
 }

@@ -27,21 +27,32 @@ pub(crate) enum Suite {
     Swarm,
 }
 
+/// `--xdp` of agents in scenarios.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Xdp {
+    /// In the stack
+    Generic,
+    /// In the driver
+    Native,
+}
+
 /// Runs one suite, or all, after setting up what is missing. Returns an error if any test failed.
-pub(crate) fn run(only: Option<Suite>, arguments: &[String]) -> Result<()> {
+pub(crate) fn run(only: Option<Suite>, xdp: Option<Xdp>, arguments: &[String]) -> Result<()> {
+    if xdp.is_some() && only != Some(Suite::Netns) {
+        bail!("--xdp is for the suite netns");
+    }
     // Whoever only wants the unit tests need not be root.
     if only == Some(Suite::Unit) { setup::for_build() } else { setup::run() }?;
     build_ebpf::run()?;
     let mut tally = Tally::default();
     if only == Some(Suite::Swarm) {
         swarm(arguments, &mut tally)?;
+    } else if only == Some(Suite::Netns) && (xdp.is_some() || !arguments.is_empty()) {
+        scenarios(xdp, arguments, &mut tally)?;
     } else if !arguments.is_empty() {
-        bail!("only the suite swarm takes names of tests; use cargo test for the others");
-    }
-    for suite in [Suite::Unit, Suite::Packets, Suite::Netns] {
-        if only.is_none_or(|only| only == suite) {
-            suite.run(&mut tally)?;
-        }
+        bail!("only the suites swarm and netns take names of tests; use cargo test for the others");
+    } else {
+        all_of(only, &mut tally)?;
     }
     // The last line is for people and for CI to find.
     println!("{tally}");
@@ -49,6 +60,28 @@ pub(crate) fn run(only: Option<Suite>, arguments: &[String]) -> Result<()> {
         bail!("tests failed");
     }
     Ok(())
+}
+
+fn all_of(only: Option<Suite>, tally: &mut Tally) -> Result<()> {
+    for suite in [Suite::Unit, Suite::Packets, Suite::Netns] {
+        if only.is_none_or(|only| only == suite) {
+            suite.run(tally)?;
+        }
+    }
+    Ok(())
+}
+
+/// Scenarios by name, or all, with agents' `--xdp`.
+fn scenarios(xdp: Option<Xdp>, names: &[String], tally: &mut Tally) -> Result<()> {
+    setup::need_root("making network namespaces")?;
+    sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+    let mut harness = vec!["--test-threads=1"];
+    harness.extend(names.iter().map(String::as_str));
+    let environment = xdp.map(|xdp| match xdp {
+        Xdp::Generic => ("HIVEWAY_TEST_XDP", "generic"),
+        Xdp::Native => ("HIVEWAY_TEST_XDP", "native"),
+    });
+    cargo_test_with(&["--package", "hiveway-tests", "--test", "netns"], &harness, environment, tally)
 }
 
 impl Suite {
@@ -107,7 +140,17 @@ fn has_tests(package: &str) -> Result<()> {
 
 /// Runs `cargo test`, shows its output as it comes and counts its results.
 fn cargo_test(arguments: &[&str], harness: &[&str], tally: &mut Tally) -> Result<()> {
+    cargo_test_with(arguments, harness, None, tally)
+}
+
+fn cargo_test_with(
+    arguments: &[&str],
+    harness: &[&str],
+    environment: Option<(&str, &str)>,
+    tally: &mut Tally,
+) -> Result<()> {
     let mut cargo = sh::cargo();
+    cargo.envs(environment);
     cargo.arg("test").args(arguments).arg("--no-fail-fast").stdout(Stdio::piped());
     if !harness.is_empty() {
         cargo.arg("--").args(harness);

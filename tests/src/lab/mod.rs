@@ -19,3 +19,4 @@ pub use offload::Offloads;
 pub use process::Process;
 pub use topology::{Lab, scenario, with_and_without_offloads};
 pub use wait::{PATIENCE, wait_for, wait_until};
+pub(crate) use xdp::mode as xdp_mode;

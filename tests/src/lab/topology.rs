@@ -39,6 +39,8 @@ pub struct Lab {
     offloads: Mutex<Offloads>,
     counter: AtomicU32,
     underlay_mtu: AtomicU32,
+    /// Nodes that may have native XDP.
+    native_xdp: Mutex<Vec<String>>,
     _serial: MutexGuard<'static, ()>,
 }
 
@@ -67,6 +69,7 @@ impl Lab {
             offloads: Mutex::new(Offloads::On),
             counter: AtomicU32::new(0),
             underlay_mtu: AtomicU32::new(1500),
+            native_xdp: Mutex::default(),
             _serial: serial,
         })
     }
@@ -164,7 +167,16 @@ impl Lab {
         for netns in self.lock_namespaces().iter() {
             offloads.apply(netns)?;
         }
-        Ok(())
+        self.fill_in_checksums()
+    }
+
+    pub(super) fn native_xdp(&self) -> MutexGuard<'_, Vec<String>> {
+        self.native_xdp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The namespace with this label.
+    pub(super) fn labelled(&self, label: &str) -> Option<Netns> {
+        self.lock_namespaces().iter().find(|netns| netns.label() == label).cloned()
     }
 
     /// Sets them again, for interfaces that have come since; nothing to do while they are on, as created.

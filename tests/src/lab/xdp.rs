@@ -8,9 +8,21 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::Lab;
+use super::{Lab, Netns};
+
+/// Says with which `--xdp` all agents are started that a scenario does not start with one itself: `generic` or `native`.
+const VARIABLE: &str = "HIVEWAY_TEST_XDP";
+
+/// What `--xdp` agents are started with; `None`: without.
+pub(crate) fn mode() -> Result<Option<String>> {
+    match std::env::var(VARIABLE) {
+        Err(_) => Ok(None),
+        Ok(mode) if mode == "generic" || mode == "native" => Ok(Some(mode)),
+        Ok(other) => bail!("{VARIABLE} is {other:?}, neither \"generic\" nor \"native\""),
+    }
+}
 
 /// `return XDP_PASS`: `r0 = 2; exit`.
 const PASS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
@@ -37,6 +49,11 @@ struct Pin {
 impl Lab {
     /// Gives these ends of cables in the switch a program that lets everything pass.
     pub fn pass_at_switch(&self, ports: &[&str]) -> Result<()> {
+        self.pass_at(self.switch(), ports)
+    }
+
+    /// Gives these interfaces of a namespace such a program.
+    pub fn pass_at(&self, netns: &Netns, interfaces: &[&str]) -> Result<()> {
         let (path, c_path) = {
             let path = format!("/sys/fs/bpf/{}-pass", self.prefix());
             (path.clone(), std::ffi::CString::new(path)?)
@@ -53,12 +70,42 @@ impl Lab {
         let program = unsafe { OwnedFd::from_raw_fd(program) };
         bpf(BPF_OBJ_PIN, &Pin { path: c_path.as_ptr() as u64, fd: program.as_raw_fd() as u32, flags: 0 })
             .with_context(|| format!("pin it at {path}"))?;
-        let attached = ports
+        let attached = interfaces
             .iter()
-            .try_for_each(|port| self.switch().run(&format!("ip link set {port} xdp pinned {path}")).map(drop));
+            .try_for_each(|name| netns.run(&format!("ip link set {name} xdp pinned {path}")).map(drop));
         // The devices hold it from here on.
         std::fs::remove_file(&path)?;
         attached
+    }
+
+    /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends arrives,
+    /// and nobody leaves checksums to it, which XDP on a veth would forget.
+    pub(crate) fn prepare_for_xdp(&self, label: &str) -> Result<()> {
+        if !self.switch().interfaces()?.iter().any(|name| name == label) {
+            return Ok(());
+        }
+        let known = {
+            let mut native = self.native_xdp();
+            let known = native.iter().any(|other| other == label);
+            native.push(label.to_owned());
+            known
+        };
+        if !known {
+            self.pass_at_switch(&[label])?;
+        }
+        self.fill_in_checksums()
+    }
+
+    /// After offloads have changed.
+    pub(super) fn fill_in_checksums(&self) -> Result<()> {
+        let native = self.native_xdp().clone();
+        for label in &native {
+            self.switch().output(&format!("ethtool -K {label} tx off"))?;
+            if let Some(node) = self.labelled(label) {
+                node.output("ethtool -K eth0 tx off")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -29,12 +29,15 @@ impl Hiveway {
         Self { node: node.clone(), daemon: Daemon::new(&node.directory(), "hiveway") }
     }
 
-    /// Starts it with the live table and `extra` arguments, without waiting for it.
+    /// Starts it with the live table, unless `extra` says another one, and `extra` arguments, without waiting for it.
     pub fn launch(&self, extra: &[&str]) -> Result<()> {
         ensure!(self.daemon.pid().is_none(), "the agent of {} runs already", self.node.label());
         // A log of its own per start: whether it is ready is read from there.
         let _ = std::fs::remove_file(self.daemon.log_file());
-        let mut command = self.command(&["agent", "--table", "swarm", "--underlay", "eth0"])?;
+        let mut command = self.command(&["agent", "--underlay", "eth0"])?;
+        if !extra.contains(&"--table") {
+            command.args(["--table", "swarm"]);
+        }
         self.daemon.start(command.args(extra))?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use hiveway_tests::{
     agent::Agent,
-    lab::{Lab, Netns, Offloads, scenario},
+    lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for},
     peer,
     table::Table,
 };
@@ -103,6 +103,41 @@ fn native_xdp_carries_established_connections() {
         agent.terminate()?;
         agent.teardown()?;
         shows(&agent, "off")
+    });
+}
+
+/// From one interface to the other, both ways: a redirect, which native XDP on a veth takes only between its likes.
+#[test]
+fn clients_behind_another_interface_are_carried_across() {
+    scenario(|lab| {
+        let beside = lab.namespace("beside")?;
+        let mut cluster = Cluster::start_with(lab, 3, web(), &["--xdp", "native"])?;
+        cluster.serve(&WEB)?;
+        let (node, agent) = (&cluster.nodes[2], &cluster.agents[2]);
+        node.run(&format!("ip link add eth1 type veth peer name eth0 netns {}", beside.name()))?;
+        node.run("ip addr add 192.168.90.1/24 dev eth1")?;
+        node.run("ip link set eth1 up")?;
+        beside.run("ip addr add 192.168.90.100/24 dev eth0")?;
+        beside.run("ip link set eth0 up")?;
+        lab.set_offloads(Offloads::Off)?;
+        lab.pass_at_switch(&["n1", "n2", "n3"])?;
+        lab.pass_at(&beside, &["eth0"])?;
+        wait_for("XDP on eth1", PATIENCE, || {
+            let status = agent.json(&["status"])?;
+            let xdp = status["node"]["xdp"].as_array().cloned().unwrap_or_default();
+            let native = xdp.iter().any(|on| on["interface"] == "eth1" && on["mode"] == "native");
+            ensure!(native, "{}", status["node"]);
+            Ok(())
+        })?;
+        let before = carried(agent)?;
+        let answers = peer::tcp_load(&beside, "192.168.90.1:8080", 20, 2)?;
+        assert_even(&answers, &WEB, 10)?;
+        assert_peer(&answers, "192.168.90.100")?;
+        peer::transfer(&beside, "192.168.90.1:8080", 500_000)?;
+        let after = carried(agent)?;
+        let (out, back) = (after.0 - before.0, after.1 - before.1);
+        ensure!(out >= 40 && back >= 40, "XDP has carried {out} packets towards backends, {back} back");
+        Ok(())
     });
 }
 

@@ -6,6 +6,7 @@
 
 mod balancer;
 mod balancer_encrypted;
+mod certificates;
 mod coming_and_going;
 mod failures;
 mod mesh;
@@ -44,6 +45,9 @@ const STORIES: &[Story] = &[
     Story { name: "agent_killed_on_each_node", needs: Hiveway, run: failures::agents_killed },
     Story { name: "engine_restarted_on_each_node", needs: Hiveway, run: failures::engines_restarted },
     Story { name: "promote_and_demote", needs: Hiveway, run: failures::promote_and_demote },
+    Story { name: "ca_rotated", needs: Hiveway, run: certificates::ca_rotated },
+    Story { name: "autolocked", needs: Hiveway, run: certificates::autolocked },
+    Story { name: "relay_by_address", needs: Hiveway, run: certificates::relay_by_address },
     Story { name: "quorum_lost_and_found", needs: Hiveway, run: failures::quorum_lost_and_found },
     Story { name: "node_death_and_return", needs: Hiveway, run: failures::node_death_and_return },
     Story { name: "mixed_cluster", needs: Hiveway, run: coming_and_going::mixed_cluster },
