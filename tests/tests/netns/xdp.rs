@@ -144,7 +144,7 @@ fn clients_behind_another_interface_are_carried_across() {
 #[test]
 fn auto_is_off_on_a_veth_and_says_why() {
     scenario(|lab| {
-        let cluster = Cluster::start(lab, 1, Table::with_nodes(1))?;
+        let cluster = Cluster::start_with(lab, 1, Table::with_nodes(1), &["--xdp", "auto"])?;
         shows(&cluster.agents[0], "off")?;
         let status = cluster.agents[0].cli(&["status"])?;
         ensure!(status.contains("off on eth0 (a veth:"), "{status}");
