@@ -81,7 +81,11 @@ impl Lab {
     /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends arrives,
     /// and nobody leaves checksums to it, which XDP on a veth would forget.
     pub(crate) fn prepare_for_xdp(&self, label: &str) -> Result<()> {
-        if !self.switch().interfaces()?.iter().any(|name| name == label) {
+        // A veth takes no program while larger frames may come than fit a page; the agent finds that out by itself.
+        let (switch, page) = (self.switch(), 3500);
+        if !switch.interfaces()?.iter().any(|name| name == label)
+            || switch.run(&format!("cat /sys/class/net/{label}/mtu"))?.trim().parse::<u32>()? > page
+        {
             return Ok(());
         }
         let known = {

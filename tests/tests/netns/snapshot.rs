@@ -59,6 +59,8 @@ fn settled_line(line: &str) -> String {
                     rest.next();
                 }
             }
+            // Of a veth whose other end has, or has had, an XDP program.
+            "maxmtu" => drop(rest.next()),
             timer if timer.ends_with("_timer") => drop(rest.next()),
             flags if flags.starts_with('<') && flags.ends_with('>') => {
                 let flags = flags.trim_matches(['<', '>']).split(',');
