@@ -100,6 +100,22 @@ impl Lab {
         self.fill_in_checksums()
     }
 
+    /// Whether agents of this lab run with native XDP because all scenarios do: no MTU above a page's then.
+    pub fn is_native(&self) -> bool {
+        !self.native_xdp().is_empty()
+    }
+
+    /// The same for a further cable of a node, `interface` there and `other` in the namespace at its other end.
+    pub fn prepare_cable(&self, node: &Netns, interface: &str, (far, other): (&Netns, &str)) -> Result<()> {
+        if !self.is_native() {
+            return Ok(());
+        }
+        for (netns, interface) in [(node, interface), (far, other)] {
+            netns.output(&format!("ethtool -K {interface} tx off"))?;
+        }
+        self.pass_at(far, &[other])
+    }
+
     /// After offloads have changed.
     pub(super) fn fill_in_checksums(&self) -> Result<()> {
         let native = self.native_xdp().clone();

@@ -55,6 +55,7 @@ fn a_client_behind_another_interface_of_the_node_is_served() {
             node.run("ip link set eth1 up")?;
             beside.run(&format!("ip addr add {subnet}.100/24 dev {device}"))?;
             beside.run(&format!("ip link set {device} up"))?;
+            lab.prepare_cable(node, "eth1", (&beside, &device))?;
             wait_for(&format!("{} to serve eth1", node.label()), PATIENCE, || {
                 answers(&beside, &format!("{subnet}.1:8080"), &format!("{subnet}.100"))
             })?;
