@@ -38,7 +38,7 @@ pub struct Lab {
     agents: Mutex<Vec<Arc<Agent>>>,
     offloads: Mutex<Offloads>,
     counter: AtomicU32,
-    underlay_mtu: AtomicU32,
+    pub(super) underlay_mtu: AtomicU32,
     /// Nodes that may have native XDP.
     native_xdp: Mutex<Vec<String>>,
     _serial: MutexGuard<'static, ()>,

@@ -6,6 +6,7 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::atomic::Ordering,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -82,9 +83,9 @@ impl Lab {
     /// and nobody leaves checksums to it, which XDP on a veth would forget.
     pub(crate) fn prepare_for_xdp(&self, label: &str) -> Result<()> {
         // A veth takes no program while larger frames may come than fit a page; the agent finds that out by itself.
-        let (switch, page) = (self.switch(), 3500);
-        if !switch.interfaces()?.iter().any(|name| name == label)
-            || switch.run(&format!("cat /sys/class/net/{label}/mtu"))?.trim().parse::<u32>()? > page
+        let page = 3500;
+        if !self.switch().interfaces()?.iter().any(|name| name == label)
+            || self.underlay_mtu.load(Ordering::Relaxed) > page
         {
             return Ok(());
         }
