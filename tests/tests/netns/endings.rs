@@ -36,7 +36,9 @@ fn a_connection_to_a_task_that_is_gone_is_reset_and_not_left_hanging() {
             let tally = running.stop()?;
             ensure!(tally.names.contains_key("web.2"), "{what}: nothing was connected to web.2: {tally:?}");
             ensure!(!tally.errors.keys().any(|why| why.contains("no answer")), "{what}: left hanging: {tally:?}");
-            ensure!(tally.failed == 2, "{what}: more broke than was on web.2: {tally:?}");
+            // Who connects again may be refused first: the ingress node's agent may learn of it after the task's own.
+            let again: u64 = tally.errors.iter().filter(|(why, _)| why.starts_with("connect:")).map(|(_, n)| *n).sum();
+            ensure!(tally.failed - again == 2, "{what}: more broke than was on web.2: {tally:?}");
         }
         Ok(())
     });
