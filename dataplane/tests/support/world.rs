@@ -191,9 +191,12 @@ fn devices() -> Result<Devices> {
     run("ip addr add 203.0.113.1/24 dev eth1")?;
     run("ip route add default via 192.0.2.254")?;
     // XDP carries only towards neighbours that are known.
-    for (address, mac, dev) in
-        [("192.0.2.2", PEER_MAC, "eth0"), ("192.0.2.254", ROUTER_MAC, "eth0"), ("203.0.113.50", NEAR_MAC, "eth1")]
-    {
+    for (address, mac, dev) in [
+        ("192.0.2.2", PEER_MAC, "eth0"),
+        ("192.0.2.3", [0x52, 0x54, 0, 0, 0, 0x03], "eth0"),
+        ("192.0.2.254", ROUTER_MAC, "eth0"),
+        ("203.0.113.50", NEAR_MAC, "eth1"),
+    ] {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         run(&format!("ip neigh add {address} lladdr {mac} dev {dev} nud permanent"))?;
     }
