@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::headers::ENCAP_LEN;
+
 /// Value of maps `DROPS` and `COUNTERS` (per-CPU arrays).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -74,10 +76,23 @@ counters! {
     /// New mesh flows on this node as ingress node to a backend on a node without Hiveway: the client is shown with this
     /// node's ingress address.
     MeshStock = 18, "mesh_stock";
-    /// Of `mesh_forward`: those that XDP has carried.
+    /// Of `mesh_forward`: those that XDP has carried. It counts them here only, see [`Counter::includes`].
     XdpForward = 19, "xdp_forward";
-    /// Of `mesh_reply`: those that XDP has carried.
+    /// Of `mesh_reply`: those that XDP has carried; likewise.
     XdpReply = 20, "xdp_reply";
+}
+
+impl Counter {
+    /// What counts under this counter, too, but is counted under another one only: that one, and by how many bytes each
+    /// packet is longer here. One slot per packet is all that XDP touches.
+    pub const fn includes(self) -> Option<(Self, u64)> {
+        match self {
+            Self::MeshForward => Some((Self::XdpForward, 0)),
+            Self::Encapsulated => Some((Self::XdpForward, ENCAP_LEN as u64)),
+            Self::MeshReply => Some((Self::XdpReply, 0)),
+            _ => None,
+        }
+    }
 }
 
 /// Number of slots in map `COUNTERS`.

@@ -124,7 +124,9 @@ pub struct Vtep {
     /// Whether the node takes part in the mesh, see [`vtep_mesh`].
     pub hiveway: u8,
     /// Always zero.
-    pub _pad: [u8; 3],
+    pub _pad: u8,
+    /// Where in map `HOPS` the way to it is kept, native order; 0: nowhere. Filled in when it is written.
+    pub hop: u16,
 }
 
 crate::assert_layout!(
@@ -132,5 +134,5 @@ crate::assert_layout!(
     EndpointKey: size 8 align 1,
     Endpoint: size 32 align 4,
     VniInfo: size 8 align 4,
-    Vtep: size 4 align 1,
+    Vtep: size 4 align 2,
 );

@@ -131,8 +131,12 @@ pub struct Affinity {
     pub flags: u8,
     /// As [`Flow::expected_ack`], in `AFFINITY_PENDING`.
     pub expected_ack: [u8; 3],
+    /// [`crate::xdp::XdpState::generation`] under which XDP last asked everything that it asks besides this entry; 0: never.
+    pub generation: u32,
+    /// [`crate::endpoint::Vtep::hop`] of `vtep` then.
+    pub hop: u16,
     /// Always zero.
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 6],
 }
 
 /// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct connection has its source port translated. Programs look
@@ -150,6 +154,6 @@ crate::assert_layout!(
     FlowKey: size 20 align 1,
     Flow: size 48 align 8,
     AffinityKey: size 16 align 1,
-    Affinity: size 40 align 8,
+    Affinity: size 48 align 8,
     DirectGate: size 16 align 8,
 );

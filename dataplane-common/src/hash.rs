@@ -9,12 +9,18 @@ use crate::addr::{Ip4, Port};
 /// Hash of a packet's addresses, ports and protocol, in the direction it travels. All of its bits are well mixed.
 #[inline(always)]
 pub const fn flow(src: Ip4, dst: Ip4, sport: Port, dport: Port, proto: u8) -> u32 {
+    let ports = u32::from_le_bytes([sport[0], sport[1], dport[0], dport[1]]);
+    flow_of_words(u32::from_le_bytes(src), u32::from_le_bytes(dst), ports, proto)
+}
+
+/// The same of what little-endian words of the headers hold: source, destination, both ports.
+#[inline(always)]
+pub const fn flow_of_words(src: u32, dst: u32, ports: u32, proto: u8) -> u32 {
     // Odd constants of splitmix64.
     const A: u64 = 0xbf58_476d_1ce4_e5b9;
     const B: u64 = 0x94d0_49bb_1331_11eb;
-    let addresses = (u32::from_ne_bytes(src) as u64) << 32 | u32::from_ne_bytes(dst) as u64;
-    let ports = u32::from_ne_bytes([sport[0], sport[1], dport[0], dport[1]]) as u64;
-    let mut x = addresses.wrapping_mul(A) ^ (ports << 8 | proto as u64);
+    let addresses = (src as u64) << 32 | dst as u64;
+    let mut x = addresses.wrapping_mul(A) ^ ((ports as u64) << 8 | proto as u64);
     x = (x ^ x >> 31).wrapping_mul(B);
     x = (x ^ x >> 29).wrapping_mul(A);
     (x ^ x >> 32) as u32

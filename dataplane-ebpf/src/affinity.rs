@@ -97,7 +97,9 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
         vtep: backend.vtep,
         flags,
         expected_ack: [0; 3],
-        _pad: [0; 4],
+        generation: 0,
+        hop: 0,
+        _pad: [0; 6],
     };
     // A connection from the same port that has ended.
     let _ = AFFINITY.remove(key);

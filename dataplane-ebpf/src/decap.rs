@@ -25,7 +25,7 @@ pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) ->
         .map_err(|_| DropReason::RewriteFailed)?;
     inner.l4 = ETH_LEN + (inner.l4 - inner.net).max(IPV4_LEN);
     inner.net = ETH_LEN;
-    if congested(outer_tos, inner) {
+    if congested(outer_tos, inner.tos) {
         mark_congestion(ctx, inner)?;
     }
     Ok(())
@@ -33,8 +33,8 @@ pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) ->
 
 /// Whether the tunnel has seen congestion that the inner packet does not know of.
 #[inline(always)]
-pub(crate) fn congested(outer_tos: u8, inner: &Packet) -> bool {
-    outer_tos & ECN_MASK == CE && inner.tos & ECN_MASK != CE
+pub(crate) fn congested(outer_tos: u8, inner_tos: u8) -> bool {
+    outer_tos & ECN_MASK == CE && inner_tos & ECN_MASK != CE
 }
 
 /// RFC 6040 section 4.2: congestion seen by the tunnel reaches the inner packet, or drops it if it cannot carry it.

@@ -45,9 +45,15 @@ pub(crate) fn now() -> u64 {
 /// The packet opens a TCP connection or an SCTP association.
 #[inline(always)]
 pub(crate) fn is_syn(packet: &Packet) -> bool {
-    match packet.proto {
-        ipproto::TCP => packet.flags & (tcpflag::SYN | tcpflag::ACK | tcpflag::RST | tcpflag::FIN) == tcpflag::SYN,
-        ipproto::SCTP => packet.flags == sctpchunk::INIT,
+    opens(packet.proto, packet.flags)
+}
+
+/// The same of a packet with these [`Packet::flags`].
+#[inline(always)]
+pub(crate) fn opens(proto: u8, flags: u8) -> bool {
+    match proto {
+        ipproto::TCP => flags & (tcpflag::SYN | tcpflag::ACK | tcpflag::RST | tcpflag::FIN) == tcpflag::SYN,
+        ipproto::SCTP => flags == sctpchunk::INIT,
         _ => false,
     }
 }
@@ -61,18 +67,24 @@ pub(crate) fn may_open(packet: &Packet) -> bool {
 /// `flag` bits that this packet adds to its direction's entry.
 #[inline(always)]
 pub(crate) fn bits(packet: &Packet) -> u8 {
+    bits_of(packet.proto, packet.flags)
+}
+
+/// The same of a packet with these [`Packet::flags`].
+#[inline(always)]
+pub(crate) fn bits_of(proto: u8, flags: u8) -> u8 {
     let mut bits = flag::SEEN;
-    match packet.proto {
+    match proto {
         ipproto::TCP => {
-            if packet.flags & tcpflag::FIN != 0 {
+            if flags & tcpflag::FIN != 0 {
                 bits |= flag::FIN;
             }
-            if packet.flags & tcpflag::RST != 0 {
+            if flags & tcpflag::RST != 0 {
                 bits |= flag::RST;
             }
         }
-        ipproto::SCTP if packet.flags == sctpchunk::ABORT => bits |= flag::RST,
-        ipproto::SCTP if packet.flags == sctpchunk::SHUTDOWN_COMPLETE => bits |= flag::FIN,
+        ipproto::SCTP if flags == sctpchunk::ABORT => bits |= flag::RST,
+        ipproto::SCTP if flags == sctpchunk::SHUTDOWN_COMPLETE => bits |= flag::FIN,
         _ => {}
     }
     bits
@@ -165,23 +177,23 @@ pub(crate) fn touch(flow: &mut Flow, packet: &Packet) {
 /// Notes that a packet that adds `bits` went by an entry.
 #[inline(always)]
 pub(crate) fn note(last_seen: &mut u64, flags: &mut u8, bits: u8) {
+    note_at(last_seen, flags, bits, now());
+}
+
+/// The same for who knows the time.
+#[inline(always)]
+pub(crate) fn note_at(last_seen: &mut u64, flags: &mut u8, bits: u8, now: u64) {
     if *flags & bits != bits {
         *flags |= bits;
     }
-    let now = now();
     if old(*last_seen, now) {
         *last_seen = now;
     }
 }
 
-/// Whether the next packet renews an entry's time.
+/// Whether a packet at `now` renews an entry's time.
 #[inline(always)]
-pub(crate) fn due(last_seen: u64) -> bool {
-    old(last_seen, now())
-}
-
-#[inline(always)]
-fn old(last_seen: u64, now: u64) -> bool {
+pub(crate) fn old(last_seen: u64, now: u64) -> bool {
     now.wrapping_sub(last_seen) > TOUCH_NS
 }
 

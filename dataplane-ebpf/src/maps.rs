@@ -17,7 +17,7 @@ use dataplane_common::{
     mark::sandbox_program,
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
-    xdp::MAX_DEVICES,
+    xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpState},
 };
 
 use crate::{flow::NewFlow, parse::Packet, quote::Quote};
@@ -63,6 +63,10 @@ pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::n
 pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]
 pub(crate) static XDP_DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static XDP_STATE: Array<XdpState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+pub(crate) static HOPS: Array<HopWords, { MAX_HOPS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 /// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();

@@ -122,7 +122,7 @@ fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Op
 /// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
 /// and what may open a connection is given to a backend anew.
 #[inline(always)]
-pub(crate) fn left_behind(known: &Affinity) -> bool {
+fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
 }
 
@@ -177,19 +177,19 @@ fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     if !given_to(known, task, vtep) {
         return false;
     }
-    flow::note(&mut known.last_seen, &mut known.flags, bits_of_answer(packet));
+    flow::note(&mut known.last_seen, &mut known.flags, bits_of_answer(flow::bits(packet)));
     affinity::backward(ctx, &key, packet);
     true
 }
 
 /// Whether the connection was given to the task with ingress MAC `task` behind `vtep`.
 #[inline(always)]
-pub(crate) fn given_to(known: &Affinity, task: &Mac, vtep: &Ip4) -> bool {
+fn given_to(known: &Affinity, task: &Mac, vtep: &Ip4) -> bool {
     known.flags & flag::OWN == 0 && *task == mac_of(TASK_MAC_PREFIX, known.ip) && *vtep == known.vtep
 }
 
-/// `flag` bits that an answer adds to the connection's entry.
+/// `flag` bits that an answer with these [`flow::bits`] adds to the connection's entry.
 #[inline(always)]
-pub(crate) fn bits_of_answer(packet: &Packet) -> u8 {
-    (flow::bits(packet) & !flag::SEEN) | flag::REPLIED
+pub(crate) fn bits_of_answer(bits: u8) -> u8 {
+    (bits & !flag::SEEN) | flag::REPLIED
 }

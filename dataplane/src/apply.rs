@@ -17,6 +17,7 @@ use crate::{
     changes::{Changes, Delta},
     clock::monotonic_now,
     diff::diff,
+    hops::numbered,
     pod::{Plain, Raw},
     table::{Entries, MapFault},
     tables::Tables,
@@ -34,6 +35,12 @@ impl Tables {
         let have = self.read_state()?;
         let mut changes = Changes::default();
         let now = monotonic_now();
+        let vteps = numbered(&have.vteps, &want.vteps);
+        // XDP remembers for each connection that it was told yes. Before any of that is taken back it is told to ask again,
+        // and after it that it may remember again. What is new it asks about in any case.
+        if have.config != with_abi(&want.config) || lost(&have.vteps, |key, vtep| vteps.get(key) == Some(vtep)) {
+            self.xdp_state.begin();
+        }
 
         self.put_config(&want.config, have.config, &mut changes);
         let allow: BTreeMap<_, _> = want.allow.iter().map(|prefix| (*prefix, ALLOWED)).collect();
@@ -47,7 +54,7 @@ impl Tables {
         let (vips, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
             want.endpoints.iter().partition(|(_, endpoint)| endpoint.kind == kind::VIP);
 
-        put(&mut self.vteps, &have.vteps, &want.vteps, &mut changes);
+        put(&mut self.vteps, &have.vteps, &vteps, &mut changes);
         put(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
         put(&mut self.endpoints, &have.endpoints, &owned(&others), &mut changes);
         put(&mut self.locals, &have.locals, &want.locals, &mut changes);
@@ -60,6 +67,11 @@ impl Tables {
         put(&mut self.endpoints, &have.endpoints, &vips, &mut changes);
         put(&mut self.ports, &overlaid(&have.ports, &closed), &ports, &mut changes);
 
+        if lost(&have.ports, |key, _| ports.contains_key(key))
+            || lost(&have.node_addresses, |key, _| want.node_addresses.contains_key(key))
+        {
+            self.xdp_state.begin();
+        }
         // A VIP that has no set yet stays as it is rather than being removed.
         remove(&mut self.ports, &have.ports, &ports, &mut changes);
         remove(&mut self.allow, &owned(&no_longer), &allow, &mut changes);
@@ -70,6 +82,8 @@ impl Tables {
         remove(&mut self.endpoints, &have.endpoints, &want.endpoints, &mut changes);
         remove(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
         remove(&mut self.vteps, &have.vteps, &want.vteps, &mut changes);
+
+        self.xdp_state.end();
 
         // If a pointer to a set could not be removed, its set stays too.
         let pointers_gone = !changes.failures.iter().any(|f| matches!(f.map, MapName::Ports | MapName::Endpoints));
@@ -96,7 +110,7 @@ impl Tables {
     }
 
     fn put_config(&mut self, want: &Config, have: Config, changes: &mut Changes) {
-        let want = Config { abi: dataplane_common::ABI_VERSION, ..*want };
+        let want = with_abi(want);
         if want == have {
             return;
         }
@@ -139,6 +153,15 @@ impl Tables {
             })
             .collect()
     }
+}
+
+fn with_abi(config: &Config) -> Config {
+    Config { abi: dataplane_common::ABI_VERSION, ..*config }
+}
+
+/// Whether anything in the table is not kept as it is.
+fn lost<K, V>(have: &BTreeMap<K, V>, kept: impl Fn(&K, &V) -> bool) -> bool {
+    have.iter().any(|(key, value)| !kept(key, value))
 }
 
 /// What the maps hold.

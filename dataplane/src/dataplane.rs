@@ -9,6 +9,7 @@ use std::{
 
 use aya::Ebpf;
 use dataplane_common::{
+    addr::Ip4,
     counter::{Counter, Stat},
     drop_reason::DropReason,
     state::MapState,
@@ -21,6 +22,7 @@ use crate::{
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, XdpMode},
     changes::Changes,
     connections::{Connections, PerTable},
+    hops::Hops,
     load::{self, LoadError, Maps},
     lock::{Lock, LockError},
     logger::{Logger, LoggerError},
@@ -141,6 +143,16 @@ impl Dataplane {
     /// second call changes nothing. Entries that could not be written are in [`Changes::failures`].
     pub fn apply(&mut self, want: &MapState) -> Result<Changes, ApplyError> {
         self.tables.apply(want)
+    }
+
+    /// The map of next hops, for whoever follows routes and neighbours; the first time only.
+    pub fn take_hops(&mut self) -> Option<Hops> {
+        self.tables.hops.take()
+    }
+
+    /// The number of each other node's next hop in that map, see [`Hops::put`].
+    pub fn hop_numbers(&self) -> Result<BTreeMap<Ip4, u16>, MapFault> {
+        Ok(self.tables.vteps.read()?.into_iter().map(|(ip, vtep)| (ip, vtep.hop)).collect())
     }
 
     /// Attaches `program` to the ingress of the interface `ifname` in this thread's network namespace, replacing in

@@ -14,6 +14,7 @@ mod connections;
 mod dataplane;
 mod diff;
 mod gate;
+mod hops;
 mod leave;
 mod load;
 mod lock;
@@ -36,6 +37,7 @@ pub mod testing;
 mod trie;
 mod verify;
 mod words;
+mod xdp_state;
 
 pub use crate::{
     adopt::AdoptError,
@@ -45,6 +47,7 @@ pub use crate::{
     clock::monotonic_now,
     connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
     dataplane::{Dataplane, Detached, OpenError},
+    hops::Hops,
     leave::leave,
     load::LoadError,
     lock::LockError,

@@ -43,6 +43,10 @@ pub enum MapName {
     Clients,
     /// Interfaces that XDP can send out of.
     XdpDevices,
+    /// For how long XDP may believe what it knows.
+    XdpState,
+    /// The ways to other nodes.
+    Hops,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
     /// Dropped packets by reason.
@@ -73,6 +77,8 @@ impl MapName {
         Self::Allow,
         Self::Clients,
         Self::XdpDevices,
+        Self::XdpState,
+        Self::Hops,
         Self::SandboxPrograms,
         Self::Drops,
         Self::Counters,
@@ -100,6 +106,8 @@ impl MapName {
             Self::Allow => "ALLOW",
             Self::Clients => "CLIENTS",
             Self::XdpDevices => "XDP_DEVICES",
+            Self::XdpState => "XDP_STATE",
+            Self::Hops => "HOPS",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",

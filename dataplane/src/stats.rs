@@ -16,8 +16,20 @@ impl Tables {
 
     /// Handled packets by what was done, all counters.
     pub(crate) fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
-        Counter::ALL.iter().map(|c| Ok((*c, sum(MapName::Counters, &self.counters, *c as u32)?))).collect()
+        let count = |counter: Counter| sum(MapName::Counters, &self.counters, counter as u32);
+        Counter::ALL.iter().map(|counter| Ok((*counter, with_included(*counter, count)?))).collect()
     }
+}
+
+/// What counts under a counter: what is counted under it, and what XDP counts elsewhere.
+fn with_included<E>(counter: Counter, count: impl Fn(Counter) -> Result<Stat, E>) -> Result<Stat, E> {
+    let own = count(counter)?;
+    let Some((other, longer)) = counter.includes() else { return Ok(own) };
+    let included = count(other)?;
+    Ok(Stat {
+        packets: own.packets.wrapping_add(included.packets),
+        bytes: own.bytes.wrapping_add(included.bytes).wrapping_add(included.packets.wrapping_mul(longer)),
+    })
 }
 
 fn sum(name: MapName, map: &PerCpuArray<MapData, Raw<Stat>>, index: u32) -> Result<Stat, MapFault> {
@@ -26,4 +38,26 @@ fn sum(name: MapName, map: &PerCpuArray<MapData, Raw<Stat>>, index: u32) -> Resu
         packets: sum.packets.wrapping_add(stat.packets),
         bytes: sum.bytes.wrapping_add(stat.bytes),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_xdp_carries_counts_where_tc_would_count_it() {
+        let count = |counter| {
+            Ok::<_, ()>(match counter {
+                Counter::XdpForward => Stat { packets: 2, bytes: 200 },
+                Counter::XdpReply => Stat { packets: 3, bytes: 600 },
+                _ => Stat { packets: 1, bytes: 10 },
+            })
+        };
+        let of = |counter| with_included(counter, count).map(|stat| (stat.packets, stat.bytes));
+        assert_eq!(of(Counter::MeshForward), Ok((3, 210)));
+        assert_eq!(of(Counter::Encapsulated), Ok((3, 310)));
+        assert_eq!(of(Counter::MeshReply), Ok((4, 610)));
+        assert_eq!(of(Counter::XdpForward), Ok((2, 200)));
+        assert_eq!(of(Counter::Delivered), Ok((1, 10)));
+    }
 }

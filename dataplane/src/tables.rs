@@ -18,10 +18,12 @@ use crate::{
     MapName,
     connections::Connections,
     gate::Gate,
+    hops::Hops,
     pod::Raw,
     sets::Sets,
     table::{MapFault, Table},
     trie::Trie,
+    xdp_state::State,
 };
 
 /// One handle per map.
@@ -37,6 +39,8 @@ pub(crate) struct Tables {
     pub(crate) allow: Trie<AllowPrefix, u32>,
     pub(crate) clients: Trie<ClientPrefix, ClientRule>,
     pub(crate) xdp_devices: Table<u32, u32>,
+    pub(crate) xdp_state: State,
+    pub(crate) hops: Option<Hops>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
@@ -53,6 +57,7 @@ impl Tables {
         let endpoints: Table<EndpointKey, Endpoint> = Table::new(MapName::Endpoints, take(MapName::Endpoints)?)?;
         let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
         let found = set_ids(&endpoints, &ports)?;
+        let xdp_state = State::new(&take(MapName::XdpState)?)?;
         Ok(Self {
             config: array(MapName::Config, take(MapName::Config)?)?,
             locals: Table::new(MapName::Locals, take(MapName::Locals)?)?,
@@ -65,6 +70,8 @@ impl Tables {
             allow: Trie::new(MapName::Allow, take(MapName::Allow)?)?,
             clients: Trie::new(MapName::Clients, take(MapName::Clients)?)?,
             xdp_devices: Table::new(MapName::XdpDevices, take(MapName::XdpDevices)?)?,
+            hops: Some(Hops::new(&take(MapName::Hops)?, xdp_state.clone())?),
+            xdp_state,
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
                 flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,

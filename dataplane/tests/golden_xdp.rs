@@ -3,141 +3,20 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, Result};
-use dataplane::{
-    Program, XdpMode,
-    testing::{
-        Decision::{Neigh, Pass},
-        Input, XdpOutcome,
-    },
-};
+use dataplane::{Program, XdpMode, testing::Decision::Pass};
 use dataplane_common::{
-    counter::{Counter, Stat},
+    counter::Counter,
     endpoint::Vtep,
     flow::{Affinity, AffinityKey, flag},
 };
 use support::{
-    golden::golden,
     mesh::*,
     packets::{Ip, L4, Mac, frame, ip, ping, tcp, udp, vxlan},
     sandbox::run,
     world::*,
+    xdp::*,
 };
-
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
-const XDP_REDIRECT: u32 = 4;
-
-/// The usual node; its neighbours are known, and CLIENT's and NEAR's connections to REMOTE1 are established.
-fn established(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
-    world(|world| {
-        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
-        establish(world, &client_ip())?;
-        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
-        establish(world, &ip(NEAR, NODE2))?;
-        // A datagram, an answer, another datagram.
-        world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
-        for from in [client_ip(), ip(NEAR, NODE2)] {
-            world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
-            through_tc(world, client(&from, &udp(CLIENT_PORT, PUBLISHED)))?;
-            through_tc(world, answer(&from, &udp(PUBLISHED, CLIENT_PORT)))?;
-            through_tc(world, client(&from, &udp(CLIENT_PORT, PUBLISHED)))?;
-        }
-        assert_eq!(world.harness.pending_affinity()?, BTreeMap::new());
-        assert_eq!(world.harness.established_affinity()?.len(), 4);
-        test(world)
-    })
-}
-
-/// The handshake of a connection that is given to REMOTE1.
-fn establish(world: &mut World, from: &Ip) -> Result<()> {
-    through_tc(world, client(from, &tcp(CLIENT_PORT, PUBLISHED, "S")))?;
-    through_tc(world, answer(from, &tcp(PUBLISHED, CLIENT_PORT, "SA")))?;
-    through_tc(world, client(from, &tcp(CLIENT_PORT, PUBLISHED, "K")))
-}
-
-/// As it arrives from the client.
-fn client(from: &Ip, l4: &L4) -> Vec<u8> {
-    frame(ROUTER_MAC, NODE_MAC, from, l4)
-}
-
-/// As REMOTE1's answer to `from` arrives.
-fn answer(from: &Ip, l4: &L4) -> Vec<u8> {
-    returning(PEER, &REMOTE1, &Ip { ttl: 63, ..ip(from.dst, from.src) }, l4)
-}
-
-fn through_tc(world: &mut World, packet: Vec<u8>) -> Result<()> {
-    underlay(world, "on the way", packet, Pass).run(&mut world.harness)?;
-    Ok(())
-}
-
-fn through_xdp(world: &mut World, packet: &[u8], ifindex: u32) -> Result<XdpOutcome> {
-    Ok(world.harness.run_xdp(&Input { packet: packet.to_vec(), ifindex, mark: 0, sandbox: 0 })?)
-}
-
-/// The MAC of a device of this test.
-fn mac_of_device(name: &str) -> Result<Mac> {
-    let text = run(&format!("ip -o link show dev {name}"))?;
-    let address =
-        text.split_once("link/ether ").and_then(|(_, rest)| rest.split_whitespace().next()).context("no MAC")?;
-    let bytes: Vec<u8> = address.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    bytes.try_into().ok().context("no MAC")
-}
-
-/// XDP carries the packet: what it makes of it but for the Ethernet addresses (which the kernel writes later for TC), what
-/// it counts and what it notes is what TC does. It goes from MAC to MAC.
-fn carries(
-    world: &mut World,
-    what: &'static str,
-    (program, ifindex): (Program, u32),
-    packet: Vec<u8>,
-    (verdict, macs): (u32, (Mac, Mac)),
-    counter: Counter,
-) -> Result<()> {
-    let before = world.harness.established_affinity()?;
-    let tc = golden(what, program, ifindex, packet.clone(), Pass).run(&mut world.harness)?;
-    assert!(matches!(tc.decision, Some(Neigh(_))), "{what}: TC decides {:?}", tc.decision);
-    let noted = flags(world)?;
-    // Back to what it was before.
-    for (key, entry) in before {
-        world.harness.put_affinity(key, entry)?;
-    }
-    let xdp = through_xdp(world, &packet, ifindex)?;
-    assert_eq!(xdp.verdict, verdict, "{what}: verdict");
-    assert_eq!(flags(world)?, noted, "{what}: noted");
-    assert_eq!(xdp.packet[12..], tc.packet[12..], "{what}: packet");
-    assert_eq!((&xdp.packet[6..12], &xdp.packet[..6]), (&macs.0[..], &macs.1[..]), "{what}: MACs");
-    let bytes = match counter {
-        Counter::XdpForward => packet.len(),
-        _ => packet.len() - 50,
-    };
-    let mut counters = tc.counters;
-    counters.insert(counter, Stat { packets: 1, bytes: bytes as u64 });
-    assert_eq!((xdp.counters, xdp.drops), (counters, tc.drops), "{what}: counted");
-    Ok(())
-}
-
-fn flags(world: &World) -> Result<Vec<(AffinityKey, u8)>> {
-    Ok(world.harness.established_affinity()?.into_iter().map(|(key, entry)| (key, entry.flags)).collect())
-}
-
-/// XDP leaves the packet to TC, and no trace of having seen it.
-fn passes(world: &mut World, what: &str, packet: &[u8], ifindex: u32) -> Result<()> {
-    let before = world.harness.affinity()?;
-    let outcome = through_xdp(world, packet, ifindex).with_context(|| what.to_owned())?;
-    let nothing =
-        XdpOutcome { verdict: XDP_PASS, packet: packet.to_vec(), drops: BTreeMap::new(), counters: BTreeMap::new() };
-    assert_eq!(outcome, nothing, "{what}");
-    assert_eq!(world.harness.affinity()?, before, "{what}: noted");
-    Ok(())
-}
-
-/// A TCP segment with options and so many bytes of payload.
-fn long(sport: u16, dport: u16, payload: usize) -> L4 {
-    L4::Tcp { sport, dport, flags: "PA", mss: Some(1400), payload: vec![0x5a; payload] }
-}
 
 #[test]
 fn clients_packets_become_what_tc_makes_of_them() -> Result<()> {

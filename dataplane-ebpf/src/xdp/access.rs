@@ -1,11 +1,10 @@
-//! Direct access to a frame that is one piece of memory.
+//! Direct access to a frame that is one piece of memory, in words as it lies there.
+//!
+//! Words are little endian, as the programs are: the byte with the lowest address is the lowest.
 
 use core::arch::asm;
 
 use aya_ebpf::programs::XdpContext;
-use dataplane_common::headers::INNER_NET;
-
-use crate::encap::Headers;
 
 /// Where a frame lies, and where it came in. Not valid any more once the frame was moved.
 #[derive(Clone, Copy)]
@@ -28,10 +27,10 @@ impl Frame {
         self.end - self.data
     }
 
-    /// The `LEN` bytes at `offset`, if they are there.
+    /// The `LEN` bytes at `OFFSET`, if they are there.
     #[inline(always)]
-    pub(super) fn part<const LEN: usize>(self, offset: usize) -> Option<Part<LEN>> {
-        let at = self.data + offset;
+    pub(super) fn part<const OFFSET: usize, const LEN: usize>(self) -> Option<Part<LEN>> {
+        let at = self.data + OFFSET;
         (at + LEN <= self.end).then_some(Part { at })
     }
 }
@@ -55,7 +54,7 @@ impl<const LEN: usize> Part<LEN> {
 
     /// The two bytes at `OFFSET`.
     #[inline(always)]
-    pub(super) fn two<const OFFSET: usize>(self) -> [u8; 2] {
+    pub(super) fn two<const OFFSET: usize>(self) -> u16 {
         const { assert!(OFFSET + 2 <= LEN) };
         let value: u64;
         // SAFETY: inside the frame; reads only.
@@ -63,12 +62,12 @@ impl<const LEN: usize> Part<LEN> {
             asm!("{value} = *(u16 *)({at} + {offset})", value = out(reg) value, at = in(reg) self.at, offset = const OFFSET,
                  options(pure, readonly, nostack));
         }
-        (value as u16).to_ne_bytes()
+        value as u16
     }
 
     /// The four bytes at `OFFSET`.
     #[inline(always)]
-    pub(super) fn four<const OFFSET: usize>(self) -> [u8; 4] {
+    pub(super) fn four<const OFFSET: usize>(self) -> u32 {
         const { assert!(OFFSET + 4 <= LEN) };
         let value: u64;
         // SAFETY: inside the frame; reads only.
@@ -76,7 +75,7 @@ impl<const LEN: usize> Part<LEN> {
             asm!("{value} = *(u32 *)({at} + {offset})", value = out(reg) value, at = in(reg) self.at, offset = const OFFSET,
                  options(pure, readonly, nostack));
         }
-        (value as u32).to_ne_bytes()
+        value as u32
     }
 
     /// Writes eight bytes at `OFFSET`.
@@ -92,29 +91,39 @@ impl<const LEN: usize> Part<LEN> {
 
     /// Writes four bytes at `OFFSET`.
     #[inline(always)]
-    pub(super) fn put_four<const OFFSET: usize>(self, value: [u8; 4]) {
+    pub(super) fn put_four<const OFFSET: usize>(self, value: u32) {
         const { assert!(OFFSET + 4 <= LEN) };
         // SAFETY: inside the frame.
         unsafe {
-            asm!("*(u32 *)({at} + {offset}) = {value}", at = in(reg) self.at,
-                 value = in(reg) u64::from(u32::from_ne_bytes(value)), offset = const OFFSET, options(nostack));
+            asm!("*(u32 *)({at} + {offset}) = {value}", at = in(reg) self.at, value = in(reg) u64::from(value),
+                 offset = const OFFSET, options(nostack));
         }
     }
 }
 
-impl Part<INNER_NET> {
-    /// Writes all headers in front of the inner IP header.
-    #[inline(always)]
-    pub(super) fn put_headers(self, headers: Headers) {
-        // SAFETY: both are as many plain bytes.
-        let words: [u64; INNER_NET / 8] = unsafe { core::mem::transmute(headers) };
-        self.put_eight::<0>(words[0]);
-        self.put_eight::<8>(words[1]);
-        self.put_eight::<16>(words[2]);
-        self.put_eight::<24>(words[3]);
-        self.put_eight::<32>(words[4]);
-        self.put_eight::<40>(words[5]);
-        self.put_eight::<48>(words[6]);
-        self.put_eight::<56>(words[7]);
-    }
+/// Four bytes of a map's value, of which the caller knows that they lie at a multiple of four there.
+#[inline(always)]
+pub(super) fn word(bytes: &[u8; 4]) -> u32 {
+    // SAFETY: as many bytes, aligned as the caller says. LLVM would read byte by byte otherwise.
+    unsafe { core::ptr::read(bytes.as_ptr().cast::<u32>()) }
 }
+
+/// The same with two.
+#[inline(always)]
+pub(super) fn half(bytes: &[u8; 2]) -> u16 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read(bytes.as_ptr().cast::<u16>()) }
+}
+
+// Where `word` and `half` are used.
+const _: () = {
+    use core::mem::offset_of;
+
+    use dataplane_common::{config::Config, flow::Affinity};
+
+    assert!(align_of::<Config>() == 4 && align_of::<Affinity>() == 8);
+    assert!(offset_of!(Config, vtep).is_multiple_of(4) && offset_of!(Config, host_ip).is_multiple_of(4));
+    assert!(offset_of!(Config, mesh_vni).is_multiple_of(4) && offset_of!(Config, vxlan_port).is_multiple_of(2));
+    assert!(offset_of!(Affinity, ip).is_multiple_of(4) && offset_of!(Affinity, vtep).is_multiple_of(4));
+    assert!(cfg!(target_endian = "little"));
+};

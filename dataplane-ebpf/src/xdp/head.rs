@@ -1,73 +1,144 @@
 //! Headers of the packets that this path is for: IPv4 without options, in one piece, TCP or UDP. Anything else, and
 //! anything that contradicts itself, is `None`: TC judges it.
 
-use dataplane_common::headers::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto};
+use dataplane_common::{
+    flow::AffinityKey,
+    headers::{ETH_LEN, INNER_ETH, INNER_NET, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
+    service::PortKey,
+};
 
 use super::access::Frame;
-use crate::parse::{Fragment, Packet};
+use crate::flow;
 
 /// IPv4, five words of header.
 const VERSION_IHL: u8 = 0x45;
 /// All of the fragment field but DF.
-const FRAGMENTED: u16 = 0x3fff;
+const FRAGMENTED: u16 = u16::from_le_bytes([0x3f, 0xff]);
+const IPV4: u16 = u16::from_le_bytes(ethertype::IPV4);
 
-/// The packet in the Ethernet frame at `offset`.
-#[inline(always)]
-pub(super) fn ethernet(frame: Frame, offset: usize) -> Option<Packet> {
-    let eth = frame.part::<ETH_LEN>(offset)?;
-    if eth.two::<12>() != ethertype::IPV4 {
-        return None;
-    }
-    ipv4(frame, offset + ETH_LEN)
+/// What decisions need of a packet, in little-endian words as it lies there.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub src: u32,
+    pub dst: u32,
+    /// Source and destination port.
+    pub ports: u32,
+    pub proto: u8,
+    pub tos: u8,
+    /// Length of IP header and payload.
+    pub total_len: u16,
+    /// TCP flags; 0 otherwise.
+    pub flags: u8,
 }
 
-/// The packet whose IPv4 header starts at `net`.
+impl Head {
+    #[inline(always)]
+    pub(super) fn dport(&self) -> u16 {
+        (self.ports >> 16) as u16
+    }
+
+    /// Key of the connection of a client's packet.
+    #[inline(always)]
+    pub(super) fn key(&self) -> Key {
+        Key::of(self.src, self.dst, self.ports, self.proto)
+    }
+
+    /// Key of the connection that a packet towards the client belongs to.
+    #[inline(always)]
+    pub(super) fn key_of_answer(&self) -> Key {
+        Key::of(self.dst, self.src, self.ports.rotate_left(16), self.proto)
+    }
+
+    /// The published port that a client's packet is for.
+    #[inline(always)]
+    pub(super) fn port(&self) -> PortKey {
+        PortKey { proto: self.proto, _pad: 0, port: self.dport().to_le_bytes() }
+    }
+
+    /// As [`flow::is_syn`].
+    #[inline(always)]
+    pub(super) fn is_syn(&self) -> bool {
+        flow::opens(self.proto, self.flags)
+    }
+
+    /// As [`flow::may_open`]; there are TCP and UDP only.
+    #[inline(always)]
+    pub(super) fn may_open(&self) -> bool {
+        self.proto == ipproto::UDP || self.is_syn()
+    }
+
+    /// As [`flow::bits`].
+    #[inline(always)]
+    pub(super) fn bits(&self) -> u8 {
+        flow::bits_of(self.proto, self.flags)
+    }
+}
+
+/// An [`AffinityKey`], written in two words.
+#[derive(Clone, Copy)]
+pub(super) struct Key([u64; 2]);
+
+impl Key {
+    #[inline(always)]
+    fn of(client: u32, node: u32, ports: u32, proto: u8) -> Self {
+        Self([u64::from(client) | u64::from(node) << 32, u64::from(ports) | u64::from(proto) << 32])
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self) -> &AffinityKey {
+        const { assert!(size_of::<AffinityKey>() == 16 && align_of::<AffinityKey>() == 1) };
+        // SAFETY: as many plain bytes, in the order of the fields.
+        unsafe { &*self.0.as_ptr().cast() }
+    }
+}
+
+/// The packet in the frame.
 #[inline(always)]
-pub(super) fn ipv4(frame: Frame, net: usize) -> Option<Packet> {
-    const L4: usize = IPV4_LEN;
-    let ip = frame.part::<{ L4 + UDP_LEN }>(net)?;
-    let [version_ihl, tos, len_high, len_low] = ip.four::<0>();
-    let total_len = u16::from_be_bytes([len_high, len_low]);
-    let [id_high, id_low, fragment_high, fragment_low] = ip.four::<4>();
-    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
-    let proto = ip.byte::<9>();
-    if version_ihl != VERSION_IHL
-        || fragment & FRAGMENTED != 0
-        || usize::from(total_len) < L4 + UDP_LEN
-        || net + usize::from(total_len) > frame.len()
+pub(super) fn outer(frame: Frame) -> Option<Head> {
+    ethernet::<0, ETH_LEN, { ETH_LEN + IPV4_LEN }>(frame)
+}
+
+/// The packet in the frame in its tunnel.
+#[inline(always)]
+pub(super) fn inner(frame: Frame) -> Option<Head> {
+    ethernet::<INNER_ETH, INNER_NET, { INNER_NET + IPV4_LEN }>(frame)
+}
+
+#[inline(always)]
+fn ethernet<const ETH: usize, const NET: usize, const L4: usize>(frame: Frame) -> Option<Head> {
+    const PORTS: usize = IPV4_LEN;
+    let ip = frame.part::<NET, { IPV4_LEN + UDP_LEN }>()?;
+    if frame.part::<ETH, ETH_LEN>()?.two::<12>() != IPV4 {
+        return None;
+    }
+    let total_len = ip.two::<2>().swap_bytes();
+    if ip.byte::<0>() != VERSION_IHL
+        || ip.two::<6>() & FRAGMENTED != 0
+        || usize::from(total_len) < IPV4_LEN + UDP_LEN
+        || NET + usize::from(total_len) > frame.len()
     {
         return None;
     }
-    let [sport_high, sport_low, dport_high, dport_low] = ip.four::<L4>();
-    let mut packet = Packet {
-        net,
-        l4: net + L4,
+    let mut head = Head {
         src: ip.four::<12>(),
         dst: ip.four::<16>(),
-        id: [id_high, id_low],
-        proto,
-        tos,
+        ports: ip.four::<PORTS>(),
+        proto: ip.byte::<9>(),
+        tos: ip.byte::<1>(),
         total_len,
-        dont_fragment: fragment & 0x4000 != 0,
-        fragment: Fragment::Whole,
-        sport: [sport_high, sport_low],
-        dport: [dport_high, dport_low],
         flags: 0,
-        tcp_len: 0,
     };
-    match proto {
+    match head.proto {
         ipproto::TCP => {
-            let tcp = frame.part::<TCP_LEN>(net + L4)?;
-            let [offset, flags] = tcp.two::<12>();
-            packet.tcp_len = (offset >> 4) * 4;
-            packet.flags = flags;
-            let len = usize::from(packet.tcp_len);
-            if len < TCP_LEN || L4 + len > usize::from(total_len) {
+            let tcp = frame.part::<L4, TCP_LEN>()?;
+            let len = usize::from(tcp.byte::<12>() >> 4) * 4;
+            head.flags = tcp.byte::<13>();
+            if len < TCP_LEN || IPV4_LEN + len > usize::from(total_len) {
                 return None;
             }
         }
         ipproto::UDP => {}
         _ => return None,
     }
-    Some(packet)
+    Some(head)
 }

@@ -10,9 +10,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use dataplane_common::{
-    addr::{Ip4, Mac},
     drop_reason::DropReason,
-    xdp::xdp_mode,
+    xdp::{HopWords, xdp_mode},
 };
 
 use super::access::{Frame, Part};
@@ -21,16 +20,18 @@ use crate::{maps::XDP_DEVICES, verdict};
 const AF_INET: u8 = 2;
 
 /// Where a packet goes next.
+#[derive(Clone, Copy)]
 pub(super) struct Hop {
     ifindex: u32,
-    pub(super) dst: Mac,
-    pub(super) src: Mac,
+    /// The Ethernet addresses as they stand in the header: eight bytes, and four.
+    pub(super) first: u64,
+    pub(super) second: u32,
 }
 
 /// What the routing table is asked.
 pub(super) struct Route {
-    pub src: Ip4,
-    pub dst: Ip4,
+    pub src: u32,
+    pub dst: u32,
     pub proto: u8,
     /// Length of the IP packet.
     pub len: u16,
@@ -49,24 +50,40 @@ pub(super) fn through(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u3
     lookup(ctx, frame, route, ifindex, BPF_FIB_LOOKUP_OUTPUT).filter(|hop| hop.ifindex == ifindex)
 }
 
+/// The same if the agent keeps the way.
+#[inline(always)]
+pub(super) fn kept(frame: Frame, words: HopWords, len: u16) -> Option<Hop> {
+    let ifindex = words.ifindex();
+    if len > words.mtu() || !(ifindex == frame.ifindex || sends(frame.ifindex, ifindex)) {
+        return None;
+    }
+    let (first, second) = words.ethernet();
+    Some(Hop { ifindex, first, second })
+}
+
 #[inline(always)]
 fn lookup(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32, flags: u32) -> Option<Hop> {
-    // SAFETY: an all-zero parameter block is valid; unions are written through their IPv4 members.
-    let mut params: Params = unsafe { core::mem::zeroed() };
+    const { assert!(size_of::<Params>() == 64 && align_of::<Params>() <= 8) };
+    // In words, for LLVM zeroes byte by byte what is aligned to less.
+    let mut zeroed = [0u64; 8];
+    // SAFETY: as many bytes; an all-zero parameter block is valid; unions are written through their IPv4 members.
+    let params = unsafe { &mut *zeroed.as_mut_ptr().cast::<Params>() };
     params.family = AF_INET;
     params.l4_protocol = route.proto;
     params.ifindex = ifindex;
     params.__bindgen_anon_1.tot_len = route.len;
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(route.src);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(route.dst);
+    params.__bindgen_anon_3.ipv4_src = route.src;
+    params.__bindgen_anon_4.ipv4_dst = route.dst;
     // SAFETY: the parameter block has the size that is given.
-    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<Params>() as i32, flags) };
+    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *params, size_of::<Params>() as i32, flags) };
     if result != BPF_FIB_LKUP_RET_SUCCESS as i64
         || !(params.ifindex == frame.ifindex || sends(frame.ifindex, params.ifindex))
     {
         return None;
     }
-    Some(Hop { ifindex: params.ifindex, dst: params.dmac, src: params.smac })
+    let (d, s) = (params.dmac, params.smac);
+    let first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
+    Some(Hop { ifindex: params.ifindex, first, second: u32::from_ne_bytes([s[2], s[3], s[4], s[5]]) })
 }
 
 /// Whether a frame that came in through `from` can leave through `to`, another one. A driver that cannot send for XDP
@@ -89,9 +106,8 @@ impl Hop {
     /// Writes the Ethernet addresses at the start of the frame.
     #[inline(always)]
     pub(super) fn address<const LEN: usize>(&self, head: Part<LEN>) {
-        let [d, s] = [self.dst, self.src];
-        head.put_eight::<0>(u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]));
-        head.put_four::<8>([s[2], s[3], s[4], s[5]]);
+        head.put_eight::<0>(self.first);
+        head.put_four::<8>(self.second);
     }
 
     /// Sends the frame there.

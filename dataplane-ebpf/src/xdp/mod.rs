@@ -9,12 +9,14 @@ mod access;
 mod forward;
 mod head;
 mod hop;
+mod known;
 mod reply;
+mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
 use dataplane_common::{flow::Affinity, headers::ipproto};
 
-use self::access::Frame;
+use self::access::{Frame, half, word};
 use crate::{flow, maps::config};
 
 /// Entry of the hook.
@@ -27,9 +29,9 @@ pub(crate) fn handle(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn carry(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::of(ctx);
-    let packet = head::ethernet(frame, 0)?;
+    let packet = head::outer(frame)?;
     let config = config().ok()?;
-    if packet.proto == ipproto::UDP && packet.dst == config.vtep && packet.dport == config.vxlan_port {
+    if packet.proto == ipproto::UDP && packet.dst == word(&config.vtep) && packet.dport() == half(&config.vxlan_port) {
         // On other interfaces nobody looks into a tunnel.
         if frame.ifindex != config.underlay_ifindex {
             return None;
@@ -44,9 +46,9 @@ const SAMPLED: u64 = 16;
 
 /// Whether the TC programs shall see this packet of a connection for the neighbours' sake: the kernel asks whether a
 /// neighbour is still there only when it sends to it itself, and a connection that never leaves XDP would keep a dead
-/// one's address.
+/// one's address. Where the agent keeps the next hop it sees to that.
 #[inline(always)]
-fn is_sample(known: &Affinity) -> bool {
+fn is_sample(known: &Affinity, now: u64) -> bool {
     // Steps of 4 ms, as fine as the coarse clock gets.
-    flow::due(known.last_seen) && (flow::now() >> 22).is_multiple_of(SAMPLED)
+    flow::old(known.last_seen, now) && (now >> 22).is_multiple_of(SAMPLED)
 }

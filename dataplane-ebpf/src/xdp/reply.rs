@@ -2,45 +2,51 @@
 
 use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use dataplane_common::{
-    addr::{NODE_MAC_PREFIX, ip_in_mac},
+    addr::{NODE_MAC_PREFIX, TASK_MAC_PREFIX},
     config::Config,
     counter::Counter,
     endpoint::vtep_mesh,
+    flow::flag,
     headers::{ENCAP_LEN, ETH_LEN, INNER_ETH, INNER_NET, VXLAN, VXLAN_FLAG_VNI, VXLAN_LEN},
 };
 
 use super::{
-    access::Frame,
-    head,
+    access::{Frame, word},
+    head::{self, Head},
     hop::{self, Route},
-    is_sample,
+    is_sample, known,
 };
-use crate::{affinity, decap, flow, maps, mesh_ingress, parse::Packet, verdict};
+use crate::{affinity, decap, flow, maps, mesh_ingress, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
-pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Packet) -> Option<u32> {
-    // The same questions in the same order as in `tunnel::handle` and `mesh_ingress::from_tunnel`.
-    let tunnel = frame.part::<{ VXLAN_LEN + ETH_LEN }>(VXLAN)?;
-    let [high, middle, low, _] = tunnel.four::<4>();
-    if tunnel.byte::<0>() & VXLAN_FLAG_VNI == 0 || [0, high, middle, low] != config.mesh_vni {
+pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Head) -> Option<u32> {
+    const TO_NODE: u16 = u16::from_le_bytes(NODE_MAC_PREFIX);
+    const FROM_TASK: u16 = u16::from_le_bytes(TASK_MAC_PREFIX);
+    // The same questions as in `tunnel::handle` and `mesh_ingress::from_tunnel`.
+    let tunnel = frame.part::<VXLAN, VXLAN_LEN>()?;
+    let vni = tunnel.four::<4>() << 8;
+    if tunnel.byte::<0>() & VXLAN_FLAG_VNI == 0 || vni != word(&config.mesh_vni) {
         return None;
     }
-    if maps::vtep(&outer.src)?.hiveway == vtep_mesh::NONE {
+    let eth = frame.part::<INNER_ETH, ETH_LEN>()?;
+    let task = eth.four::<8>();
+    if eth.two::<0>() != TO_NODE || eth.four::<2>() != word(&config.vtep) || eth.two::<6>() != FROM_TASK {
         return None;
     }
-    let [d0, d1, d2, d3] = tunnel.four::<{ VXLAN_LEN }>();
-    let [d4, d5, s0, s1] = tunnel.four::<{ VXLAN_LEN + 4 }>();
-    let [s2, s3, s4, s5] = tunnel.four::<{ VXLAN_LEN + 8 }>();
-    if ip_in_mac(NODE_MAC_PREFIX, [d0, d1, d2, d3, d4, d5]) != Some(config.vtep) {
+    let inner = &head::inner(frame)?;
+    let known = affinity::established(inner.key_of_answer().get())?;
+    // Whether it was given to that task, there.
+    if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
         return None;
     }
-    let inner = &head::ethernet(frame, INNER_ETH)?;
-    let known = affinity::established(&affinity::key_of_answer(inner))?;
-    if !mesh_ingress::given_to(known, &[s0, s1, s2, s3, s4, s5], &outer.src)
-        || decap::congested(outer.tos, inner)
-        || (config.host_ifindex != 0 && inner.src == config.host_ip)
-        || is_sample(known)
+    let now = flow::now();
+    // A packet the other way has heard that its node runs Hiveway, or this one asks.
+    if (known.generation != known::generation(known::state()?)
+        && maps::vtep(&outer.src.to_le_bytes())?.hiveway == vtep_mesh::NONE)
+        || decap::congested(outer.tos, inner.tos)
+        || (config.host_ifindex != 0 && inner.src == word(&config.host_ip))
+        || is_sample(known, now)
     {
         return None;
     }
@@ -53,10 +59,9 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Pac
     }
     // The inner Ethernet header takes the place of the outer one, with its type.
     const _: () = assert!(INNER_NET - ENCAP_LEN == ETH_LEN);
-    let Some(head) = Frame::of(ctx).part::<ETH_LEN>(0) else { return Some(hop::broken(len)) };
+    let Some(head) = Frame::of(ctx).part::<0, ETH_LEN>() else { return Some(hop::broken(len)) };
     hop.address(head);
-    flow::note(&mut known.last_seen, &mut known.flags, mesh_ingress::bits_of_answer(inner));
-    verdict::count_of(Counter::MeshReply, len);
+    flow::note_at(&mut known.last_seen, &mut known.flags, mesh_ingress::bits_of_answer(inner.bits()), now);
     verdict::count_of(Counter::XdpReply, len);
     Some(hop.leave(frame))
 }

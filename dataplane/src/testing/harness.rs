@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     os::fd::AsFd as _,
+    time::Duration,
 };
 
 use aya::{
@@ -11,14 +12,15 @@ use aya::{
     programs::{ProgramError, tc},
 };
 use dataplane_common::{
-    addr::Tag,
+    addr::{Ip4, Tag},
     counter::{Counter, Stat},
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
     fragment::{FragmentKey, Fragmented},
     group, mark,
-    service::SetWord,
+    service::{PortKey, SetWord},
     state::{MapState, SetKey},
+    xdp::Hop,
 };
 use zerocopy::IntoBytes as _;
 
@@ -243,6 +245,42 @@ impl Harness {
     /// Forgets that `xdp_mesh` is on the device.
     pub fn remove_xdp_device(&mut self, ifindex: u32) -> Result<(), HarnessError> {
         Ok(self.tables.xdp_devices.remove(&ifindex)?)
+    }
+
+    /// Stores the way to a node, or that there is none, as whoever follows routes and neighbours does.
+    pub fn put_hop(&mut self, vtep: Ip4, hop: Option<Hop>) -> Result<(), HarnessError> {
+        let number = self.hop_number(vtep)?;
+        if let Some(hops) = &mut self.tables.hops {
+            hops.put(number, hop);
+        }
+        Ok(())
+    }
+
+    /// Where the way to a node is stored; 0: nowhere.
+    pub fn hop_number(&self, vtep: Ip4) -> Result<u16, HarnessError> {
+        Ok(self.tables.vteps.get(&vtep)?.map_or(0, |vtep| vtep.hop))
+    }
+
+    /// For how long the ways that are stored may be used from now on.
+    pub fn hops_valid_for(&mut self, time: Duration) {
+        if let Some(hops) = &self.tables.hops {
+            hops.valid_for(time);
+        }
+    }
+
+    /// What is remembered under another number was asked another time; see `XdpState`.
+    pub fn generation(&self) -> u64 {
+        self.tables.xdp_state.generation()
+    }
+
+    /// Takes a published port out of the map, as one step of such a change.
+    pub fn remove_port(&mut self, proto: u8, port: u16) -> Result<(), HarnessError> {
+        Ok(self.tables.ports.remove(&PortKey { proto, _pad: 0, port: port.to_be_bytes() })?)
+    }
+
+    /// As at the start of a change that takes something back.
+    pub fn begin_change(&self) {
+        self.tables.xdp_state.begin();
     }
 
     /// The program, for many runs from any thread.

@@ -16,3 +16,4 @@ pub mod random;
 pub mod sandbox;
 pub mod vip;
 pub mod world;
+pub mod xdp;

@@ -1,0 +1,95 @@
+//! What a connection's entry remembers of the other questions, so that one lookup answers all of them
+//! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
+
+use dataplane_common::{
+    endpoint::vtep_mesh,
+    flow::Affinity,
+    xdp::{HopWords, XdpState},
+};
+
+use super::head::Head;
+use crate::{
+    maps::{self, HOPS, NODE_ADDRESSES, PORTS, XDP_STATE},
+    service,
+};
+
+/// What XDP was told, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    /// [`Affinity::generation`]; 0: not to be remembered.
+    pub generation: u32,
+    /// [`Affinity::hop`].
+    pub hop: u16,
+}
+
+/// The agent's two numbers.
+#[inline(always)]
+pub(super) fn state() -> Option<&'static XdpState> {
+    XDP_STATE.get(0)
+}
+
+/// The current generation.
+#[inline(always)]
+pub(super) fn generation(state: &XdpState) -> u32 {
+    // SAFETY: the reference is valid; the agent stores it as a whole.
+    (unsafe { core::ptr::read_volatile(&raw const state.generation) }) as u32
+}
+
+/// The questions that TC asks about a client's packet with this entry, but for what the entry and `CONFIG` answer, in the
+/// same order. `None`: one of them was answered with no.
+#[inline(always)]
+pub(super) fn ask(packet: &Head, known: &Affinity) -> Option<Asked> {
+    let generation = ordered_generation()?;
+    // SAFETY: entries are replaced as a whole by the agent.
+    unsafe { PORTS.get(packet.port()) }?;
+    // SAFETY: as above.
+    unsafe { NODE_ADDRESSES.get(packet.dst.to_le_bytes()) }?;
+    match maps::vtep(&known.vtep) {
+        Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),
+        // Hiveway was taken down there (see `mesh_ingress::left_behind`): asked again for every packet.
+        Some(_) if packet.may_open() => None,
+        _ => Some(Asked { generation: 0, hop: 0 }),
+    }
+}
+
+/// The generation before any question is asked; 0 while the agent takes something back.
+#[inline(always)]
+fn ordered_generation() -> Option<u32> {
+    let state = XDP_STATE.get_ptr_mut(0)?;
+    // The agent first takes back, then raises the number. Who reads the number must not have asked before: on processors
+    // that read ahead, only an atomic instruction that returns something orders the two.
+    // SAFETY: into a live array map, aligned to 8; adding nothing changes nothing.
+    let generation = unsafe { service::fetch_add(&raw mut (*state).generation, 0) };
+    Some(if generation & 1 == 0 { generation as u32 } else { 0 })
+}
+
+impl Asked {
+    /// Writes it into the entry.
+    #[inline(always)]
+    pub(super) fn remember(self, known: &mut Affinity) {
+        known.generation = self.generation;
+        known.hop = self.hop;
+    }
+}
+
+/// The way to the node with the tunnel address `vtep` as the agent keeps it. `None`: it does not.
+#[inline(always)]
+pub(super) fn kept_hop(state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<HopWords> {
+    // SAFETY: the reference is valid; the agent stores it as a whole.
+    let until = unsafe { core::ptr::read_volatile(&raw const state.hops_until) };
+    if until < now {
+        return None;
+    }
+    let at = HOPS.get_ptr(number.into())?.cast::<u64>();
+    // SAFETY: four words of a live array map; the agent stores each as a whole.
+    let words = HopWords(unsafe {
+        [
+            core::ptr::read_volatile(at),
+            core::ptr::read_volatile(at.add(1)),
+            core::ptr::read_volatile(at.add(2)),
+            core::ptr::read_volatile(at.add(3)),
+        ]
+    });
+    words.version()?;
+    (words.vtep() == vtep && words.ifindex() != 0).then_some(words)
+}
