@@ -18,6 +18,7 @@ pub mod linger;
 pub mod merge;
 pub mod model;
 pub mod names;
+pub mod next_hop;
 pub mod observed;
 pub mod plan;
 mod problem;

@@ -5,6 +5,7 @@ mod backoff;
 mod facts;
 mod firewall;
 mod newcomer;
+mod next_hops;
 mod programs;
 mod ready;
 mod reconcile;

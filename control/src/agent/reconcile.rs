@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane::Program;
+use dataplane::{MapFault, Program};
 use hiveway_core::{
     Desired, GatewayAddresses, Settings, derive, map_state, names,
     observed::{HostEnd, Link, Observed},
@@ -29,12 +29,13 @@ use super::{
     facts::{Gateway, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
     newcomer::Newcomer,
+    next_hops::{NextHops, Wanted},
     programs::{self, Attachment},
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
     table::Table,
     takeover::{self, HostFirewall},
-    xdp::{self, Xdp},
+    xdp::{self, Xdp, XdpStatus},
 };
 use crate::{
     cli::AgentArgs,
@@ -67,6 +68,7 @@ pub(super) struct Agent {
     /// Whether the other nodes know that this one runs Hiveway.
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
+    pub(super) next_hops: NextHops,
 }
 
 /// What has made a reconciliation due.
@@ -269,12 +271,25 @@ impl Agent {
         self.attach(&wanted, round);
         let (xdp, changes) = self.xdp.attach(self.args.xdp, &mut self.shared.dataplane(), clients, links);
         round.changes += changes;
+        let ways = self.ways(&xdp, links);
+        if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {
+            self.next_hops.follow(ways);
+        }
         let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface));
         let keep = keep.chain(xdp::kept(&xdp)).collect();
         self.last.xdp = xdp;
         let detached = self.shared.dataplane().detach_all_except(&keep);
         if !detached.failures.is_empty() {
             round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));
+        }
+    }
+
+    /// The ways that XDP needs, if it runs anywhere.
+    fn ways(&self, xdp: &[XdpStatus], links: &BTreeMap<String, Link>) -> Result<Wanted, MapFault> {
+        let underlay = links.get(&self.args.underlay).map(|link| link.index);
+        match underlay.filter(|_| xdp::kept(xdp).next().is_some()) {
+            Some(underlay) => Ok(Wanted { underlay, nodes: self.shared.dataplane().hop_numbers()? }),
+            None => Ok(Wanted::default()),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     backoff::Backoff,
+    next_hops::NextHops,
     ready,
     reconcile::{Agent, Cause},
     shared::{About, Shared, Snapshot},
@@ -60,7 +61,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
         started = startup::start(&mut args, conductor.as_ref()) => started?,
     };
-    let Started { table, socket, state, dataplane, newcomer, mut status, metrics, instance: _instance } = started;
+    let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
@@ -73,6 +74,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         relay: relay.as_ref().map(|relay| relay.board.clone()),
     };
     let sweep = dataplane.connections()?;
+    let hops = dataplane.take_hops().context("the map of next hops is taken")?;
+    let next_hops = NextHops::start(hops).context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
         .context("cannot start the sweep's thread")?;
@@ -109,6 +112,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         host_rules: Default::default(),
         newcomer,
         xdp: Default::default(),
+        next_hops,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -10,6 +10,7 @@ mod offload;
 mod routes;
 mod socket;
 mod spaces;
+mod ways;
 
 pub use apply::{apply, fill};
 pub use conntrack::forget_connections;
@@ -17,6 +18,7 @@ pub use host::observe_host;
 pub use observe::observe_node;
 pub use socket::Socket;
 pub use spaces::{Space, Spaces};
+pub use ways::{confirm, neighbours, underlay, way};
 
 use std::io;
 

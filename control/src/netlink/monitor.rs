@@ -1,13 +1,17 @@
-//! Tells when links or addresses of the node change.
+//! Tells when links, addresses, routes or neighbours of the node change.
 
 use std::{io, time::Duration};
 
 use futures::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{MulticastGroup, packet_core::NetlinkPayload};
-use tokio::{sync::mpsc, task::JoinHandle};
-
-const GROUPS: [MulticastGroup; 2] = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+use tokio::{
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
+    task::JoinHandle,
+};
 
 /// Sends `()` for every change of a link or an IPv4 address in the caller's namespace. Changes that come faster than
 /// they are taken are merged.
@@ -15,18 +19,67 @@ const GROUPS: [MulticastGroup; 2] = [MulticastGroup::Link, MulticastGroup::Ipv4I
 /// # Errors
 /// When the kernel refuses the socket.
 pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
-    let mut opened = Some(rtnetlink::new_multicast_connection(&GROUPS)?);
+    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+    listen(GROUPS, move |message| match message {
+        Some(message) if !is_link(message) => true,
+        // A full channel already says that something changed.
+        _ => !matches!(changed.try_send(()), Err(TrySendError::Closed(()))),
+    })
+}
+
+/// What [`watch_ways`] has heard of, in numbers that change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Changes of neighbours.
+    pub neighbours: u64,
+    /// Of everything that routes depend on.
+    pub routes: u64,
+}
+
+/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change.
+///
+/// # Errors
+/// When the kernel refuses the socket.
+pub fn watch_ways(heard: watch::Sender<Heard>) -> io::Result<JoinHandle<()>> {
+    const GROUPS: &[MulticastGroup] = &[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Neigh,
+    ];
+    listen(GROUPS, move |message| {
+        match message {
+            Some(RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry)) => {
+                // The forwarding databases of bridges are told of here, too.
+                if entry.header.family == AddressFamily::Inet {
+                    heard.send_modify(|heard| heard.neighbours += 1);
+                }
+            }
+            _ => heard.send_modify(|heard| heard.routes += 1),
+        }
+        !heard.is_closed()
+    })
+}
+
+/// Calls `hear` for each message of these groups, and with `None` when some were missed, until it says no.
+fn listen(
+    groups: &'static [MulticastGroup],
+    mut hear: impl FnMut(Option<&RouteNetlinkMessage>) -> bool + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let mut opened = Some(rtnetlink::new_multicast_connection(groups)?);
     Ok(tokio::spawn(async move {
         loop {
-            let connection = opened.take().map_or_else(|| rtnetlink::new_multicast_connection(&GROUPS), Ok);
+            let connection = opened.take().map_or_else(|| rtnetlink::new_multicast_connection(groups), Ok);
             match connection {
                 // The connection ends when the last handle goes.
                 Ok((connection, _handle, mut messages)) => {
                     let connection = tokio::spawn(connection);
                     while let Some((message, _)) = messages.next().await {
-                        if concerns_us(&message.payload) {
-                            // A full channel already says that something changed.
-                            let _ = changed.try_send(());
+                        if let NetlinkPayload::InnerMessage(message) = &message.payload
+                            && !hear(Some(message))
+                        {
+                            break;
                         }
                     }
                     connection.abort();
@@ -34,7 +87,7 @@ pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
                 Err(error) => tracing::warn!("cannot watch for changes of interfaces: {error}"),
             }
             // More came than the socket could hold: some were missed.
-            if let Err(mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
+            if !hear(None) {
                 return;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -42,14 +95,12 @@ pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
     }))
 }
 
-fn concerns_us(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+fn is_link(message: &RouteNetlinkMessage) -> bool {
     matches!(
-        payload,
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewLink(_)
-                | RouteNetlinkMessage::DelLink(_)
-                | RouteNetlinkMessage::NewAddress(_)
-                | RouteNetlinkMessage::DelAddress(_),
-        )
+        message,
+        RouteNetlinkMessage::NewLink(_)
+            | RouteNetlinkMessage::DelLink(_)
+            | RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_)
     )
 }

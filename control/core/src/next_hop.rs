@@ -1,0 +1,100 @@
+//! The way to another node, from what the kernel says of routes and neighbours.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use dataplane_common::{addr::Mac, xdp::Hop};
+
+/// The interface that carries the tunnel address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Interface index.
+    pub index: u32,
+    /// Its MAC; `None`: it has none, or is down.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: u32,
+}
+
+/// What the routing table says about a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Whom it is handed to: a gateway, or the destination itself.
+    pub next: Ipv4Addr,
+    /// Interface index.
+    pub interface: u32,
+    /// MTU of the route; 0: none of its own.
+    pub mtu: u32,
+}
+
+/// A neighbour that the kernel would send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// MAC.
+    pub mac: Mac,
+    /// Nobody has heard of it for a while, and the kernel asks only when it sends to it itself.
+    pub stale: bool,
+}
+
+/// Neighbours on the underlay, by address.
+pub type Neighbours = BTreeMap<Ipv4Addr, Neighbour>;
+
+/// The hop to the node with this tunnel address. `None`: there is none that can be told beforehand, and the kernel has to
+/// be asked for each packet.
+pub fn hop(vtep: Ipv4Addr, way: Option<&Way>, underlay: &Underlay, neighbours: &Neighbours) -> Option<Hop> {
+    let way = way.filter(|way| way.interface == underlay.index)?;
+    let neighbour = neighbours.get(&way.next)?;
+    let mtu = match way.mtu {
+        0 => underlay.mtu,
+        mtu => mtu.min(underlay.mtu),
+    };
+    Some(Hop {
+        vtep: vtep.octets(),
+        ifindex: underlay.index,
+        src: underlay.mac?,
+        dst: neighbour.mac,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+    })
+}
+
+/// Those of the next hops that the kernel must be told to ask whether they are still there.
+pub fn to_confirm<'a>(ways: impl IntoIterator<Item = &'a Way>, neighbours: &Neighbours) -> BTreeSet<Ipv4Addr> {
+    let stale = |next: &Ipv4Addr| neighbours.get(next).is_some_and(|neighbour| neighbour.stale);
+    ways.into_iter().map(|way| way.next).filter(stale).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+    const UNDERLAY: Underlay = Underlay { index: 7, mac: Some([1; 6]), mtu: 1500 };
+    const WAY: Way = Way { next: GATEWAY, interface: 7, mtu: 0 };
+
+    fn neighbours(stale: bool) -> Neighbours {
+        Neighbours::from([(GATEWAY, Neighbour { mac: [9; 6], stale })])
+    }
+
+    #[test]
+    fn a_hop_needs_route_neighbour_and_interface() {
+        let hop = |way: Option<Way>, underlay| hop(VTEP, way.as_ref(), &underlay, &neighbours(true));
+        let found = hop(Some(WAY), UNDERLAY).unwrap();
+        assert_eq!(found, Hop { vtep: VTEP.octets(), ifindex: 7, src: [1; 6], dst: [9; 6], mtu: 1500 });
+        assert_eq!(hop(Some(Way { mtu: 1400, ..WAY }), UNDERLAY).unwrap().mtu, 1400);
+        assert_eq!(hop(Some(Way { mtu: 9000, ..WAY }), UNDERLAY).unwrap().mtu, 1500);
+        assert_eq!(hop(None, UNDERLAY), None);
+        assert_eq!(hop(Some(Way { interface: 8, ..WAY }), UNDERLAY), None);
+        assert_eq!(hop(Some(Way { next: VTEP, ..WAY }), UNDERLAY), None);
+        assert_eq!(hop(Some(WAY), Underlay { mac: None, ..UNDERLAY }), None);
+    }
+
+    #[test]
+    fn only_stale_next_hops_are_to_be_confirmed() {
+        let ways = [WAY, WAY, Way { next: VTEP, ..WAY }];
+        assert_eq!(to_confirm(&ways, &neighbours(true)), BTreeSet::from([GATEWAY]));
+        assert_eq!(to_confirm(&ways, &neighbours(false)), BTreeSet::new());
+    }
+}

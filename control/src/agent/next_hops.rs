@@ -1,0 +1,204 @@
+//! Keeps the ways to other nodes for XDP, which then asks neither routes nor neighbours for each packet.
+//!
+//! It follows what the kernel tells of changes, and looks for itself once in a while. XDP believes what is stored for a few
+//! seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use dataplane::Hops;
+use dataplane_common::addr::Ip4;
+use futures::{StreamExt, TryStreamExt};
+use hiveway_core::next_hop::{Underlay, Way, hop, to_confirm};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::netlink::{
+    Error, Socket, confirm,
+    monitor::{self, Heard},
+    neighbours, underlay, way,
+};
+
+/// How often neighbours are looked at, and XDP is told that all is well.
+const LOOK: Duration = Duration::from_secs(1);
+/// How many such looks after the last one routes are asked for again, whatever was heard.
+const ROUTES: u32 = 5;
+/// For how long XDP believes what it was told.
+const VALID: Duration = Duration::from_secs(3);
+/// How long to wait for more changes before acting on them together.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Requests under way together.
+const AT_ONCE: usize = 64;
+
+/// What is to be followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Index of the interface that carries the tunnel address.
+    pub(super) underlay: u32,
+    /// Tunnel addresses, and where the way to each is stored. None: XDP runs nowhere.
+    pub(super) nodes: BTreeMap<Ip4, u16>,
+}
+
+/// The follower's end that the agent holds.
+#[derive(Debug)]
+pub(super) struct NextHops {
+    wanted: watch::Sender<Wanted>,
+    follower: JoinHandle<()>,
+}
+
+impl NextHops {
+    /// Starts following, nothing yet. It ends with what this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses a socket.
+    pub(super) fn start(hops: Hops) -> io::Result<Self> {
+        let (wanted, wants) = watch::channel(Wanted::default());
+        let (hear, heard) = watch::channel(Heard::default());
+        // Ends when nobody hears it.
+        drop(monitor::watch_ways(hear)?);
+        let follower = Follower {
+            socket: Socket::open()?,
+            hops,
+            wanted: wants,
+            heard,
+            underlay: None,
+            ways: BTreeMap::new(),
+            stored: None,
+            failing: false,
+        };
+        Ok(Self { wanted, follower: tokio::spawn(follower.run()) })
+    }
+
+    /// Follows these from now on.
+    pub(super) fn follow(&self, wanted: Wanted) {
+        self.wanted.send_if_modified(|now| {
+            let differs = *now != wanted;
+            *now = wanted;
+            differs
+        });
+    }
+}
+
+impl Drop for NextHops {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+struct Follower {
+    socket: Socket,
+    hops: Hops,
+    wanted: watch::Receiver<Wanted>,
+    heard: watch::Receiver<Heard>,
+    underlay: Option<Underlay>,
+    ways: BTreeMap<Ip4, Way>,
+    /// Numbers that something may be stored under; `None`: whatever an earlier agent has left.
+    stored: Option<BTreeSet<u16>>,
+    failing: bool,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.hops.valid_for(Duration::ZERO);
+    }
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut routes_due = 0;
+        let mut last = Heard::default();
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            if wanted.nodes.is_empty() {
+                self.hops.valid_for(Duration::ZERO);
+                if self.wanted.changed().await.is_err() {
+                    return;
+                }
+                routes_due = 0;
+                continue;
+            }
+            let heard = *self.heard.borrow_and_update();
+            let ask = routes_due == 0 || heard.routes != last.routes;
+            last = heard;
+            let done = self.look(&wanted, ask).await;
+            if done.is_ok() {
+                self.hops.valid_for(VALID);
+                routes_due = if ask { ROUTES } else { routes_due };
+            }
+            self.complain(done);
+            tokio::select! {
+                biased;
+                changed = self.wanted.changed() => match changed {
+                    Ok(()) => routes_due = 0,
+                    Err(_) => return,
+                },
+                _ = self.heard.changed() => sleep(SETTLE).await,
+                _ = tick.tick() => routes_due -= u32::from(routes_due > 0),
+            }
+        }
+    }
+
+    /// Stores how it is now.
+    async fn look(&mut self, wanted: &Wanted, ask: bool) -> Result<(), Error> {
+        if ask {
+            self.underlay = underlay(&self.socket, wanted.underlay).await?;
+            self.ways = self.ask_ways(wanted).await?;
+        }
+        let neighbours = neighbours(&self.socket, wanted.underlay).await?;
+        for (vtep, number) in &wanted.nodes {
+            let found = self
+                .underlay
+                .and_then(|underlay| hop(Ipv4Addr::from(*vtep), self.ways.get(vtep), &underlay, &neighbours));
+            if self.hops.put(*number, found) {
+                tracing::debug!("way to {}: {found:?}", Ipv4Addr::from(*vtep));
+            }
+        }
+        let numbers: BTreeSet<u16> = wanted.nodes.values().copied().collect();
+        let stored = self.stored.take().unwrap_or_else(|| self.hops.numbers().collect());
+        for number in stored.difference(&numbers) {
+            self.hops.put(*number, None);
+        }
+        self.stored = Some(numbers);
+        for neighbour in to_confirm(self.ways.values(), &neighbours) {
+            // It may be gone, or permanent, since.
+            if let Err(error) = confirm(&self.socket, wanted.underlay, neighbour).await {
+                tracing::debug!("{error}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_ways(&self, wanted: &Wanted) -> Result<BTreeMap<Ip4, Way>, Error> {
+        let socket = &self.socket;
+        let underlay = wanted.underlay;
+        let questions: Vec<_> = (wanted.nodes.keys().copied())
+            .map(|vtep| async move { way(socket, vtep.into(), underlay).await.map(|way| (vtep, way)) })
+            .collect();
+        let found: Vec<_> = futures::stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().filter_map(|(vtep, way)| Some((vtep, way?))).collect())
+    }
+
+    /// Says once that it fails, and once that it does no longer.
+    fn complain(&mut self, done: Result<(), Error>) {
+        match (done, self.failing) {
+            (Err(error), false) => {
+                tracing::warn!("next hops for XDP: {error}; the kernel is asked for each packet");
+                self.failing = true;
+            }
+            (Ok(()), true) => {
+                tracing::info!("next hops for XDP: no longer failing");
+                self.failing = false;
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Asks the kernel for the ways to other nodes: routes and neighbours.
+
+use std::net::Ipv4Addr;
+
+use futures::StreamExt;
+use hiveway_core::next_hop::{Neighbour, Neighbours, Underlay, Way};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkFlags},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMetric, RouteType},
+};
+use rtnetlink::RouteMessageBuilder;
+
+use super::{
+    Error, Socket,
+    observe::{mac, neighbour_messages},
+};
+
+/// The interface with this index; `None`: there is none.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub async fn underlay(socket: &Socket, index: u32) -> Result<Option<Underlay>, Error> {
+    let mut answer = socket.handle().link().get().match_index(index).execute();
+    let link = match answer.next().await {
+        Some(Ok(link)) => link,
+        Some(Err(error)) => {
+            return match Error::from_rtnetlink("look up the underlay interface", error) {
+                error if error.errno() == Some(libc::ENODEV) => Ok(None),
+                error => Err(error),
+            };
+        }
+        None => return Ok(None),
+    };
+    let mut underlay = Underlay { index, mac: None, mtu: 0 };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => underlay.mtu = *mtu,
+            LinkAttribute::Address(bytes) if link.header.flags.contains(LinkFlags::Up) => underlay.mac = mac(bytes),
+            _ => {}
+        }
+    }
+    Ok(Some(underlay))
+}
+
+/// Where a packet to `to` goes that has to leave through the interface, as the tunnel's do. `None`: nowhere.
+///
+/// # Errors
+/// When the request fails; that there is no route is no error.
+pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option<Way>, Error> {
+    let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).output_interface(interface).build();
+    let mut answer = socket.handle().route().get(request).execute();
+    let route = match answer.next().await {
+        Some(Ok(route)) => route,
+        Some(Err(error)) => {
+            return match Error::from_rtnetlink(format!("ask for the route to {to}"), error) {
+                Error::Kernel { .. } => Ok(None),
+                error => Err(error),
+            };
+        }
+        None => return Ok(None),
+    };
+    if route.header.kind != RouteType::Unicast {
+        return Ok(None);
+    }
+    let mut way = Way { next: to, interface: 0, mtu: 0 };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => way.next = *gateway,
+            // An IPv6 gateway: its neighbours are not looked at.
+            RouteAttribute::Via(_) => return Ok(None),
+            RouteAttribute::Oif(index) => way.interface = *index,
+            RouteAttribute::Metrics(metrics) => {
+                let own = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+                way.mtu = own.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(way))
+}
+
+/// The neighbours on an interface that the kernel would send to.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub async fn neighbours(socket: &Socket, interface: u32) -> Result<Neighbours, Error> {
+    let entries = neighbour_messages(socket, AddressFamily::Inet, "list neighbours").await?;
+    Ok(entries.iter().filter(|entry| entry.header.ifindex == interface).filter_map(valid).collect())
+}
+
+fn valid(entry: &NeighbourMessage) -> Option<(Ipv4Addr, Neighbour)> {
+    let stale = match entry.header.state {
+        NeighbourState::Stale => true,
+        NeighbourState::Reachable | NeighbourState::Delay | NeighbourState::Probe | NeighbourState::Permanent => false,
+        _ => return None,
+    };
+    let (mut ip, mut address) = (None, None);
+    for attribute in &entry.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(destination)) => ip = Some(*destination),
+            NeighbourAttribute::LinkLayerAddress(bytes) => address = mac(bytes),
+            _ => {}
+        }
+    }
+    Some((ip?, Neighbour { mac: address?, stale }))
+}
+
+/// Has the kernel ask whether a neighbour is still there, as it does before it sends to it. Not for permanent ones, which
+/// are none after this.
+///
+/// # Errors
+/// When the kernel refuses the request.
+pub async fn confirm(socket: &Socket, interface: u32, neighbour: Ipv4Addr) -> Result<(), Error> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = interface;
+    message.header.state = NeighbourState::None;
+    message.header.flags = NeighbourFlags::Use;
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(neighbour)));
+    // Without the flag that would make one.
+    socket.request(&format!("confirm the neighbour {neighbour}"), RouteNetlinkMessage::NewNeighbour(message), 0).await
+}
