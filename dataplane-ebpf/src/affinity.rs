@@ -3,6 +3,8 @@
 //! As with flows (see `flow.rs` and `pending.rs`) a connection begins in the pending table, where the least recently
 //! used entry makes room, and moves to the established one when both ends have proved that they are there.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use dataplane_common::{
     addr::{Ip4, Port},
@@ -53,8 +55,9 @@ pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
+/// The entry with this key in `AFFINITY_PENDING`.
 #[inline(always)]
-fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
+pub(crate) fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
     // SAFETY: as above.
     AFFINITY_PENDING.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
@@ -68,7 +71,7 @@ pub(crate) fn forward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) -> Op
     let known = pending(key)?;
     let proved = known.flags & flag::OWN == 0
         && pending::client_proves(ctx, packet, known.expected_ack, known.flags & flag::REPLIED != 0);
-    if proved && promote(ctx, key, known) { established(key) } else { Some(known) }
+    if proved && promote(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
 }
 
 /// Notes what a packet from the backend proves about a connection.
@@ -80,40 +83,40 @@ pub(crate) fn backward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) {
         if let Some(expected) = pending::expected_ack(ctx, packet) {
             known.expected_ack = expected;
         } else if pending::server_proves(packet) {
-            promote(ctx, key, known);
+            promote(key, known, ctx.len() as usize);
         }
     }
 }
 
-/// Enters a new connection.
+/// Enters a new connection. `backend`: in its map.
 #[inline(never)]
 pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(), DropReason> {
+    const {
+        assert!(offset_of!(Affinity, created) == 8 && offset_of!(Affinity, tag) == 16 && size_of::<Backend>() == 16);
+        assert!(offset_of!(Affinity, ip) == 24 && offset_of!(Backend, ip) == 8 && offset_of!(Backend, tag) == 0);
+        assert!(offset_of!(Affinity, vtep) == 28 && offset_of!(Backend, vtep) == 12);
+        assert!(offset_of!(Affinity, flags) == 32 && size_of::<Affinity>() == 48 && cfg!(target_endian = "little"));
+    }
     let now = flow::now();
-    let entry = Affinity {
-        last_seen: now,
-        created: now,
-        tag: backend.tag,
-        ip: backend.ip,
-        vtep: backend.vtep,
-        flags,
-        expected_ack: [0; 3],
-        generation: 0,
-        hop: 0,
-        _pad: [0; 6],
-    };
+    // In words: field by field it takes LLVM three times as much of the stack.
+    // SAFETY: values of array maps are aligned to 8; as many plain bytes.
+    let [tag, place] = unsafe { core::ptr::read(core::ptr::from_ref(backend).cast::<[u64; 2]>()) };
+    let entry = [now, now, tag, place, flags.into(), 0];
+    // SAFETY: as asserted above; any bytes are valid.
+    let entry = unsafe { &*entry.as_ptr().cast::<Affinity>() };
     // A connection from the same port that has ended.
     let _ = AFFINITY.remove(key);
     AFFINITY_PENDING.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
 }
 
-/// Moves an entry to the established table. When that is full it stays where it is.
+/// Moves an entry to the established table, with a packet of `len` bytes. When that is full it stays where it is.
 #[inline(never)]
-fn promote(ctx: &TcContext, key: &AffinityKey, known: &Affinity) -> bool {
+pub(crate) fn promote(key: &AffinityKey, known: &Affinity, len: usize) -> bool {
     let entry = *known;
-    if AFFINITY.insert(key, entry, BPF_ANY as u64).is_err() {
+    if AFFINITY.insert(key, &entry, BPF_ANY as u64).is_err() {
         return false;
     }
     let _ = AFFINITY_PENDING.remove(key);
-    verdict::count(ctx, Counter::FlowPromoted);
+    verdict::count_of(Counter::FlowPromoted, len);
     true
 }

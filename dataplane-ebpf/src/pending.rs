@@ -23,38 +23,60 @@ use crate::{
 };
 
 /// Offsets in the TCP header.
-const SEQUENCE: usize = 4;
-const ACKNOWLEDGEMENT: usize = 8;
+pub(crate) const SEQUENCE: usize = 4;
+pub(crate) const ACKNOWLEDGEMENT: usize = 8;
 
 /// A TCP segment with ACK and neither SYN nor RST.
 #[inline(always)]
-fn is_plain_ack(packet: &Packet) -> bool {
-    packet.flags & (tcpflag::ACK | tcpflag::SYN | tcpflag::RST) == tcpflag::ACK
+fn is_plain_ack(flags: u8) -> bool {
+    flags & (tcpflag::ACK | tcpflag::SYN | tcpflag::RST) == tcpflag::ACK
+}
+
+/// A TCP segment with SYN and ACK.
+#[inline(always)]
+pub(crate) fn is_syn_ack(proto: u8, flags: u8) -> bool {
+    proto == ipproto::TCP && flags & (tcpflag::SYN | tcpflag::ACK) == tcpflag::SYN | tcpflag::ACK
+}
+
+/// What the client must acknowledge after a SYN-ACK with this sequence number.
+#[inline(always)]
+pub(crate) fn after(sequence: [u8; 4]) -> [u8; 3] {
+    let next = u32::from_be_bytes(sequence).wrapping_add(1).to_be_bytes();
+    [next[1], next[2], next[3]]
 }
 
 /// What the client's packet must acknowledge after this one of the server, if it is a SYN-ACK.
 #[inline(always)]
 pub(crate) fn expected_ack(ctx: &TcContext, packet: &Packet) -> Option<[u8; 3]> {
-    if packet.proto != ipproto::TCP || packet.flags & (tcpflag::SYN | tcpflag::ACK) != tcpflag::SYN | tcpflag::ACK {
+    if !is_syn_ack(packet.proto, packet.flags) {
         return None;
     }
-    let sequence: [u8; 4] = ctx.load(packet.l4 + SEQUENCE).ok()?;
-    let next = u32::from_be_bytes(sequence).wrapping_add(1).to_be_bytes();
-    Some([next[1], next[2], next[3]])
+    ctx.load(packet.l4 + SEQUENCE).ok().map(after)
 }
 
 /// Whether the client's packet proves that it has seen an answer. `expected`: of the SYN-ACK, zero if there was none;
 /// `answered`: something came back.
 #[inline(always)]
 pub(crate) fn client_proves(ctx: &TcContext, packet: &Packet, expected: [u8; 3], answered: bool) -> bool {
-    if packet.proto != ipproto::TCP {
+    proves(packet.proto, packet.flags, expected, answered, || ctx.load(packet.l4 + ACKNOWLEDGEMENT).ok())
+}
+
+/// The same for who reads the acknowledgement number in another way.
+#[inline(always)]
+pub(crate) fn proves(
+    proto: u8,
+    flags: u8,
+    expected: [u8; 3],
+    answered: bool,
+    acknowledgement: impl FnOnce() -> Option<[u8; 4]>,
+) -> bool {
+    if proto != ipproto::TCP {
         return answered;
     }
-    if expected == [0; 3] || !is_plain_ack(packet) {
+    if expected == [0; 3] || !is_plain_ack(flags) {
         return false;
     }
-    let number: Result<[u8; 4], _> = ctx.load(packet.l4 + ACKNOWLEDGEMENT);
-    matches!(number, Ok(number) if [number[1], number[2], number[3]] == expected)
+    matches!(acknowledgement(), Some(number) if [number[1], number[2], number[3]] == expected)
 }
 
 /// Whether the server's packet proves that its side of the handshake is complete.
@@ -63,7 +85,13 @@ pub(crate) fn server_proves(packet: &Packet) -> bool {
     // Zero on BIG TCP, which always carries data.
     let header = packet.l4 - packet.net + usize::from(packet.tcp_len);
     let data = packet.total_len == 0 || usize::from(packet.total_len) > header;
-    packet.proto == ipproto::TCP && is_plain_ack(packet) && (data || packet.flags & tcpflag::FIN != 0)
+    completes(packet.proto, packet.flags, data)
+}
+
+/// The same for a packet with or without data.
+#[inline(always)]
+pub(crate) fn completes(proto: u8, flags: u8, data: bool) -> bool {
+    proto == ipproto::TCP && is_plain_ack(flags) && (data || flags & tcpflag::FIN != 0)
 }
 
 /// A packet from the client of a pending connection. Whether it proves the connection: then [`promote`] follows.

@@ -28,6 +28,52 @@ pub(crate) fn pick(id: u32) -> Option<&'static Backend> {
     BACKENDS.get(set.base + (n % u64::from(set.count)) as u32)
 }
 
+/// The backend whose turn it is, not taken yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    pub(crate) backend: &'static Backend,
+    cursor: *mut u64,
+    n: u64,
+}
+
+/// Whose turn it is in set `id`, for who may have to leave the choice to others. `None`: nobody serves.
+#[inline(always)]
+pub(crate) fn peek(id: u32) -> Option<Turn> {
+    let set = set(id)?;
+    if set.count == 0 {
+        return None;
+    }
+    let cursor = CURSORS.get_ptr_mut(id)?;
+    // SAFETY: the pointer is into a live array map, aligned to 8.
+    let n = unsafe { core::ptr::read_volatile(cursor) };
+    let backend = BACKENDS.get(set.base + (n % u64::from(set.count)) as u32)?;
+    Some(Turn { backend, cursor, n })
+}
+
+impl Turn {
+    /// Takes it, as [`pick`] does, unless somebody else has meanwhile.
+    #[inline(always)]
+    pub(crate) fn take(self) -> bool {
+        // SAFETY: as in `peek`.
+        let found = unsafe { compare_exchange(self.cursor, self.n, self.n.wrapping_add(1)) };
+        found == self.n
+    }
+}
+
+/// Atomic compare-and-exchange (BPF CPU v3); what was found.
+///
+/// # Safety
+/// `at` must point to an aligned `u64` in a map.
+#[inline(always)]
+unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
+    let found: u64;
+    // SAFETY: the caller's promise; one instruction, no stack, no flags.
+    unsafe {
+        asm!("r0 = cmpxchg_64({at} + 0, r0, {new})", at = in(reg) at, new = in(reg) new, inlateout("r0") expected => found);
+    }
+    found
+}
+
 /// Atomic fetch-and-add (BPF CPU v3, kernel 5.12). The target's `AtomicU64` has no such method yet.
 ///
 /// # Safety

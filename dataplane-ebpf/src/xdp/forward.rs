@@ -1,4 +1,4 @@
-//! A client's packet of an established connection, towards its backend's node.
+//! A client's packet, towards its backend's node.
 
 use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use dataplane_common::{
@@ -15,6 +15,7 @@ use super::{
     hop::{self, Hop, Route},
     is_sample,
     known::{self, Asked},
+    opening,
     tunnel::Tunnel,
 };
 use crate::{affinity, flow, verdict};
@@ -24,61 +25,88 @@ use crate::{affinity, flow, verdict};
 pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &Head) -> Option<u32> {
     // What `mesh_ingress::from_outside` asks. The entry is looked up first, for it may know what the rest would be
     // answered.
-    let known = affinity::established(packet.key().get())?;
+    let Some(known) = affinity::established(packet.key().get()) else {
+        return Some(opening::handle(ctx.ctx));
+    };
     let state = known::state()?;
     let asked = if known.generation == known::generation(state) {
         Asked { generation: known.generation, hop: known.hop }
     } else {
         known::ask(packet, known)?
     };
-    let vtep = word(&known.vtep);
-    if (packet.dst == word(&config.host_ip) && frame.ifindex != config.host_ifindex)
-        || known.flags & (flag::OWN | flag::STOCK) != 0
-        || vtep == word(&config.vtep)
-        // Another connection.
-        || (known.flags & (flag::FIN | flag::RST) != 0 && packet.is_syn())
-    {
-        return None;
-    }
-    // Generic mode shows whole GSO packets; those are too big as well.
-    if u32::from(packet.total_len) + ENCAP_LEN as u32 > u32::from(config.underlay_mtu) {
-        return None;
-    }
     let now = flow::now();
+    if !is_ours(frame, config, packet, known.flags, word(&known.vtep)) {
+        return None;
+    }
+    let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
+    let sent = leave(ctx, frame, config, packet, known, &hop)?;
+    if known.generation != asked.generation {
+        asked.remember(known);
+    }
+    flow::note_at(&mut known.last_seen, &mut known.flags, packet.bits(), now);
+    Some(sent)
+}
+
+/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says.
+#[inline(always)]
+pub(super) fn is_ours(frame: Frame, config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
+    // Generic mode shows whole GSO packets; those are too big as well.
+    let fits = u32::from(packet.total_len) + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu);
+    let misplaced = packet.dst == word(&config.host_ip) && frame.ifindex != config.host_ifindex;
+    let another = flags & (flag::FIN | flag::RST) != 0 && packet.is_syn();
+    fits && !misplaced && !another && flags & (flag::OWN | flag::STOCK) == 0 && vtep != word(&config.vtep)
+}
+
+/// The way to the backend's node: as the agent keeps it, or as the kernel finds it.
+#[inline(always)]
+fn hop(
+    ctx: &XdpContext,
+    frame: Frame,
+    config: &Config,
+    known: &Affinity,
+    (state, number, now): (&XdpState, u16, u64),
+) -> Option<Hop> {
+    let vtep = word(&known.vtep);
+    if let Some(words) = known::kept_hop(state, number, vtep, now) {
+        return hop::kept(frame, words, outer_len(frame));
+    }
+    if is_sample(known, now) {
+        return None;
+    }
+    let route = Route { src: word(&config.vtep), dst: vtep, proto: ipproto::UDP, len: outer_len(frame) };
+    hop::through(ctx, frame, &route, config.underlay_ifindex)
+}
+
+/// The way to the node with the tunnel address `vtep` if the agent keeps it.
+#[inline(always)]
+pub(super) fn kept_hop(frame: Frame, state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<Hop> {
+    hop::kept(frame, known::kept_hop(state, number, vtep, now)?, outer_len(frame))
+}
+
+/// Length of the outer IP packet.
+#[inline(always)]
+fn outer_len(frame: Frame) -> u16 {
+    (frame.len() - ETH_LEN + ENCAP_LEN) as u16
+}
+
+/// Puts the tunnel around the packet and sends it. `None`: it was not touched.
+#[inline(always)]
+pub(super) fn leave(
+    ctx: &XdpContext,
+    frame: Frame,
+    config: &Config,
+    packet: &Head,
+    known: &Affinity,
+    hop: &Hop,
+) -> Option<u32> {
     let len = frame.len();
-    let ip_len = (len - ETH_LEN + ENCAP_LEN) as u16;
-    let hop = way(ctx, frame, config, state, (known, asked.hop), ip_len, now)?;
     // SAFETY: the context is valid; every pointer into the frame is made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(ENCAP_LEN as i32)) } != 0 {
         return None;
     }
     let Some(head) = Frame::of(ctx).part::<0, INNER_NET>() else { return Some(hop::broken(len)) };
-    head.put_headers(config, &hop, &Tunnel { vtep, task: word(&known.ip), ip_len }, packet);
-    if known.generation != asked.generation {
-        asked.remember(known);
-    }
-    flow::note_at(&mut known.last_seen, &mut known.flags, packet.bits(), now);
+    let tunnel = Tunnel { vtep: word(&known.vtep), task: word(&known.ip), ip_len: outer_len(frame) };
+    head.put_headers(config, hop, &tunnel, packet);
     verdict::count_of(Counter::XdpForward, len);
     Some(hop.leave(frame))
-}
-
-/// The way to the backend's node: as the agent keeps it, or as the kernel finds it.
-#[inline(always)]
-fn way(
-    ctx: &XdpContext,
-    frame: Frame,
-    config: &Config,
-    state: &XdpState,
-    (known, number): (&Affinity, u16),
-    ip_len: u16,
-    now: u64,
-) -> Option<Hop> {
-    if let Some(words) = known::kept_hop(state, number, word(&known.vtep), now) {
-        return hop::kept(frame, words, ip_len);
-    }
-    if is_sample(known, now) {
-        return None;
-    }
-    let route = Route { src: word(&config.vtep), dst: word(&known.vtep), proto: ipproto::UDP, len: ip_len };
-    hop::through(ctx, frame, &route, config.underlay_ifindex)
 }

@@ -8,7 +8,7 @@ use dataplane_common::{
 };
 
 use super::access::Frame;
-use crate::flow;
+use crate::{flow, pending};
 
 /// IPv4, five words of header.
 const VERSION_IHL: u8 = 0x45;
@@ -29,6 +29,8 @@ pub(super) struct Head {
     pub total_len: u16,
     /// TCP flags; 0 otherwise.
     pub flags: u8,
+    /// Length of the TCP header; 0 otherwise.
+    pub tcp_len: u8,
 }
 
 impl Head {
@@ -67,6 +69,12 @@ impl Head {
         self.proto == ipproto::UDP || self.is_syn()
     }
 
+    /// Whether there is anything behind the TCP header.
+    #[inline(always)]
+    pub(super) fn has_data(&self) -> bool {
+        usize::from(self.total_len) > IPV4_LEN + usize::from(self.tcp_len)
+    }
+
     /// As [`flow::bits`].
     #[inline(always)]
     pub(super) fn bits(&self) -> u8 {
@@ -92,16 +100,32 @@ impl Key {
     }
 }
 
+/// Where the transport header is in a frame, and in one in a tunnel.
+const OUTER_L4: usize = ETH_LEN + IPV4_LEN;
+const INNER_L4: usize = INNER_NET + IPV4_LEN;
+
 /// The packet in the frame.
 #[inline(always)]
 pub(super) fn outer(frame: Frame) -> Option<Head> {
-    ethernet::<0, ETH_LEN, { ETH_LEN + IPV4_LEN }>(frame)
+    ethernet::<0, ETH_LEN, OUTER_L4>(frame)
 }
 
 /// The packet in the frame in its tunnel.
 #[inline(always)]
 pub(super) fn inner(frame: Frame) -> Option<Head> {
-    ethernet::<INNER_ETH, INNER_NET, { INNER_NET + IPV4_LEN }>(frame)
+    ethernet::<INNER_ETH, INNER_NET, INNER_L4>(frame)
+}
+
+/// The acknowledgement number of the TCP segment in the frame.
+#[inline(always)]
+pub(super) fn acknowledgement(frame: Frame) -> Option<[u8; 4]> {
+    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<{ pending::ACKNOWLEDGEMENT }>().to_le_bytes())
+}
+
+/// The sequence number of the TCP segment in the frame in its tunnel.
+#[inline(always)]
+pub(super) fn inner_sequence(frame: Frame) -> Option<[u8; 4]> {
+    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<{ pending::SEQUENCE }>().to_le_bytes())
 }
 
 #[inline(always)]
@@ -127,12 +151,14 @@ fn ethernet<const ETH: usize, const NET: usize, const L4: usize>(frame: Frame) -
         tos: ip.byte::<1>(),
         total_len,
         flags: 0,
+        tcp_len: 0,
     };
     match head.proto {
         ipproto::TCP => {
             let tcp = frame.part::<L4, TCP_LEN>()?;
             let len = usize::from(tcp.byte::<12>() >> 4) * 4;
             head.flags = tcp.byte::<13>();
+            head.tcp_len = len as u8;
             if len < TCP_LEN || IPV4_LEN + len > usize::from(total_len) {
                 return None;
             }

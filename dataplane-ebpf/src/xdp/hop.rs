@@ -1,5 +1,7 @@
 //! The next hop, and leaving towards it.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{
@@ -29,6 +31,7 @@ pub(super) struct Hop {
 }
 
 /// What the routing table is asked.
+#[derive(Clone, Copy)]
 pub(super) struct Route {
     pub src: u32,
     pub dst: u32,
@@ -63,27 +66,42 @@ pub(super) fn kept(frame: Frame, words: HopWords, len: u16) -> Option<Hop> {
 
 #[inline(always)]
 fn lookup(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32, flags: u32) -> Option<Hop> {
+    let question = Question { route: *route, ifindex, flags };
+    let mut found = Hop { ifindex: 0, first: 0, second: 0 };
+    ask(ctx.as_ptr(), &question, &mut found);
+    (found.ifindex != 0 && (found.ifindex == frame.ifindex || sends(frame.ifindex, found.ifindex))).then_some(found)
+}
+
+/// What the kernel is asked.
+struct Question {
+    route: Route,
+    ifindex: u32,
+    flags: u32,
+}
+
+/// Asks the kernel; `found` stays as it is if it finds nothing.
+// Not inlined: its parameter block would lie on the stack below everything else.
+#[inline(never)]
+fn ask(ctx: *mut c_void, question: &Question, found: &mut Hop) {
     const { assert!(size_of::<Params>() == 64 && align_of::<Params>() <= 8) };
     // In words, for LLVM zeroes byte by byte what is aligned to less.
     let mut zeroed = [0u64; 8];
     // SAFETY: as many bytes; an all-zero parameter block is valid; unions are written through their IPv4 members.
     let params = unsafe { &mut *zeroed.as_mut_ptr().cast::<Params>() };
     params.family = AF_INET;
-    params.l4_protocol = route.proto;
-    params.ifindex = ifindex;
-    params.__bindgen_anon_1.tot_len = route.len;
-    params.__bindgen_anon_3.ipv4_src = route.src;
-    params.__bindgen_anon_4.ipv4_dst = route.dst;
+    params.l4_protocol = question.route.proto;
+    params.ifindex = question.ifindex;
+    params.__bindgen_anon_1.tot_len = question.route.len;
+    params.__bindgen_anon_3.ipv4_src = question.route.src;
+    params.__bindgen_anon_4.ipv4_dst = question.route.dst;
     // SAFETY: the parameter block has the size that is given.
-    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *params, size_of::<Params>() as i32, flags) };
-    if result != BPF_FIB_LKUP_RET_SUCCESS as i64
-        || !(params.ifindex == frame.ifindex || sends(frame.ifindex, params.ifindex))
-    {
-        return None;
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size_of::<Params>() as i32, question.flags) };
+    if result == BPF_FIB_LKUP_RET_SUCCESS as i64 {
+        let (d, s) = (params.dmac, params.smac);
+        found.ifindex = params.ifindex;
+        found.first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
+        found.second = u32::from_ne_bytes([s[2], s[3], s[4], s[5]]);
     }
-    let (d, s) = (params.dmac, params.smac);
-    let first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
-    Some(Hop { ifindex: params.ifindex, first, second: u32::from_ne_bytes([s[2], s[3], s[4], s[5]]) })
 }
 
 /// Whether a frame that came in through `from` can leave through `to`, another one. A driver that cannot send for XDP

@@ -4,6 +4,7 @@
 use dataplane_common::{
     endpoint::vtep_mesh,
     flow::Affinity,
+    service::PublishedPort,
     xdp::{HopWords, XdpState},
 };
 
@@ -40,16 +41,23 @@ pub(super) fn generation(state: &XdpState) -> u32 {
 #[inline(always)]
 pub(super) fn ask(packet: &Head, known: &Affinity) -> Option<Asked> {
     let generation = ordered_generation()?;
-    // SAFETY: entries are replaced as a whole by the agent.
-    unsafe { PORTS.get(packet.port()) }?;
-    // SAFETY: as above.
-    unsafe { NODE_ADDRESSES.get(packet.dst.to_le_bytes()) }?;
+    published(packet)?;
     match maps::vtep(&known.vtep) {
         Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),
         // Hiveway was taken down there (see `mesh_ingress::left_behind`): asked again for every packet.
         Some(_) if packet.may_open() => None,
         _ => Some(Asked { generation: 0, hop: 0 }),
     }
+}
+
+/// What TC asks about whom a packet is for: a published port at an address of this node.
+#[inline(always)]
+pub(super) fn published(packet: &Head) -> Option<&'static PublishedPort> {
+    // SAFETY: entries are replaced as a whole by the agent.
+    let port = unsafe { PORTS.get(packet.port()) }?;
+    // SAFETY: as above.
+    unsafe { NODE_ADDRESSES.get(packet.dst.to_le_bytes()) }?;
+    Some(port)
 }
 
 /// The generation before any question is asked; 0 while the agent takes something back.

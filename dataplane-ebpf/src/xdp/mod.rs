@@ -10,6 +10,7 @@ mod forward;
 mod head;
 mod hop;
 mod known;
+mod opening;
 mod reply;
 mod tunnel;
 

@@ -16,7 +16,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, decap, flow, maps, mesh_ingress, verdict};
+use crate::{affinity, decap, flow, maps, mesh_ingress, pending, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -35,7 +35,11 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
         return None;
     }
     let inner = &head::inner(frame)?;
-    let known = affinity::established(inner.key_of_answer().get())?;
+    let key = inner.key_of_answer();
+    let (known, established) = match affinity::established(key.get()) {
+        Some(known) => (known, true),
+        None => (affinity::pending(key.get())?, false),
+    };
     // Whether it was given to that task, there.
     if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
         return None;
@@ -50,6 +54,9 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     {
         return None;
     }
+    // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
+    let is_syn_ack = pending::is_syn_ack(inner.proto, inner.flags);
+    let expected = if is_syn_ack { pending::after(head::inner_sequence(frame)?) } else { [0; 3] };
     let len = frame.len() - ENCAP_LEN;
     let route = Route { src: inner.src, dst: inner.dst, proto: inner.proto, len: (len - ETH_LEN) as u16 };
     let hop = hop::forwarded(ctx, frame, &route)?;
@@ -62,6 +69,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     let Some(head) = Frame::of(ctx).part::<0, ETH_LEN>() else { return Some(hop::broken(len)) };
     hop.address(head);
     flow::note_at(&mut known.last_seen, &mut known.flags, mesh_ingress::bits_of_answer(inner.bits()), now);
+    if !established {
+        // As in `affinity::backward`.
+        if is_syn_ack {
+            known.expected_ack = expected;
+        } else if pending::completes(inner.proto, inner.flags, inner.has_data()) {
+            affinity::promote(key.get(), known, frame.len());
+        }
+    }
     verdict::count_of(Counter::XdpReply, len);
     Some(hop.leave(frame))
 }

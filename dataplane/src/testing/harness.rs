@@ -156,6 +156,7 @@ pub struct Harness {
     ebpf: Ebpf,
     pub(super) tables: Tables,
     pub(super) cursors: Array<MapData, u64>,
+    xdp_carried: bool,
 }
 
 impl Harness {
@@ -172,7 +173,7 @@ impl Harness {
         let cursors = ebpf.take_map(MapName::Cursors.name()).ok_or_else(|| fault(MapError::KeyNotFound))?;
         let cursors = cursors.try_into().map_err(fault)?;
         let tables = Tables::take(&mut ebpf)?;
-        Ok(Self { ebpf, tables, cursors })
+        Ok(Self { ebpf, tables, cursors, xdp_carried: false })
     }
 
     /// Fills the maps as the agent does.
@@ -187,6 +188,7 @@ impl Harness {
             return self.run_alone(program, input);
         }
         let carried = Carried::by(self, |harness| harness.run_xdp(input), &input.packet)?;
+        self.xdp_carried = carried.is_some();
         let outcome = self.run_alone(program, input)?;
         if let Some(carried) = carried {
             carried.compare(self, &outcome)?;
@@ -419,6 +421,18 @@ impl Harness {
         let fault = |source| MapFault { map: MapName::Cursors, source };
         let id = self.tables.sets.id(set).ok_or_else(|| fault(MapError::KeyNotFound))?;
         Ok(self.cursors.set(id, position, 0).map_err(fault)?)
+    }
+
+    /// How many turns of a set were taken.
+    pub fn cursor(&self, set: &SetKey) -> Result<u64, HarnessError> {
+        let fault = |source| MapFault { map: MapName::Cursors, source };
+        let id = self.tables.sets.id(set).ok_or_else(|| fault(MapError::KeyNotFound))?;
+        Ok(self.cursors.get(&id, 0).map_err(fault)?)
+    }
+
+    /// Whether `xdp_mesh` has carried the last packet of [`Harness::run`].
+    pub fn xdp_carried(&self) -> bool {
+        self.xdp_carried
     }
 
     /// The word of a set.

@@ -20,6 +20,7 @@ use super::{
     mesh::NEAR_MAC,
     packets::{Ip4, Mac},
     sandbox::{run, sandbox, veth},
+    xdp::keep_way,
 };
 
 /// This node's tunnel address.
@@ -134,7 +135,10 @@ pub fn world(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Re
         let mut harness = Harness::new()?;
         let changes = harness.apply(&state)?;
         assert_eq!(changes.failures, []);
-        test(&mut World { harness, dev, state })
+        let mut world = World { harness, dev, state };
+        // XDP opens connections only where somebody keeps the way.
+        keep_way(&mut world, Some(PEER_MAC))?;
+        test(&mut world)
     })
 }
 

@@ -28,9 +28,10 @@ pub const XDP_PASS: u32 = 2;
 pub const XDP_TX: u32 = 3;
 pub const XDP_REDIRECT: u32 = 4;
 
-/// The usual node; its neighbours are known, and CLIENT's and NEAR's connections to REMOTE1 are established.
+/// The usual node; its neighbours are known, nobody keeps the ways, and CLIENT's and NEAR's connections to REMOTE1 are established.
 pub fn established(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
     world(|world| {
+        keep_way(world, None)?;
         world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
         establish(world, &client_ip())?;
         world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
@@ -138,7 +139,7 @@ pub fn keep_way(world: &mut World, next: Option<Mac>) -> Result<()> {
     };
     let way = next.map(way).transpose()?;
     world.harness.put_hop(PEER, way)?;
-    world.harness.hops_valid_for(Duration::from_secs(3600));
+    world.harness.hops_valid_for(if next.is_some() { Duration::from_secs(3600) } else { Duration::ZERO });
     Ok(())
 }
 

@@ -1,0 +1,110 @@
+//! A client's packet of a connection that is not established: its first one, or one that may prove it.
+//!
+//! The same questions and the same functions as in TC. The first packet's backend is chosen only once it is sure that this
+//! path can send to it: whoever else's turn it is waits for TC, and is counted once. Only where the agent keeps the way: to
+//! ask the kernel for it would need more stack than there is.
+
+use aya_ebpf::{
+    bindings::{xdp_action::XDP_PASS, xdp_md},
+    programs::XdpContext,
+};
+use dataplane_common::{
+    config::Config,
+    counter::Counter,
+    endpoint::vtep_mesh,
+    flow::{Affinity, flag},
+    service::{PublishedPort, port_flag},
+};
+
+use super::{
+    access::{Frame, word},
+    forward,
+    head::{self, Head},
+    hop::Hop,
+    known,
+};
+use crate::{
+    affinity, flow,
+    maps::{self, config},
+    pending, service, verdict,
+};
+
+/// How often another CPU may have taken the turn meanwhile.
+const TRIES: usize = 4;
+
+/// The packet of `ctx`, which was looked at already.
+// Not inlined, and reads the packet again: what is established shall not have to step around it, nor what is known of it
+// have to lie in memory.
+#[inline(never)]
+pub(super) fn handle(ctx: *mut xdp_md) -> u32 {
+    carry(&XdpContext::new(ctx)).unwrap_or(XDP_PASS)
+}
+
+#[inline(always)]
+fn carry(ctx: &XdpContext) -> Option<u32> {
+    let frame = Frame::of(ctx);
+    let packet = &head::outer(frame)?;
+    let config = config().ok()?;
+    let port = known::published(packet)?;
+    let now = flow::now();
+    let (known, hop) = match affinity::pending(packet.key().get()) {
+        Some(known) => {
+            let hop = way_of(frame, config, packet, known, now)?;
+            (known, hop)
+        }
+        None => open(frame, config, packet, port, now)?,
+    };
+    let answered = known.flags & flag::REPLIED != 0;
+    let acknowledgement = || head::acknowledgement(frame);
+    let proved = pending::proves(packet.proto, packet.flags, known.expected_ack, answered, acknowledgement);
+    let sent = forward::leave(ctx, frame, config, packet, known, &hop)?;
+    flow::note_at(&mut known.last_seen, &mut known.flags, packet.bits(), now);
+    if proved {
+        affinity::promote(packet.key().get(), known, frame.len());
+    }
+    Some(sent)
+}
+
+/// The way of a packet with this pending entry.
+#[inline(always)]
+fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u64) -> Option<Hop> {
+    let vtep = maps::vtep(&known.vtep)?;
+    if (vtep.hiveway != vtep_mesh::MEMBER && packet.may_open())
+        || !forward::is_ours(frame, config, packet, known.flags, word(&known.vtep))
+    {
+        return None;
+    }
+    forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
+}
+
+/// The first packet of a connection: its new entry, and its way.
+#[inline(always)]
+fn open(
+    frame: Frame,
+    config: &Config,
+    packet: &Head,
+    port: &PublishedPort,
+    now: u64,
+) -> Option<(&'static mut Affinity, Hop)> {
+    if !packet.may_open() || port.flags & port_flag::RESTRICTED != 0 {
+        return None;
+    }
+    for _ in 0..TRIES {
+        let turn = service::peek(port.set)?;
+        let to = &turn.backend.vtep;
+        let vtep = maps::vtep(to).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
+        if !forward::is_ours(frame, config, packet, 0, u32::from_le_bytes(*to)) {
+            return None;
+        }
+        let hop = forward::kept_hop(frame, known::state()?, vtep.hop, u32::from_le_bytes(*to), now)?;
+        if !turn.take() {
+            continue;
+        }
+        // From here on it is entered: if the packet were left to TC, that would find the entry.
+        let key = packet.key();
+        affinity::enter(key.get(), turn.backend, packet.bits()).ok()?;
+        verdict::count_of(Counter::MeshFlow, frame.len());
+        return Some((affinity::pending(key.get())?, hop));
+    }
+    None
+}
