@@ -20,6 +20,7 @@ mod mesh;
 mod mesh_edges;
 mod mtu;
 mod namespaces;
+mod next_hops;
 mod overlay;
 mod plain_linux;
 mod scaling;

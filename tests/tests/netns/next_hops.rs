@@ -1,0 +1,148 @@
+//! The ways to other nodes that the agent keeps for XDP: they follow the kernel's, and nobody believes a dead agent's.
+
+use std::{sync::Arc, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use hiveway_tests::{
+    agent::Agent,
+    lab::{Capture, Lab, Netns, PATIENCE, scenario, wait_for},
+    peer,
+};
+
+use crate::support::{Cluster, web_table};
+
+const ROUTER: &str = "192.168.77.20";
+const N2: &str = "192.168.77.12";
+/// Ingress node; its only backend is on n2.
+const N3: &str = "192.168.77.13:5353";
+/// How soon a change has to be followed.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// n3 carries in XDP what n2 serves. The last namespace is a router's, which nobody needs yet.
+fn cluster(lab: &Lab) -> Result<(Cluster<'_>, Netns, Netns)> {
+    let client = lab.client()?;
+    let table = web_table(&["n2"], &[("udp", 5353, 53)], "n3");
+    let mut cluster = Cluster::start_with(lab, 3, table, &["--xdp", "native"])?;
+    cluster.serve(&["web.1"])?;
+    lab.set_offloads(hiveway_tests::lab::Offloads::Off)?;
+    lab.pass_at_switch(&["n1", "n2", "n3"])?;
+    let router = lab.node("router", 20)?;
+    router.run(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0",
+    )?;
+    wait_for("answers", PATIENCE, || served(&client))?;
+    Ok((cluster, client, router))
+}
+
+fn served(client: &Netns) -> Result<()> {
+    let echo = peer::udp_echo(client, N3, 100, 5)?;
+    ensure!(echo.ok == 5, "{echo:?}");
+    Ok(())
+}
+
+/// Whether what n3 sends to n2 comes by the router; it is answered in any case.
+fn comes_by(lab: &Lab, router: &Netns, client: &Netns) -> Result<bool> {
+    let mut capture = Capture::start(lab, router, "eth0", &format!("udp port 4789 and dst host {N2}"))?;
+    served(client)?;
+    sleep(Duration::from_millis(200));
+    let seen = capture.packets()? > 0;
+    capture.stop()?;
+    Ok(seen)
+}
+
+/// Packets that XDP has carried at a node, towards backends.
+fn carried(agent: &Arc<Agent>) -> Result<u64> {
+    Ok(agent.json(&["status"])?["dataplane"]["counters"]["xdp_forward"].as_u64().unwrap_or(0))
+}
+
+fn mac(node: &Netns) -> Result<String> {
+    let link = node.run("ip -o link show dev eth0")?;
+    let mac = link.split_once("link/ether ").and_then(|(_, rest)| rest.split_whitespace().next());
+    Ok(mac.context("no MAC")?.to_owned())
+}
+
+#[test]
+fn a_next_hop_that_moves_is_followed_at_once() {
+    scenario(|lab| {
+        let (cluster, client, router) = cluster(lab)?;
+        let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
+        let agent = &cluster.agents[2];
+        let before = carried(agent)?;
+        ensure!(!comes_by(lab, &router, &client)?, "by the router from the start");
+        for (change, by_router) in [
+            (format!("ip route add {N2}/32 via {ROUTER}"), true),
+            (format!("ip route del {N2}/32"), false),
+            (format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(&router)?), true),
+            (format!("ip neigh replace {N2} lladdr {} dev eth0 nud reachable", mac(n2)?), false),
+        ] {
+            n3.run(&change)?;
+            sleep(AT_ONCE);
+            ensure!(comes_by(lab, &router, &client)? == by_router, "{change} was not followed");
+        }
+        // XDP did all that, but perhaps a sample or what came before it knew the way.
+        let more = carried(agent)? - before;
+        ensure!(more >= 20, "XDP has carried only {more} packets");
+        Ok(())
+    });
+}
+
+#[test]
+fn neighbours_that_only_xdp_uses_are_confirmed() {
+    scenario(|lab| {
+        let (cluster, ..) = cluster(lab)?;
+        let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
+        n3.run("sysctl -qw net.ipv4.neigh.eth0.delay_first_probe_time=1")?;
+        n3.run(&format!("ip neigh replace {N2} lladdr {} dev eth0 nud stale", mac(n2)?))?;
+        // Nobody sends anything.
+        wait_for("n2 to be confirmed", Duration::from_secs(8), || {
+            let neighbour = n3.run(&format!("ip neigh show {N2} dev eth0"))?;
+            ensure!(neighbour.contains("REACHABLE"), "{neighbour}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_dead_agents_ways_are_not_believed() {
+    const ENOUGH: u64 = 300;
+    scenario(|lab| {
+        let (cluster, client, router) = cluster(lab)?;
+        let n3 = &cluster.nodes[2];
+        let agent = cluster.agents[2].clone();
+        ensure!(!comes_by(lab, &router, &client)?, "by the router from the start");
+        let load = peer::LoadLoop::udp_from_port(lab, &client, N3, 40_000)?;
+        load.wait_answers(20)?;
+        let before = carried(&agent)?;
+        agent.sigkill();
+        sleep(Duration::from_secs(4));
+        n3.run(&format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(&router)?))?;
+        ensure!(comes_by(lab, &router, &client)?, "a dead agent's way is believed");
+        load.wait_answers(ENOUGH)?;
+        agent.restart()?;
+        let more = carried(&agent)? - before;
+        ensure!(more >= ENOUGH, "XDP has carried only {more} packets meanwhile");
+        drop(load);
+        served(&client)
+    });
+}
+
+#[test]
+fn what_is_not_published_any_more_is_not_carried_any_more() {
+    scenario(|lab| {
+        let (mut cluster, client, _) = cluster(lab)?;
+        let agent = cluster.agents[2].clone();
+        let load = peer::LoadLoop::udp_from_port(lab, &client, N3, 40_000)?;
+        load.wait_answers(20)?;
+        let before = carried(&agent)?;
+        load.wait_answers(20)?;
+        ensure!(carried(&agent)? > before, "not carried by XDP");
+        cluster.change(|table| {
+            table.item_mut("services", "web")["ports"] = serde_json::json!([]);
+        })?;
+        let before = carried(&agent)?;
+        sleep(AT_ONCE);
+        ensure!(carried(&agent)? == before, "carried on though it is not published");
+        drop(load);
+        Ok(())
+    });
+}
