@@ -1,9 +1,10 @@
 //! Hook `xdp_mesh`: the hot path of the routing mesh at the ingress node, before the kernel has made a socket buffer.
 //!
-//! It carries packets of established connections towards backends on other Hiveway nodes, and their answers back, and
-//! makes of them exactly what `mesh_ingress.rs` makes. It never drops and never opens or ends anything: whatever it does
-//! not carry it passes on untouched, and has counted and noted nothing about it, so that the TC programs decide as if
-//! there were no XDP ([ADR 14](../../../docs/adr/0014-xdp-carries-only-what-is-established.md)).
+//! It carries packets of clients towards backends on other Hiveway nodes, and their answers back, and makes of them exactly
+//! what `mesh_ingress.rs` makes. It never drops and never ends anything: whatever it does not carry it passes on untouched,
+//! and has counted and noted nothing about it, so that the TC programs decide as if there were no XDP
+//! ([ADR 14](../../../docs/adr/0014-xdp-carries-only-what-is-established.md)). What is established costs one lookup
+//! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
 mod access;
 mod forward;
