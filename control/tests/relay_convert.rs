@@ -3,7 +3,7 @@
 #[path = "../core/tests/support/generate.rs"]
 mod generate;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use control::relay::convert::{carried, decode, encode};
 use hiveway_core::{LeftOut, Model, model::TaskState, sound, table};
@@ -55,7 +55,7 @@ fn everything_arrives_but_what_stays_with_its_node() {
     assert_eq!(arrived.tasks["t"].netns, None);
     assert_eq!(arrived.services["s"].labels.keys().collect::<Vec<_>>(), ["hiveway.allow"]);
     let mut vanished = rich();
-    vanished.services.get_mut("s").unwrap().vanished = true;
+    Arc::make_mut(vanished.services.get_mut("s").unwrap()).vanished = true;
     assert_eq!(through(&vanished, &[]).0, carried(vanished));
 }
 

@@ -59,3 +59,19 @@ pub struct MapState {
     /// Clients that are shown with another address: (prefix length as in map `CLIENTS`, prefix) → rule.
     pub clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }
+
+/// A part of a [`MapState`] that is another one now: of tasks on other nodes, and of the sets that they are in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapChange {
+    /// `None`: there is nobody at this address any more. Never a VIP's.
+    pub endpoints: BTreeMap<EndpointKey, Option<Endpoint>>,
+    /// Sets that exist, with their new content.
+    pub sets: BTreeMap<SetKey, Vec<Backend>>,
+}
+
+impl MapChange {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && self.sets.is_empty()
+    }
+}

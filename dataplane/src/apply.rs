@@ -9,7 +9,7 @@ use dataplane_common::{
     endpoint::{Endpoint, EndpointKey, kind},
     mesh::{ClientPrefix, ClientRule},
     service::{AllowPrefix, PortKey, PublishedPort, port_flag},
-    state::{MapState, SetKey},
+    state::{MapChange, MapState, SetKey},
 };
 
 use crate::{
@@ -91,6 +91,26 @@ impl Tables {
             self.sets.release_except(|key| want.sets.contains_key(key), now, &mut changes);
         }
         Ok(changes)
+    }
+
+    /// Applies a part: reads only what it writes.
+    pub(crate) fn change(&mut self, change: &MapChange) -> Changes {
+        let mut changes = Changes::default();
+        let (mut have, mut want) = (BTreeMap::new(), BTreeMap::new());
+        for (key, endpoint) in &change.endpoints {
+            match self.endpoints.get(key) {
+                Ok(found) => drop(found.map(|found| have.insert(*key, found))),
+                Err(fault) => changes.fail(MapName::Endpoints, key, fault),
+            }
+            endpoint.map(|endpoint| want.insert(*key, endpoint));
+        }
+        put(&mut self.endpoints, &have, &want, &mut changes);
+        // A set that nothing points to yet is not for here.
+        let sets = change.sets.iter().filter(|(key, _)| self.sets.id(key).is_some());
+        let sets: BTreeMap<_, _> = sets.map(|(key, set)| (*key, set.clone())).collect();
+        self.sets.put(&sets, monotonic_now(), &mut changes);
+        remove(&mut self.endpoints, &have, &want, &mut changes);
+        changes
     }
 
     fn read_state(&self) -> Result<Held, MapFault> {

@@ -12,7 +12,7 @@ use dataplane_common::{
     addr::Ip4,
     counter::{Counter, Stat},
     drop_reason::DropReason,
-    state::MapState,
+    state::{MapChange, MapState},
 };
 
 use crate::{
@@ -153,6 +153,12 @@ impl Dataplane {
     /// The number of each other node's next hop in that map, see [`Hops::put`].
     pub fn hop_numbers(&self) -> Result<BTreeMap<Ip4, u16>, MapFault> {
         Ok(self.tables.vteps.read()?.into_iter().map(|(ip, vtep)| (ip, vtep.hop)).collect())
+    }
+
+    /// Writes a change of what was applied last, without looking at the rest. What is to be written is compared with what
+    /// the maps hold, like in [`Dataplane::apply`], which must follow.
+    pub fn change(&mut self, change: &MapChange) -> Changes {
+        self.tables.change(change)
     }
 
     /// Attaches `program` to the ingress of the interface `ifname` in this thread's network namespace, replacing in

@@ -137,11 +137,21 @@ pub(crate) fn descriptor(name: MapName, map: &Map) -> Result<BorrowedFd<'_>, Map
 
 /// Reads a hash map bucket by bucket: unlike key by key, a removal meanwhile cannot send us back to the start.
 fn read_all<K: Plain, V: Plain>(fd: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    read_until(fd, &mut entries, usize::MAX)?;
+    Ok(entries)
+}
+
+/// Adds entries of a hash map, or of an array, until there are that many or no more.
+pub(crate) fn read_until<K: Plain, V: Plain>(
+    fd: BorrowedFd<'_>,
+    entries: &mut Vec<(K, V)>,
+    enough: usize,
+) -> io::Result<()> {
     let mut capacity = 1024;
     let mut cursor = None;
-    let mut entries = Vec::new();
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    loop {
+    while entries.len() < enough {
         keys.resize(capacity * size_of::<K>(), 0u8);
         values.resize(capacity * size_of::<V>(), 0u8);
         let (count, last) = match lookup_batch(fd, &mut cursor, &mut keys, &mut values, capacity)? {
@@ -158,7 +168,8 @@ fn read_all<K: Plain, V: Plain>(fd: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
                 .filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?))),
         );
         if last {
-            return Ok(entries);
+            break;
         }
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! A node's part of the table: what a manager's agent sends to a worker's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     engine::Loaded,
@@ -26,20 +26,20 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
         node.addresses.retain(|network, _| networks.contains(network.as_str()));
     }
     for task in model.tasks.values() {
-        let mut task = Task { netns: None, ..task.clone() };
+        let mut task = Task { netns: None, ..Task::clone(task) };
         let here = task.node.as_deref() == Some(node);
         task.addresses.retain(|network, _| networks.contains(network.as_str()));
         if here || !task.addresses.is_empty() {
-            part.tasks.insert(task.id.clone(), task);
+            part.tasks.insert(task.id.clone(), Arc::new(task));
         }
     }
     let used: BTreeSet<&str> = part.tasks.values().filter_map(|task| task.service.as_deref()).collect();
     for service in model.services.values() {
-        let mut service = service.clone();
+        let mut service = Service::clone(service);
         service.virtual_ips.retain(|network, _| networks.contains(network.as_str()));
         if !service.virtual_ips.is_empty() || used.contains(service.id.as_str()) || in_ingress_mode(&service) {
             service.labels.retain(|key, _| key.starts_with(LABELS));
-            part.services.insert(service.id.clone(), service);
+            part.services.insert(service.id.clone(), Arc::new(service));
         }
     }
     Loaded { model: part, ..Loaded::default() }

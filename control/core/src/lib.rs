@@ -10,10 +10,12 @@
 //! engine::assemble ─ merge ─▶ the same, for live tables
 //! ```
 
+pub mod change;
 pub mod derive;
 pub mod desired;
 pub mod engine;
 mod filter;
+mod joined;
 pub mod linger;
 pub mod merge;
 pub mod model;

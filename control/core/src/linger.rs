@@ -9,65 +9,57 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
     time::Duration,
 };
 
-use crate::model::{Dataplane, Model, NodeState, Task, TaskState};
+use crate::{
+    joined::joined,
+    model::{Dataplane, Model, NodeState, Task, TaskState},
+};
 
 /// How long by default.
 pub const DEFAULT_LINGER: Duration = Duration::from_secs(2);
 
-/// Remembers the endpoints of the table in force and those that have just left it.
+/// Remembers the table in force, and what has just left it.
 #[derive(Clone, Debug)]
 pub struct Linger {
     period: Duration,
-    /// Endpoints of the last table.
-    known: BTreeMap<String, Task>,
+    last: Arc<Model>,
     /// Tasks that linger, with the time at which they stop.
     departing: BTreeMap<String, (Task, Duration)>,
-    /// Nodes with Hiveway in the last table.
-    members: BTreeSet<String>,
-    /// Nodes without it now, with the time until which what they send is taken.
+    /// Nodes without Hiveway now that had it, with the time until which what they send is taken.
     leaving: BTreeMap<String, Duration>,
 }
 
 impl Linger {
     /// Nothing known yet. A `period` of zero switches lingering off.
     pub fn new(period: Duration) -> Self {
-        Self {
-            period,
-            known: BTreeMap::new(),
-            departing: BTreeMap::new(),
-            members: BTreeSet::new(),
-            leaving: BTreeMap::new(),
-        }
+        Self { period, last: Arc::default(), departing: BTreeMap::new(), leaving: BTreeMap::new() }
     }
 
-    /// `model`, with tasks that left it less than a period ago as draining. `now` is any monotonic time.
-    pub fn apply(&mut self, model: &Model, now: Duration) -> Model {
-        let taken = addresses_in_use(model);
-        for (id, task) in &self.known {
-            if !is_endpoint(model, id) && !self.departing.contains_key(id) {
-                self.departing.insert(id.clone(), (task.clone(), now + self.period));
+    /// `model`, with tasks that left it less than a period ago as draining; `model` itself if there are none. `now` is any
+    /// monotonic time.
+    pub fn apply(&mut self, model: &Arc<Model>, now: Duration) -> Arc<Model> {
+        if !Arc::ptr_eq(&self.last, model) {
+            let last = std::mem::replace(&mut self.last, model.clone());
+            self.departures(&last, model, now);
+        }
+        self.departing.retain(|_, (_, until)| now < *until);
+        self.leaving.retain(|_, until| now < *until);
+        if self.departing.is_empty() && self.leaving.is_empty() {
+            return model.clone();
+        }
+        let mut lingering = Model::clone(model);
+        for (id, (task, _)) in &self.departing {
+            lingering.tasks.insert(id.clone(), Arc::new(task.clone()));
+        }
+        for id in self.leaving.keys() {
+            if let Some(node) = lingering.nodes.get_mut(id) {
+                node.dataplane = Dataplane::Left;
             }
         }
-        let mut lingering = model.clone();
-        self.departing.retain(|id, (task, until)| {
-            if now >= *until || is_endpoint(model, id) {
-                return false;
-            }
-            let Some(task) = as_draining(model, task, &taken) else { return false };
-            lingering.tasks.insert(id.clone(), task);
-            true
-        });
-        self.nodes(&mut lingering, now);
-        self.known = model
-            .tasks
-            .values()
-            .filter(|task| model.role(task).is_endpoint())
-            .map(|task| (task.id.clone(), task.clone()))
-            .collect();
-        lingering
+        Arc::new(lingering)
     }
 
     /// When [`Linger::apply`] will next give another answer for the same model.
@@ -75,52 +67,66 @@ impl Linger {
         self.departing.values().map(|(_, until)| *until).chain(self.leaving.values().copied()).min()
     }
 
-    fn nodes(&mut self, model: &mut Model, now: Duration) {
-        let has = |model: &Model, id: &str| model.nodes.get(id).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
-        for id in self.members.iter().filter(|id| !has(model, id)) {
-            self.leaving.insert(id.clone(), now + self.period);
-        }
-        self.leaving.retain(|id, until| now < *until && !has(model, id) && model.nodes.contains_key(id));
-        let members = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
-        self.members = members.map(|node| node.id.clone()).collect();
-        for id in self.leaving.keys() {
-            if let Some(node) = model.nodes.get_mut(id) {
-                node.dataplane = Dataplane::Left;
+    /// Who leaves with a new table, and who does not linger any more because of it.
+    fn departures(&mut self, last: &Model, model: &Model, now: Duration) {
+        let until = now + self.period;
+        // Addresses of whoever is new or has changed: an address has one owner at a time.
+        let mut taken = BTreeSet::new();
+        // Who is where may change without a change of the task.
+        let same_nodes = last.nodes.keys().eq(model.nodes.keys());
+        for (id, before, task) in joined(&last.tasks, &model.tasks) {
+            let same = before.zip(task).is_some_and(|(before, task)| Arc::ptr_eq(before, task));
+            if same_nodes && same {
+                continue;
+            }
+            if let Some(task) = task.filter(|task| model.is_endpoint(task)) {
+                taken.extend(task.addresses.iter().map(|(network, address)| (network.as_str(), address.ip)));
+            } else if let Some(before) = before.filter(|before| last.is_endpoint(before)) {
+                let departing = || (Task::clone(before), until);
+                self.departing.entry(id.clone()).or_insert_with(departing);
             }
         }
+        if !self.departing.is_empty() && (last.services != model.services || last.nodes != model.nodes) {
+            taken.extend(addresses_besides(model));
+        }
+        self.departing.retain(|id, (task, _)| {
+            let back = model.tasks.get(id).is_some_and(|task| model.is_endpoint(task));
+            !back && drains(model, task, &taken)
+        });
+
+        let has = |model: &Model, id: &str| model.nodes.get(id).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
+        let members = last.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
+        for node in members.filter(|node| !has(model, &node.id)) {
+            self.leaving.insert(node.id.clone(), until);
+        }
+        self.leaving.retain(|id, _| !has(model, id) && model.nodes.contains_key(id));
     }
 }
 
-fn is_endpoint(model: &Model, id: &str) -> bool {
-    model.tasks.get(id).is_some_and(|task| model.role(task).is_endpoint())
-}
-
-/// (network, address) pairs that tasks, services or nodes of the table use now.
-fn addresses_in_use(model: &Model) -> BTreeSet<(&str, Ipv4Addr)> {
-    let tasks = model.tasks.values().filter(|task| model.role(task).is_endpoint());
-    let of_tasks = tasks.flat_map(|t| t.addresses.iter().map(|(network, address)| (network.as_str(), address.ip)));
+/// (network, address) pairs that services or nodes of the table use.
+fn addresses_besides(model: &Model) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     let of_services = model.services.values().flat_map(|s| s.virtual_ips.iter().map(|(n, ip)| (n.as_str(), *ip)));
     let of_nodes = model.nodes.values().flat_map(|n| n.addresses.iter().map(|(n, ip)| (n.as_str(), *ip)));
-    of_tasks.chain(of_services).chain(of_nodes).collect()
+    of_services.chain(of_nodes)
 }
 
-/// The departed task as it lingers, if it may.
-fn as_draining(model: &Model, task: &Task, taken: &BTreeSet<(&str, Ipv4Addr)>) -> Option<Task> {
+/// Makes of a departed task what lingers of it: false if that is nothing. `taken`: (network, address) pairs that others have
+/// since.
+fn drains(model: &Model, task: &mut Task, taken: &BTreeSet<(&str, Ipv4Addr)>) -> bool {
     let ended_badly = model
         .tasks
         .get(&task.id)
         .is_some_and(|now| matches!(now.state, TaskState::Failed | TaskState::Rejected | TaskState::Orphaned));
-    let node = model.nodes.get(task.node.as_ref()?)?;
+    let Some(node) = task.node.as_ref().and_then(|id| model.nodes.get(id)) else { return false };
     if ended_badly || node.state == NodeState::Down {
-        return None;
+        return false;
     }
-    let mut task = task.clone();
     task.desired_state = TaskState::Shutdown;
     task.addresses.retain(|network, address| {
         model.networks.get(network).is_some_and(|n| n.subnet_of(address.ip).is_some())
             && !taken.contains(&(network.as_str(), address.ip))
     });
-    (!task.addresses.is_empty()).then_some(task)
+    !task.addresses.is_empty()
 }
 
 #[cfg(test)]
@@ -148,6 +154,12 @@ tasks:
         model
     }
 
+    impl Linger {
+        fn to(&mut self, model: &Model, now: Duration) -> Model {
+            Model::clone(&self.apply(&Arc::new(model.clone()), now))
+        }
+    }
+
     fn role(model: &Model, id: &str) -> Option<TaskRole> {
         model.tasks.get(id).map(|task| model.role(task))
     }
@@ -157,15 +169,15 @@ tasks:
     #[test]
     fn a_removed_task_drains_for_a_period_and_no_longer() {
         let mut linger = Linger::new(DEFAULT_LINGER);
-        assert_eq!(linger.apply(&model(TABLE), START), model(TABLE));
+        assert_eq!(linger.to(&model(TABLE), START), model(TABLE));
         assert_eq!(linger.deadline(), None);
-        let at_once = linger.apply(&without_b(), START);
+        let at_once = linger.to(&without_b(), START);
         assert_eq!(role(&at_once, "b"), Some(TaskRole::Draining));
         assert_eq!(role(&at_once, "a"), Some(TaskRole::Backend));
         assert_eq!(linger.deadline(), Some(START + DEFAULT_LINGER));
-        let later = linger.apply(&without_b(), START + DEFAULT_LINGER / 2);
+        let later = linger.to(&without_b(), START + DEFAULT_LINGER / 2);
         assert_eq!(later, at_once, "the period is not prolonged by another look");
-        assert_eq!(linger.apply(&without_b(), START + DEFAULT_LINGER), without_b());
+        assert_eq!(linger.to(&without_b(), START + DEFAULT_LINGER), without_b());
         assert_eq!(linger.deadline(), None);
     }
 
@@ -178,15 +190,15 @@ tasks:
         };
         let (yes, no, left) = (with(Dataplane::Hiveway), with(Dataplane::None), with(Dataplane::Left));
         let mut linger = Linger::new(DEFAULT_LINGER);
-        assert_eq!(linger.apply(&no, START), no, "it never was there");
-        assert_eq!(linger.apply(&yes, START), yes);
-        assert_eq!(linger.apply(&no, START), left);
+        assert_eq!(linger.to(&no, START), no, "it never was there");
+        assert_eq!(linger.to(&yes, START), yes);
+        assert_eq!(linger.to(&no, START), left);
         assert_eq!(linger.deadline(), Some(START + DEFAULT_LINGER));
-        assert_eq!(linger.apply(&no, START + DEFAULT_LINGER / 2), left);
-        assert_eq!(linger.apply(&no, START + DEFAULT_LINGER), no);
-        assert_eq!(linger.apply(&yes, START), yes);
-        linger.apply(&no, START);
-        assert_eq!(linger.apply(&yes, START), yes, "it is back");
+        assert_eq!(linger.to(&no, START + DEFAULT_LINGER / 2), left);
+        assert_eq!(linger.to(&no, START + DEFAULT_LINGER), no);
+        assert_eq!(linger.to(&yes, START), yes);
+        linger.to(&no, START);
+        assert_eq!(linger.to(&yes, START), yes, "it is back");
         assert_eq!(linger.deadline(), None);
     }
 
@@ -194,43 +206,43 @@ tasks:
     fn a_failed_task_does_not_linger_and_a_shut_down_one_does() {
         for (state, expected) in [(TaskState::Failed, TaskRole::Absent), (TaskState::Shutdown, TaskRole::Draining)] {
             let mut linger = Linger::new(DEFAULT_LINGER);
-            linger.apply(&model(TABLE), START);
+            linger.to(&model(TABLE), START);
             let mut ended = model(TABLE);
-            let task = ended.tasks.get_mut("b").expect("b");
+            let task = Arc::make_mut(ended.tasks.get_mut("b").expect("b"));
             (task.desired_state, task.state) = (TaskState::Shutdown, state);
-            assert_eq!(role(&linger.apply(&ended, START), "b"), Some(expected), "{state}");
+            assert_eq!(role(&linger.to(&ended, START), "b"), Some(expected), "{state}");
         }
     }
 
     #[test]
     fn a_successor_with_the_same_address_ends_it() {
         let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.apply(&model(TABLE), START);
+        linger.to(&model(TABLE), START);
         let mut replaced = without_b();
         let mut successor = model(TABLE).tasks.remove("b").expect("b");
-        successor.id = "c".into();
+        Arc::make_mut(&mut successor).id = "c".into();
         replaced.tasks.insert("c".into(), successor);
-        assert_eq!(linger.apply(&replaced, START), replaced);
+        assert_eq!(linger.to(&replaced, START), replaced);
     }
 
     #[test]
     fn nothing_lingers_on_a_node_that_is_gone_or_without_its_network() {
         let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.apply(&model(TABLE), START);
+        linger.to(&model(TABLE), START);
         let mut down = without_b();
         down.nodes.get_mut("n1").expect("n1").state = NodeState::Down;
-        assert_eq!(role(&linger.apply(&down, START), "b"), None);
+        assert_eq!(role(&linger.to(&down, START), "b"), None);
 
         let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.apply(&model(TABLE), START);
+        linger.to(&model(TABLE), START);
         let bare = Model { nodes: model(TABLE).nodes, ..Model::default() };
-        assert_eq!(linger.apply(&bare, START), bare);
+        assert_eq!(linger.to(&bare, START), bare);
     }
 
     #[test]
     fn zero_switches_it_off() {
         let mut linger = Linger::new(Duration::ZERO);
-        linger.apply(&model(TABLE), START);
-        assert_eq!(linger.apply(&without_b(), START), without_b());
+        linger.to(&model(TABLE), START);
+        assert_eq!(linger.to(&without_b(), START), without_b());
     }
 }

@@ -26,6 +26,7 @@ impl Model {
     /// The part that `task` plays.
     pub fn role(&self, task: &Task) -> TaskRole {
         let Some(node) = task.node.as_ref().and_then(|id| self.nodes.get(id)) else { return TaskRole::Absent };
+        // See also `is_endpoint`.
         if !task.state.is_networked() || task.addresses.is_empty() {
             return TaskRole::Absent;
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use crate::{
@@ -127,7 +128,7 @@ fn misplaced(networks: &BTreeMap<String, Network>, id: &str, ip: Ipv4Addr) -> Op
 
 fn virtual_ips(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let Model { networks, services, .. } = model;
-    let mut order: Vec<_> = services.values_mut().collect();
+    let mut order: Vec<_> = services.values_mut().map(Arc::make_mut).collect();
     order.sort_by_key(|s| s.vanished);
     let mut taken = BTreeSet::new();
     for service in order {
@@ -149,6 +150,7 @@ fn virtual_ips(model: &mut Model, left_out: &mut Vec<LeftOut>) {
 fn tasks_on_networks(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let Model { nodes, networks, tasks, .. } = model;
     tasks.retain(|id, task| {
+        let task = Arc::make_mut(task);
         task.ports.sort();
         task.ports.dedup();
         let networked = task.state.is_networked();

@@ -202,7 +202,7 @@ pub fn endpoints(model: &Model, node: &str) -> Vec<EndpointView> {
         let Some(on) = task.node.as_ref().and_then(|id| model.nodes.get(id)).filter(|_| role.is_endpoint()) else {
             continue;
         };
-        for (network, address) in &task.addresses {
+        for (network, address) in task.addresses.iter() {
             views.push(EndpointView {
                 task: task.id.clone(),
                 service: task.service.as_ref().map(|id| model.services.get(id).map_or(id, |s| &s.name).clone()),

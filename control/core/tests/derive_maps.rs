@@ -315,11 +315,11 @@ fn own_vtep_from_the_settings() {
 #[test]
 fn contested_port() {
     let mut model = table(BASE);
-    let mut thief = model.services["web"].clone();
+    let mut thief = hiveway_core::model::Service::clone(&model.services["web"]);
     thief.id = "zzz".into();
     thief.name = "thief".into();
     thief.virtual_ips.clear();
-    model.services.insert(thief.id.clone(), thief);
+    model.services.insert(thief.id.clone(), thief.into());
     let desired = derive(&model, &Settings::new("n1"), &mut GatewayAddresses::new()).expect("derivable");
     assert_eq!(desired.left_out.len(), 1);
     assert_eq!(desired.left_out[0].what, "port 8080/tcp of service thief (zzz)");

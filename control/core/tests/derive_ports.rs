@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use dataplane_common::{
     mesh::{TargetKey, target_flag::LOCAL_ONLY},
@@ -11,7 +11,7 @@ use dataplane_common::{
 };
 use hiveway_core::{
     Desired, GatewayAddresses, Model, Settings, derive, map_state,
-    model::{AllowList, parse_allow},
+    model::{AllowList, Service, Task, parse_allow},
     names, tag,
 };
 use support::{
@@ -150,16 +150,16 @@ fn host_mode_without_the_ingress_network() {
 #[test]
 fn ports_that_another_service_has_everywhere() {
     let mut model = table(BASE);
-    let mut other = model.services["web"].clone();
+    let mut other = Service::clone(&model.services["web"]);
     (other.id, other.name) = ("host".into(), "host".into());
     other.virtual_ips.clear();
     other.ports = table(&BASE.replace(PORTS, HOST_MODE)).services["web"].ports.clone();
-    let mut task = model.tasks["web.1"].clone();
+    let mut task = Task::clone(&model.tasks["web.1"]);
     (task.id, task.service, task.ports) = ("host.1".into(), Some("host".into()), other.ports.clone());
     task.addresses.retain(|network, _| network == "app");
     task.addresses.values_mut().for_each(|a| a.ip = Ipv4Addr::new(10, 0, 1, 9));
-    model.services.insert("host".into(), other);
-    model.tasks.insert("host.1".into(), task);
+    model.services.insert("host".into(), other.into());
+    model.tasks.insert("host.1".into(), task.into());
     let expected = "port 8080/tcp of service host (host): service web publishes it in ingress mode, which answers on every \
                     node; publish another port";
     assert_eq!(left_out(&model, "n1"), [expected]);
@@ -203,9 +203,9 @@ fn sctp_where_nothing_is_translated() {
                 port.target_port = 9.try_into().expect("not zero");
             }
         };
-        model.services.values_mut().flat_map(|s| &mut s.ports).for_each(translate);
+        model.services.values_mut().flat_map(|s| &mut Arc::make_mut(s).ports).for_each(translate);
         // A task's own old port is not translated either while the service has a right one by now.
-        model.tasks.values_mut().flat_map(|t| &mut t.ports).for_each(translate);
+        model.tasks.values_mut().flat_map(|t| &mut Arc::make_mut(t).ports).for_each(translate);
         let state = maps(&model, "n1");
         assert!(!state.sets.contains_key(&port(132, 8080)) && state.sets.contains_key(&port(6, 80)));
         assert!(state.targets.keys().all(|key| key.proto == 6));
@@ -220,7 +220,7 @@ fn sctp_where_nothing_is_translated() {
 fn a_task_whose_sctp_port_had_to_be_translated_is_no_backend() {
     let same = "ports: [{protocol: sctp, target_port: 8080, published_port: 8080}]";
     let mut model = table(&base_with(PORTS, same));
-    model.tasks.get_mut("web.2").expect("web.2").ports[0].target_port = 9.try_into().expect("not zero");
+    Arc::make_mut(model.tasks.get_mut("web.2").expect("web.2")).ports[0].target_port = 9.try_into().expect("not zero");
     assert_eq!(set(&maps(&model, "n1"), port(132, 8080)), ["10.0.0.6@11"]);
     assert_eq!(set(&maps(&model, "n2"), port(132, 8080)), ["10.0.0.6@11"]);
     assert!(maps(&model, "n2").targets.is_empty());
@@ -272,13 +272,13 @@ fn a_label_that_cannot_be_read_closes_the_ports_of_its_service_alone() {
         PORTS,
         "ports: [{target_port: 1, published_port: 1}, {target_port: 2, published_port: 2, publish_mode: host}]",
     ));
-    let mut other = model.services["web"].clone();
+    let mut other = Service::clone(&model.services["web"]);
     (other.id, other.name) = ("open".into(), "open".into());
     other.virtual_ips.clear();
     other.ports[0].published_port = 3.try_into().ok();
     other.ports.truncate(1);
-    model.services.insert("open".into(), other);
-    model.services.get_mut("web").expect("web").labels.insert("hiveway.allow".into(), "intranet".into());
+    model.services.insert("open".into(), other.into());
+    Arc::make_mut(model.services.get_mut("web").expect("web")).labels.insert("hiveway.allow".into(), "intranet".into());
     let (_, state) = with_settings(&model, None);
     assert_eq!(restricted(&state), ["6 1: ", "6 2: "]);
     assert!(state.sets.contains_key(&port(6, 3)), "open to all");

@@ -5,6 +5,7 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use dataplane_common::{
@@ -107,8 +108,8 @@ fn old_and_new_target_ports_side_by_side() {
     let mut after: Loaded = capture("04a-rolling-update-mid");
     let change = |model: &mut Model| {
         let new = 8000.try_into().expect("not zero");
-        model.services.values_mut().flat_map(|s| &mut s.ports).for_each(|p| p.target_port = new);
-        model.tasks.values_mut().flat_map(|t| &mut t.ports).for_each(|p| p.target_port = new);
+        model.services.values_mut().flat_map(|s| &mut Arc::make_mut(s).ports).for_each(|p| p.target_port = new);
+        model.tasks.values_mut().flat_map(|t| &mut Arc::make_mut(t).ports).for_each(|p| p.target_port = new);
     };
     // As the API answers during the update: every task seems to have the service's new port.
     change(&mut after.model);

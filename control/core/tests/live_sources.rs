@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::num::NonZeroU16;
+use std::{num::NonZeroU16, sync::Arc};
 
 use dataplane_common::state::SetKey;
 use hiveway_core::{
@@ -128,7 +128,7 @@ fn tasks_keep_their_ports_while_the_service_changes() {
     // A port that the manager assigns late is taken over.
     let mut unassigned = before.clone();
     for task in unassigned.tasks.values_mut() {
-        task.ports[0].published_port = None;
+        Arc::make_mut(task).ports[0].published_port = None;
     }
     let mut loaded = files.load();
     loaded.remember(&unassigned);

@@ -2,6 +2,7 @@
 
 mod apply;
 mod backoff;
+mod change;
 mod facts;
 mod firewall;
 mod newcomer;

@@ -15,7 +15,9 @@ use std::{
 
 use dataplane::{MapFault, Program};
 use hiveway_core::{
-    Desired, GatewayAddresses, Settings, derive, map_state, names,
+    Desired, GatewayAddresses, Settings,
+    change::Programmed,
+    derive, map_state, names,
     observed::{HostEnd, Link, Observed},
     plan::{Stage, Tunnel, plan},
     sandbox::Sandbox,
@@ -26,6 +28,7 @@ use tokio::task::block_in_place;
 use super::{
     apply::Round,
     backoff::Backoff,
+    change,
     facts::{Gateway, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
     newcomer::Newcomer,
@@ -40,7 +43,7 @@ use super::{
 use crate::{
     cli::AgentArgs,
     mesh,
-    netlink::{Socket, Spaces, forget_connections, observe_host, observe_node},
+    netlink::{Socket, Spaces, forget_connections, observe_entries, observe_host, observe_links, observe_node},
     nft,
     state_dir::StateDir,
     sysctl,
@@ -69,6 +72,8 @@ pub(super) struct Agent {
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
+    /// What the maps show, as far as we know: small changes of it are seen at once.
+    pub(super) programmed: Option<Programmed>,
 }
 
 /// What has made a reconciliation due.
@@ -86,20 +91,24 @@ impl Agent {
     /// Makes the node what the table says, as far as possible.
     pub(super) async fn reconcile(&mut self, cause: Cause) {
         let started = Instant::now();
+        let shown = cause == Cause::Table && self.table.node == self.args.node && self.change_maps();
         if cause == Cause::Table {
             self.backoff.hurry(started);
             // Who has left a swarm and joined again has another id.
             self.args.node.clone_from(&self.table.node);
         }
         let mut round = Round::default();
-        let done = self.everything(cause, &mut round).await;
+        let done = self.everything(cause, shown, &mut round).await;
         round.note(&mut self.backoff, "reconciliation", done);
         round.close(&mut self.backoff);
         self.publish(round, started);
+        if cause == Cause::Table {
+            change::give_back_memory();
+        }
     }
 
-    async fn everything(&mut self, cause: Cause, round: &mut Round) -> anyhow::Result<()> {
-        let mut links = observe_node(&self.socket).await?;
+    async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
+        let mut links = observe_links(&self.socket).await?;
         let carried = underlay(&self.args, self.vtep(), &links);
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
@@ -109,7 +118,9 @@ impl Agent {
             firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
         let desired = self.derive(&settings, round)?;
         let early = cause == Cause::Table && self.last.ready;
-        if early {
+        if early && shown {
+            self.sweep(cause, round);
+        } else if early {
             // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not delay
             // what is known now: no new flow for who has left, and an answer for who still talks to it.
             let clients = self.clients(&links, &gateway);
@@ -121,6 +132,7 @@ impl Agent {
         }
         self.guard(&desired, &settings, &gateway, &links, cause, round);
 
+        observe_entries(&self.socket, &mut links).await?;
         let (spaces, namespaces) = Spaces::open(&desired, &self.args.netns_dir).await;
         let host = match links.get(names::HOST) {
             Some(link) => observe_host(&self.socket, link.index).await?,
@@ -229,16 +241,20 @@ impl Agent {
         let found = facts(&self.args, links, gateway, &self.sandboxes);
         let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
+        let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);
         let Some(changes) = round.note(&mut self.backoff, "maps", applied) else { return };
         round.changes += usize::from(!changes.maps.is_empty());
         if !changes.maps.is_empty() {
             tracing::debug!("maps: {:?}", changes.maps);
         }
-        if let Some(first) = changes.failures.first() {
-            let (map, more) = (first.map, changes.failures.len() - 1);
-            let why = format!("map {map:?}, entry {}: {} (and {more} more)", first.item, first.error);
-            round.note::<(), _>(&mut self.backoff, "maps", Err(why));
+        match changes.failures.first() {
+            None => self.programmed(before, settings, facts),
+            Some(first) => {
+                let (map, more) = (first.map, changes.failures.len() - 1);
+                let why = format!("map {map:?}, entry {}: {} (and {more} more)", first.item, first.error);
+                round.note::<(), _>(&mut self.backoff, "maps", Err(why));
+            }
         }
     }
 

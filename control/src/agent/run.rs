@@ -113,6 +113,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         newcomer,
         xdp: Default::default(),
         next_hops,
+        programmed: None,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -195,7 +196,8 @@ async fn namespace_appears(agent: &Agent) {
     let path = |task: &hiveway_core::model::Task| -> PathBuf {
         task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(&task.id))
     };
-    let paths: Vec<_> = agent.table.model.tasks.values().filter(waiting).map(path).collect();
+    let tasks = agent.table.model.tasks.values().map(AsRef::as_ref);
+    let paths: Vec<_> = tasks.filter(waiting).map(path).collect();
     if agent.incomplete {
         return sleep(WAITING).await;
     }

@@ -26,6 +26,15 @@ pub struct Trouble {
     pub retry: Option<Instant>,
 }
 
+/// How long the last change of the table took to be in the maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// Reading and checking the source.
+    pub reading: std::time::Duration,
+    /// From then on until the last entry was written.
+    pub programming: std::time::Duration,
+}
+
 /// A new table that was refused while an older one stays in force.
 #[derive(Clone, Debug)]
 pub struct Refused {
@@ -87,6 +96,8 @@ pub struct Snapshot {
     pub last_run: Option<Instant>,
     /// How long it took.
     pub last_duration: std::time::Duration,
+    /// Of the table in force.
+    pub change: Option<Change>,
     /// The table's tasks by tag: id, and name of the service.
     pub tags: Arc<Tags>,
 }

@@ -13,7 +13,7 @@ use hiveway_core::{
 
 use tokio::sync::watch;
 
-use super::shared::Refused;
+use super::shared::{Change, Refused};
 use crate::source::{Live, LoadError, Loaded, Source, Stamp, load, stamps};
 
 /// The table in force.
@@ -28,6 +28,10 @@ pub(super) struct Table {
     pub(super) loaded: Loaded,
     pub(super) read_at: Instant,
     pub(super) changed_at: Instant,
+    /// How long reading it took.
+    took: Duration,
+    /// When what is in force now was known, until the maps show it.
+    known_at: Option<Instant>,
     pub(super) refused: Option<Refused>,
     /// What a live source says of itself.
     pub(super) live: Option<Arc<Live>>,
@@ -106,7 +110,7 @@ impl Table {
     fn new(source: Source, input: Input, node: String, loaded: Loaded) -> Self {
         let now = Instant::now();
         let mut linger = Linger::new(DEFAULT_LINGER);
-        let model = Arc::new(linger.apply(&loaded.model, Duration::ZERO));
+        let model = linger.apply(&loaded.model, Duration::ZERO);
         Self {
             source,
             input,
@@ -115,6 +119,8 @@ impl Table {
             loaded,
             read_at: now,
             changed_at: now,
+            took: Duration::ZERO,
+            known_at: Some(now),
             refused: None,
             live: None,
             linger,
@@ -127,7 +133,12 @@ impl Table {
     pub(super) fn reload(&mut self) -> bool {
         let now = Instant::now();
         let loaded = match self.read() {
-            Ok(loaded) => loaded,
+            Ok(mut loaded) => {
+                if !Arc::ptr_eq(&loaded.model, &self.loaded.model) {
+                    Arc::make_mut(&mut loaded.model).share(&self.loaded.model);
+                }
+                loaded
+            }
             Err(problems) => {
                 self.refuse(now, problems);
                 return false;
@@ -141,11 +152,17 @@ impl Table {
             tracing::info!("table {}: valid again", self.source);
         }
         self.read_at = self.live.as_ref().and_then(|live| live.lost.as_ref()).map_or(now, |lost| lost.since);
+        self.took = now.elapsed();
+        let read_at = Instant::now();
         if loaded.model != self.loaded.model {
             self.changed_at = now;
         }
         self.loaded = loaded;
-        self.let_go()
+        let changed = self.let_go();
+        if changed {
+            self.known_at = Some(read_at);
+        }
+        changed
     }
 
     fn read(&mut self) -> Result<Loaded, Vec<String>> {
@@ -183,12 +200,19 @@ impl Table {
 
     /// Lets go of tasks that have lingered long enough. Returns whether that changes the table in force.
     pub(super) fn let_go(&mut self) -> bool {
+        let now = Instant::now();
         let model = self.linger.apply(&self.loaded.model, self.opened.elapsed());
-        let changed = model != *self.model;
+        let changed = model != self.model;
         if changed {
-            self.model = Arc::new(model);
+            (self.model, self.known_at) = (model, Some(now));
         }
         changed
+    }
+
+    /// The maps show what is in force now: how long that took, if it is the first time.
+    pub(super) fn shown(&mut self) -> Option<Change> {
+        let known_at = self.known_at.take()?;
+        Some(Change { reading: self.took, programming: known_at.elapsed() })
     }
 
     /// When [`Table::let_go`] will have something to do.

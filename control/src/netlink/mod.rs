@@ -15,7 +15,7 @@ mod ways;
 pub use apply::{apply, fill};
 pub use conntrack::forget_connections;
 pub use host::observe_host;
-pub use observe::observe_node;
+pub use observe::{observe_entries, observe_links, observe_node};
 pub use socket::Socket;
 pub use spaces::{Space, Spaces};
 pub use ways::{confirm, neighbours, underlay, way};

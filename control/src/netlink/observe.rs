@@ -24,8 +24,33 @@ use super::{Error, Socket};
 /// # Errors
 /// When the kernel refuses a request.
 pub async fn observe_node(socket: &Socket) -> Result<BTreeMap<String, Link>, Error> {
+    let mut links = observe_links(socket).await?;
+    observe_entries(socket, &mut links).await?;
+    Ok(links)
+}
+
+/// As [`observe_node`] without forwarding entries and neighbours, which may be many.
+///
+/// # Errors
+/// When the kernel refuses a request.
+pub async fn observe_links(socket: &Socket) -> Result<BTreeMap<String, Link>, Error> {
     let messages = links(socket).await?;
     let mut addresses = addresses(socket).await?;
+    let names: BTreeMap<u32, String> =
+        messages.iter().filter_map(|link| Some((link.header.index, name(link)?.to_owned()))).collect();
+    let found = messages.iter().filter_map(|message| {
+        let mut link = parse(message, &names);
+        link.addresses = addresses.remove(&link.index).unwrap_or_default();
+        Some((name(message)?.to_owned(), link))
+    });
+    Ok(found.collect())
+}
+
+/// Reads the vxlan devices' forwarding entries and neighbours.
+///
+/// # Errors
+/// When the kernel refuses a request.
+pub async fn observe_entries(socket: &Socket, links: &mut BTreeMap<String, Link>) -> Result<(), Error> {
     let mut fdb = BTreeMap::<u32, BTreeSet<_>>::new();
     for (index, mac, vtep) in forwarding(socket).await? {
         fdb.entry(index).or_default().insert((mac, vtep));
@@ -34,18 +59,11 @@ pub async fn observe_node(socket: &Socket) -> Result<BTreeMap<String, Link>, Err
     for (index, ip, mac) in permanent_neighbours(socket).await? {
         neighbours.entry(index).or_default().insert(ip, mac);
     }
-    let names: BTreeMap<u32, String> =
-        messages.iter().filter_map(|link| Some((link.header.index, name(link)?.to_owned()))).collect();
-    let found = messages.iter().filter_map(|message| {
-        let mut link = parse(message, &names);
-        link.addresses = addresses.remove(&link.index).unwrap_or_default();
-        if matches!(link.kind, Kind::Vxlan(_)) {
-            link.fdb = fdb.remove(&link.index).unwrap_or_default();
-            link.neighbours = neighbours.remove(&link.index).unwrap_or_default();
-        }
-        Some((name(message)?.to_owned(), link))
-    });
-    Ok(found.collect())
+    for link in links.values_mut().filter(|link| matches!(link.kind, Kind::Vxlan(_))) {
+        link.fdb = fdb.remove(&link.index).unwrap_or_default();
+        link.neighbours = neighbours.remove(&link.index).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// Raw link messages.

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use hiveway_core::{
@@ -17,7 +18,7 @@ use super::Source;
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The table.
-    pub model: Model,
+    pub model: Arc<Model>,
     /// What a live source had to leave out.
     pub left_out: Vec<LeftOut>,
     /// What is odd but not wrong.
@@ -26,7 +27,7 @@ pub struct Loaded {
 
 impl From<engine::Loaded> for Loaded {
     fn from(live: engine::Loaded) -> Self {
-        Self { model: live.model, left_out: live.left_out, warnings: Vec::new() }
+        Self { model: Arc::new(live.model), left_out: live.left_out, warnings: Vec::new() }
     }
 }
 
@@ -63,7 +64,7 @@ pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Re
     match source {
         Source::File(path) => {
             let table = table::parse_file_with(&read(path)?, path, reserved).map_err(LoadError::Invalid)?;
-            Ok(Loaded { model: table.model, left_out: Vec::new(), warnings: table.warnings })
+            Ok(Loaded { model: Arc::new(table.model), left_out: Vec::new(), warnings: table.warnings })
         }
         Source::Engine(directory) => {
             let file = |name: &str| read(&directory.join(name));

@@ -5,7 +5,10 @@
 
 mod runs;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::maps::{Array, Map, MapData, MapError};
 use dataplane_common::{
@@ -18,7 +21,7 @@ use crate::{
     MapName,
     changes::{Changes, Delta},
     pod::Raw,
-    table::{MapFault, descriptor},
+    table::{MapFault, descriptor, read_until},
     words::Words,
 };
 
@@ -38,6 +41,8 @@ struct Set {
 pub(crate) struct Sets {
     words: Words,
     backends: Array<MapData, Raw<Backend>>,
+    /// The same map once more, for batch reads.
+    fd: OwnedFd,
     ids: Runs,
     slots: Runs,
     known: BTreeMap<SetKey, Set>,
@@ -54,6 +59,8 @@ impl Sets {
         let count = Array::<_, u64>::try_from(sets).map_err(fault(MapName::Sets))?.len();
         let words = Words::map(descriptor(MapName::Sets, sets)?, count)
             .map_err(|error| fault(MapName::Sets)(MapError::IoError(error)))?;
+        let fd = descriptor(MapName::Backends, &backends)?;
+        let fd = fd.try_clone_to_owned().map_err(|error| fault(MapName::Backends)(MapError::IoError(error)))?;
         let backends: Array<MapData, Raw<Backend>> = Array::try_from(backends).map_err(fault(MapName::Backends))?;
         // Id 0 stays unused: it is what an entry says that was never given a set.
         let mut this = Self {
@@ -61,6 +68,7 @@ impl Sets {
             slots: Runs::new(0..backends.len(), REST),
             words,
             backends,
+            fd,
             known: BTreeMap::new(),
         };
         // What rested when the previous agent ended counts as free: loading programs has taken far longer than a packet.
@@ -92,18 +100,35 @@ impl Sets {
 
     /// Brings all wanted sets into being. Sets that are as they should be are not touched.
     pub(crate) fn put(&mut self, want: &BTreeMap<SetKey, Vec<Backend>>, now: u64, changes: &mut Changes) {
+        /// From so many sets on, one read of all slots is cheaper than one of each.
+        const MANY: usize = 16;
+        let held = if want.len() < MANY { Ok(None) } else { self.slots_in_use().map(Some) };
+        let held = match held {
+            Ok(held) => held,
+            Err(error) => {
+                changes.fail(MapName::Backends, "all slots", error);
+                None
+            }
+        };
         for (key, backends) in want {
-            if let Err(error) = self.put_one(*key, backends, now, changes) {
+            if let Err(error) = self.put_one(*key, backends, held.as_deref(), now, changes) {
                 changes.fail(MapName::Sets, key, error);
             }
         }
     }
 
-    fn put_one(&mut self, key: SetKey, want: &[Backend], now: u64, changes: &mut Changes) -> Result<(), SetFault> {
+    fn put_one(
+        &mut self,
+        key: SetKey,
+        want: &[Backend],
+        held: Option<&[Backend]>,
+        now: u64,
+        changes: &mut Changes,
+    ) -> Result<(), SetFault> {
         let count = u16::try_from(want.len()).map_err(|_| SetFault::TooMany(want.len()))?;
         let known = self.known.get(&key).copied();
         if let Some(Set { id, run: Some(run) }) = known
-            && self.holds(id, run, want)?
+            && self.holds(id, run, want, held)?
         {
             return Ok(());
         }
@@ -141,12 +166,28 @@ impl Sets {
         Ok(())
     }
 
-    /// Whether the maps hold exactly this for the set.
-    fn holds(&self, id: u32, run: Run, want: &[Backend]) -> Result<bool, MapFault> {
+    /// All slots up to the last that a set uses.
+    fn slots_in_use(&self) -> Result<Vec<Backend>, MapFault> {
+        let runs = self.known.values().filter_map(|set| set.run);
+        let end = runs.map(|run| run.base + run.len).max().unwrap_or(0) as usize;
+        let mut slots: Vec<(u32, Backend)> = Vec::with_capacity(end);
+        read_until(self.fd.as_fd(), &mut slots, end)
+            .map_err(|error| MapFault { map: MapName::Backends, source: MapError::IoError(error) })?;
+        // An array is read in order of its indices.
+        Ok(slots.into_iter().map(|(_, backend)| backend).collect())
+    }
+
+    /// Whether the maps hold exactly this for the set. `held`: what the slots hold, if they have been read.
+    fn holds(&self, id: u32, run: Run, want: &[Backend], held: Option<&[Backend]>) -> Result<bool, MapFault> {
         let word = self.load(id);
         let base_differs = run.len > 0 && word.base != run.base;
         if base_differs || u32::from(word.count) != run.len || run.len as usize != want.len() {
             return Ok(false);
+        }
+        if let Some(held) = held {
+            let slots = held.get(run.base as usize..(run.base + run.len) as usize);
+            // A set of none has no slots, wherever it may begin.
+            return Ok(want.is_empty() || slots == Some(want));
         }
         for (slot, backend) in (run.base..).zip(want) {
             let Raw(found) =

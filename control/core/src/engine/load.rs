@@ -1,6 +1,9 @@
 //! Capture → model, item by item.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -29,6 +32,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     let nodes = nodes::load(objects.nodes, &mut left_out);
     let networks = networks::load(objects.networks, carrier, &mut left_out);
     let services = services::load(objects.services, &networks, &mut left_out);
+    let services = services.into_iter().map(|(id, service)| (id, Arc::new(service))).collect();
     let mut model = Model { nodes, networks: networks.usable, services, tasks: BTreeMap::new() };
     nodes::own_addresses(attachments, &mut model);
     tasks::load(objects.tasks, &networks.unusable, &mut model, &mut left_out);

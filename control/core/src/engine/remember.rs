@@ -1,7 +1,9 @@
 //! What a live source no longer says, but said before.
 
+use std::sync::Arc;
+
 use super::Loaded;
-use crate::model::{Model, Task};
+use crate::model::{Model, Service, Task};
 
 impl Loaded {
     /// Carries over what running tasks need from the table before this one, because the Engine API forgets too early:
@@ -15,17 +17,18 @@ impl Loaded {
         let networks = &model.networks;
         for task in model.tasks.values_mut().filter(|t| t.state.is_networked()) {
             let Some(before) = previous.tasks.get(&task.id) else { continue };
-            if !before.ports.is_empty() && before.ports.iter().all(|p| p.published_port.is_some()) {
-                task.ports.clone_from(&before.ports);
+            let assigned = !before.ports.is_empty() && before.ports.iter().all(|p| p.published_port.is_some());
+            if assigned && task.ports != before.ports {
+                Arc::make_mut(task).ports.clone_from(&before.ports);
             }
         }
-        let running = |t: &&Task| t.state.is_networked() && t.node.is_some();
+        let running = |t: &&Arc<Task>| t.state.is_networked() && t.node.is_some();
         let wanted: Vec<String> = model.tasks.values().filter(running).filter_map(|t| t.service.clone()).collect();
         for id in wanted {
             let Some(before) = previous.services.get(&id).filter(|_| !model.services.contains_key(&id)) else {
                 continue;
             };
-            let mut service = before.clone();
+            let mut service = Service::clone(before);
             service.vanished = true;
             service.virtual_ips.retain(|net, ip| {
                 let usable = networks.get(net).is_some_and(|n| n.subnet_of(*ip).is_some_and(|s| s.usable(*ip)));
@@ -34,7 +37,7 @@ impl Loaded {
                     && model.tasks.values().all(|t| t.addresses.get(net).is_none_or(|a| a.ip != *ip));
                 usable && free
             });
-            model.services.insert(id, service);
+            model.services.insert(id, Arc::new(service));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     desired::LeftOut,
-    model::{Address, Model, Port, Task, TaskState},
+    model::{Address, ByNetwork, Model, Port, Task, TaskState},
     roles::TaskRole,
 };
 
@@ -21,7 +22,7 @@ pub(super) fn load(raw: Vec<api::Task>, unusable: &BTreeSet<String>, model: &mut
     for raw in raw {
         let what = describe(&raw, model);
         match task(&raw, &what, unusable, model, left_out) {
-            Ok(task) => insert(&mut tasks, raw.id, task, || what, left_out),
+            Ok(task) => insert(&mut tasks, raw.id, Arc::new(task), || what, left_out),
             Err(why) => left_out.push(LeftOut { what, why }),
         }
     }
@@ -84,6 +85,7 @@ fn task(
         Some(endpoint) => own_ports(endpoint),
         None => model.services.get(&raw.service).map(|s| s.ports.clone()).unwrap_or_default(),
     };
+    let addresses = addresses.into_iter().collect();
     Ok(Task { node, addresses, ports, ..bare(raw, state, desired_state) })
 }
 
@@ -104,7 +106,7 @@ fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
         desired_state,
         state,
         unhealthy: false,
-        addresses: BTreeMap::new(),
+        addresses: ByNetwork::default(),
         // Only decides between two that claim one port of a node.
         created: raw.created_at.parse().ok(),
         netns: None,
@@ -126,7 +128,7 @@ pub(crate) fn one_per_address(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     order.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     for (_, id) in order {
         let Some(task) = model.tasks.get_mut(&id) else { continue };
-        task.addresses.retain(|network, address| {
+        Arc::make_mut(task).addresses.retain(|network, address| {
             let key = (network.clone(), address.ip);
             if let Some(other) = taken.get(&key) {
                 left_out.push(LeftOut {

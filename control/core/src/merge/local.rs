@@ -1,6 +1,6 @@
 //! This node's own engine.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{LocalView, reports};
 use crate::{
@@ -43,6 +43,6 @@ fn attachments(model: &Model, node: &str, container: &super::Container) -> Vec<S
 
 fn set(model: &mut Model, task: &str, node: &str, netns: &Path) {
     if let Some(task) = model.tasks.get_mut(task).filter(|task| task.node.as_deref() == Some(node)) {
-        task.netns = Some(netns.to_owned());
+        Arc::make_mut(task).netns = Some(netns.to_owned());
     }
 }

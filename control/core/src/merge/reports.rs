@@ -1,5 +1,7 @@
 //! Other nodes' reports.
 
+use std::sync::Arc;
+
 use super::{Report, Reports};
 use crate::{
     desired::LeftOut,
@@ -46,10 +48,10 @@ pub(super) fn health(model: &mut Model, id: &str, report: &Report) {
                 continue;
             };
             if !dead {
-                task.unhealthy = true;
+                Arc::make_mut(task).unhealthy = true;
             } else if task.state.is_live() {
                 // Whatever was asked for, nothing there answers any more.
-                task.state = TaskState::Failed;
+                Arc::make_mut(task).state = TaskState::Failed;
             }
         }
     }

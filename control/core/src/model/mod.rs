@@ -9,17 +9,19 @@
 //! * lists are sorted, so that equal tables are equal models.
 
 mod allow;
+mod by_network;
 mod find;
 mod net;
 mod port;
 mod state;
 mod time;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 
 pub use allow::{ALLOW_LABEL, AllowEntry, AllowList, parse_allow};
+pub use by_network::ByNetwork;
 pub use find::NodeLookup;
 pub use net::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, checked_mac, parse_mac};
 pub use port::{Port, Protocol, PublishMode};
@@ -33,10 +35,10 @@ pub struct Model {
     pub nodes: BTreeMap<String, Node>,
     /// By id.
     pub networks: BTreeMap<String, Network>,
+    /// By id. These and tasks are shared between versions of a table: there may be many, and most stay the same.
+    pub services: BTreeMap<String, Arc<Service>>,
     /// By id.
-    pub services: BTreeMap<String, Service>,
-    /// By id.
-    pub tasks: BTreeMap<String, Task>,
+    pub tasks: BTreeMap<String, Arc<Task>>,
 }
 
 /// A machine of the swarm.
@@ -109,6 +111,31 @@ pub struct Service {
     pub vanished: bool,
 }
 
+impl Model {
+    /// Takes from `before` what is the same there: it is kept in memory once, and seen at a glance.
+    pub fn share(&mut self, before: &Self) {
+        share(&mut self.services, &before.services);
+        share(&mut self.tasks, &before.tasks);
+    }
+
+    /// Whether the task is networked: its role is not [`Absent`](crate::TaskRole::Absent).
+    pub fn is_endpoint(&self, task: &Task) -> bool {
+        let placed = task.node.as_ref().is_some_and(|id| self.nodes.contains_key(id));
+        placed && task.state.is_networked() && !task.addresses.is_empty()
+    }
+}
+
+fn share<T: PartialEq>(items: &mut BTreeMap<String, Arc<T>>, before: &BTreeMap<String, Arc<T>>) {
+    let mut old = before.iter().peekable();
+    for (id, item) in items {
+        // Both are in order of ids.
+        while old.next_if(|(other, _)| *other < id).is_some() {}
+        if let Some((_, same)) = old.next_if(|(other, old)| *other == id && *old == item) {
+            item.clone_from(same);
+        }
+    }
+}
+
 impl Service {
     /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both. A
     /// label that can't be read allows nobody.
@@ -139,7 +166,7 @@ pub struct Task {
     /// Its node's engine calls it unhealthy: it drains, seconds before the manager says so.
     pub unhealthy: bool,
     /// Per network id.
-    pub addresses: BTreeMap<String, Address>,
+    pub addresses: ByNetwork<Address>,
     /// When it was made, where the table says so.
     pub created: Option<Timestamp>,
     /// Its network namespace, where the table says so.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use super::{
@@ -37,7 +38,8 @@ pub(super) fn check(raw: RawTable, reserved: Reserved, problems: &mut Vec<Proble
     services::without_ingress(&services, &tasks, &networks, problems);
     services::contested(&services, &tasks, problems);
     services::crowded(&tasks, problems);
-    Model { nodes, networks, services, tasks: tasks.into_iter().map(|(id, (_, task))| (id, task)).collect() }
+    let services = services.into_iter().map(|(id, service)| (id, Arc::new(service))).collect();
+    Model { nodes, networks, services, tasks: tasks.into_iter().map(|(id, (_, task))| (id, Arc::new(task))).collect() }
 }
 
 fn unique_ids<T>(items: &[Placed<T>], what: &str, problems: &mut Vec<Problem>) {
@@ -228,7 +230,7 @@ fn tasks(
             desired_state: raw.desired_state,
             state: raw.state,
             unhealthy: raw.unhealthy,
-            addresses: placed,
+            addresses: placed.into_iter().collect(),
             created: raw.created,
             netns: raw.netns,
             ports,

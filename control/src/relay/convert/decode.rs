@@ -1,10 +1,10 @@
 //! Message → model. Values are checked one by one here, sense by [`sound`]; whatever is wrong is left out alone and named.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16};
+use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, sync::Arc};
 
 use hiveway_core::{
     LeftOut, Model,
-    model::{Address, MAX_MTU, MIN_MTU, Network, Node, Port, Service, Subnet, Task, Vni, checked_mac},
+    model::{Address, ByNetwork, MAX_MTU, MIN_MTU, Network, Node, Port, Service, Subnet, Task, Vni, checked_mac},
     sound,
 };
 use hiveway_proto::relay as wire;
@@ -19,8 +19,20 @@ pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
     let model = Model {
         nodes: keyed(table.nodes, "node", |n| (n.id.clone(), n.hostname.clone()), node, &mut left_out),
         networks: keyed(table.networks, "network", |n| (n.id.clone(), n.name.clone()), network, &mut left_out),
-        services: keyed(table.services, "service", |s| (s.id.clone(), s.name.clone()), service, &mut left_out),
-        tasks: keyed(table.tasks, "task", |t| (t.id.clone(), String::new()), task, &mut left_out),
+        services: keyed(
+            table.services,
+            "service",
+            |s| (s.id.clone(), s.name.clone()),
+            |s, place| service(s, place).map(Arc::new),
+            &mut left_out,
+        ),
+        tasks: keyed(
+            table.tasks,
+            "task",
+            |t| (t.id.clone(), String::new()),
+            |t, place| task(t, place).map(Arc::new),
+            &mut left_out,
+        ),
     };
     let (model, mut unsound) = sound(model);
     left_out.append(&mut unsound);
@@ -152,7 +164,7 @@ fn port(port: &wire::Port) -> Result<Port, String> {
 }
 
 fn task(task: wire::Task, place: &mut Place<'_>) -> Result<Task, String> {
-    let mut addresses = BTreeMap::new();
+    let mut addresses = ByNetwork::default();
     for entry in task.addresses {
         let ip = Ipv4Addr::from_bits(entry.ip);
         match mac(ip, &entry.mac) {

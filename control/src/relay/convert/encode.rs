@@ -27,8 +27,8 @@ pub fn encode(model: &Model, left_out: &[LeftOut]) -> wire::Table {
     wire::Table {
         nodes: model.nodes.values().map(node).collect(),
         networks: model.networks.values().map(network).collect(),
-        services: model.services.values().map(service).collect(),
-        tasks: model.tasks.values().map(task).collect(),
+        services: model.services.values().map(|item| service(item)).collect(),
+        tasks: model.tasks.values().map(|item| task(item)).collect(),
         left_out: named,
         ..Default::default()
     }

@@ -8,6 +8,8 @@ mod encode;
 mod names;
 mod report;
 
+use std::sync::Arc;
+
 use hiveway_core::Model;
 
 pub use decode::decode;
@@ -20,10 +22,10 @@ const OUR_LABELS: &str = "hiveway.";
 /// `model` without what a message does not carry.
 pub fn carried(mut model: Model) -> Model {
     for task in model.tasks.values_mut() {
-        task.netns = None;
+        Arc::make_mut(task).netns = None;
     }
     for service in model.services.values_mut() {
-        service.labels.retain(|name, _| name.starts_with(OUR_LABELS));
+        Arc::make_mut(service).labels.retain(|name, _| name.starts_with(OUR_LABELS));
     }
     model
 }

@@ -109,6 +109,16 @@ struct Reconcile {
     errors: u64,
     last_seconds_ago: Option<u64>,
     last_duration_ms: u64,
+    /// Of the table in force, until the maps showed it.
+    change: Option<Change>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Change {
+    /// Reading and checking the source.
+    reading_ms: f64,
+    /// From then on until the last entry was written.
+    programming_ms: f64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -198,6 +208,9 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             errors: snapshot.errors,
             last_seconds_ago: ago(snapshot.last_run),
             last_duration_ms: snapshot.last_duration.as_millis() as u64,
+            change: snapshot
+                .change
+                .map(|change| Change { reading_ms: ms(change.reading), programming_ms: ms(change.programming) }),
         },
         dataplane: dataplane(shared).map_err(|error| error.to_string())?,
     })
@@ -255,6 +268,10 @@ fn item(trouble: &Trouble) -> Item {
         attempts: trouble.attempts,
         retry_in_seconds: trouble.retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
     }
+}
+
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn ago(at: Option<Instant>) -> Option<u64> {

@@ -95,7 +95,7 @@ impl Maps<'_> {
     pub(super) fn ports(&mut self, settings: &Settings) {
         let topology = self.topology;
         for (key, published) in topology.answered() {
-            let service = topology.model.services.get(published.service);
+            let service = topology.model.services.get(published.service).map(AsRef::as_ref);
             let set = match (service, topology.ingress()) {
                 (Some(service), Some(ingress)) => self.backends(service, ingress, |placed, ip| {
                     let port = placed.task.ports.iter().find(|p| p.ingress() == Some(*key));
@@ -112,7 +112,8 @@ impl Maps<'_> {
         for (key, port) in &topology.host_ports {
             let local = port.backend.and_then(|id| self.desired.tasks.iter().find(|t| t.id == id));
             let set = local.and_then(|task| self.here(task, *key)).into_iter().collect();
-            self.port(*key, set, topology.model.services.get(port.service), settings);
+            let service = topology.model.services.get(port.service).map(AsRef::as_ref);
+            self.port(*key, set, service, settings);
         }
     }
 

@@ -1,0 +1,106 @@
+//! Parts of the maps: changes that are written without looking at the rest, and sets among many. Needs root.
+
+mod support;
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Result;
+use aya::maps::{Array, HashMap, Map, MapData};
+use dataplane::{Dataplane, MapName};
+use dataplane_common::{
+    config::Config,
+    endpoint::{Endpoint, EndpointKey, Vtep, kind},
+    service::Backend,
+    state::{MapChange, MapState, SetKey},
+};
+use support::{attached::options, sandbox::sandbox};
+
+const NET: [u8; 4] = [0, 0, 16, 1];
+
+fn vip(last: u8) -> SetKey {
+    SetKey::Vip { net: NET, ip: [10, 0, 1, last] }
+}
+
+fn port(port: u16) -> SetKey {
+    SetKey::Port { proto: 6, port: port.to_be_bytes() }
+}
+
+fn backends(count: u8) -> Vec<Backend> {
+    (0..count).map(|i| Backend { tag: [i + 1; 8], ip: [10, 0, 1, 100 + i], vtep: [192, 0, 2, 1] }).collect()
+}
+
+fn state() -> MapState {
+    let mut state = MapState {
+        config: Config { underlay_ifindex: 1, vtep: [192, 0, 2, 1], underlay_mtu: 1500, ..Config::default() },
+        vteps: BTreeMap::from([([192, 0, 2, 2], Vtep { hiveway: 1, ..Vtep::default() })]),
+        ..MapState::default()
+    };
+    let vip_endpoint = Endpoint { kind: kind::VIP, ..Endpoint::default() };
+    state.endpoints.insert(EndpointKey { net: NET, ip: [10, 0, 1, 2] }, vip_endpoint);
+    state.sets.insert(vip(2), backends(3));
+    state.sets.insert(port(8080), backends(2));
+    state
+}
+
+fn pin<K: aya::Pod, V: aya::Pod>(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, K, V>> {
+    let path = bpffs.join("hiveway/maps").join(map.name());
+    Ok(Map::HashMap(MapData::from_pin(path)?).try_into()?)
+}
+
+/// What comes before a whole comparison leads to the same, and leaves everything else alone.
+#[test]
+fn a_change_writes_what_it_names_and_nothing_else() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut state = state();
+        let remote = |last| EndpointKey { net: NET, ip: [10, 0, 1, last] };
+        let endpoint = Endpoint { tag: [9; 8], kind: kind::REMOTE, ..Endpoint::default() };
+        state.endpoints.insert(remote(120), endpoint);
+        dataplane.apply(&state)?;
+        // Of damage elsewhere it knows nothing; what it names itself, it compares.
+        pin::<[u8; 4], [u8; 4]>(bpffs, MapName::Vteps)?.remove(&[192, 0, 2, 2])?;
+
+        let change = MapChange {
+            endpoints: BTreeMap::from([(remote(120), None), (remote(121), Some(endpoint))]),
+            sets: BTreeMap::from([(vip(2), backends(2)), (port(8080), backends(2)), (vip(99), backends(1))]),
+        };
+        let changes = dataplane.change(&change);
+        assert_eq!(changes.failures, []);
+        let endpoints = changes.maps[&MapName::Endpoints];
+        assert_eq!((endpoints.inserted, endpoints.updated, endpoints.removed), (1, 0, 1));
+        let sets = changes.maps[&MapName::Sets];
+        assert_eq!((sets.inserted, sets.updated), (0, 1), "one is as it should be, one belongs to nobody");
+        assert_eq!(changes.maps.len(), 3, "{changes:?}");
+        assert!(dataplane.change(&change).is_empty());
+
+        state.endpoints.remove(&remote(120));
+        state.endpoints.insert(remote(121), endpoint);
+        state.sets.insert(vip(2), backends(2));
+        let after = dataplane.apply(&state)?;
+        assert_eq!(after.maps.keys().collect::<Vec<_>>(), [&MapName::Vteps], "only the damage was left: {after:?}");
+        Ok(())
+    })
+}
+
+/// Many sets are compared with one read of all slots, over more than one batch of them.
+#[test]
+fn damage_is_found_among_many_sets() -> Result<()> {
+    sandbox(|bpffs| {
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut state = state();
+        for number in 0..400u16 {
+            state.sets.insert(port(20_000 + number), backends((number % 7) as u8));
+        }
+        dataplane.apply(&state)?;
+        assert!(dataplane.apply(&state)?.is_empty());
+        let mut slots: Array<_, [u8; 16]> =
+            Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/BACKENDS"))?).try_into()?;
+        for slot in [0, 600, 1150] {
+            slots.set(slot, [0xee; 16], 0)?;
+        }
+        let repaired = dataplane.apply(&state)?;
+        assert_eq!(repaired.maps[&MapName::Sets].updated, 3, "{repaired:?}");
+        assert!(dataplane.apply(&state)?.is_empty());
+        Ok(())
+    })
+}
