@@ -30,7 +30,8 @@ impl Agent {
     }
 }
 
-/// A new table has come and an old one gone, and many steps may have been planned: what they took, the allocator keeps.
+/// What a round has read, derived and planned is gone, but the allocator keeps its memory: in a large swarm more than
+/// everything that stays.
 pub(super) fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: only asks the allocator to return free pages; takes its own locks.

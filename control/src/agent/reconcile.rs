@@ -102,9 +102,7 @@ impl Agent {
         round.note(&mut self.backoff, "reconciliation", done);
         round.close(&mut self.backoff);
         self.publish(round, started);
-        if cause == Cause::Table {
-            change::give_back_memory();
-        }
+        change::give_back_memory();
     }
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
