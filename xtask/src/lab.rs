@@ -17,10 +17,16 @@ pub(crate) fn swarm(arguments: &[String]) -> Result<()> {
     run("hw-swarm", arguments)
 }
 
-/// `cargo xtask bench`. `churn` measures the agent itself, so it gets one as users do.
+/// `cargo xtask bench`. `churn` measures the agent itself, so it gets one as users do; `all` has it among the others.
+/// `report` measures nothing and needs nobody's leave.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    let what = arguments.first().map_or("", String::as_str);
+    if what == "report" {
+        let run = ["run", "--quiet", "--package", "hiveway-tests", "--bin", "hw-bench", "--"];
+        return sh::run(sh::cargo().args(run).args(arguments));
+    }
     prepare()?;
-    if arguments.first().is_none_or(|word| word != "churn") {
+    if !matches!(what, "churn" | "all") {
         return start("hw-bench", arguments, &[]);
     }
     sh::run(sh::cargo().args(["build", "--quiet", "--release", "--package", "control"]))?;

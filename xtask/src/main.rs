@@ -56,7 +56,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures against what the kernel offers: `bench overlay`, `bench mesh`, `bench churn`, each with `--help` (as root)
+    /// Measures against what the kernel offers (as root): `bench overlay`, `mesh`, `vip`, `churn`, `all`, each with `--help`;
+    /// `bench report` makes tables and a chart of what they have written
     Bench {
         /// What to measure and how; passed on
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -9,13 +9,16 @@ use crate::{
     offloads::Setting,
     paths::Setup,
     quiet::undisturbed,
-    report::{Report, Sample},
+    report::{Measured, Report, Sample},
 };
+
+/// Besides a single one.
+pub(crate) const STREAMS: usize = 8;
 
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Seconds of each TCP stream; half of it for each latency run
+    /// Seconds of each iperf3 run; half of it for each latency run
     #[arg(long, default_value_t = 3)]
     pub(crate) seconds: u32,
     /// How often each path is measured in each setting; the medians count
@@ -33,6 +36,9 @@ pub(crate) struct Options {
     /// TCP's congestion control [default: this machine's]
     #[arg(long)]
     pub(crate) congestion: Option<String>,
+    /// Only to see whether it works: one round of a second
+    #[arg(long)]
+    pub(crate) quick: bool,
     /// Only this setting of the underlay's offloads
     #[arg(long)]
     pub(crate) offloads: Option<Setting>,
@@ -43,8 +49,12 @@ pub(crate) struct Options {
 
 /// Measures, prints the table, writes the JSON.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut options = options.clone();
+    if options.quick {
+        (options.rounds, options.seconds, options.patience) = (1, 1, 0);
+    }
     ensure!(options.seconds > 0 && options.rounds > 0, "--seconds and --rounds must not be 0");
-    crate::outcome::measured(|lab| measure(lab, options), |report| report.write(options.json.as_deref()))
+    crate::outcome::measured(|lab| measure(lab, &options), |report| report.write(options.json.as_deref()))
 }
 
 fn measure(lab: &Lab, options: &Options) -> Result<Report> {
@@ -62,21 +72,28 @@ fn measure(lab: &Lab, options: &Options) -> Result<Report> {
             for turn in 0..setup.paths.len() {
                 // Another path comes first each time: whoever follows a slow one may find the caches cold.
                 let path = &setup.paths[(round + turn) % setup.paths.len()];
-                let ((stream, latency), disturbed) = undisturbed(Duration::from_secs(options.patience), || {
-                    Ok((path.stream(options)?, path.latency(f64::from(options.seconds) / 2.0)?))
+                let (measured, disturbed) = undisturbed(Duration::from_secs(options.patience), || {
+                    Ok(Measured {
+                        stream: path.streams(1, options)?,
+                        streams: path.streams(STREAMS, options)?,
+                        small_kpps: path.small_packets(options)?,
+                        latency: path.latency(f64::from(options.seconds) / 2.0)?,
+                    })
                 })?;
                 eprintln!(
-                    "bench: round {}/{}, {}: {:<36} {:6.2} Gbit/s {:7.1} us{}",
+                    "bench: round {}/{}, {}: {:<36} {:6.2}, {STREAMS} streams {:6.2} Gbit/s {:7.1} us {:6.0} kpps{}",
                     round + 1,
                     options.rounds,
                     if *setting == Setting::On { "on " } else { "nic" },
                     path.title,
-                    stream.gbit,
-                    latency.p50_us,
+                    measured.stream.gbit,
+                    measured.streams.gbit,
+                    measured.latency.p50_us,
+                    measured.small_kpps,
                     if disturbed { "  disturbed" } else { "" }
                 );
                 std::thread::sleep(Duration::from_secs(options.pause));
-                report.add(Sample { setting: *setting, path: path.name, round, stream, latency, disturbed });
+                report.add(Sample { setting: *setting, path: path.name, round, measured, disturbed });
             }
         }
     }

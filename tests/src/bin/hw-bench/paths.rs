@@ -35,8 +35,13 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn stream(&self, options: &Options) -> Result<iperf::Stream> {
-        iperf::stream(&self.from, self.to, options).context(self.title)
+    pub(crate) fn streams(&self, count: usize, options: &Options) -> Result<iperf::Stream> {
+        iperf::stream(&self.from, self.to, count, options).context(self.title)
+    }
+
+    /// Thousands of packets of 64 bytes per second.
+    pub(crate) fn small_packets(&self, options: &Options) -> Result<f64> {
+        iperf::small_packets(&self.from, self.to, options).context(self.title)
     }
 
     pub(crate) fn latency(&self, seconds: f64) -> Result<Latency> {

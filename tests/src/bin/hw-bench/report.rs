@@ -1,16 +1,23 @@
-//! Medians, ratios, what was aimed at, and the JSON.
+//! Medians, ratios, and what was aimed at.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{iperf::Stream, offloads::Setting, overlay::Options, rr::Latency, stats::median};
+use crate::{
+    figures::{Aim, Chart, Figures, Group, Table},
+    iperf::Stream,
+    offloads::Setting,
+    overlay::{Options, STREAMS},
+    rr::Latency,
+    stats::median,
+};
 
 /// One measurement of one path.
 #[derive(Clone, Debug, Serialize)]
@@ -18,10 +25,21 @@ pub(crate) struct Sample {
     pub(crate) setting: Setting,
     pub(crate) path: &'static str,
     pub(crate) round: usize,
-    pub(crate) stream: Stream,
-    pub(crate) latency: Latency,
+    #[serde(flatten)]
+    pub(crate) measured: Measured,
     /// Somebody else used the machine meanwhile.
     pub(crate) disturbed: bool,
+}
+
+/// What is measured of a path.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Measured {
+    pub(crate) stream: Stream,
+    /// Several streams together.
+    pub(crate) streams: Stream,
+    /// Thousands of UDP packets of 64 bytes that arrive per second.
+    pub(crate) small_kpps: f64,
+    pub(crate) latency: Latency,
 }
 
 /// Everything that was measured in a run.
@@ -31,17 +49,6 @@ pub(crate) struct Report {
     congestion: String,
     paths: Vec<(&'static str, &'static str)>,
     samples: Vec<Sample>,
-}
-
-/// Medians of a path in a setting.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Medians {
-    gbit: f64,
-    retransmits: f64,
-    cpu_ms: f64,
-    p50_us: f64,
-    p99_us: f64,
-    rate: f64,
 }
 
 /// (what, path, its reference, settings where it counts, ratio of throughputs to reach)
@@ -66,103 +73,114 @@ impl Report {
         [Setting::On, Setting::NicLike].into_iter().filter(|s| self.samples.iter().any(|sample| sample.setting == *s))
     }
 
-    fn medians(&self, setting: Setting, path: &str) -> Medians {
-        let samples = || self.samples.iter().filter(move |s| s.setting == setting && s.path == path);
-        Medians {
-            gbit: median(samples().map(|s| s.stream.gbit)),
-            retransmits: median(samples().map(|s| s.stream.retransmits as f64)),
-            cpu_ms: median(samples().map(|s| s.stream.cpu_ms)),
-            p50_us: median(samples().map(|s| s.latency.p50_us)),
-            p99_us: median(samples().map(|s| s.latency.p99_us)),
-            rate: median(samples().map(|s| s.latency.rate)),
-        }
+    fn median(&self, setting: Setting, path: &str, figure: impl Fn(&Measured) -> f64) -> f64 {
+        let samples = self.samples.iter().filter(|sample| sample.setting == setting && sample.path == path);
+        median(samples.map(|sample| figure(&sample.measured)))
     }
 
     /// Median over the rounds of the ratio within a round: drift cancels out.
-    fn ratio(&self, setting: Setting, path: &str, reference: &str) -> f64 {
-        let gbit = |path: &str, round| {
+    fn ratio(&self, setting: Setting, path: &str, reference: &str, figure: impl Fn(&Measured) -> f64) -> f64 {
+        let of = |path: &str, round| {
             let mut samples = self.samples.iter();
-            samples.find(|s| s.setting == setting && s.path == path && s.round == round).map(|s| s.stream.gbit)
+            let found = samples.find(|s| s.setting == setting && s.path == path && s.round == round);
+            found.map(|sample| figure(&sample.measured))
         };
-        median((0..self.rounds).filter_map(|round| Some(gbit(path, round)? / gbit(reference, round)?)))
+        median((0..self.rounds).filter_map(|round| Some(of(path, round)? / of(reference, round)?)))
     }
 
-    /// Writes samples, medians and circumstances; returns where.
-    pub(crate) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
-        let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
-        let path = crate::outcome::destination("overlay", &now, path)?;
-        let medians: Vec<_> = self
-            .settings()
-            .flat_map(|setting| self.paths.iter().map(move |(name, _)| (setting, *name)))
-            .map(|(setting, name)| {
-                json!({
-                    "setting": setting, "path": name, "medians": self.medians(setting, name),
-                    "of_raw": self.ratio(setting, name, "raw"),
-                    "of_kernel_vxlan": self.ratio(setting, name, "kernel_vxlan"),
-                })
+    fn table(&self, setting: Setting) -> Table {
+        let eight = format!("{STREAMS} streams");
+        let head = [
+            "path",
+            "Gbit/s",
+            "x raw",
+            "x kernel",
+            "retrans",
+            "ms/Gbit",
+            &eight,
+            "x raw",
+            "x kernel",
+            "64 B kpps",
+            "x raw",
+            "x kernel",
+            "RR p50 µs",
+            "p99",
+            "RR/s",
+        ];
+        let mut table = Table::new(setting.title(), &head);
+        for (name, title) in &self.paths {
+            let median = |figure: fn(&Measured) -> f64| self.median(setting, name, figure);
+            let ratios = |figure: fn(&Measured) -> f64| {
+                ["raw", "kernel_vxlan"].map(|other| format!("{:.2}", self.ratio(setting, name, other, figure)))
+            };
+            let [one, several, small]: [fn(&Measured) -> f64; 3] =
+                [|m| m.stream.gbit, |m| m.streams.gbit, |m| m.small_kpps];
+            let mut cells = vec![format!("{:.2}", median(one))];
+            cells.extend(ratios(one));
+            cells.push(format!("{:.0}", median(|m| m.stream.retransmits as f64)));
+            cells.push(format!("{:.1}", median(|m| m.stream.cpu_ms)));
+            cells.push(format!("{:.2}", median(several)));
+            cells.extend(ratios(several));
+            cells.push(format!("{:.0}", median(small)));
+            cells.extend(ratios(small));
+            cells.push(format!("{:.1}", median(|m| m.latency.p50_us)));
+            cells.push(format!("{:.1}", median(|m| m.latency.p99_us)));
+            cells.push(format!("{:.0}", median(|m| m.latency.rate)));
+            table.row(*title, cells);
+        }
+        table
+    }
+
+    fn chart(&self, title: &str, unit: &str, figure: fn(&Measured) -> f64) -> Chart {
+        let groups = self.settings().map(|setting| Group {
+            title: setting.title().to_owned(),
+            bars: self
+                .paths
+                .iter()
+                .map(|(name, title)| ((*title).to_owned(), self.median(setting, name, figure)))
+                .collect(),
+        });
+        Chart { title: title.to_owned(), unit: unit.to_owned(), groups: groups.collect() }
+    }
+
+    fn aims(&self) -> Vec<Aim> {
+        let of = |setting: Setting| {
+            let counts = AIMS.iter().filter(move |(.., settings, _)| settings.contains(&setting));
+            counts.map(move |(what, path, reference, _, aim)| {
+                let is = self.ratio(setting, path, reference, |m| m.stream.gbit);
+                Aim::at_least(format!("{}: {what}", setting.title()), is, *aim)
             })
-            .collect();
-        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-        let text = serde_json::to_string_pretty(&json!({
-            "bench": "overlay", "time": now, "kernel": said("uname", &["-r"]), "cpus": cpus,
-            "commit": said("git", &["rev-parse", "--short", "HEAD"]), "iperf3": said("iperf3", &["--version"]),
-            "congestion": self.congestion, "seconds": self.seconds, "rounds": self.rounds,
-            "aims": self.aims().map(|(what, is, aim)| json!({"what": what, "ratio": is, "aim": aim})).collect::<Vec<_>>(),
-            "medians": medians, "samples": self.samples,
-        }))?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        };
+        self.settings().flat_map(of).collect()
     }
 
-    fn aims(&self) -> impl Iterator<Item = (String, f64, f64)> {
-        self.settings().flat_map(move |setting| {
-            AIMS.iter().filter(move |(.., settings, _)| settings.contains(&setting)).map(
-                move |(what, path, reference, _, aim)| {
-                    (format!("{}: {what}", setting.title()), self.ratio(setting, path, reference), *aim)
-                },
-            )
-        })
+    fn figures(&self) -> Figures {
+        let (rounds, seconds, congestion) = (self.rounds, self.seconds, &self.congestion);
+        Figures {
+            bench: "overlay".into(),
+            how: format!("Medians of {rounds} rounds of {seconds} s, {congestion}."),
+            measurements: self.samples.len(),
+            disturbed: self.samples.iter().filter(|sample| sample.disturbed).count(),
+            tables: self.settings().map(|setting| self.table(setting)).collect(),
+            charts: vec![
+                self.chart("Container to container, one TCP stream", "Gbit/s; more is better", |m| m.stream.gbit),
+                self.chart("UDP packets of 64 bytes", "1,000 per second; more is better", |m| m.small_kpps),
+            ],
+            aims: self.aims(),
+            ..Figures::default()
+        }
+    }
+
+    /// Writes samples and figures; returns where.
+    pub(crate) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
+        let more = json!({"iperf3": said("iperf3", &["--version"]), "samples": self.samples});
+        self.figures().write(more, path)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for setting in self.settings() {
-            writeln!(
-                f,
-                "\n{}, {}, medians of {} rounds of {} s",
-                setting.title(),
-                self.congestion,
-                self.rounds,
-                self.seconds
-            )?;
-            let head = ["Gbit/s", "x raw", "x kernel", "retrans", "ms/Gbit", "RR p50 us", "p99 us", "RR/s"];
-            writeln!(f, "{:<37}{}", "", head.map(|column| format!("{column:>10}")).concat())?;
-            for (name, title) in &self.paths {
-                let m = self.medians(setting, name);
-                let (raw, kernel) = (self.ratio(setting, name, "raw"), self.ratio(setting, name, "kernel_vxlan"));
-                write!(
-                    f,
-                    "{title:<37}{:>10.2}{raw:>10.2}{kernel:>10.2}{:>10.0}{:>10.1}",
-                    m.gbit, m.retransmits, m.cpu_ms
-                )?;
-                writeln!(f, "{:>10.1}{:>10.1}{:>10.0}", m.p50_us, m.p99_us, m.rate)?;
-            }
-        }
-        writeln!(f)?;
-        let disturbed = self.samples.iter().filter(|sample| sample.disturbed).count();
-        if disturbed > 0 {
-            let all = self.samples.len();
-            writeln!(
-                f,
-                "{disturbed} of {all} measurements were disturbed by others on this machine: not to be trusted\n"
-            )?;
-        }
-        for (what, is, aim) in self.aims() {
-            let verdict = if is >= aim { "met" } else { "MISSED" };
-            writeln!(f, "{what}: {is:.3}, aim {aim:.2}: {verdict}")?;
-        }
-        Ok(())
+        write!(f, "{}", self.figures())
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Latency {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Client and server share a core. On two, most of what is measured is waking up the other one; on one it is the path.
-fn pin() -> Result<()> {
+pub(crate) fn pin() -> Result<()> {
     let mut cores = CpuSet::new();
     cores.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cores).context("cannot pin to core 0")

@@ -1,7 +1,9 @@
 //! `bench churn`: how long a change of the table takes until packets see it, and what the agent needs for that.
 //!
 //! Measured from outside: the clock starts when the new table takes its name, and stops when the pinned maps that the
-//! programs read show what is written last: a port's number of backends, or the last published port of all.
+//! programs read show what is written last: a port's number of backends, or the last published port of all. Reading and
+//! checking a whole file is in that, which a live source need not do; so the agent's own account is taken, too: how long it
+//! took from knowing the new table until its last entry was written.
 
 mod report;
 mod swarm;
@@ -15,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::{Agent, AgentOptions},
-    lab::{Lab, Netns},
+    lab::{Lab, Netns, PATIENCE, wait_for},
 };
 use serde::Serialize;
 
@@ -50,8 +52,12 @@ struct Sample {
     /// From an empty table to the last published port.
     full_ms: f64,
     full_cpu_ms: f64,
+    /// Of that, from knowing the table to its last entry.
+    full_programming_ms: f64,
     /// From each change to its port's new number of backends.
     changes_ms: Vec<f64>,
+    /// Of that, from knowing the table to its last entry.
+    programming_ms: Vec<f64>,
     change_cpu_ms: f64,
     /// Part of a core, while nothing changes.
     idle_cpu: f64,
@@ -101,16 +107,23 @@ fn one(lab: &Lab, options: &Options, tasks: u32, round: usize) -> Result<Sample>
     let full = prepare(&file, swarm.table())?.put()?.until(|| published.backends(port) == Some(backends))?;
     // The rest of the agent's work (links, neighbours, its own bookkeeping) comes after the maps.
     let after = settled(&agent)?;
+    let full_programming = programming(&agent)?.context("the agent does not say how long it took")?;
     let full_cpu = after.cpu.saturating_sub(use_before.cpu);
     let memory = maps::memory(agent.bpffs())?.saturating_sub(before);
 
-    let mut changes = Vec::new();
+    let (mut changes, mut programmed) = (Vec::new(), Vec::new());
     let cpu_before = settled(&agent)?.cpu;
     for number in 0..options.changes {
         let (port, backends) = swarm.change(number);
         let prepared = prepare(&file, swarm.table())?;
+        let before = programming(&agent)?;
         let took = prepared.put()?.until(|| published.backends(port) == Some(backends))?;
         changes.push(took.as_secs_f64() * 1e3);
+        // It says so when its round is over.
+        programmed.push(wait_for("the agent's account", PATIENCE, || {
+            let now = programming(&agent)?.filter(|now| Some(*now) != before);
+            now.context("the same as before")
+        })?);
         std::thread::sleep(Duration::from_millis(200));
     }
     let cpu_after = settled(&agent)?.cpu;
@@ -128,8 +141,10 @@ fn one(lab: &Lab, options: &Options, tasks: u32, round: usize) -> Result<Sample>
         services: swarm.services(),
         full_ms: full.as_secs_f64() * 1e3,
         full_cpu_ms: full_cpu.as_secs_f64() * 1e3,
+        full_programming_ms: full_programming,
         change_cpu_ms: (cpu_after - cpu_before).as_secs_f64() * 1e3 / changes.len() as f64,
         changes_ms: changes,
+        programming_ms: programmed,
         idle_cpu,
         resident_mib: idle.resident_mib,
         peak_mib: idle.peak_mib,
@@ -140,6 +155,11 @@ fn one(lab: &Lab, options: &Options, tasks: u32, round: usize) -> Result<Sample>
 fn start(lab: &Lab, node: &Netns, file: &Path) -> Result<Arc<Agent>> {
     let table = format!("file:{}", file.display());
     Agent::start(lab, node, AgentOptions { node: "n1".to_owned(), table, netns_dir: None, extra: vec![] })
+}
+
+/// How long the agent took from knowing the table in force to the last entry of the maps, in milliseconds.
+fn programming(agent: &Agent) -> Result<Option<f64>> {
+    Ok(agent.json(&["status"])?["reconcile"]["change"]["programming_ms"].as_f64())
 }
 
 /// A table that lies beside the one in force.

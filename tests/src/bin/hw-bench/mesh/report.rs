@@ -1,11 +1,11 @@
 //! Medians, differences and ratios within rounds, what was aimed at, and the JSON.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 
@@ -15,7 +15,11 @@ use super::{
     order::Protocol,
     traffic::Sent,
 };
-use crate::{report::said, stats::median};
+use crate::{
+    figures::{Aim, Chart, Figures, Group, Table},
+    report::said,
+    stats::median,
+};
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -147,106 +151,113 @@ impl Report {
         })
     }
 
-    fn rows(&self) -> impl Iterator<Item = (Case, Contestant, Medians)> {
-        CASES.into_iter().flat_map(move |case| {
-            Contestant::ALL.into_iter().filter_map(move |who| Some((case, who, self.medians(who, case)?)))
-        })
-    }
-
-    /// What was aimed at: (what, value, aim, met).
-    fn aims(&self) -> Vec<(String, f64, f64, bool)> {
+    fn aims(&self) -> Vec<Aim> {
         let mut aims = Vec::new();
         for who in [Contestant::HivewayXdp, Contestant::HivewayTc] {
             let remote = |flows| Case { site: if flows == 0 { Site::Flooded } else { Site::Remote }, flows };
             for &(flows, aim) in OVER_FLOOR {
                 if let Some(medians) = self.medians(who, remote(flows)) {
-                    let is = medians.over_floor_ns;
-                    aims.push((format!("{}, {flows} flows: ns over the floor", who.title()), is, aim, is <= aim));
+                    let what = format!("{}, {flows} flows: ns over the floor", who.title());
+                    aims.push(Aim::at_most(what, medians.over_floor_ns, aim));
                 }
             }
             for &(flows, aim) in OF_NFTABLES {
                 if let Some(medians) = self.medians(who, remote(flows)).filter(|medians| medians.of_nftables > 0.0) {
                     let what = if flows == 0 { "SYN flood".to_owned() } else { format!("{flows} flows") };
-                    let is = medians.of_nftables;
-                    aims.push((format!("{}, {what}: times nftables' rate", who.title()), is, aim, is >= aim));
+                    let what = format!("{}, {what}: times nftables' rate", who.title());
+                    aims.push(Aim::at_least(what, medians.of_nftables, aim));
                 }
             }
             if let Some(is) = self.medians(who, remote(1_000_000)).and_then(|medians| medians.bytes_per_flow) {
-                aims.push((
-                    format!("{}: bytes of maps per flow", who.title()),
-                    is,
-                    BYTES_PER_FLOW,
-                    is <= BYTES_PER_FLOW,
-                ));
+                aims.push(Aim::at_most(format!("{}: bytes of maps per flow", who.title()), is, BYTES_PER_FLOW));
             }
             let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
             let is = self.within_rounds((who, many), (who, one), |many, one| many / one);
             if is > 0.0 {
-                aims.push((format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS, is <= MANY_PORTS));
+                aims.push(Aim::at_most(format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS));
             }
         }
         aims
     }
 
+    fn tables(&self) -> Vec<Table> {
+        let head = ["", "ns/packet", "Mpps", "over floor", "x floor", "x nftables", "lost %", "B/flow", "flows open %"];
+        let cases = CASES.into_iter().filter(|case| self.samples.iter().any(|sample| sample.case == *case));
+        let table = |case: Case| {
+            let mut table = Table::new(case.title(), &head);
+            for contestant in Contestant::ALL {
+                let Some(m) = self.medians(contestant, case) else { continue };
+                table.row(
+                    contestant.title(),
+                    [
+                        format!("{:.0}", m.ns),
+                        format!("{:.2}", m.mpps),
+                        format!("{:.0}", m.over_floor_ns),
+                        format!("{:.2}", m.of_floor),
+                        if m.of_nftables > 0.0 { format!("{:.2}", m.of_nftables) } else { String::new() },
+                        format!("{:.1}", 100.0 * m.lost),
+                        m.bytes_per_flow.map_or_else(String::new, |bytes| format!("{bytes:.0}")),
+                        format!("{:.1}", 100.0 * m.opened),
+                    ],
+                );
+            }
+            table
+        };
+        cases.map(table).collect()
+    }
+
+    fn chart(&self) -> Chart {
+        let group = |case: Case| {
+            let bars = Contestant::ALL
+                .into_iter()
+                .filter_map(|who| Some((who.title().to_owned(), self.medians(who, case)?.mpps)));
+            Group { title: case.title(), bars: bars.collect() }
+        };
+        let groups = CASES.into_iter().map(group).filter(|group| !group.bars.is_empty());
+        Chart {
+            title: "Packets of a published port, one core, generator and counter included".into(),
+            unit: "million per second; more is better".into(),
+            groups: groups.collect(),
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let protocol = if self.options.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+        let (size, rounds, seconds) = (self.options.size, self.options.rounds, self.options.seconds);
+        let clock = if self.options.clock == Clock::Wall { "" } else { ", time of the core's own work" };
+        Figures {
+            bench: "mesh".into(),
+            how: format!(
+                "{protocol}, frames of {size} bytes, one core, medians of {rounds} rounds of {seconds} s{clock}."
+            ),
+            measurements: self.samples.len(),
+            disturbed: self.samples.iter().filter(|sample| sample.disturbed).count(),
+            tables: self.tables(),
+            charts: vec![self.chart()],
+            aims: self.aims(),
+            ..Figures::default()
+        }
+    }
+
     /// Writes samples, medians and circumstances; returns where.
     pub(super) fn write(&self, path: Option<&Path>) -> Result<PathBuf> {
-        let now = said("date", &["-u", "+%Y%m%dT%H%M%SZ"]);
-        let path = crate::outcome::destination("mesh", &now, path)?;
-        let medians = self.rows().map(|(case, contestant, medians)| {
-            json!({"case": case, "title": case.title(), "contestant": contestant, "medians": medians})
+        let rows = CASES.into_iter().flat_map(|case| Contestant::ALL.map(|who| (case, who)));
+        let medians = rows.filter_map(|(case, contestant)| {
+            let medians = self.medians(contestant, case)?;
+            Some(json!({"case": case, "title": case.title(), "contestant": contestant, "medians": medians}))
         });
-        let aims =
-            self.aims().into_iter().map(|(what, is, aim, met)| json!({"what": what, "is": is, "aim": aim, "met": met}));
-        let text = serde_json::to_string_pretty(&json!({
-            "bench": "mesh", "time": now, "kernel": said("uname", &["-r"]), "cpu": cpu(), "core": self.core,
-            "commit": said("git", &["rev-parse", "--short", "HEAD"]), "nft": said("nft", &["--version"]),
+        let more = json!({
+            "core": self.core, "nft": said("nft", &["--version"]),
             "conntrack_buckets": said("sysctl", &["-n", "net.netfilter.nf_conntrack_buckets"]),
-            "seconds": self.options.seconds, "rounds": self.options.rounds, "frame": self.options.size,
-            "protocol": self.options.protocol, "clock": self.options.clock, "aims": aims.collect::<Vec<_>>(),
+            "frame": self.options.size, "protocol": self.options.protocol, "clock": self.options.clock,
             "medians": medians.collect::<Vec<_>>(), "samples": self.samples,
-        }))?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        });
+        self.figures().write(more, path)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = if self.options.protocol == Protocol::Udp { "UDP" } else { "TCP" };
-        let (size, rounds, seconds) = (self.options.size, self.options.rounds, self.options.seconds);
-        writeln!(f, "\n{protocol}, frames of {size} bytes, one core, medians of {rounds} rounds of {seconds} s")?;
-        let mut before = None;
-        for (case, contestant, m) in self.rows() {
-            if before.replace(case) != Some(case) {
-                let head = ["ns/packet", "Mpps", "over floor", "x floor", "x nftables", "lost %"];
-                let head = head.map(|column| format!("{column:>11}")).concat();
-                writeln!(f, "\n{:<60}\n{:<27}{head}", case.title(), "")?;
-            }
-            write!(f, "{:<27}{:>11.0}{:>11.2}", contestant.title(), m.ns, m.mpps)?;
-            write!(f, "{:>11.0}{:>11.2}{:>11.2}{:>11.1}", m.over_floor_ns, m.of_floor, m.of_nftables, 100.0 * m.lost)?;
-            if let Some(bytes) = m.bytes_per_flow {
-                write!(f, "  {bytes:.0} bytes per flow")?;
-            }
-            if m.opened < 0.999 {
-                write!(f, "  {:.1} % of the flows could be opened", 100.0 * m.opened)?;
-            }
-            writeln!(f)?;
-        }
-        writeln!(f)?;
-        let disturbed = self.samples.iter().filter(|sample| sample.disturbed).count();
-        if disturbed > 0 {
-            let all = self.samples.len();
-            writeln!(f, "{disturbed} of {all} measurements were disturbed by others: not to be trusted\n")?;
-        }
-        for (what, is, aim, met) in self.aims() {
-            writeln!(f, "{what}: {is:.2}, aim {aim:.2}: {}", if met { "met" } else { "MISSED" })?;
-        }
-        Ok(())
+        write!(f, "{}", self.figures())
     }
-}
-
-fn cpu() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(String::new, |(_, name)| name.to_owned())
 }

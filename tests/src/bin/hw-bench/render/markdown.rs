@@ -1,0 +1,71 @@
+//! Figures as Markdown.
+
+use std::fmt::Write as _;
+
+use crate::figures::{Figures, Table};
+
+/// All runs, one after the other; the machine once for those that were measured on the same.
+pub(super) fn render(runs: &[Figures]) -> String {
+    let mut text = String::new();
+    let mut machine = None;
+    for run in runs {
+        if machine.replace(&run.machine) != Some(&run.machine) {
+            let _ = writeln!(text, "Machine: {}\n", run.machine);
+        }
+        let _ = writeln!(text, "### bench {}\n", run.bench);
+        let _ = write!(text, "{} Commit {}, {}.", run.how, run.commit, run.time);
+        if run.disturbed > 0 {
+            let (disturbed, all) = (run.disturbed, run.measurements);
+            let _ = write!(text, " **{disturbed} of {all} measurements were disturbed by others.**");
+        }
+        text.push_str("\n\n");
+        run.tables.iter().for_each(|table| self::table(&mut text, table));
+        if !run.aims.is_empty() {
+            let mut aims = Table::new("", &["aim", "is", "aim is", ""]);
+            for aim in &run.aims {
+                let verdict = if aim.met { "met" } else { "**missed**" };
+                aims.row(aim.what.clone(), [format!("{:.2}", aim.is), format!("{:.2}", aim.aim), verdict.to_owned()]);
+            }
+            self::table(&mut text, &aims);
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+fn table(text: &mut String, table: &Table) {
+    if !table.title.is_empty() {
+        let _ = writeln!(text, "{}:\n", table.title);
+    }
+    let _ = writeln!(text, "| {} |", table.head.join(" | "));
+    let _ = writeln!(text, "|---|{}", "---:|".repeat(table.head.len().saturating_sub(1)));
+    for row in &table.rows {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::Aim;
+
+    #[test]
+    fn a_run() {
+        let mut table = Table::new("Speed", &["path", "Gbit/s"]);
+        table.row("raw", ["17.3".to_owned()]);
+        let run = Figures {
+            bench: "overlay".into(),
+            how: "Two rounds.".into(),
+            tables: vec![table],
+            aims: vec![Aim::at_least("across / raw", 0.9, 0.95)],
+            measurements: 4,
+            disturbed: 1,
+            ..Figures::default()
+        };
+        let text = render(&[run.clone(), run]);
+        assert_eq!(text.matches("Machine: ").count(), 1);
+        assert!(text.contains("Speed:\n\n| path | Gbit/s |\n|---|---:|\n| raw | 17.3 |\n"), "{text}");
+        assert!(text.contains("| across / raw | 0.90 | 0.95 | **missed** |"), "{text}");
+        assert!(text.contains("**1 of 4 measurements were disturbed by others.**"), "{text}");
+    }
+}
