@@ -35,6 +35,16 @@ pub struct Config {
     pub ingress_ip: Ip4,
     /// VNI of the ingress network's subnet that `ingress_ip` lies in, where the engine carries it; zero otherwise.
     pub ingress_vni: VniBytes,
+    /// One of [`mesh_return`].
+    pub mesh_return: u32,
 }
 
-crate::assert_layout!(Config: size 48 align 4);
+/// Values of [`Config::mesh_return`]: how replies of this node's tasks to clients of other ingress nodes go.
+pub mod mesh_return {
+    /// Through the tunnel to the ingress node.
+    pub const TUNNEL: u32 = 0;
+    /// Directly to the client, but for those that the ingress node has to see.
+    pub const DIRECT: u32 = 1;
+}
+
+crate::assert_layout!(Config: size 52 align 4);

@@ -80,6 +80,8 @@ counters! {
     XdpForward = 19, "xdp_forward";
     /// Of `mesh_reply`: those that XDP has carried; likewise.
     XdpReply = 20, "xdp_reply";
+    /// Mesh replies of this node's tasks sent directly to the client of another ingress node.
+    MeshDirectReply = 21, "mesh_direct_reply";
 }
 
 impl Counter {

@@ -47,6 +47,16 @@ pub mod place {
     pub const SLOW: u8 = 7;
 }
 
+/// Values of [`Fragmented::way`]: how a mesh reply goes to the client of another ingress node.
+pub mod way {
+    /// Through the tunnel.
+    pub const TUNNEL: u8 = 0;
+    /// Directly.
+    pub const DIRECT: u8 = 1;
+    /// Through the tunnel if it fits, else directly. Never in the map.
+    pub const TUNNEL_IF_IT_FITS: u8 = 2;
+}
+
 /// Value of map `FRAGS`. Fields that a place does not need are zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -67,8 +77,10 @@ pub struct Fragmented {
     pub port: Port,
     /// Non-zero when the first fragment took the slow path; the others must not overtake it.
     pub slow: u8,
+    /// [`place::REPLY`] only: one of [`way`].
+    pub way: u8,
     /// Always zero.
-    pub _pad: [u8; 5],
+    pub _pad: [u8; 4],
 }
 
 crate::assert_layout!(

@@ -60,7 +60,7 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
         kind::VIP if packet.proto == ipproto::ICMP => vip::ping(ctx, endpoint, packet),
         kind::VIP => match vip::translate(ctx, local, endpoint, packet) {
             Ok(backend) => hand_over(ctx, local, backend, packet, true),
-            Err(DropReason::MtuExceeded) => reject::too_big(ctx, packet, config()?.underlay_mtu),
+            Err(DropReason::MtuExceeded) => reject::too_big(ctx, packet, encap::room(config()?)),
             Err(reason) if vip::is_refusal(reason) => reject::refuse(ctx, packet, reason),
             Err(reason) => Err(reason),
         },
@@ -87,7 +87,7 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
         return if translated {
             Err(DropReason::MtuExceeded)
         } else {
-            reject::too_big(ctx, packet, config.underlay_mtu)
+            reject::too_big(ctx, packet, encap::room(config))
         };
     }
     if !fits || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {

@@ -55,14 +55,24 @@ const _: () = assert!(size_of::<Headers>() == INNER_NET && align_of::<Headers>()
 /// Whether the packet, or each segment of a GSO packet, fits the underlay once encapsulated.
 #[inline(always)]
 pub(crate) fn fits(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
+    network_len(ctx, packet) + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu)
+}
+
+/// Length of the packet, or of each segment of a GSO packet, from the IP header on.
+#[inline(always)]
+pub(crate) fn network_len(ctx: &TcContext, packet: &Packet) -> u32 {
     let gso_size = parse::gso_size(ctx);
-    let network_len = if gso_size == 0 {
-        u32::from(packet.total_len)
-    } else {
-        let transport = if packet.proto == ipproto::TCP { u32::from(packet.tcp_len) } else { UDP_LEN as u32 };
-        (packet.l4 - packet.net) as u32 + transport + gso_size
-    };
-    network_len + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu)
+    if gso_size == 0 {
+        return u32::from(packet.total_len);
+    }
+    let transport = if packet.proto == ipproto::TCP { u32::from(packet.tcp_len) } else { UDP_LEN as u32 };
+    (packet.l4 - packet.net) as u32 + transport + gso_size
+}
+
+/// The longest packet that fits a tunnel over this underlay.
+#[inline(always)]
+pub(crate) fn room(config: &Config) -> u16 {
+    config.underlay_mtu.saturating_sub(ENCAP_LEN as u16)
 }
 
 /// Whether the packet must not be fragmented and is too big for the way to `to`.

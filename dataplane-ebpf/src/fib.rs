@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup,
     programs::TcContext,
 };
-use dataplane_common::drop_reason::DropReason;
+use dataplane_common::{addr::Ip4, drop_reason::DropReason};
 
 use crate::{
     maps::scratch,
@@ -21,23 +21,48 @@ const AF_INET: u8 = 2;
 /// Sends the packet out of the interface that the main routing table names.
 #[inline(always)]
 pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Verdict {
+    match ask(ctx, packet.src, packet.dst, packet.proto, 0)? {
+        Way::Interface { index, .. } => Ok(Action::Neigh(index)),
+        // Nobody would fragment it between here and the interface.
+        Way::TooNarrow(_) => Err(DropReason::MtuExceeded),
+        Way::None => Err(DropReason::NoRoute),
+    }
+}
+
+/// What the routing table says of a destination.
+pub(crate) enum Way {
+    /// Out of the interface with this index; `via`: the next router, or the destination itself.
+    Interface { index: u32, via: Ip4 },
+    /// The way takes no more than this.
+    TooNarrow(u16),
+    /// To this node itself, or nowhere.
+    None,
+}
+
+/// Asks for the way of a forwarded packet. `len`: of the packet from the IP header on, to be compared with the route's MTU;
+/// 0: the kernel compares the packet at hand with the interface's, if it is no GSO packet.
+#[inline(always)]
+pub(crate) fn ask(ctx: &TcContext, src: Ip4, dst: Ip4, proto: u8, len: u16) -> Result<Way, DropReason> {
     let params = &mut scratch()?.fib;
     // SAFETY: an all-zero parameter block is valid; unions are written through their IPv4 members.
     *params = unsafe { core::mem::zeroed() };
     params.family = AF_INET;
-    params.l4_protocol = packet.proto;
+    params.l4_protocol = proto;
     params.ifindex = ifindex(ctx);
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.src);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.dst);
+    params.__bindgen_anon_1.tot_len = len;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
     // SAFETY: the parameter block lives in scratch memory and has the size that is given.
     let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *params, size_of::<Params>() as i32, 0) };
     // Without a neighbour entry the interface is known all the same; the kernel resolves the rest.
-    if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
-        Ok(Action::Neigh(params.ifindex))
+    Ok(if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
+        // SAFETY: the kernel has written it, or left our own bytes; any are valid.
+        let via = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
+        Way::Interface { index: params.ifindex, via }
     } else if result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
-        // Nobody would fragment it between here and the interface.
-        Err(DropReason::MtuExceeded)
+        // SAFETY: the kernel has written it; any bytes are valid.
+        Way::TooNarrow(unsafe { params.__bindgen_anon_1.mtu_result })
     } else {
-        Err(DropReason::NoRoute)
-    }
+        Way::None
+    })
 }

@@ -25,10 +25,16 @@ pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdic
         ctx.store(0, &[HOST_MAC, HOST_PEER_MAC], 0).map_err(|_| DropReason::RewriteFailed)?;
         return Ok(Action::Device(config.host_ifindex));
     }
+    mark_reply(ctx, packet);
+    fib::route(ctx, packet)
+}
+
+/// Says to `to_outside` that the packet answers a client.
+#[inline(always)]
+pub(crate) fn mark_reply(ctx: &TcContext, packet: &Packet) {
     if packet.proto == ipproto::UDP {
         ctx.set_mark(mark::MESH_REPLY);
     }
-    fib::route(ctx, packet)
 }
 
 /// Whether a packet to `config.host_ip` may be one for a published port: the address exists on the host link only.

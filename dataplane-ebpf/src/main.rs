@@ -32,6 +32,7 @@ mod host;
 mod icmp;
 mod maps;
 mod mesh_backend;
+mod mesh_direct;
 mod mesh_ingress;
 mod mesh_stock;
 mod mss;

@@ -3,11 +3,11 @@
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, Port, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
-    config::Config,
+    config::{Config, mesh_return},
     counter::Counter,
     drop_reason::DropReason,
     flow::MESH_ZONE,
-    fragment::{Fragmented, place},
+    fragment::{Fragmented, place, way},
     headers::{ipproto, tcpflag},
     mesh::{ClientPrefix, Target, TargetKey, shown_as, target_flag},
 };
@@ -15,6 +15,7 @@ use dataplane_common::{
 use crate::{
     deliver, encap, flow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS, scratch},
+    mesh_direct::{self, Leaves},
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
@@ -141,16 +142,21 @@ pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Pac
         return icmp::from_task(ctx, packet, &tag).then(|| send_back(ctx, config, packet));
     }
     fragment::begin(packet, MESH_ZONE, place::REPLY);
-    let ours =
-        if packet.fragment == Fragment::Later { follow_back(ctx, tag, packet) } else { answers(ctx, tag, packet) };
+    let ours = if packet.fragment == Fragment::Later {
+        follow_back(ctx, tag, packet)
+    } else {
+        answers(ctx, config, tag, packet)
+    };
     ours.then(|| send_back(ctx, config, packet))
 }
 
 /// Whether the packet answers a mesh connection of task `tag`: how it must look and where it goes is in
 /// `scratch().fragmented` and `scratch().new.to` then.
 #[inline(never)]
-fn answers(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
-    let Some(known) = flow::backward(ctx, &flow::key(MESH_ZONE, packet), packet) else { return false };
+fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool {
+    let key = flow::key(MESH_ZONE, packet);
+    let proved = config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some();
+    let Some(known) = flow::backward(ctx, &key, packet) else { return false };
     let Ok(scratch) = scratch() else { return false };
     if known.tag != tag {
         return false;
@@ -158,10 +164,11 @@ fn answers(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 {
         flow::close_forward(MESH_ZONE, known, packet.proto);
     }
+    let way = mesh_direct::way_of(config, packet, known, proved);
     flow::touch(known, packet);
     let (src, dst, peer, task) = (known.src, known.dst, known.peer, known.task);
     scratch.new.to = flow::translation(known);
-    scratch.fragmented = Fragmented { src, dst, tag, peer, task, ..Fragmented::default() };
+    scratch.fragmented = Fragmented { src, dst, tag, peer, task, way, ..Fragmented::default() };
     true
 }
 
@@ -186,9 +193,20 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
         mss::clamp(ctx, config, packet, local)?;
     }
-    if !local && !encap::fits(ctx, config, packet) {
+    let fits = local || encap::fits(ctx, config, packet);
+    let stays = !fits && packet.dont_fragment;
+    let mut direct = 0;
+    if !local && (back.way == way::DIRECT || (stays && back.way == way::TUNNEL_IF_IT_FITS)) {
+        match mesh_direct::ask(ctx, packet, &scratch.new.to, peer)? {
+            Leaves::Directly(index) => direct = index,
+            Leaves::Refused(verdict) => return verdict,
+            Leaves::Tunnel => {}
+        }
+    }
+    back.way = if direct == 0 { way::TUNNEL } else { way::DIRECT };
+    if direct == 0 && !fits {
         if packet.dont_fragment {
-            return reject::too_big(ctx, packet, config.underlay_mtu);
+            return reject::too_big(ctx, packet, encap::room(config));
         }
         back.slow = 1;
     }
@@ -203,6 +221,9 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
         nat::rewrite(ctx, packet, to)?;
     }
     (packet.src, packet.dst, packet.sport, packet.dport) = (to.src, to.dst, to.sport, to.dport);
+    if direct != 0 {
+        return mesh_direct::leave(ctx, packet, direct);
+    }
     verdict::count(ctx, Counter::MeshReturn);
     let mac = mac_of(TASK_MAC_PREFIX, task);
     if local {

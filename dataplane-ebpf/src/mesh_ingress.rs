@@ -60,7 +60,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
     let local = vtep == config.vtep;
     if !local && !encap::fits(ctx, config, packet) {
         if packet.dont_fragment {
-            return reject::too_big(ctx, packet, config.underlay_mtu);
+            return reject::too_big(ctx, packet, encap::room(config));
         }
         // A network of the engine's has no slow path of ours; its own balancer fragments.
         if config.ingress_vni != [0; 4] {

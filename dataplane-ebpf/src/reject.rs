@@ -15,7 +15,7 @@ use dataplane_common::{
     addr::Ip4,
     counter::Counter,
     drop_reason::DropReason,
-    headers::{ENCAP_LEN, ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, sctpchunk, tcpflag},
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
@@ -66,18 +66,18 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Ve
     Ok(Action::Refuse(verdict::ifindex(ctx), reason))
 }
 
-/// Answers `packet`, which was not changed yet, with the size that fits, in the name of its destination: it must not
-/// be fragmented and is too big for a tunnel over an underlay with MTU `underlay_mtu`. Counted as dropped. What must not
-/// be answered (RFC 1122 section 3.2.2) is only dropped.
+/// Answers `packet`, which was not changed yet, with the size that fits, `mtu`, in the name of its destination: it must
+/// not be fragmented and is too big for the way. Counted as dropped. What must not be answered (RFC 1122 section 3.2.2)
+/// is only dropped.
 #[inline(always)]
-pub(crate) fn too_big(ctx: &TcContext, packet: &Packet, underlay_mtu: u16) -> Verdict {
-    answer_too_big(ctx, packet, underlay_mtu)?;
+pub(crate) fn too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Verdict {
+    answer_too_big(ctx, packet, mtu)?;
     Ok(Action::Refuse(verdict::ifindex(ctx), DropReason::MtuExceeded))
 }
 
 // Not inlined: see `reset`.
 #[inline(never)]
-fn answer_too_big(ctx: &TcContext, packet: &Packet, underlay_mtu: u16) -> Result<(), DropReason> {
+fn answer_too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<(), DropReason> {
     let reason = DropReason::MtuExceeded;
     let query = packet.proto != ipproto::ICMP || packet.flags == ICMP_ECHO_REQUEST || packet.flags == ICMP_ECHO_REPLY;
     if !packet.dont_fragment || packet.fragment == Fragment::Later || !query {
@@ -90,7 +90,7 @@ fn answer_too_big(ctx: &TcContext, packet: &Packet, underlay_mtu: u16) -> Result
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
     verdict::count(ctx, Counter::FragNeeded);
-    unreachable(ctx, packet, FRAGMENTATION_NEEDED, underlay_mtu.saturating_sub(ENCAP_LEN as u16))
+    unreachable(ctx, packet, FRAGMENTATION_NEEDED, mtu)
 }
 
 /// The address can be a single host's, neither "this network", nor loopback, multicast, reserved or broadcast.

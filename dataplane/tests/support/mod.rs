@@ -13,6 +13,7 @@ pub mod netns;
 pub mod packets;
 pub mod pcap;
 pub mod random;
+pub mod replies;
 pub mod sandbox;
 pub mod vip;
 pub mod world;

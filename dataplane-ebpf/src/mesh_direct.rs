@@ -1,0 +1,122 @@
+//! Routing mesh, the backend's node (N2), with `--mesh-return dsr`: which replies leave directly for their client, with the
+//! ingress node's address and published port as their source, and which go back through the tunnel all the same
+//! ([ADR 16](../../docs/adr/0016-direct-server-return.md)).
+//!
+//! The ingress node need not know. What it lives by still passes it: every packet of the client's, and of the replies
+//! those that open, prove or end a connection, or that alone keep it from being forgotten.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    addr::Ip4,
+    config::{Config, mesh_return},
+    counter::Counter,
+    drop_reason::DropReason,
+    flow::{Flow, MESH_ZONE, flag},
+    fragment::way,
+    headers::{ipproto, tcpflag},
+};
+
+use crate::{
+    encap,
+    fib::{self, Way},
+    flow, host,
+    nat::Translation,
+    parse::Packet,
+    reject,
+    verdict::{self, Action, Verdict},
+};
+
+/// A client that was not heard for so long may be one that only listens. More than twice as long as entries are touched.
+const SILENT_NS: u64 = 1_200_000_000;
+
+/// Time is cut into turns of about half a second; every 32nd is a connection's turn to send a reply through the tunnel.
+const TURN_SHIFT: u32 = 29;
+const TURNS: u8 = 32;
+
+/// Which way the reply `packet` of the connection `known` should go (one of [`way`]). `proved`: its entry was in `FLOWS`
+/// before this packet. To be asked before the entry is touched.
+#[inline(always)]
+pub(crate) fn way_of(config: &Config, packet: &Packet, known: &Flow, proved: bool) -> u8 {
+    if config.mesh_return != mesh_return::DIRECT || !may_leave(packet, known) {
+        way::TUNNEL
+    } else if ingress_must_see(packet, known, proved) {
+        way::TUNNEL_IF_IT_FITS
+    } else {
+        way::DIRECT
+    }
+}
+
+/// Whether the client can be answered from here at all.
+#[inline(always)]
+fn may_leave(packet: &Packet, known: &Flow) -> bool {
+    // A client that the task sees with another address is one whose own leads elsewhere from here: it is in a subnet that
+    // every node has for itself. And what stands for published ports on the host link is an address of that link only.
+    packet.dst == known.dst && known.src[..2] != [169, 254]
+}
+
+/// Whether the ingress node needs this reply for what it remembers of the connection.
+#[inline(always)]
+fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
+    if flow::bits(packet) & (flag::FIN | flag::RST) != 0 {
+        return true;
+    }
+    // The SYN-ACK says which number proves the client; without connections the first answer does it.
+    let opening = match packet.proto {
+        ipproto::TCP => !proved || packet.flags & tcpflag::SYN != 0,
+        _ => known.flags & flag::SEEN == 0,
+    };
+    if opening {
+        return true;
+    }
+    let now = flow::now();
+    if !flow::old(known.last_seen, now) {
+        return false;
+    }
+    // A client of TCP or SCTP acknowledges what it gets, through the ingress node.
+    let one_way = packet.proto != ipproto::TCP && packet.proto != ipproto::SCTP && silent(packet, known, now);
+    one_way || its_turn(packet, now)
+}
+
+/// Whether nothing has come from the client for a while.
+#[inline(always)]
+fn silent(packet: &Packet, known: &Flow, now: u64) -> bool {
+    let key = flow::forward_key(MESH_ZONE, known, packet.proto);
+    flow::get(&key).is_none_or(|forward| now.wrapping_sub(forward.last_seen) > SILENT_NS)
+}
+
+/// Once in about 17 seconds, each connection at its own time: whatever the ingress node has missed, it catches up.
+#[inline(always)]
+fn its_turn(packet: &Packet, now: u64) -> bool {
+    ((now >> TURN_SHIFT) as u8 ^ packet.dport[1]) % TURNS == 0
+}
+
+/// How a reply that may go directly really goes.
+pub(crate) enum Leaves {
+    /// Out of this interface.
+    Directly(u32),
+    /// Not at all: the answer to its sender.
+    Refused(Verdict),
+    /// There is no direct way, or it would have to be fragmented.
+    Tunnel,
+}
+
+/// Asks the routing table about the way from here to the client of the ingress node `ingress`.
+#[inline(always)]
+pub(crate) fn ask(ctx: &TcContext, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
+    let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
+    Ok(match fib::ask(ctx, to.src, to.dst, packet.proto, len)? {
+        // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
+        Way::Interface { via, .. } if via == ingress => Leaves::Tunnel,
+        Way::Interface { index, .. } => Leaves::Directly(index),
+        Way::TooNarrow(mtu) if packet.dont_fragment => Leaves::Refused(reject::too_big(ctx, packet, mtu)),
+        Way::TooNarrow(_) | Way::None => Leaves::Tunnel,
+    })
+}
+
+/// Sends a reply, rewritten already, out of that interface.
+#[inline(always)]
+pub(crate) fn leave(ctx: &TcContext, packet: &Packet, index: u32) -> Verdict {
+    verdict::count(ctx, Counter::MeshDirectReply);
+    host::mark_reply(ctx, packet);
+    Ok(Action::Neigh(index))
+}
