@@ -46,15 +46,6 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
-fn what_is_for_later_is_refused_by_name() {
-    let base = ["agent", "--node", "n1", "--underlay", "eth0"];
-    let output = hiveway(&[&base[..], &["--table", "file:/x", "--mesh-return", "dsr"]].concat());
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("--mesh-return dsr") && said.contains("not supported yet"), "{said}");
-}
-
-#[test]
 fn live_sources_are_checked_on_managers_only() {
     let output = hiveway(&["validate", "--table", "swarm", "--control-socket", "/nonexistent/control.sock"]);
     let said = stderr(&output);

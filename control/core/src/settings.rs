@@ -35,6 +35,8 @@ pub struct Settings {
     pub gateway_mtu: u32,
     /// `--mesh-allow`; `None`: published ports are open to all.
     pub mesh_allow: Option<AllowList>,
+    /// `--mesh-return dsr`: replies of this node's tasks leave directly for the clients of other ingress nodes.
+    pub direct_return: bool,
     /// See [`DEFAULT_HOST_IP`].
     pub host_ip: Ipv4Addr,
     /// Why an engine's routing mesh is not taken over, if something of this node stands against it.
@@ -56,6 +58,7 @@ impl Settings {
             gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
             gateway_mtu: DEFAULT_GATEWAY_MTU,
             mesh_allow: None,
+            direct_return: false,
             host_ip: DEFAULT_HOST_IP,
             mesh_refused: None,
         }

@@ -9,7 +9,10 @@ use hiveway_core::{
     sandbox::Sandbox,
 };
 
-use crate::{cli::AgentArgs, mesh};
+use crate::{
+    cli::{AgentArgs, MeshReturn},
+    mesh,
+};
 
 const DOCKER_BRIDGE: &str = "docker_gwbridge";
 /// There while the kernel's IPVS is loaded, with which engines balance.
@@ -66,6 +69,7 @@ pub(super) fn settings(
             .get(&args.underlay)
             .map_or(DEFAULT_GATEWAY_MTU, |underlay| underlay.mtu.min(DEFAULT_GATEWAY_MTU)),
         mesh_allow: args.mesh_allow(),
+        direct_return: args.mesh_return == MeshReturn::Dsr,
         host_ip: DEFAULT_HOST_IP,
         mesh_refused: None,
     })

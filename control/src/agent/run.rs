@@ -65,6 +65,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
+        mesh_return: args.mesh_return,
         source: args.table.to_string(),
         underlay: args.underlay.clone(),
         bpffs: args.bpffs.display().to_string(),

@@ -11,7 +11,7 @@ use dataplane_common::addr::Tag;
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
 use super::{takeover::Takeover, xdp::XdpStatus};
-use crate::{relay::Board, source::Live};
+use crate::{cli::MeshReturn, relay::Board, source::Live};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -129,6 +129,8 @@ pub struct Sweeps {
 pub struct About {
     /// `--mesh-allow`.
     pub mesh_allow: Option<AllowList>,
+    /// `--mesh-return`.
+    pub mesh_return: MeshReturn,
     /// Table source.
     pub source: String,
     /// Underlay interface.

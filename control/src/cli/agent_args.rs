@@ -1,4 +1,4 @@
-//! `hiveway agent`: all flags of the contract; those of later versions are refused by name, never ignored.
+//! `hiveway agent`: all flags of the contract.
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, str::FromStr};
 
@@ -68,7 +68,8 @@ pub struct AgentArgs {
     /// Subnet of the gateway bridge if it is created; its first address is the bridge's.
     #[arg(long, value_name = "CIDR", default_value = "172.18.0.0/16", value_parser = gateway_subnet)]
     pub gwbridge_subnet: Ipv4Net,
-    /// How mesh replies return to the client: through the ingress node's tunnel, or directly (not supported yet).
+    /// How replies of this node's tasks reach clients that came in through another node. Directly works only where the
+    /// network lets packets with another node's address as their source out.
     #[arg(long, value_enum, default_value_t = MeshReturn::Tunnel)]
     pub mesh_return: MeshReturn,
     /// Clients that may use published ports at this node, of all services; without the flag everybody may. A service's
@@ -100,10 +101,21 @@ pub enum XdpMode {
 /// `--mesh-return`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MeshReturn {
-    /// Through the ingress node.
+    /// Through the tunnel to the ingress node.
     Tunnel,
-    /// Directly (not supported yet).
+    /// Directly (direct server return), with the ingress node's address as their source; what opens or ends a connection
+    /// still goes through the tunnel.
     Dsr,
+}
+
+impl MeshReturn {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Dsr => "dsr",
+        }
+    }
 }
 
 /// `--mesh-interfaces`.
@@ -125,13 +137,6 @@ impl FromStr for MeshInterfaces {
 }
 
 impl AgentArgs {
-    /// What this version cannot do yet, as a message naming the flag; `None` if everything asked for is supported.
-    pub fn unsupported(&self) -> Option<String> {
-        let dsr = (self.mesh_return == MeshReturn::Dsr)
-            .then_some("--mesh-return dsr is not supported yet: leave it at tunnel");
-        dsr.map(str::to_owned)
-    }
-
     /// What is missing, as a message naming the flag.
     pub fn missing(&self) -> Option<String> {
         let flags = [("--node ID", &self.node), ("--underlay IFACE", &self.underlay)];
@@ -186,16 +191,17 @@ mod tests {
         assert_eq!((args.vxlan_port, args.mesh_vni), (4789, 16_777_214));
         assert_eq!(args.mesh_interfaces, MeshInterfaces::All);
         assert_eq!(args.gwbridge_subnet.to_string(), "172.18.0.0/16");
-        assert_eq!(args.unsupported(), None);
-        for mode in ["auto", "native", "generic", "off"] {
-            assert_eq!(parse(&["--xdp", mode]).unwrap().unsupported(), None);
-        }
+        assert_eq!((args.xdp, args.mesh_return), (XdpMode::Auto, MeshReturn::Tunnel));
     }
 
     #[test]
-    fn later_features_are_refused_by_name() {
-        let why = parse(&["--mesh-return", "dsr"]).unwrap().unsupported().unwrap();
-        assert!(why.contains("--mesh-return dsr") && why.contains("not supported yet"), "{why}");
+    fn modes_are_named_as_they_are_shown() {
+        for mode in ["auto", "native", "generic", "off"] {
+            parse(&["--xdp", mode]).unwrap();
+        }
+        for mode in ["tunnel", "dsr"] {
+            assert_eq!(parse(&["--mesh-return", mode]).unwrap().mesh_return.name(), mode);
+        }
     }
 
     #[test]
@@ -235,6 +241,7 @@ mod tests {
             ["--gwbridge", "a-name-that-is-too-long"],
             ["--metrics", "localhost"],
             ["--xdp", "fast"],
+            ["--mesh-return", "direct"],
             ["--mesh-allow", "all"],
             ["--mesh-allow", ""],
             ["--mesh-allow", "10.0.0.1/8"],

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 pub const OK: u8 = 0;
 /// Failed, or what was checked is invalid.
 pub const FAILED: u8 = 1;
-/// Wrong usage: unknown or unsupported flags and values (clap's own code).
+/// Wrong usage: unknown flags and values (clap's own code).
 pub const USAGE: u8 = 2;
 
 /// `code` as the standard library wants it.

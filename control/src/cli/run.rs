@@ -25,7 +25,7 @@ pub fn run(cli: Cli) -> u8 {
 }
 
 fn run_agent(args: &AgentArgs) -> u8 {
-    if let Some(why) = args.missing().or_else(|| args.unsupported()) {
+    if let Some(why) = args.missing() {
         eprintln!("error: {why}");
         return exit::USAGE;
     }

@@ -160,7 +160,7 @@ fn status(value: &Value) -> String {
         ("agent", format!("{health}, version {}, pid {}", text(&value["version"]), text(&value["pid"]))),
         ("node", format!("{} ({}), {}", text(&node["hostname"]), text(&node["id"]), text(&node["state"]))),
         ("tunnel", format!("{} on {}", text(&node["vtep"]), text(&node["underlay"]))),
-        ("mesh", format!("{} on {}", list(&node["addresses"]), list(&node["mesh_interfaces"]))),
+        ("mesh", format!("{} on {}{}", list(&node["addresses"]), list(&node["mesh_interfaces"]), replies(node))),
         ("xdp", xdp(&node["xdp"])),
         ("gateway", gateway),
         (
@@ -254,6 +254,11 @@ fn takeover(takeover: &Value) -> Option<String> {
     let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
     let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
     Some(format!("{mesh}{ignored}; {vips}"))
+}
+
+/// How replies to clients of other nodes leave, where that is not as usual.
+fn replies(node: &Value) -> &'static str {
+    if node["mesh_return"] == "dsr" { ", replies leave directly (dsr)" } else { "" }
 }
 
 /// One entry per interface, with the reason where it is off though it was not asked to be.
@@ -370,7 +375,7 @@ mod tests {
 
     #[test]
     fn status_shows_what_is_wrong() {
-        let status = json!({"ready": true, "healthy": false, "dataplane": {
+        let status = json!({"ready": true, "healthy": false, "node": {"mesh_return": "dsr"}, "dataplane": {
                 "tables": [{"name": "flows", "entries": 512, "capacity": 1024, "pressure": 0.5}],
                 "counted_seconds_ago": 3, "timeouts": {"icmp": 90.0}, "warnings": ["too small"]},
             "warnings": ["drops our bridge"],
@@ -379,6 +384,7 @@ mod tests {
         let text = render(Request::Status, &status);
         for part in [
             "degraded",
+            "replies leave directly (dsr)",
             "flows 512 of 1024 (50 %); counted 3 s ago",
             "icmp 1m 30s",
             "  too small\n",

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use dataplane_common::{
     ABI_VERSION,
     addr::{NetId, VIRTUAL_MAC},
-    config::Config,
+    config::{Config, mesh_return},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag, vtep_mesh},
     mesh::NodeAddress,
     service::Backend,
@@ -48,6 +48,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),
         ingress_ip: stock.map_or([0; 4], |(ip, _)| ip.octets()),
         ingress_vni: stock.map_or([0; 4], |(_, subnet)| subnet.vni.bytes()),
+        mesh_return: if settings.direct_return { mesh_return::DIRECT } else { mesh_return::TUNNEL },
         ..Config::default()
     };
     maps.nodes();

@@ -54,6 +54,8 @@ struct Node {
     underlay: String,
     gateway_bridge: Option<GatewayBridge>,
     mesh_interfaces: Vec<String>,
+    /// `tunnel` or `dsr`.
+    mesh_return: &'static str,
     xdp: Vec<XdpStatus>,
     addresses: Vec<Ipv4Addr>,
 }
@@ -170,6 +172,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
                 .as_ref()
                 .map(|(name, ours)| GatewayBridge { name: name.clone(), adopted: !ours }),
             mesh_interfaces: snapshot.mesh_interfaces.clone(),
+            mesh_return: shared.about.mesh_return.name(),
             xdp: snapshot.xdp.clone(),
             addresses: snapshot.addresses.clone(),
         },
