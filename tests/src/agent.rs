@@ -33,6 +33,10 @@ pub struct Agent {
     netns: Netns,
     directory: PathBuf,
     bpffs: PathBuf,
+    /// Further arguments of the next start.
+    extra: Mutex<Vec<String>>,
+    /// What the lab adds to them.
+    of_lab: Vec<String>,
     process: Mutex<Option<Process>>,
     starts: Mutex<u32>,
 }
@@ -62,20 +66,23 @@ impl Agent {
     }
 
     /// An agent that has not been started yet.
-    pub fn prepare(lab: &Lab, netns: &Netns, mut options: AgentOptions) -> Result<Arc<Self>> {
+    pub fn prepare(lab: &Lab, netns: &Netns, options: AgentOptions) -> Result<Arc<Self>> {
+        let mut of_lab = Vec::new();
         if let Some(mode) = crate::lab::xdp_mode()?
             && !options.extra.iter().any(|argument| argument == "--xdp")
         {
             if mode == "native" {
                 lab.prepare_for_xdp(netns.label())?;
             }
-            options.extra.extend(["--xdp".to_owned(), mode]);
+            of_lab = vec!["--xdp".to_owned(), mode];
         }
         let directory = lab.directory().join(format!("agent-{}", netns.label()));
         std::fs::create_dir_all(&directory)?;
         let bpffs = Path::new("/sys/fs/bpf").join(format!("{}-{}", lab.prefix(), netns.label()));
         crate::lab::register_directory(&bpffs);
         let agent = Arc::new(Self {
+            extra: Mutex::new(options.extra.clone()),
+            of_lab,
             options,
             netns: netns.clone(),
             directory,
@@ -110,7 +117,8 @@ impl Agent {
             pairs.push(("--netns-dir", directory.display().to_string()));
         }
         let pairs = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        pairs.chain(self.options.extra.iter().cloned()).collect()
+        let extra = self.extra.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pairs.chain(extra).chain(self.of_lab.iter().cloned()).collect()
     }
 
     /// `hiveway agent ...` as it is run, for people.
@@ -159,6 +167,20 @@ impl Agent {
     pub fn restart(&self) -> Result<()> {
         self.launch()?;
         self.wait_ready()
+    }
+
+    /// Ends it and starts it again with these further arguments instead of the ones that it had.
+    pub fn restart_with(&self, extra: &[&str]) -> Result<()> {
+        self.terminate()?;
+        *self.extra.lock().unwrap_or_else(PoisonError::into_inner) =
+            extra.iter().map(|&word| word.to_owned()).collect();
+        self.restart()
+    }
+
+    /// What a counter of `status` says.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let status = self.json(&["status"])?;
+        status["dataplane"]["counters"][name].as_u64().with_context(|| format!("no counter {name} in {status}"))
     }
 
     /// `hiveway teardown` (the agent must have ended).

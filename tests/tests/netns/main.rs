@@ -5,6 +5,8 @@ mod allow;
 mod bad_input;
 mod collisions;
 mod drain;
+mod dsr;
+mod dsr_state;
 mod endings;
 mod flood;
 mod fragments;

@@ -2,11 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
-    lab::{Lab, Netns, PATIENCE, wait_for, with_and_without_offloads},
+    lab::{Lab, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     peer::{self, LoadLoop},
 };
 
-use crate::support::{Cluster, assert_even, assert_peer, web_table};
+use crate::{
+    dsr::DSR,
+    support::{Cluster, assert_even, assert_peer, web_table},
+};
 
 /// Two clients on a further interface of n3 (`<subnet>.254/24`), with that node as their gateway.
 fn beside_n3(lab: &Lab, node: &Netns, subnet: &str) -> Result<Vec<Netns>> {
@@ -27,10 +30,10 @@ fn beside_n3(lab: &Lab, node: &Netns, subnet: &str) -> Result<Vec<Netns>> {
 }
 
 /// Backends on n1, n2 and the ingress node n3 itself are reached from `subnet`, and see `seen(node)`.
-fn served_as(lab: &Lab, subnet: &str, seen: &str) -> Result<()> {
+fn served_as(lab: &Lab, subnet: &str, seen: &str, flags: &[&str]) -> Result<()> {
     let tasks = ["web.1", "web.2", "web.3"];
     let table = web_table(&["n1", "n2", "n3"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n1");
-    let mut cluster = Cluster::start(lab, 3, table)?;
+    let mut cluster = Cluster::start_with(lab, 3, table, flags)?;
     cluster.serve(&tasks)?;
     let clients = beside_n3(lab, &cluster.nodes[2], subnet)?;
     let target = |port: u16| format!("{subnet}.254:{port}");
@@ -68,10 +71,19 @@ fn served_as(lab: &Lab, subnet: &str, seen: &str) -> Result<()> {
 
 #[test]
 fn a_client_with_an_address_of_the_tasks_own_network_is_shown_as_the_gateway_bridge() {
-    with_and_without_offloads(|lab| served_as(lab, "10.0.1", "172.18.0.1").context("client in 10.0.1.0/24"));
+    with_and_without_offloads(|lab| served_as(lab, "10.0.1", "172.18.0.1", &[]).context("client in 10.0.1.0/24"));
 }
 
 #[test]
 fn a_client_with_an_address_of_the_gateway_bridges_subnet_is_shown_as_the_ingress_node() {
-    with_and_without_offloads(|lab| served_as(lab, "172.18.200", "192.168.77.13").context("client in 172.18.0.0/16"));
+    with_and_without_offloads(|lab| {
+        served_as(lab, "172.18.200", "192.168.77.13", &[]).context("client in 172.18.0.0/16")
+    });
+}
+
+/// Their replies are the ingress node's to translate and to deliver, even where others leave directly.
+#[test]
+fn such_clients_are_served_just_the_same_where_replies_leave_directly() {
+    scenario(|lab| served_as(lab, "10.0.1", "172.18.0.1", &DSR));
+    scenario(|lab| served_as(lab, "172.18.200", "192.168.77.13", &DSR));
 }
