@@ -87,7 +87,7 @@ fn silent(packet: &Packet, known: &Flow, now: u64) -> bool {
 /// Once in about 17 seconds, each connection at its own time: whatever the ingress node has missed, it catches up.
 #[inline(always)]
 fn its_turn(packet: &Packet, now: u64) -> bool {
-    ((now >> TURN_SHIFT) as u8 ^ packet.dport[1]) % TURNS == 0
+    ((now >> TURN_SHIFT) as u8 ^ packet.dport[1]).is_multiple_of(TURNS)
 }
 
 /// How a reply that may go directly really goes.

@@ -212,7 +212,7 @@ fn other_file_systems_and_versions_are_refused_with_the_remedy() -> Result<()> {
 
         Dataplane::open(&options(bpffs))?.apply(&state())?;
         let path = bpffs.join("hiveway/maps/CONFIG");
-        let mut config: Array<_, [u32; 12]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
+        let mut config: Array<_, [u32; 13]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
         let good = config.get(&0, 0)?;
         let mut bad = good;
         bad[0] = 99;
