@@ -97,7 +97,9 @@ fn replies_leave_the_backends_node_directly_if_it_says_so() {
                     // A SYN-ACK and a FIN of each of 12 connections, the first of 11 answers.
                     ensure!(by_tunnel >= 2 * 12 + 11, "only {by_tunnel} replies by the tunnel, {directly} directly");
                     ensure!(direct == (directly > 50), "{by_tunnel} replies by the tunnel, {directly} directly");
-                    ensure!(handed_out == by_tunnel, "n3 has handed out {handed_out} of {by_tunnel}");
+                    // A cable with native XDP at its end carries in pieces what n2 has counted as one.
+                    let same = handed_out == by_tunnel || lab.is_native() && handed_out > by_tunnel;
+                    ensure!(same, "n3 has handed out {handed_out} of {by_tunnel}");
                     ensure!(replies(&n3)?.1 == unsolicited, "n3 has no backend");
                 }
             }
