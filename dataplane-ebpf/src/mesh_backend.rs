@@ -199,7 +199,7 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     if !local && (back.way == way::DIRECT || (stays && back.way == way::TUNNEL_IF_IT_FITS)) {
         match mesh_direct::ask(ctx, packet, &scratch.new.to, peer)? {
             Leaves::Directly(index) => direct = index,
-            Leaves::Refused(verdict) => return verdict,
+            Leaves::TooBig(mtu) => return reject::too_big(ctx, packet, mtu),
             Leaves::Tunnel => {}
         }
     }

@@ -22,7 +22,6 @@ use crate::{
     flow, host,
     nat::Translation,
     parse::Packet,
-    reject,
     verdict::{self, Action, Verdict},
 };
 
@@ -94,21 +93,22 @@ fn its_turn(packet: &Packet, now: u64) -> bool {
 pub(crate) enum Leaves {
     /// Out of this interface.
     Directly(u32),
-    /// Not at all: the answer to its sender.
-    Refused(Verdict),
+    /// Not at all: its sender is to learn this MTU. (Not told here: one frame more on the stack than 6.1 has room for.)
+    TooBig(u16),
     /// There is no direct way, or it would have to be fragmented.
     Tunnel,
 }
 
 /// Asks the routing table about the way from here to the client of the ingress node `ingress`.
-#[inline(always)]
+// VERIFIER(6.1): not inlined, for the frames of `from_gateway` and of what it calls are more than 512 bytes otherwise.
+#[inline(never)]
 pub(crate) fn ask(ctx: &TcContext, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     Ok(match fib::ask(ctx, to.src, to.dst, packet.proto, len)? {
         // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
         Way::Interface { via, .. } if via == ingress => Leaves::Tunnel,
         Way::Interface { index, .. } => Leaves::Directly(index),
-        Way::TooNarrow(mtu) if packet.dont_fragment => Leaves::Refused(reject::too_big(ctx, packet, mtu)),
+        Way::TooNarrow(mtu) if packet.dont_fragment => Leaves::TooBig(mtu),
         Way::TooNarrow(_) | Way::None => Leaves::Tunnel,
     })
 }
