@@ -1,5 +1,7 @@
 //! What the kernel's verifier makes of each program, for `cargo xtask verify`.
 
+mod stack;
+
 use std::{
     ffi::CStr,
     io,
@@ -27,8 +29,8 @@ pub struct Verified {
     pub length: usize,
     /// Instructions the verifier went through on all paths; the kernel's limit is one million.
     pub instructions: u64,
-    /// Stack in bytes of the entry function and its largest subprogram: our subprograms call none that has a frame of
-    /// its own. The kernel refuses more than 512 on one chain of calls.
+    /// Stack in bytes of the deepest chain of calls, as kernel 6.1 counts it, which is the most: each frame rounded up to
+    /// 32. A kernel refuses more than 512.
     pub stack: u64,
     /// Verifier states kept at the peak.
     pub peak_states: u64,
@@ -103,28 +105,20 @@ fn figures(object: &Object, program: Program) -> Result<Verified, VerifyError> {
     let log = load_with_statistics(&function.instructions, &definition.license, program.is_xdp())
         .map_err(|source| VerifyError::Statistics { program, source })?;
     let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
+    let (length, stack) = (function.instructions.len(), stack::deepest(&function.instructions));
     parse(&log)
-        .map(|(instructions, stack, peak_states)| Verified {
-            program,
-            length: function.instructions.len(),
-            instructions,
-            stack,
-            peak_states,
-        })
+        .map(|(instructions, peak_states)| Verified { program, length, instructions, stack, peak_states })
         .ok_or(VerifyError::Log { program, log })
 }
 
-/// Instructions, stack and peak states from lines such as
-/// `stack depth 352+0` and `processed 4711 insns (limit 1000000) max_states_per_insn 4 total_states 99 peak_states 77 …`.
-fn parse(log: &str) -> Option<(u64, u64, u64)> {
+/// Instructions and peak states from a line such as
+/// `processed 4711 insns (limit 1000000) max_states_per_insn 4 total_states 99 peak_states 77 …`.
+fn parse(log: &str) -> Option<(u64, u64)> {
     let after = |key: &str| {
         let rest = log.split_once(key)?.1;
         rest.split_whitespace().next()
     };
-    let frames: Vec<u64> = after("stack depth ")?.split('+').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let (main, others) = frames.split_first()?;
-    let stack = main + others.iter().max().unwrap_or(&0);
-    Some((after("processed ")?.parse().ok()?, stack, after("peak_states ")?.parse().ok()?))
+    Some((after("processed ")?.parse().ok()?, after("peak_states ")?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -135,8 +129,8 @@ mod tests {
     fn reads_the_verifiers_log() {
         let log = "verification time 1234 usec\nstack depth 352+0+4+8\nprocessed 4711 insns (limit 1000000) \
                    max_states_per_insn 4 total_states 99 peak_states 77 mark_read 5\n";
-        assert_eq!(parse(log), Some((4711, 360, 77)));
-        assert_eq!(parse("stack depth 16\nprocessed 2 insns (limit 9) peak_states 1\n"), Some((2, 16, 1)));
+        assert_eq!(parse(log), Some((4711, 77)));
+        assert_eq!(parse("stack depth 16\nprocessed 2 insns (limit 9) peak_states 1\n"), Some((2, 1)));
         assert_eq!(parse("no such thing"), None);
     }
 }
