@@ -19,7 +19,7 @@ pub const STOCK_ZONE: NetId = [0xff, 0xff, 0xff, 0xfe];
 /// Key of map `FLOWS`: a packet's addresses as they stand **before** translation, in the direction it travels.
 ///
 /// Ports of ICMP echo flows are the identifier, in both fields.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -38,6 +38,17 @@ pub struct FlowKey {
     pub proto: u8,
     /// Always zero.
     pub _pad: [u8; 3],
+}
+
+impl FlowKey {
+    /// Puts a key together in words: LLVM clears the three bytes of padding with a call to `memset`, which takes a frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(zone: NetId, (src, sport): (Ip4, Port), (dst, dport): (Ip4, Port), proto: u8) -> Self {
+        let [a, b] = sport;
+        let [c, d] = dport;
+        zerocopy::transmute!([zone, src, dst, [a, b, c, d], (proto as u32).to_le_bytes()])
+    }
 }
 
 /// Value of map `FLOWS`: how a packet with that key is rewritten. A connection has two entries, one per direction;
@@ -70,6 +81,42 @@ pub struct Flow {
     pub expected_ack: [u8; 3],
 }
 
+/// [`Flow`] with its last four bytes in one, see [`Flow::new`].
+#[repr(C)]
+#[derive(IntoBytes, Immutable)]
+struct FlowWords {
+    times: [u64; 2],
+    tag: Tag,
+    addresses: [Ip4; 2],
+    ports: [Port; 2],
+    mesh: [Ip4; 2],
+    flags: u32,
+}
+
+impl Flow {
+    /// A connection's entry made at `now`, in words as [`FlowKey::new`]; `mesh`: peer and task.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(
+        now: u64,
+        tag: Tag,
+        (src, sport): (Ip4, Port),
+        (dst, dport): (Ip4, Port),
+        mesh: [Ip4; 2],
+        flags: u8,
+    ) -> Self {
+        let flags = (flags as u32).to_le();
+        zerocopy::transmute!(FlowWords {
+            times: [now, now],
+            tag,
+            addresses: [src, dst],
+            ports: [sport, dport],
+            mesh,
+            flags
+        })
+    }
+}
+
 /// Bits of [`Flow::flags`] and [`Affinity::flags`].
 pub mod flag {
     /// The entry rewrites replies (backend to client).
@@ -94,7 +141,7 @@ pub mod flag {
 }
 
 /// Key of map `AFFINITY`: a client's connection at the ingress node, before anything is rewritten.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -111,6 +158,17 @@ pub struct AffinityKey {
     pub proto: u8,
     /// Always zero.
     pub _pad: [u8; 3],
+}
+
+impl AffinityKey {
+    /// Puts a key together in words, as [`FlowKey::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn new((client, client_port): (Ip4, Port), (node, port): (Ip4, Port), proto: u8) -> Self {
+        let [a, b] = client_port;
+        let [c, d] = port;
+        zerocopy::transmute!([client, node, [a, b, c, d], (proto as u32).to_le_bytes()])
+    }
 }
 
 /// Value of map `AFFINITY`: which backend the connection was given.
@@ -151,9 +209,9 @@ pub struct DirectGate {
 }
 
 crate::assert_layout!(
-    FlowKey: size 20 align 1,
+    FlowKey: size 20 align 4,
     Flow: size 48 align 8,
-    AffinityKey: size 16 align 1,
+    AffinityKey: size 16 align 4,
     Affinity: size 48 align 8,
     DirectGate: size 16 align 8,
 );

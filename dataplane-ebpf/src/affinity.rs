@@ -7,7 +7,6 @@ use core::mem::offset_of;
 
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use dataplane_common::{
-    addr::{Ip4, Port},
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, flag},
@@ -21,22 +20,16 @@ use crate::{
     pending, verdict,
 };
 
-/// Key of the connection between a client and an address of this node, each with its port.
-#[inline(always)]
-pub(crate) fn between((client, client_port): (Ip4, Port), (node, port): (Ip4, Port), proto: u8) -> AffinityKey {
-    AffinityKey { client, node, client_port, port, proto, _pad: [0; 3] }
-}
-
 /// Key of a client's packet.
 #[inline(always)]
 pub(crate) fn key(packet: &Packet) -> AffinityKey {
-    between((packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
+    AffinityKey::new((packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
 }
 
 /// Key of the connection that a packet towards the client belongs to.
 #[inline(always)]
 pub(crate) fn key_of_answer(packet: &Packet) -> AffinityKey {
-    between((packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
+    AffinityKey::new((packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
 }
 
 /// The entry with this key, in whichever table.

@@ -114,21 +114,15 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
     if !flow::may_open(packet) {
         return Ok(Some(packet.sport));
     }
-    let now = flow::now();
     let reply = &mut scratch()?.flow;
-    *reply = Flow {
-        last_seen: now,
-        created: now,
-        tag: backend.tag,
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
-        peer: [0; 4],
-        task: [0; 4],
-        flags: flag::REPLY | flag::DIRECT,
-        expected_ack: [0; 3],
-    };
+    *reply = Flow::new(
+        flow::now(),
+        backend.tag,
+        (packet.dst, packet.dport),
+        (packet.src, packet.sport),
+        [[0; 4]; 2],
+        flag::REPLY | flag::DIRECT,
+    );
     FLOWS_PENDING.insert(reply_key, reply, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
     verdict::count(ctx, Counter::DirectNoted);
     Ok(Some(packet.sport))

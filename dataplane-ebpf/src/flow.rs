@@ -93,29 +93,13 @@ pub(crate) fn bits_of(proto: u8, flags: u8) -> u8 {
 /// Key of the packet as it stands.
 #[inline(always)]
 pub(crate) fn key(zone: NetId, packet: &Packet) -> FlowKey {
-    FlowKey {
-        zone,
-        src: packet.src,
-        dst: packet.dst,
-        sport: packet.sport,
-        dport: packet.dport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    }
+    FlowKey::new(zone, (packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
 }
 
 /// Key of the answers to the packet as it stands.
 #[inline(always)]
 pub(crate) fn key_of_answer(zone: NetId, packet: &Packet) -> FlowKey {
-    FlowKey {
-        zone,
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    }
+    FlowKey::new(zone, (packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
 }
 
 /// The entry with this key, in whichever table.
@@ -234,7 +218,7 @@ pub(crate) fn close_forward(zone: NetId, reply: &Flow, proto: u8) {
 /// Key of the forward entry that belongs to a reply entry.
 #[inline(always)]
 pub(crate) fn forward_key(zone: NetId, reply: &Flow, proto: u8) -> FlowKey {
-    FlowKey { zone, src: reply.dst, dst: reply.src, sport: reply.dport, dport: reply.sport, proto, _pad: [0; 3] }
+    FlowKey::new(zone, (reply.dst, reply.dport), (reply.src, reply.sport), proto)
 }
 
 /// Key of the reply entry that belongs to a forward entry.
@@ -292,19 +276,14 @@ pub(crate) fn open(packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason>
     entered?;
     let now = now();
     let forward = &mut scratch()?.flow;
-    *forward = Flow {
-        last_seen: now,
-        created: now,
-        tag: new.tag,
-        src: new.to.src,
-        dst: new.to.dst,
-        sport: new.to.sport,
-        dport: new.to.dport,
-        peer: new.peer,
-        task: new.task,
-        flags: bits(packet) | new.flags,
-        expected_ack: [0; 3],
-    };
+    *forward = Flow::new(
+        now,
+        new.tag,
+        (new.to.src, new.to.sport),
+        (new.to.dst, new.to.dport),
+        [new.peer, new.task],
+        bits(packet) | new.flags,
+    );
     let key_slot = &mut scratch()?.key;
     *key_slot = key(new.zone, packet);
     FLOWS_PENDING.insert(&*key_slot, forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
@@ -322,15 +301,7 @@ fn another_port(port: Port, attempt: u16) -> Port {
 #[inline(never)]
 fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let reply_key = &mut scratch()?.key;
-    *reply_key = FlowKey {
-        zone: new.zone,
-        src: new.to.dst,
-        dst: new.to.src,
-        sport: new.to.dport,
-        dport: new.to.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
+    *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     let reply_key = &*reply_key;
     let now = now();
     // In this order: see the module's note on concurrency.
@@ -346,19 +317,14 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         let _ = FLOWS_PENDING.remove(reply_key);
     }
     let reply = &mut scratch()?.flow;
-    *reply = Flow {
-        last_seen: now,
-        created: now,
-        tag: new.tag,
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
-        peer: new.peer,
-        task: new.task,
-        flags: flag::REPLY | new.flags,
-        expected_ack: [0; 3],
-    };
+    *reply = Flow::new(
+        now,
+        new.tag,
+        (packet.dst, packet.dport),
+        (packet.src, packet.sport),
+        [new.peer, new.task],
+        flag::REPLY | new.flags,
+    );
     enter(reply_key, reply)
 }
 

@@ -7,7 +7,7 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local},
-    flow::{Affinity, Flow, MESH_ZONE, flag},
+    flow::{Affinity, AffinityKey, Flow, MESH_ZONE, flag},
     fragment::Fragmented,
     headers::ipproto,
     mesh::{Target, TargetKey},
@@ -64,7 +64,7 @@ pub(crate) fn given_away(ctx: &TcContext, packet: &Packet) -> Option<&'static Af
         return None;
     }
     let quote = quote::of(ctx, packet, &MESH_ZONE)?;
-    let key = affinity::between((quote.key.src, quote.key.sport), (quote.key.dst, quote.key.dport), quote.key.proto);
+    let key = AffinityKey::new((quote.key.src, quote.key.sport), (quote.key.dst, quote.key.dport), quote.key.proto);
     let known = affinity::get(&key)?;
     // A connection of this node's own is the stack's.
     (known.flags & flag::OWN == 0).then_some(known)
@@ -120,7 +120,7 @@ pub(crate) fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4)
     let Some(quote) = quote::of(ctx, packet, &MESH_ZONE) else {
         return false;
     };
-    let key = affinity::between((quote.key.dst, quote.key.dport), (quote.key.src, quote.key.sport), quote.key.proto);
+    let key = AffinityKey::new((quote.key.dst, quote.key.dport), (quote.key.src, quote.key.sport), quote.key.proto);
     let Some(known) = affinity::get(&key) else {
         return false;
     };

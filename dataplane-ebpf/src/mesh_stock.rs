@@ -150,14 +150,7 @@ fn noted(ctx: &TcContext, packet: &Packet, known: &mut Flow) {
         flow::close_forward(STOCK_ZONE, known, packet.proto);
     }
     flow::touch(known, packet);
-    let key = AffinityKey {
-        client: known.dst,
-        node: known.src,
-        client_port: known.dport,
-        port: known.sport,
-        proto: packet.proto,
-        _pad: [0; 3],
-    };
+    let key = AffinityKey::new((known.dst, known.dport), (known.src, known.sport), packet.proto);
     if let Some(given) = affinity::get(&key) {
         flow::note(&mut given.last_seen, &mut given.flags, (bits & !flag::SEEN) | flag::REPLIED);
         affinity::backward(ctx, &key, packet);

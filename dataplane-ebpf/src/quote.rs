@@ -72,15 +72,13 @@ pub(crate) fn of(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'sta
         _ => 0,
     };
     let ports = proto == ipproto::TCP || proto == ipproto::UDP || proto == ipproto::SCTP;
-    quote.key = FlowKey {
-        zone: *zone,
-        src: [header[16], header[17], header[18], header[19]],
-        dst: [header[12], header[13], header[14], header[15]],
-        sport: if ports { [transport[2], transport[3]] } else { [0; 2] },
-        dport: if ports { [transport[0], transport[1]] } else { [0; 2] },
+    let [source, destination] = if ports { [[transport[0], transport[1]], [transport[2], transport[3]]] } else { [[0; 2]; 2] };
+    quote.key = FlowKey::new(
+        *zone,
+        ([header[16], header[17], header[18], header[19]], destination),
+        ([header[12], header[13], header[14], header[15]], source),
         proto,
-        _pad: [0; 3],
-    };
+    );
     (quote.key.dst == packet.dst && proto != ipproto::ICMP).then_some(&*quote)
 }
 

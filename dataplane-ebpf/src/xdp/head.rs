@@ -94,7 +94,7 @@ impl Key {
 
     #[inline(always)]
     pub(super) fn get(&self) -> &AffinityKey {
-        const { assert!(size_of::<AffinityKey>() == 16 && align_of::<AffinityKey>() == 1) };
+        const { assert!(size_of::<AffinityKey>() == 16 && align_of::<AffinityKey>() <= align_of::<u64>()) };
         // SAFETY: as many plain bytes, in the order of the fields.
         unsafe { &*self.0.as_ptr().cast() }
     }

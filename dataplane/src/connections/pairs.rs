@@ -64,15 +64,7 @@ fn forward_key(key: &FlowKey, reply: &Flow) -> FlowKey {
 }
 
 fn turned(key: &FlowKey, flow: &Flow) -> FlowKey {
-    FlowKey {
-        zone: key.zone,
-        src: flow.dst,
-        dst: flow.src,
-        sport: flow.dport,
-        dport: flow.sport,
-        proto: key.proto,
-        _pad: [0; 3],
-    }
+    FlowKey::new(key.zone, (flow.dst, flow.dport), (flow.src, flow.sport), key.proto)
 }
 
 impl<'a> Pair<'a> {
