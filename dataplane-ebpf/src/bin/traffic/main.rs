@@ -2,7 +2,7 @@
 //! them from an object of their own.
 //!
 //! ```text
-//!  generate (BPF_PROG_TEST_RUN, live frames) ── veth ──▶ eth0 of the node under test   (bounce: the floor)
+//!  generate (BPF_PROG_TEST_RUN, live frames) ── veth ──▶ eth0 of the node under test   (bounce: the floor; push: the tunnel's)
 //!  far_end, sink ◀──────────────────────────────────────── what it sends
 //! ```
 #![no_std]
@@ -13,12 +13,16 @@ mod far_end;
 mod generate;
 
 use aya_ebpf::{
-    bindings::xdp_action::XDP_TX,
+    bindings::xdp_action::{XDP_ABORTED, XDP_TX},
     btf_maps::{Array, PerCpuArray},
+    helpers::generated::bpf_xdp_adjust_head,
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use dataplane_common::traffic::{Order, tally};
+use dataplane_common::{
+    headers::{ENCAP_LEN, INNER_NET, ethertype},
+    traffic::{Order, tally},
+};
 
 #[btf_map]
 pub(crate) static ORDER: Array<Order, 1> = Array::new();
@@ -36,6 +40,25 @@ pub fn generate(ctx: XdpContext) -> u32 {
 /// The least that a node can do with a packet.
 #[xdp]
 pub fn bounce(_ctx: XdpContext) -> u32 {
+    XDP_TX
+}
+
+/// The least that a node can do with a packet that it tunnels: headers of the tunnel's length in front, always the same.
+#[xdp]
+pub fn push(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is valid; pointers into the frame are made below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(ENCAP_LEN as i32)) } != 0 {
+        return XDP_ABORTED;
+    }
+    let frame = ctx.data();
+    if frame + INNER_NET > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    // SAFETY: within the bounds checked above; the programs run where words may be anywhere.
+    let word = |at: usize, value: u64| unsafe { ((frame + 8 * at) as *mut u64).write(value) };
+    word(0, 0);
+    word(1, u64::from(u16::from_le_bytes(ethertype::IPV4)) << 32);
+    (2..8).for_each(|at| word(at, 0));
     XDP_TX
 }
 

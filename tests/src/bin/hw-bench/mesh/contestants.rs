@@ -12,6 +12,8 @@ use super::order::Protocol;
 pub(super) enum Contestant {
     /// Bare XDP_TX: what generator, cable and counter cost by themselves.
     Floor,
+    /// XDP_TX of a frame with 50 bytes more: what a tunnel costs whoever decides nothing.
+    Push,
     /// The agent with `--xdp native`; left out while it has no such program.
     HivewayXdp,
     /// The agent's TC programs.
@@ -23,11 +25,13 @@ pub(super) enum Contestant {
 }
 
 impl Contestant {
-    pub(super) const ALL: [Self; 5] = [Self::Floor, Self::HivewayXdp, Self::HivewayTc, Self::Nftables, Self::Routing];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Floor, Self::Push, Self::HivewayXdp, Self::HivewayTc, Self::Nftables, Self::Routing];
 
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Floor => "bare XDP_TX",
+            Self::Push => "XDP_TX with 50 bytes in front",
             Self::HivewayXdp => "Hiveway, native XDP",
             Self::HivewayTc => "Hiveway, TC",
             Self::Nftables => "nftables DNAT + masquerade",
@@ -39,6 +43,7 @@ impl Contestant {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Floor => "floor",
+            Self::Push => "push",
             Self::HivewayXdp => "xdp",
             Self::HivewayTc => "tc",
             Self::Nftables => "nft",
@@ -49,7 +54,7 @@ impl Contestant {
     /// Whether its packets leave the node as XDP frames.
     pub(super) fn sends_frames(self, site: Site) -> bool {
         match self {
-            Self::Floor => true,
+            Self::Floor | Self::Push => true,
             Self::HivewayXdp => site != Site::Local,
             Self::HivewayTc | Self::Nftables | Self::Routing => false,
         }

@@ -184,7 +184,7 @@ fn open(
     const ENOUGH: u64 = 1000;
     /// Flows that are opened before they are answered for good: Hiveway has room for 65,536 of them.
     const AT_ONCE: usize = 16_384;
-    if instance.contestant == Contestant::Floor {
+    if matches!(instance.contestant, Contestant::Floor | Contestant::Push) {
         return Ok(Opened { answered: 1.0, bytes_per_flow: None });
     }
     let before = instance.established()?;

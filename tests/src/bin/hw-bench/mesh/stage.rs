@@ -106,6 +106,7 @@ impl Stage {
         let (mut agent, mut task) = (None, None);
         match contestant {
             Contestant::Floor => traffic.attach_xdp("bounce", &node, "eth0")?,
+            Contestant::Push => traffic.attach_xdp("push", &node, "eth0")?,
             Contestant::HivewayXdp | Contestant::HivewayTc => {
                 let (started, local) = hiveway::start(lab, &node, contestant, site, protocol)?;
                 (agent, task) = (Some(started), local);

@@ -56,7 +56,7 @@ impl Traffic {
         let path = object()?;
         let remedy = || format!("cannot load {}: run `cargo xtask build-ebpf`", path.display());
         let mut ebpf = Ebpf::load_file(&path).with_context(remedy)?;
-        for name in ["generate", "bounce", "sink"] {
+        for name in ["generate", "bounce", "push", "sink"] {
             xdp(&mut ebpf, name)?.load()?;
         }
         classifier(&mut ebpf)?.load()?;
@@ -70,7 +70,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Attaches the XDP program `sink` or `bounce`, in the driver.
+    /// Attaches the XDP program `sink`, `bounce` or `push`, in the driver.
     pub(super) fn attach_xdp(&mut self, name: &str, netns: &Netns, interface: &str) -> Result<()> {
         let program = xdp(&mut self.ebpf, name)?;
         netns.enter(|| program.attach(interface, XdpMode::Driver))?.with_context(|| format!("cannot attach {name}"))?;
