@@ -56,20 +56,23 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
+// Each is inlined into the function that its macro makes, which would be a frame more otherwise.
+
 /// Host side of a container's overlay veth.
 #[classifier]
+#[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, container::handle(&ctx))
 }
 
 /// Host side of a container's gateway-bridge veth.
 #[classifier]
+#[inline(always)]
 pub fn from_gateway(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, gateway::handle(&ctx))
 }
 
 /// The interface that carries the VTEP.
-// Inlined into the function that the macro makes: a frame of its own would be one too many for kernel 6.1.
 #[classifier]
 #[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
@@ -78,36 +81,42 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 
 /// Any other interface where clients of the routing mesh arrive.
 #[classifier]
+#[inline(always)]
 pub fn from_client(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, client::handle(&ctx))
 }
 
 /// A kernel vxlan device: the slow path's receiving end.
 #[classifier]
+#[inline(always)]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, slow_path::handle(&ctx))
 }
 
 /// The way out: TC egress of the underlay and of every other interface where clients arrive.
 #[classifier]
+#[inline(always)]
 pub fn to_outside(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, outside::handle(&ctx))
 }
 
 /// A container's own interface on a network that the engine carries, its way out. Called by the interface's stub.
 #[classifier]
+#[inline(always)]
 pub fn from_sandbox(ctx: TcContext) -> i32 {
     verdict::fold_out(&ctx, sandbox::from(&ctx))
 }
 
 /// The same interface's way in.
 #[classifier]
+#[inline(always)]
 pub fn to_sandbox(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, sandbox::to(&ctx))
 }
 
 /// Where clients arrive, and the VTEP's interface, in front of everything else: the routing mesh's hot path.
 #[xdp]
+#[inline(always)]
 pub fn xdp_mesh(ctx: XdpContext) -> u32 {
     xdp::handle(&ctx)
 }
