@@ -115,7 +115,7 @@ fn answer_for_vip(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result
 #[inline(always)]
 fn write(ctx: &TcContext, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
     // SAFETY: the buffer is large enough, `Answer` has alignment 1 and any bytes are valid.
-    let answer = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Answer>() };
+    let answer = unsafe { &mut *maps::scratch()?.packet.0.as_mut_ptr().cast::<Answer>() };
     *answer = Answer {
         eth: Eth { dst: arp.sender_mac, src: mac, ethertype: ethertype::ARP },
         arp: Arp {

@@ -15,10 +15,11 @@ use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, kind},
     hash,
-    headers::{ENCAP_LEN, ETH_LEN, INNER_NET, IPV4_LEN, UDP_LEN, VXLAN_FLAG_VNI, ethertype, ipproto},
+    headers::{ENCAP_LEN, ETH_LEN, UDP_LEN, ipproto},
 };
 
 use crate::{
+    headers::Headers,
     maps,
     parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
@@ -35,22 +36,6 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 /// First of the ports that flows are spread over (the dynamic range of RFC 6335), and how many there are (a power of two).
 const SOURCE_PORT_BASE: u16 = 49152;
 const SOURCE_PORT_MASK: u32 = 0x3fff;
-
-/// Everything in front of the inner IP header.
-#[repr(C)]
-pub(crate) struct Headers {
-    pub eth: [u8; ETH_LEN],
-    pub ip: [u8; IPV4_LEN],
-    pub udp: [u8; UDP_LEN],
-    pub vxlan_flags: [u8; 4],
-    pub vni: [u8; 3],
-    pub reserved: u8,
-    pub inner_dst: Mac,
-    pub inner_src: Mac,
-    pub inner_type: [u8; 2],
-}
-
-const _: () = assert!(size_of::<Headers>() == INNER_NET && align_of::<Headers>() == 1);
 
 /// Whether the packet, or each segment of a GSO packet, fits the underlay once encapsulated.
 #[inline(always)]
@@ -105,7 +90,7 @@ pub(crate) fn own_hash_apart(packet: &Packet) -> u32 {
 /// Puts outer headers around the packet and sends it to `vtep`. The inner Ethernet header gets the given addresses; the
 /// outer one is written by the kernel when it has resolved the next hop.
 ///
-/// Outer: source port from `hash`, ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum.
+/// Outer: source port from `hash`; the rest as [`Headers::words`] says.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "as a struct they are on the stack, which then is too deep")]
 pub(crate) fn encapsulate(
@@ -123,20 +108,23 @@ pub(crate) fn encapsulate(
         return Err(DropReason::MtuExceeded);
     }
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
-    // SAFETY: the buffer is large enough, `Headers` has alignment 1 and any bytes are valid.
-    let headers = unsafe { &mut *maps::scratch()?.packet.as_mut_ptr().cast::<Headers>() };
-    *headers = Headers {
-        eth: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ethertype::IPV4[0], ethertype::IPV4[1]],
-        ip: outer_ip(config.vtep, vtep, tos & 0x03, ip_len as u16),
-        udp: outer_udp(source_port(hash), config.vxlan_port, (ip_len - IPV4_LEN) as u16),
-        vxlan_flags: [VXLAN_FLAG_VNI, 0, 0, 0],
-        vni: [vni[1], vni[2], vni[3]],
-        reserved: 0,
-        inner_dst,
-        inner_src,
-        inner_type: ethertype::IPV4,
+    let headers = Headers {
+        // The kernel writes them when it has resolved the next hop.
+        eth: (0, 0),
+        vtep: u32::from_le_bytes(vtep),
+        tos,
+        ip_len: ip_len as u16,
+        sport: source_port(hash),
+        vni: u32::from_le_bytes(vni),
+        inner_dst: of_mac(inner_dst),
+        inner_src: of_mac(inner_src),
     };
-    ctx.store(0, headers, 0).map_err(|_| DropReason::RewriteFailed)?;
+    let words = headers.words(config, u32::from_le_bytes(config.vtep));
+    let buffer = maps::scratch()?.packet.0.as_mut_ptr().cast::<[u64; 8]>();
+    // SAFETY: the buffer is large enough and aligned; any bytes are valid.
+    unsafe { buffer.write(words) };
+    // SAFETY: as above.
+    ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)?;
     verdict::count(ctx, Counter::Encapsulated);
     Ok(Action::Neigh(config.underlay_ifindex))
 }
@@ -146,50 +134,8 @@ pub(crate) fn source_port(hash: u32) -> u16 {
     SOURCE_PORT_BASE + ((hash ^ hash >> 16) & SOURCE_PORT_MASK) as u16
 }
 
+/// A MAC in the lower six bytes of a word.
 #[inline(always)]
-pub(crate) fn outer_ip(src: Ip4, dst: Ip4, tos: u8, len: u16) -> [u8; IPV4_LEN] {
-    const DF: u16 = 0x4000;
-    const TTL: u8 = 64;
-    let word = |bytes: [u8; 2]| u32::from(u16::from_be_bytes(bytes));
-    let mut sum = (0x4500 | u32::from(tos))
-        + u32::from(len)
-        + u32::from(DF)
-        + (u32::from(TTL) << 8 | u32::from(ipproto::UDP))
-        + word([src[0], src[1]])
-        + word([src[2], src[3]])
-        + word([dst[0], dst[1]])
-        + word([dst[2], dst[3]]);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    let checksum = (!(sum as u16)).to_be_bytes();
-    let len = len.to_be_bytes();
-    [
-        0x45,
-        tos,
-        len[0],
-        len[1],
-        0,
-        0,
-        0x40,
-        0,
-        TTL,
-        ipproto::UDP,
-        checksum[0],
-        checksum[1],
-        src[0],
-        src[1],
-        src[2],
-        src[3],
-        dst[0],
-        dst[1],
-        dst[2],
-        dst[3],
-    ]
-}
-
-#[inline(always)]
-pub(crate) fn outer_udp(source: u16, port: [u8; 2], len: u16) -> [u8; UDP_LEN] {
-    let source = source.to_be_bytes();
-    let len = len.to_be_bytes();
-    [source[0], source[1], port[0], port[1], len[0], len[1], 0, 0]
+fn of_mac([a, b, c, d, e, f]: Mac) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }

@@ -28,6 +28,7 @@ mod flow;
 mod fragment;
 mod gateway;
 mod group;
+mod headers;
 mod host;
 mod icmp;
 mod maps;

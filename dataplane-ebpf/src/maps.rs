@@ -83,6 +83,10 @@ pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerC
 /// Room for the longest headers that are written at once: a frame with an ICMP error and the longest quote.
 pub(crate) const SCRATCH_PACKET: usize = 112;
 
+/// Aligned, so that it is written in words.
+#[repr(C, align(8))]
+pub(crate) struct Buffer(pub(crate) [u8; SCRATCH_PACKET]);
+
 /// Room for what would not fit the 512 bytes of stack: one slot per CPU, used within one program run only. Not pinned.
 #[repr(C)]
 pub(crate) struct Scratch {
@@ -103,7 +107,7 @@ pub(crate) struct Scratch {
     /// What a first fragment leaves or has left.
     pub(crate) fragmented: Fragmented,
     /// Headers that are about to be written.
-    pub(crate) packet: [u8; SCRATCH_PACKET],
+    pub(crate) packet: Buffer,
     /// The packet that an ICMP error quotes.
     pub(crate) quote: Quote,
 }

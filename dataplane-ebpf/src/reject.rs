@@ -120,7 +120,7 @@ const _: () = assert!(size_of::<Tcp>() == TCP_LEN && align_of::<Tcp>() == 1);
 fn reset(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     let header_len = packet.l4 - packet.net;
     let segment_len = packet.total_len.wrapping_sub(header_len as u16);
-    let buffer = &mut scratch()?.packet;
+    let buffer = &mut scratch()?.packet.0;
     // SAFETY: the buffer is large enough, `Tcp` has alignment 1 and any bytes are valid.
     let tcp = unsafe { &mut *buffer.as_mut_ptr().cast::<Tcp>() };
     load(ctx, packet.l4, tcp)?;
@@ -214,7 +214,7 @@ const RUMP: usize = ETH_LEN + IPV4_LEN + 4;
 #[inline(never)]
 fn unreachable(ctx: &TcContext, packet: &Packet, code: u8, mtu: u16) -> Result<(), DropReason> {
     let failed = |_| DropReason::RewriteFailed;
-    let buffer = &mut scratch()?.packet;
+    let buffer = &mut scratch()?.packet.0;
     // SAFETY: the buffer is large enough, `Unreachable` has alignment 1 and any bytes are valid.
     let answer = unsafe { &mut *buffer.as_mut_ptr().cast::<Unreachable>() };
     // The mask says to the verifier what the parser has seen to.
