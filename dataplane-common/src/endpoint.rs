@@ -10,7 +10,7 @@ pub const SANDBOX_BIT: u32 = 1 << 31;
 
 /// Value of map `LOCALS` (hash, key: index of the host-side veth, or an id with [`SANDBOX_BIT`]; native `u32`): whose
 /// interface this is.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Local {
     /// The task behind the veth.
@@ -43,7 +43,7 @@ pub mod local_flag {
 }
 
 /// Key of map `ENDPOINTS` (hash).
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -130,8 +130,8 @@ pub struct Vtep {
 }
 
 crate::assert_layout!(
-    Local: size 28 align 1,
-    EndpointKey: size 8 align 1,
+    Local: size 28 align 4,
+    EndpointKey: size 8 align 4,
     Endpoint: size 32 align 4,
     VniInfo: size 8 align 4,
     Vtep: size 4 align 2,

@@ -10,7 +10,7 @@ pub const MAX_FRAGMENTED: u32 = 16_384;
 pub const LIFETIME_NS: u64 = 30_000_000_000;
 
 /// Key of map `FRAGS`: a datagram (RFC 791: addresses, identification, protocol) at one of the places on its way.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -84,6 +84,6 @@ pub struct Fragmented {
 }
 
 crate::assert_layout!(
-    FragmentKey: size 16 align 1,
+    FragmentKey: size 16 align 4,
     Fragmented: size 40 align 8,
 );

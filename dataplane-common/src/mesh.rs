@@ -19,7 +19,7 @@ pub struct NodeAddress {
 }
 
 /// Key of map `MESH_TARGETS` (hash): a local task as mesh frames name it.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -95,7 +95,7 @@ pub mod shown_as {
 
 crate::assert_layout!(
     NodeAddress: size 4 align 4,
-    TargetKey: size 8 align 1,
+    TargetKey: size 8 align 4,
     Target: size 28 align 4,
     ClientPrefix: size 8 align 1,
     ClientRule: size 4 align 1,

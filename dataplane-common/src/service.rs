@@ -40,7 +40,7 @@ impl SetWord {
 }
 
 /// Value of map `BACKENDS` (array, index: slot).
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Backend {
     /// The task.
@@ -52,7 +52,7 @@ pub struct Backend {
 }
 
 /// Key of map `PORTS` (hash): a published port in ingress mode.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -97,8 +97,8 @@ pub struct AllowPrefix {
 }
 
 crate::assert_layout!(
-    Backend: size 16 align 1,
-    PortKey: size 4 align 1,
+    Backend: size 16 align 8,
+    PortKey: size 4 align 4,
     PublishedPort: size 8 align 4,
-    AllowPrefix: size 8 align 1,
+    AllowPrefix: size 8 align 4,
 );
