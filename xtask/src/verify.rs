@@ -24,6 +24,11 @@ pub(crate) fn run() -> Result<()> {
     setup::need_root("loading BPF programs")?;
     setup::run()?;
     build_ebpf::run()?;
+    judge()
+}
+
+/// The same of programs that have been built.
+pub(crate) fn judge() -> Result<()> {
     let text = fs::read_to_string(sh::root().join(BUDGET)).with_context(|| format!("reading {BUDGET}"))?;
     let budget = parse(&text).context(BUDGET)?;
     let example = ["run", "--quiet", "--package", "dataplane", "--example", "verify"];
