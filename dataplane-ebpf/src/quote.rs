@@ -72,7 +72,8 @@ pub(crate) fn of(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'sta
         _ => 0,
     };
     let ports = proto == ipproto::TCP || proto == ipproto::UDP || proto == ipproto::SCTP;
-    let [source, destination] = if ports { [[transport[0], transport[1]], [transport[2], transport[3]]] } else { [[0; 2]; 2] };
+    let [source, destination] =
+        if ports { [[transport[0], transport[1]], [transport[2], transport[3]]] } else { [[0; 2]; 2] };
     quote.key = FlowKey::new(
         *zone,
         ([header[16], header[17], header[18], header[19]], destination),

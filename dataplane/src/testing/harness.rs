@@ -13,11 +13,10 @@ use aya::{
 };
 use dataplane_common::{
     addr::{Ip4, Tag},
-    counter::{Counter, Stat},
+    counter::Stat,
     drop_reason::DropReason,
-    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
     fragment::{FragmentKey, Fragmented},
-    group, mark,
+    group,
     service::{PortKey, SetWord},
     state::{MapState, SetKey},
     xdp::Hop,
@@ -27,6 +26,7 @@ use zerocopy::IntoBytes as _;
 use super::{
     context::{Input, SkbContext, XdpContext},
     in_front::{self, Carried},
+    outcome::{Outcome, XdpOutcome, decision, deltas},
     shooter::Shooter,
 };
 use crate::{
@@ -37,9 +37,9 @@ use crate::{
     clock,
     clock::monotonic_now,
     load::{self, Maps},
-    pod::{Plain, Raw},
+    pod::Raw,
     preflight,
-    table::{Entries as _, Table},
+    table::Entries as _,
     tables::Tables,
 };
 
@@ -98,57 +98,6 @@ pub enum RunError {
     /// `xdp_mesh` and the TC program behind it do not agree about a packet.
     #[error("xdp_mesh in front of it: {0}")]
     Xdp(String),
-}
-
-/// What a program decided, as it left it in `skb->cb`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Not ours: handed on.
-    Pass,
-    /// Left to the kernel's bridge and vxlan device.
-    SlowPath,
-    /// Into the namespace behind this host-side veth.
-    Peer(u32),
-    /// Out of this interface.
-    Neigh(u32),
-    /// Out of this interface as it is.
-    Device(u32),
-    /// Back out of this interface.
-    Reply(u32),
-    /// Dropped.
-    Drop(DropReason),
-    /// Dropped, and the sender told so: the packet has become a reset or an ICMP error on its way back.
-    Refuse(DropReason),
-}
-
-/// What a run showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// `TC_ACT_*`.
-    pub verdict: i32,
-    /// What the program says it did; `None` if it left nothing that makes sense.
-    pub decision: Option<Decision>,
-    /// The packet afterwards.
-    pub packet: Vec<u8>,
-    /// `skb->mark` afterwards.
-    pub mark: u32,
-    /// What was counted under `DROPS`; reasons without change are left out.
-    pub drops: BTreeMap<DropReason, Stat>,
-    /// What was counted under `COUNTERS`; counters without change are left out.
-    pub counters: BTreeMap<Counter, Stat>,
-}
-
-/// What a run of an XDP program showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct XdpOutcome {
-    /// `XDP_*`.
-    pub verdict: u32,
-    /// The packet afterwards.
-    pub packet: Vec<u8>,
-    /// As in [`Outcome`].
-    pub drops: BTreeMap<DropReason, Stat>,
-    /// As in [`Outcome`].
-    pub counters: BTreeMap<Counter, Stat>,
 }
 
 /// Loaded programs with maps of their own.
@@ -305,75 +254,6 @@ impl Harness {
         Ok(self.tables.drops()?.into_iter().collect())
     }
 
-    /// What `FLOWS` and `FLOWS_PENDING` hold; an established entry hides a pending one.
-    pub fn flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
-        let mut flows = self.pending_flows()?;
-        flows.extend(self.established_flows()?);
-        Ok(flows)
-    }
-
-    /// What `FLOWS` holds.
-    pub fn established_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
-        Ok(self.tables.connections.flows.read()?)
-    }
-
-    /// What `FLOWS_PENDING` holds.
-    pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
-        Ok(self.tables.connections.flows_pending.read()?)
-    }
-
-    /// Puts an entry into `FLOWS`, as packets do.
-    pub fn put_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.flows.put(key, flow)?)
-    }
-
-    /// Puts an entry into `FLOWS_PENDING`, as packets do.
-    pub fn put_pending_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.flows_pending.put(key, flow)?)
-    }
-
-    /// Removes an entry of `FLOWS_PENDING`, as the kernel does when it needs room.
-    pub fn remove_pending_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.flows_pending.remove(key)?)
-    }
-
-    /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
-    pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
-        let mut affinity = self.pending_affinity()?;
-        affinity.extend(self.established_affinity()?);
-        Ok(affinity)
-    }
-
-    /// What `AFFINITY` holds.
-    pub fn established_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
-        Ok(self.tables.connections.affinity.read()?)
-    }
-
-    /// What `AFFINITY_PENDING` holds.
-    pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
-        Ok(self.tables.connections.affinity_pending.read()?)
-    }
-
-    /// What `DIRECT_GATE` holds.
-    pub fn direct_gate(&self) -> DirectGate {
-        self.tables.connections.gate.read()
-    }
-
-    /// Puts an entry into `AFFINITY`, as packets do.
-    pub fn put_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.affinity.put(key, affinity)?)
-    }
-
-    /// Counts one more translated direct connection in `DIRECT_GATE`, as packets do.
-    pub fn open_direct_gate(&mut self) {
-        self.tables.connections.gate.open();
-    }
-
-    /// Puts an entry into `AFFINITY_PENDING`, as packets do.
-    pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.affinity_pending.put(key, affinity)?)
-    }
-
     /// Sweeps as the agent does, with tasks that are live now.
     pub fn sweep(&mut self, live: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, HarnessError> {
         Ok(self.tables.connections.sweep(live, monotonic_now(), timeouts)?)
@@ -405,17 +285,6 @@ impl Harness {
         Ok(map.insert(ifindex, full_at, 0)?)
     }
 
-    /// Forgets all connections.
-    pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
-        let tables = &mut self.tables.connections;
-        forget(&mut tables.flows)?;
-        forget(&mut tables.flows_pending)?;
-        forget(&mut tables.affinity)?;
-        forget(&mut tables.affinity_pending)?;
-        tables.gate.clear(tables.gate.read().created);
-        Ok(())
-    }
-
     /// Sets the round robin position of a set, so that the next pick is known.
     pub fn set_cursor(&mut self, set: &SetKey, position: u64) -> Result<(), HarnessError> {
         let fault = |source| MapFault { map: MapName::Cursors, source };
@@ -439,43 +308,4 @@ impl Harness {
     pub fn set_word(&self, set: &SetKey) -> Option<SetWord> {
         self.tables.sets.word(set)
     }
-}
-
-fn forget<K: Plain + Ord, V: Plain>(table: &mut Table<K, V>) -> Result<(), MapFault> {
-    table.read()?.keys().try_for_each(|key| table.remove(key))
-}
-
-pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
-    if cb[0] & 0xffff_0000 != mark::DECISION {
-        return None;
-    }
-    Some(match cb[0] & 0xffff {
-        mark::decision::PASS => Decision::Pass,
-        mark::decision::SLOW_PATH => Decision::SlowPath,
-        mark::decision::PEER => Decision::Peer(cb[1]),
-        mark::decision::NEIGH => Decision::Neigh(cb[1]),
-        mark::decision::DEVICE => Decision::Device(cb[1]),
-        mark::decision::REPLY => Decision::Reply(cb[1]),
-        mark::decision::DROP => Decision::Drop(reason(cb[1])?),
-        mark::decision::REFUSE => Decision::Refuse(reason(cb[1])?),
-        _ => return None,
-    })
-}
-
-fn reason(number: u32) -> Option<DropReason> {
-    DropReason::ALL.iter().copied().find(|reason| *reason as u32 == number)
-}
-
-/// What was added between two readings.
-fn deltas<K: Copy + Ord>(before: &[(K, Stat)], after: &[(K, Stat)]) -> BTreeMap<K, Stat> {
-    before
-        .iter()
-        .zip(after)
-        .map(|((key, old), (_, new))| {
-            let delta =
-                Stat { packets: new.packets.wrapping_sub(old.packets), bytes: new.bytes.wrapping_sub(old.bytes) };
-            (*key, delta)
-        })
-        .filter(|(_, delta)| *delta != Stat::default())
-        .collect()
 }

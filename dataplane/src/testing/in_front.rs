@@ -10,7 +10,10 @@ use dataplane_common::{
     flow::{Affinity, AffinityKey},
 };
 
-use super::harness::{Decision, Harness, Outcome, RunError, XdpOutcome};
+use super::{
+    harness::{Harness, RunError},
+    outcome::{Decision, Outcome, XdpOutcome},
+};
 use crate::{MapFault, MapName, Program, table::Entries as _};
 
 const XDP_PASS: u32 = 2;

@@ -1,12 +1,15 @@
 //! Runs one program on one packet, without a device: for golden packets.
 
+mod connections;
 mod context;
 mod harness;
 mod in_front;
+mod outcome;
 mod shooter;
 
 pub use self::{
     context::Input,
-    harness::{Decision, Harness, HarnessError, Outcome, RunError, XdpOutcome},
+    harness::{Harness, HarnessError, RunError},
+    outcome::{Decision, Outcome, XdpOutcome},
     shooter::{Shooter, Shot},
 };

@@ -9,7 +9,8 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     context::{Input, SkbContext},
-    harness::{Decision, GROWTH, decision},
+    harness::GROWTH,
+    outcome::{Decision, decision},
 };
 use crate::sys::test_run;
 

@@ -103,6 +103,33 @@ fn neighbours_that_only_xdp_uses_are_confirmed() {
 }
 
 #[test]
+fn a_router_that_is_another_machine_now_is_found_again() {
+    scenario(|lab| {
+        let (cluster, client, router) = cluster(lab)?;
+        let (n3, agent) = (&cluster.nodes[2], &cluster.agents[2]);
+        // As fast as the kernel can: confirmed for a second, then asked again after one, three times.
+        n3.run(
+            "sysctl -qw net.ipv4.neigh.eth0.base_reachable_time_ms=1000 net.ipv4.neigh.eth0.delay_first_probe_time=1 \
+             net.ipv4.neigh.eth0.retrans_time_ms=200",
+        )?;
+        n3.run(&format!("ip route add {N2}/32 via {ROUTER}"))?;
+        sleep(AT_ONCE);
+        ensure!(comes_by(lab, &router, &client)?, "not by the router");
+        // Nobody is told: to the kernel the neighbour is as good as ever until it has not answered.
+        router.run("ip link set dev eth0 address 02:00:00:00:77:20")?;
+        ensure!(served(&client).is_err(), "served by a router that does not hear its old address");
+        wait_for("the way to be found again", Duration::from_secs(20), || served(&client))?;
+        let before = carried(agent)?;
+        wait_for("XDP to go on with it", PATIENCE, || {
+            served(&client)?;
+            let more = carried(agent)? - before;
+            ensure!(more >= 10, "XDP has carried only {more} packets");
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_dead_agents_ways_are_not_believed() {
     const ENOUGH: u64 = 300;
     scenario(|lab| {

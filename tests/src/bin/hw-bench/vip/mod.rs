@@ -14,7 +14,7 @@ use self::{
     report::Report,
     stage::{PATHS, Stage},
 };
-use crate::{connections::Rate, quiet::undisturbed, rr::Latency};
+use crate::{quiet::undisturbed, rr::Latency};
 
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,7 +44,7 @@ pub(crate) struct Options {
 struct Sample {
     path: &'static str,
     round: usize,
-    connections: Rate,
+    connections: Latency,
     requests: Latency,
     /// Somebody else used the machine meanwhile.
     disturbed: bool,

@@ -19,7 +19,7 @@ use hiveway_tests::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::{connections::Rate, rr::Latency};
+use crate::rr::Latency;
 
 const CONNECTIONS: u16 = 5203;
 const REQUESTS: u16 = 5202;
@@ -101,7 +101,7 @@ impl Stage {
         Ok(Self { outside, container, plain_container, _servers: servers, _agents: agents })
     }
 
-    pub(super) fn connections(&self, path: &Path, seconds: f64) -> Result<Rate> {
+    pub(super) fn connections(&self, path: &Path, seconds: f64) -> Result<Latency> {
         self.measure("connections-client", path, CONNECTIONS, seconds)
     }
 

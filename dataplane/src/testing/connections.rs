@@ -1,0 +1,94 @@
+//! The harness's connections, as packets make them.
+
+use std::collections::BTreeMap;
+
+use dataplane_common::flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey};
+
+use super::harness::{Harness, HarnessError};
+use crate::{MapFault, pod::Plain, table::Entries as _, table::Table};
+
+impl Harness {
+    /// What `FLOWS` and `FLOWS_PENDING` hold; an established entry hides a pending one.
+    pub fn flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        let mut flows = self.pending_flows()?;
+        flows.extend(self.established_flows()?);
+        Ok(flows)
+    }
+
+    /// What `FLOWS` holds.
+    pub fn established_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        Ok(self.tables.connections.flows.read()?)
+    }
+
+    /// What `FLOWS_PENDING` holds.
+    pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
+        Ok(self.tables.connections.flows_pending.read()?)
+    }
+
+    /// Puts an entry into `FLOWS`, as packets do.
+    pub fn put_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.flows.put(key, flow)?)
+    }
+
+    /// Puts an entry into `FLOWS_PENDING`, as packets do.
+    pub fn put_pending_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.flows_pending.put(key, flow)?)
+    }
+
+    /// Removes an entry of `FLOWS_PENDING`, as the kernel does when it needs room.
+    pub fn remove_pending_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.flows_pending.remove(key)?)
+    }
+
+    /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
+    pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        let mut affinity = self.pending_affinity()?;
+        affinity.extend(self.established_affinity()?);
+        Ok(affinity)
+    }
+
+    /// What `AFFINITY` holds.
+    pub fn established_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        Ok(self.tables.connections.affinity.read()?)
+    }
+
+    /// What `AFFINITY_PENDING` holds.
+    pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
+        Ok(self.tables.connections.affinity_pending.read()?)
+    }
+
+    /// What `DIRECT_GATE` holds.
+    pub fn direct_gate(&self) -> DirectGate {
+        self.tables.connections.gate.read()
+    }
+
+    /// Puts an entry into `AFFINITY`, as packets do.
+    pub fn put_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.affinity.put(key, affinity)?)
+    }
+
+    /// Counts one more translated direct connection in `DIRECT_GATE`, as packets do.
+    pub fn open_direct_gate(&mut self) {
+        self.tables.connections.gate.open();
+    }
+
+    /// Puts an entry into `AFFINITY_PENDING`, as packets do.
+    pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.affinity_pending.put(key, affinity)?)
+    }
+
+    /// Forgets all connections.
+    pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
+        let tables = &mut self.tables.connections;
+        forget(&mut tables.flows)?;
+        forget(&mut tables.flows_pending)?;
+        forget(&mut tables.affinity)?;
+        forget(&mut tables.affinity_pending)?;
+        tables.gate.clear(tables.gate.read().created);
+        Ok(())
+    }
+}
+
+fn forget<K: Plain + Ord, V: Plain>(table: &mut Table<K, V>) -> Result<(), MapFault> {
+    table.read()?.keys().try_for_each(|key| table.remove(key))
+}
