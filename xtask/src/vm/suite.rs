@@ -12,7 +12,7 @@ use crate::{setup, sh};
 
 /// Test files of crate dataplane that meet every hook, helper and kind of program at least once. Each test loads all
 /// programs, which takes an emulated kernel 5 s and more.
-const KERNEL_DEPENDENT: [&str; 8] = [
+const KERNEL_DEPENDENT: [&str; 11] = [
     "lifecycle",
     "attachments",
     "sandboxes",
@@ -20,7 +20,10 @@ const KERNEL_DEPENDENT: [&str; 8] = [
     "golden_vip",
     "golden_mesh",
     "golden_mesh_backend",
+    "golden_mesh_dsr",
     "golden_gateway",
+    "golden_xdp",
+    "golden_xdp_open",
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -3,6 +3,7 @@
 mod contestants;
 mod hiveway;
 mod order;
+mod programs;
 mod report;
 mod stack;
 mod stage;
@@ -160,7 +161,11 @@ fn one(
         traffic.borrow_mut().measure(&stage.generator, instance.port, order, length)
     })?;
     ensure!(sent.delivered > 0, "nothing arrives at the far end: {sent:?}");
-    Ok(Sample::new((instance.contestant, case, round), opened, &sent, options.clock, disturbed))
+    let short = length.min(Duration::from_millis(300));
+    let (watched, programs) =
+        programs::timed(|| traffic.borrow_mut().measure(&stage.generator, instance.port, order, short))?;
+    let programs_ns = programs.as_secs_f64() * 1e9 / watched.delivered.max(1) as f64;
+    Ok(Sample::new((instance.contestant, case, round), opened, &sent, programs_ns, (options.clock, disturbed)))
 }
 
 /// What opening flows has shown.

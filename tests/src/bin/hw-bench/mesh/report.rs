@@ -37,6 +37,8 @@ pub(super) struct Sample {
     cpu_seconds: f64,
     /// Per packet that arrived: generator, cable, node, counter.
     ns: f64,
+    /// Of the node's BPF programs, by the kernel's clock in a run of its own.
+    programs_ns: f64,
     /// Somebody else used the machine meanwhile.
     disturbed: bool,
 }
@@ -46,15 +48,28 @@ impl Sample {
         (contestant, case, round): (Contestant, Case, usize),
         opened: Opened,
         measured: &Sent,
-        clock: Clock,
-        disturbed: bool,
+        programs_ns: f64,
+        (clock, disturbed): (Clock, bool),
     ) -> Self {
         let (seconds, cpu_seconds) = (measured.elapsed.as_secs_f64(), measured.busy.as_secs_f64());
         let (sent, delivered) = (measured.sent, measured.delivered);
         let time = if clock == Clock::Wall { seconds } else { cpu_seconds };
         let ns = time * 1e9 / delivered as f64;
         let Opened { answered: opened, bytes_per_flow } = opened;
-        Self { contestant, case, round, opened, bytes_per_flow, sent, delivered, seconds, cpu_seconds, ns, disturbed }
+        Self {
+            contestant,
+            case,
+            round,
+            opened,
+            bytes_per_flow,
+            sent,
+            delivered,
+            seconds,
+            cpu_seconds,
+            ns,
+            programs_ns,
+            disturbed,
+        }
     }
 
     /// Part of the packets that did not arrive.
@@ -91,6 +106,8 @@ struct Medians {
     /// Over the floor of the same round.
     over_floor_ns: f64,
     of_floor: f64,
+    /// Of that, the node's BPF programs over the floor's empty one.
+    programs_ns: f64,
     /// Rate over nftables' of the same round; 0 where that was not measured.
     of_nftables: f64,
     lost: f64,
@@ -126,24 +143,28 @@ impl Report {
         &self,
         (contestant, case): (Contestant, Case),
         (reference, reference_case): (Contestant, Case),
-        relate: impl Fn(f64, f64) -> f64,
+        relate: impl Fn(&Sample, &Sample) -> f64,
     ) -> f64 {
         let other = |round| self.of(reference, reference_case).find(|sample| sample.round == round);
-        let pairs = self.of(contestant, case).filter_map(|sample| Some((sample.ns, other(sample.round)?.ns)));
+        let pairs = self.of(contestant, case).filter_map(|sample| Some((sample, other(sample.round)?)));
         median(pairs.map(|(is, reference)| relate(is, reference)))
     }
 
     fn medians(&self, contestant: Contestant, case: Case) -> Option<Medians> {
         self.of(contestant, case).next()?;
-        let to =
-            |reference, relate: fn(f64, f64) -> f64| self.within_rounds((contestant, case), (reference, case), relate);
+        let to = |reference, relate: fn(&Sample, &Sample) -> f64| {
+            self.within_rounds((contestant, case), (reference, case), relate)
+        };
         let ns = median(self.of(contestant, case).map(|sample| sample.ns));
         Some(Medians {
             ns,
             mpps: 1e3 / ns,
-            over_floor_ns: to(Contestant::Floor, |is, floor| is - floor),
-            of_floor: to(Contestant::Floor, |is, floor| is / floor),
-            of_nftables: to(Contestant::Nftables, |is, nftables| nftables / is),
+            over_floor_ns: to(Contestant::Floor, |is, floor| is.ns - floor.ns),
+            of_floor: to(Contestant::Floor, |is, floor| is.ns / floor.ns),
+            programs_ns: to(Contestant::Floor, |is, floor| {
+                if is.programs_ns > 0.0 { is.programs_ns - floor.programs_ns } else { 0.0 }
+            }),
+            of_nftables: to(Contestant::Nftables, |is, nftables| nftables.ns / is.ns),
             lost: median(self.of(contestant, case).map(Sample::lost)),
             opened: median(self.of(contestant, case).map(|sample| sample.opened)),
             // Only the first round opens them anew.
@@ -172,7 +193,7 @@ impl Report {
                 aims.push(Aim::at_most(format!("{}: bytes of maps per flow", who.title()), is, BYTES_PER_FLOW));
             }
             let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
-            let is = self.within_rounds((who, many), (who, one), |many, one| many / one);
+            let is = self.within_rounds((who, many), (who, one), |many, one| many.ns / one.ns);
             if is > 0.0 {
                 aims.push(Aim::at_most(format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS));
             }
@@ -181,7 +202,18 @@ impl Report {
     }
 
     fn tables(&self) -> Vec<Table> {
-        let head = ["", "ns/packet", "Mpps", "over floor", "x floor", "x nftables", "lost %", "B/flow", "flows open %"];
+        let head = [
+            "",
+            "ns/packet",
+            "Mpps",
+            "over floor",
+            "programs",
+            "x floor",
+            "x nftables",
+            "lost %",
+            "B/flow",
+            "flows open %",
+        ];
         let cases = CASES.into_iter().filter(|case| self.samples.iter().any(|sample| sample.case == *case));
         let table = |case: Case| {
             let mut table = Table::new(case.title(), &head);
@@ -193,6 +225,7 @@ impl Report {
                         format!("{:.0}", m.ns),
                         format!("{:.2}", m.mpps),
                         format!("{:.0}", m.over_floor_ns),
+                        format!("{:.0}", m.programs_ns),
                         format!("{:.2}", m.of_floor),
                         if m.of_nftables > 0.0 { format!("{:.2}", m.of_nftables) } else { String::new() },
                         format!("{:.1}", 100.0 * m.lost),
