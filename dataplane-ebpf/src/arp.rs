@@ -39,7 +39,8 @@ struct Answer {
     arp: Arp,
 }
 
-const _: () = assert!(align_of::<Answer>() == 1 && size_of::<Answer>() <= 80);
+const _: () =
+    assert!(align_of::<Answer>() <= align_of::<maps::Buffer>() && size_of::<Answer>() <= maps::SCRATCH_PACKET);
 
 /// Whether sender addresses are the container's own. A zero sender address is a probe (RFC 5227).
 #[inline(always)]
@@ -114,7 +115,7 @@ fn answer_for_vip(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result
 /// Turns the request `arp` into the answer that its target has this MAC.
 #[inline(always)]
 fn write(ctx: &TcContext, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
-    // SAFETY: the buffer is large enough, `Answer` has alignment 1 and any bytes are valid.
+    // SAFETY: the buffer is large enough and aligned, and any bytes are valid.
     let answer = unsafe { &mut *maps::scratch()?.packet.0.as_mut_ptr().cast::<Answer>() };
     *answer = Answer {
         eth: Eth { dst: arp.sender_mac, src: mac, ethertype: ethertype::ARP },

@@ -1,5 +1,6 @@
 //! Headers out of a packet. Everything is copied to the stack through `bpf_skb_load_bytes`, which checks bounds against
-//! the whole skb (not only its linear part), so no pull is needed and offsets may vary.
+//! the whole skb (not only its linear part), so no pull is needed and offsets may vary. Copies are aligned: LLVM would read
+//! them byte by byte otherwise.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
@@ -11,7 +12,7 @@ use dataplane_common::{
 use crate::maps::scratch;
 
 /// Ethernet header.
-#[repr(C)]
+#[repr(C, align(2))]
 #[derive(Clone, Copy)]
 pub(crate) struct Eth {
     pub dst: Mac,
@@ -45,7 +46,7 @@ pub(crate) fn from_outside(ctx: &TcContext) -> Option<&'static mut Packet> {
 }
 
 /// IPv4 header without options.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 struct Ipv4Header {
     version_ihl: u8,
@@ -61,6 +62,11 @@ struct Ipv4Header {
 }
 
 const _: () = assert!(size_of::<Eth>() == ETH_LEN && size_of::<Ipv4Header>() == IPV4_LEN);
+
+/// Bytes of a packet, copied to where words begin.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub(crate) struct Copied<const N: usize>(pub(crate) [u8; N]);
 
 /// Where a packet stands in its datagram.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -188,7 +194,7 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
         ipproto::TCP => {
             within(packet, TCP_LEN)?;
             // Ports, sequence and acknowledgement numbers, header length, flags.
-            let tcp: [u8; 14] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<16>(tcp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.tcp_len = (tcp[12] >> 4) * 4;
             if usize::from(packet.tcp_len) < TCP_LEN {
                 return Err(DropReason::MalformedHeader);
@@ -200,21 +206,21 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
         }
         ipproto::UDP => {
             within(packet, UDP_LEN)?;
-            let udp: [u8; 8] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<8>(udp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.sport = [udp[0], udp[1]];
             packet.dport = [udp[2], udp[3]];
         }
         ipproto::SCTP => {
             // The common header and the head of the first chunk: without one it is no SCTP packet.
             within(packet, SCTP_LEN + 4)?;
-            let sctp: [u8; SCTP_LEN + 4] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<{ SCTP_LEN + 4 }>(sctp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.sport = [sctp[0], sctp[1]];
             packet.dport = [sctp[2], sctp[3]];
             packet.flags = sctp[SCTP_LEN];
         }
         ipproto::ICMP => {
             within(packet, ICMP_LEN)?;
-            let icmp: [u8; 8] = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<8>(icmp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.flags = icmp[0];
             if icmp[0] == ICMP_ECHO_REQUEST || icmp[0] == ICMP_ECHO_REPLY {
                 packet.sport = [icmp[4], icmp[5]];

@@ -16,7 +16,7 @@ use crate::{
     decap, deliver, maps,
     maps::VNIS,
     mesh_backend, mesh_ingress, mesh_stock,
-    parse::{self, Eth, Fragment, Packet},
+    parse::{self, Copied, Eth, Fragment, Packet},
     slow_path,
     underlay::low24,
     verdict::{Action, Verdict},
@@ -25,7 +25,7 @@ use crate::{
 /// A frame with this outer header.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
-    let header: [u8; VXLAN_LEN] = ctx.load(outer.l4 + UDP_LEN).map_err(|_| DropReason::Truncated)?;
+    let Copied::<VXLAN_LEN>(header) = ctx.load(outer.l4 + UDP_LEN).map_err(|_| DropReason::Truncated)?;
     if header[0] & VXLAN_FLAG_VNI == 0 {
         return Err(DropReason::MalformedHeader);
     }
