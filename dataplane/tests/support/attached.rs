@@ -1,16 +1,29 @@
 //! What is attached to a device, as the kernel says.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
-use dataplane::Options;
+use dataplane::{Dataplane, Options, TcHook};
 
 use super::sandbox::run;
 
 /// The directory that tests open the data plane under.
 pub fn options(bpffs: &Path) -> Options {
     Options::new(bpffs.join("hiveway"))
+}
+
+/// Whether the kernel is too old for TCX links; then asking for them has been seen to be refused, with the reason.
+pub fn refuses_links(options: &Options) -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) >= (Some(6), Some(6)) {
+        return Ok(false);
+    }
+    let opened = Dataplane::open(&Options { tc_hook: TcHook::Tcx, ..options.clone() });
+    let error = opened.err().with_context(|| format!("{release} has no TCX, and nobody minds"))?;
+    ensure!(error.to_string().contains("has no TCX"), "{error}");
+    Ok(true)
 }
 
 /// Names of the programs attached by TCX links.
