@@ -160,3 +160,24 @@ fn what_is_followed_needs_no_sample() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn what_is_remembered_answers_no_question_about_the_packet() -> Result<()> {
+    established(|world| {
+        heard(world)?;
+        let hop =
+            Hop { vtep: PEER, ifindex: world.dev.underlay, src: mac_of_device("eth0")?, dst: KEPT_MAC, mtu: 9000 };
+        world.harness.put_hop(PEER, Some(hop))?;
+        world.harness.hops_valid_for(Duration::from_secs(3600));
+        let dev = world.dev;
+        let fitting = client(&client_ip(), &long(CLIENT_PORT, PUBLISHED, 1450 - 20 - 32));
+        assert_eq!(through_xdp(world, &fitting, dev.underlay)?.verdict, XDP_TX);
+        let longer = client(&client_ip(), &long(CLIENT_PORT, PUBLISHED, 1451 - 20 - 32));
+        passes(world, "too long for the underlay, whatever the way would take", &longer, dev.underlay)?;
+        // The address is the host link's now: from anywhere else it is the stack's.
+        world.state.config.host_ip = client_ip().dst;
+        world.state.config.host_ifindex = dev.client;
+        world.harness.apply(&world.state)?;
+        passes(world, "to the host link's address, from outside", &data(), dev.underlay)
+    })
+}
