@@ -16,7 +16,7 @@ use crate::{
     MapName,
     changes::{Changes, Delta},
     clock::monotonic_now,
-    diff::diff,
+    diff::{Part, Sorted, to_put, to_remove},
     hops::numbered,
     pod::{Plain, Raw},
     table::{Entries, MapFault},
@@ -51,18 +51,17 @@ impl Tables {
         let (still, no_longer): (BTreeMap<_, _>, BTreeMap<_, _>) =
             have.allow.iter().partition(|((_, prefix), _)| want.restricted.contains(&prefix.port));
         remove(&mut self.allow, &owned(&still), &allow, &mut changes);
-        let (vips, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            want.endpoints.iter().partition(|(_, endpoint)| endpoint.kind == kind::VIP);
+        let of_tasks = Part(&want.endpoints, |endpoint: &Endpoint| endpoint.kind != kind::VIP);
 
         put(&mut self.vteps, &have.vteps, &vteps, &mut changes);
         put(&mut self.vnis, &have.vnis, &want.vnis, &mut changes);
-        put(&mut self.endpoints, &have.endpoints, &owned(&others), &mut changes);
+        put(&mut self.endpoints, &have.endpoints, &of_tasks, &mut changes);
         put(&mut self.locals, &have.locals, &want.locals, &mut changes);
         put(&mut self.clients, &have.clients, &want.clients, &mut changes);
         put(&mut self.targets, &have.targets, &want.targets, &mut changes);
         put(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
         self.sets.put(&want.sets, now, &mut changes);
-        let vips = self.with_sets(&vips, &mut changes);
+        let vips = self.with_sets(&want.endpoints, &mut changes);
         let ports = self.published_ports(want);
         put(&mut self.endpoints, &have.endpoints, &vips, &mut changes);
         put(&mut self.ports, &overlaid(&have.ports, &closed), &ports, &mut changes);
@@ -118,7 +117,7 @@ impl Tables {
         Ok(Held {
             config,
             locals: self.locals.read()?,
-            endpoints: self.endpoints.read()?,
+            endpoints: self.endpoints.read_sorted()?,
             vnis: self.vnis.read()?,
             vteps: self.vteps.read()?,
             node_addresses: self.node_addresses.read()?,
@@ -143,14 +142,14 @@ impl Tables {
     /// The VIPs with the ids of their sets; those without a set are reported and left out.
     fn with_sets(
         &self,
-        vips: &BTreeMap<&EndpointKey, &Endpoint>,
+        endpoints: &BTreeMap<EndpointKey, Endpoint>,
         changes: &mut Changes,
     ) -> BTreeMap<EndpointKey, Endpoint> {
         let mut with_sets = BTreeMap::new();
-        for (key, vip) in vips {
+        for (key, vip) in endpoints.iter().filter(|(_, endpoint)| endpoint.kind == kind::VIP) {
             match self.sets.id(&SetKey::Vip { net: key.net, ip: key.ip }) {
                 Some(set) => {
-                    with_sets.insert(**key, Endpoint { set, ..**vip });
+                    with_sets.insert(*key, Endpoint { set, ..*vip });
                 }
                 None => changes.fail(MapName::Endpoints, key, "the VIP has no backend set (yet)"),
             }
@@ -188,7 +187,8 @@ fn lost<K, V>(have: &BTreeMap<K, V>, kept: impl Fn(&K, &V) -> bool) -> bool {
 struct Held {
     config: Config,
     locals: BTreeMap<u32, dataplane_common::endpoint::Local>,
-    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Sorted: there may be many.
+    endpoints: Vec<(EndpointKey, Endpoint)>,
     vnis: BTreeMap<[u8; 4], dataplane_common::endpoint::VniInfo>,
     vteps: BTreeMap<[u8; 4], dataplane_common::endpoint::Vtep>,
     node_addresses: BTreeMap<[u8; 4], dataplane_common::mesh::NodeAddress>,
@@ -198,6 +198,8 @@ struct Held {
     clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }
 
+/// Entries written with one system call.
+const AT_ONCE: usize = 1024;
 /// Value of entries in map `ALLOW`.
 const ALLOWED: u32 = 1;
 
@@ -219,28 +221,38 @@ fn owned<K: Copy + Ord, V: Copy>(borrowed: &BTreeMap<&K, &V>) -> BTreeMap<K, V> 
 }
 
 /// Writes new and changed entries.
-fn put<K, V>(table: &mut impl Entries<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, V>, changes: &mut Changes)
+fn put<K, V>(table: &mut impl Entries<K, V>, have: &impl Sorted<K, V>, want: &impl Sorted<K, V>, changes: &mut Changes)
 where
     K: Copy + Ord + Debug,
     V: Plain + PartialEq,
 {
-    for (key, value, new) in diff(have, want).put {
-        let new = usize::from(new);
-        match table.put(key, value) {
-            Ok(()) => changes.count(table.name(), Delta { inserted: new, updated: 1 - new, removed: 0 }),
-            Err(fault) => changes.fail(table.name(), key, explain(&fault)),
+    for entries in to_put(have.sorted(), want.sorted()).chunks(AT_ONCE) {
+        let all: Vec<(K, V)> = entries.iter().map(|(key, value, _)| (*key, *value)).collect();
+        // Whatever stops the one call for all is found out, and passed by, entry by entry.
+        let written = if all.len() > 1 { table.put_first(&all) } else { 0 };
+        for (index, (key, value, new)) in entries.iter().enumerate() {
+            let done = if index < written { Ok(()) } else { table.put(*key, *value) };
+            let new = usize::from(*new);
+            match done {
+                Ok(()) => changes.count(table.name(), Delta { inserted: new, updated: 1 - new, removed: 0 }),
+                Err(fault) => changes.fail(table.name(), key, explain(&fault)),
+            }
         }
     }
 }
 
 /// Removes entries that are not wanted.
-fn remove<K, V, W>(table: &mut impl Entries<K, V>, have: &BTreeMap<K, V>, want: &BTreeMap<K, W>, changes: &mut Changes)
-where
+fn remove<K, V, W>(
+    table: &mut impl Entries<K, V>,
+    have: &impl Sorted<K, V>,
+    want: &BTreeMap<K, W>,
+    changes: &mut Changes,
+) where
     K: Copy + Ord + Debug,
     V: Plain,
 {
-    for key in have.keys().filter(|key| !want.contains_key(key)) {
-        match table.remove(key) {
+    for key in to_remove(have.sorted(), want.keys().copied()) {
+        match table.remove(&key) {
             Ok(()) => changes.count(table.name(), Delta { removed: 1, ..Delta::default() }),
             Err(fault) => changes.fail(table.name(), key, explain(&fault)),
         }

@@ -1,27 +1,58 @@
-//! What must be written and removed so that a table holds what it should.
+//! What must be written and removed so that a table holds what it should: one walk along what is and what should be.
 
 use std::collections::BTreeMap;
 
-/// The difference between what is and what should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Diff<K, V> {
-    /// Entries to write. The flag says that the key is new.
-    pub(crate) put: Vec<(K, V, bool)>,
-    /// Keys to remove.
-    pub(crate) remove: Vec<K>,
+/// Entries in order of keys, each key once.
+pub(crate) trait Sorted<K, V> {
+    fn sorted(&self) -> impl Iterator<Item = (K, V)>;
 }
 
-/// Computes the difference, in order of keys.
-pub(crate) fn diff<K: Ord + Copy, V: PartialEq + Copy>(have: &BTreeMap<K, V>, want: &BTreeMap<K, V>) -> Diff<K, V> {
-    let put = want
-        .iter()
-        .filter_map(|(key, value)| match have.get(key) {
-            Some(old) if old == value => None,
-            old => Some((*key, *value, old.is_none())),
-        })
-        .collect();
-    let remove = have.keys().filter(|key| !want.contains_key(key)).copied().collect();
-    Diff { put, remove }
+impl<K: Copy, V: Copy> Sorted<K, V> for BTreeMap<K, V> {
+    fn sorted(&self) -> impl Iterator<Item = (K, V)> {
+        self.iter().map(|(key, value)| (*key, *value))
+    }
+}
+
+/// Made with [`Table::read_sorted`](crate::table::Table::read_sorted).
+impl<K: Copy, V: Copy> Sorted<K, V> for Vec<(K, V)> {
+    fn sorted(&self) -> impl Iterator<Item = (K, V)> {
+        self.iter().copied()
+    }
+}
+
+/// The entries of a map whose values are so.
+pub(crate) struct Part<'m, K, V, F>(pub(crate) &'m BTreeMap<K, V>, pub(crate) F);
+
+impl<K: Copy, V: Copy, F: Fn(&V) -> bool> Sorted<K, V> for Part<'_, K, V, F> {
+    fn sorted(&self) -> impl Iterator<Item = (K, V)> {
+        self.0.sorted().filter(|(_, value)| self.1(value))
+    }
+}
+
+/// Entries to write, in order of keys. The flag says that the key is new.
+pub(crate) fn to_put<K: Ord + Copy, V: PartialEq + Copy>(
+    have: impl Iterator<Item = (K, V)>,
+    want: impl Iterator<Item = (K, V)>,
+) -> Vec<(K, V, bool)> {
+    let mut have = have.peekable();
+    let differing = want.filter_map(|(key, value)| {
+        while have.next_if(|(other, _)| *other < key).is_some() {}
+        match have.next_if(|(other, _)| *other == key) {
+            Some((_, old)) if old == value => None,
+            old => Some((key, value, old.is_none())),
+        }
+    });
+    differing.collect()
+}
+
+/// Keys to remove, in order.
+pub(crate) fn to_remove<K: Ord + Copy, V>(have: impl Iterator<Item = (K, V)>, want: impl Iterator<Item = K>) -> Vec<K> {
+    let mut want = want.peekable();
+    let unwanted = have.map(|(key, _)| key).filter(|key| {
+        while want.next_if(|other| other < key).is_some() {}
+        want.peek() != Some(key)
+    });
+    unwanted.collect()
 }
 
 #[cfg(test)]
@@ -32,22 +63,27 @@ mod tests {
 
     type Map = BTreeMap<u8, u8>;
 
-    fn applied(mut have: Map, diff: &Diff<u8, u8>) -> Map {
-        for (key, value, new) in &diff.put {
-            assert_eq!(have.insert(*key, *value).is_none(), *new);
-        }
-        for key in &diff.remove {
-            assert!(have.remove(key).is_some());
-        }
-        have
-    }
-
     proptest! {
         #[test]
         fn applying_the_difference_gives_what_is_wanted(have: Map, want: Map) {
-            let after = applied(have.clone(), &diff(&have, &want));
+            let mut after = have.clone();
+            let list: Vec<(u8, u8)> = have.sorted().collect();
+            for (key, value, new) in to_put(list.sorted(), want.sorted()) {
+                prop_assert!(have.get(&key) != Some(&value));
+                prop_assert_eq!(after.insert(key, value).is_none(), new);
+            }
+            for key in to_remove(list.sorted(), want.keys().copied()) {
+                prop_assert!(after.remove(&key).is_some());
+            }
             prop_assert_eq!(&after, &want);
-            prop_assert_eq!(diff(&after, &want), Diff { put: vec![], remove: vec![] });
+        }
+
+        #[test]
+        fn a_part_is_what_fulfils_the_condition(map: Map) {
+            let even = |value: &u8| value.is_multiple_of(2);
+            let part: Map = Part(&map, even).sorted().collect();
+            let want: Map = map.into_iter().filter(|(_, value)| even(value)).collect();
+            prop_assert_eq!(part, want);
         }
     }
 }

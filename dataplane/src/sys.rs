@@ -246,6 +246,24 @@ pub(crate) fn lookup_batch(
     }
 }
 
+/// Writes the first `count` of `keys` and `values` into the map `fd`, as many calls for one entry would. On an error, how many
+/// have been written before it.
+pub(crate) fn update_batch(fd: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> Result<(), usize> {
+    let mut attr = attributes();
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = count as u32;
+    attr.batch.map_fd = fd.as_raw_fd() as u32;
+    match bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) {
+        Ok(_) => Ok(()),
+        // SAFETY: the kernel has written this member, or left what we put there: then it has done nothing.
+        Err(_) => Err(match unsafe { attr.batch.count } as usize {
+            written if written < count => written,
+            _ => 0,
+        }),
+    }
+}
+
 /// Runs the program `fd` once on `packet`; returns the length of what it made of it, in `out`. `contexts`: what it sees
 /// and leaves as `struct __sk_buff`.
 #[cfg(feature = "testing")]

@@ -11,7 +11,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use crate::{
     MapName,
     pod::{Plain, Raw},
-    sys::{Batch, lookup_batch},
+    sys::{Batch, lookup_batch, update_batch},
 };
 
 /// A map could not be read or written.
@@ -38,6 +38,11 @@ pub(crate) struct Table<K, V> {
 pub(crate) trait Entries<K, V> {
     fn name(&self) -> MapName;
     fn put(&mut self, key: K, value: V) -> Result<(), MapFault>;
+    /// Writes entries in order with one system call, up to the first that fails; returns how many were written. Where the
+    /// map has no such call that is none.
+    fn put_first(&mut self, _: &[(K, V)]) -> usize {
+        0
+    }
     /// Removes the entry; it is no error if there is none.
     fn remove(&mut self, key: &K) -> Result<(), MapFault>;
 }
@@ -70,6 +75,13 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         Ok(self.read_unordered()?.into_iter().collect())
     }
 
+    /// As [`Table::read`], as a list in order of keys.
+    pub(crate) fn read_sorted(&self) -> Result<Vec<(K, V)>, MapFault> {
+        let mut entries = self.read_unordered()?;
+        entries.sort_unstable_by_key(|(key, _)| *key);
+        Ok(entries)
+    }
+
     /// As [`Table::read`], in any order: for large tables.
     pub(crate) fn read_unordered(&self) -> Result<Vec<(K, V)>, MapFault> {
         read_all(self.fd.as_fd()).map_err(|error| self.fault(error.into()))
@@ -95,6 +107,10 @@ impl<K: Plain + Ord, V: Plain> Entries<K, V> for Table<K, V> {
 
     fn put(&mut self, key: K, value: V) -> Result<(), MapFault> {
         self.map.insert(Raw(key), Raw(value), 0).map_err(|error| self.fault(error))
+    }
+
+    fn put_first(&mut self, entries: &[(K, V)]) -> usize {
+        write_first(self.fd.as_fd(), entries)
     }
 
     fn remove(&mut self, key: &K) -> Result<(), MapFault> {
@@ -133,6 +149,16 @@ fn data(name: MapName, map: &Map) -> Result<&MapData, MapFault> {
 /// As [`map_fd`]; for maps whose type a user cannot have got wrong.
 pub(crate) fn descriptor(name: MapName, map: &Map) -> Result<BorrowedFd<'_>, MapFault> {
     data(name, map).map(|data| data.fd().as_fd())
+}
+
+/// Writes entries of a hash map, or of an array, in order, up to the first that fails. Returns how many were written.
+pub(crate) fn write_first<K: Plain, V: Plain>(fd: BorrowedFd<'_>, entries: &[(K, V)]) -> usize {
+    let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
+    let values: Vec<u8> = entries.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
+    match update_batch(fd, &keys, &values, entries.len()) {
+        Ok(()) => entries.len(),
+        Err(written) => written,
+    }
 }
 
 /// Reads a hash map bucket by bucket: unlike key by key, a removal meanwhile cannot send us back to the start.

@@ -10,6 +10,7 @@ use dataplane::{Dataplane, MapName};
 use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Vtep, kind},
+    mesh::NodeAddress,
     service::Backend,
     state::{MapChange, MapState, SetKey},
 };
@@ -101,6 +102,40 @@ fn damage_is_found_among_many_sets() -> Result<()> {
         let repaired = dataplane.apply(&state)?;
         assert_eq!(repaired.maps[&MapName::Sets].updated, 3, "{repaired:?}");
         assert!(dataplane.apply(&state)?.is_empty());
+        Ok(())
+    })
+}
+
+/// What a batch stops at is passed by and named, and everything that fits is there.
+#[test]
+fn a_full_map_in_the_middle_of_a_batch() -> Result<()> {
+    sandbox(|bpffs| {
+        /// Of `NODE_ADDRESSES`.
+        const ROOM: u16 = 1024;
+        let address = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            [10, 9, high, low]
+        };
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let mut state = state();
+        // In the middle of the others, by key.
+        state.node_addresses.extend((500..600).map(|number| (address(number), NodeAddress { ifindex: 1 })));
+        dataplane.apply(&state)?;
+        state.node_addresses.extend((0..ROOM + 76).map(|number| (address(number), NodeAddress { ifindex: 2 })));
+        state.sets.insert(port(8081), backends(1));
+        let changes = dataplane.apply(&state)?;
+        let addresses = changes.maps[&MapName::NodeAddresses];
+        assert_eq!((addresses.inserted, addresses.updated, addresses.removed), (usize::from(ROOM) - 100, 100, 0));
+        assert_eq!(changes.failures.len(), 76);
+        for (failure, number) in changes.failures.iter().zip(ROOM..) {
+            assert_eq!((failure.map, &failure.item), (MapName::NodeAddresses, &format!("{:?}", address(number))));
+            assert!(failure.error.contains("the map is full"), "{}", failure.error);
+        }
+        assert_eq!(changes.maps[&MapName::Ports].inserted, 1, "the other maps are served all the same");
+        let map = pin::<[u8; 4], u32>(bpffs, MapName::NodeAddresses)?;
+        for number in 0..ROOM {
+            assert_eq!(map.get(&address(number), 0)?, 2, "address {number}");
+        }
         Ok(())
     })
 }

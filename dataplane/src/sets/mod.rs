@@ -21,13 +21,18 @@ use crate::{
     MapName,
     changes::{Changes, Delta},
     pod::Raw,
-    table::{MapFault, descriptor, read_until},
+    table::{MapFault, descriptor, read_until, write_first},
     words::Words,
 };
 
 /// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two seconds
 /// leave room for a virtual CPU that is stopped in the middle of one.
 const REST: u64 = 2_000_000_000;
+
+/// Slots written with one system call.
+const AT_ONCE: usize = 1024;
+/// So few slots are written one by one.
+const FEW: usize = 4;
 
 /// A set that exists.
 #[derive(Clone, Copy, Debug)]
@@ -110,40 +115,78 @@ impl Sets {
                 None
             }
         };
+        let mut planned = Vec::new();
         for (key, backends) in want {
-            if let Err(error) = self.put_one(*key, backends, held.as_deref(), now, changes) {
+            match self.plan(*key, backends, held.as_deref(), now) {
+                Ok(None) => {}
+                Ok(Some(run)) => planned.push((*key, backends, run)),
+                Err(error) => changes.fail(MapName::Sets, key, error),
+            }
+        }
+        // All slots, then the words that lead packets to them.
+        let slots: Vec<(u32, Backend)> =
+            planned.iter().flat_map(|(_, backends, run)| (run.base..).zip(backends.iter().copied())).collect();
+        let written = self.write_first(&slots);
+        let mut before = 0;
+        for (key, backends, run) in planned {
+            before += backends.len();
+            if let Err(error) = self.enter(key, backends, run, before <= written, now, changes) {
                 changes.fail(MapName::Sets, key, error);
             }
         }
     }
 
-    fn put_one(
+    /// Writes slots until something stops it; how many. Few are left for later: they come one by one.
+    fn write_first(&self, slots: &[(u32, Backend)]) -> usize {
+        let mut written = 0;
+        for part in slots.chunks(AT_ONCE).filter(|part| part.len() > FEW) {
+            let now = write_first(self.fd.as_fd(), part);
+            written += now;
+            if now < part.len() {
+                break;
+            }
+        }
+        written
+    }
+
+    /// Room for a set that is not what it should be.
+    fn plan(
         &mut self,
         key: SetKey,
         want: &[Backend],
         held: Option<&[Backend]>,
         now: u64,
-        changes: &mut Changes,
-    ) -> Result<(), SetFault> {
+    ) -> Result<Option<Run>, SetFault> {
         let count = u16::try_from(want.len()).map_err(|_| SetFault::TooMany(want.len()))?;
-        let known = self.known.get(&key).copied();
-        if let Some(Set { id, run: Some(run) }) = known
+        if let Some(Set { id, run: Some(run) }) = self.known.get(&key).copied()
             && self.holds(id, run, want, held)?
         {
-            return Ok(());
+            return Ok(None);
         }
+        if want.is_empty() {
+            return Ok(Some(Run { base: 0, len: 0 }));
+        }
+        self.slots.take(count.into(), now).map(Some).ok_or(SetFault::NoSlots(want.len()))
+    }
 
-        let run = if count == 0 {
-            Run { base: 0, len: 0 }
-        } else {
-            self.slots.take(count.into(), now).ok_or(SetFault::NoSlots(want.len()))?
-        };
-        for (slot, backend) in (run.base..).zip(want) {
+    /// Lets a set be what its run holds, or shall hold if it is not `written` yet.
+    fn enter(
+        &mut self,
+        key: SetKey,
+        want: &[Backend],
+        run: Run,
+        written: bool,
+        now: u64,
+        changes: &mut Changes,
+    ) -> Result<(), SetFault> {
+        let count = u16::try_from(run.len).map_err(|_| SetFault::TooMany(want.len()))?;
+        for (slot, backend) in (run.base..).zip(want).filter(|_| !written) {
             if let Err(source) = self.backends.set(slot, Raw(*backend), 0) {
                 self.slots.give_back(run, now);
                 return Err(MapFault { map: MapName::Backends, source }.into());
             }
         }
+        let known = self.known.get(&key).copied();
         let id = match known {
             Some(set) => set.id,
             None => match self.ids.take(1, now) {
