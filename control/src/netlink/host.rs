@@ -62,7 +62,7 @@ fn route_localnet(name: &str) -> PathBuf {
 /// # Errors
 /// When the kernel refuses a request.
 pub async fn observe_host(socket: &Socket, index: u32) -> Result<HostEnd, Error> {
-    let neighbours = observe::permanent_neighbours(socket).await?;
+    let neighbours = observe::permanent_neighbours(socket, Some(index)).await?;
     let routes = routes::list(socket).await?;
     let over = routes.into_iter().filter(|route| route.interface == index);
     Ok(HostEnd {

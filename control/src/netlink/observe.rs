@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use hiveway_core::observed::{Kind, Link, Vxlan};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
-    AddressFamily,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
         InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -56,7 +56,7 @@ pub async fn observe_entries(socket: &Socket, links: &mut BTreeMap<String, Link>
         fdb.entry(index).or_default().insert((mac, vtep));
     }
     let mut neighbours = BTreeMap::<u32, BTreeMap<_, _>>::new();
-    for (index, ip, mac) in permanent_neighbours(socket).await? {
+    for (index, ip, mac) in permanent_neighbours(socket, None).await? {
         neighbours.entry(index).or_default().insert(ip, mac);
     }
     for link in links.values_mut().filter(|link| matches!(link.kind, Kind::Vxlan(_))) {
@@ -175,25 +175,44 @@ fn vxlan(settings: &[InfoVxlan]) -> Vxlan {
 
 /// Entries that carry a tunnel destination: (vxlan device's index, MAC, destination).
 async fn forwarding(socket: &Socket) -> Result<Vec<(u32, [u8; 6], Ipv4Addr)>, Error> {
-    let entries = neighbour_messages(socket, AddressFamily::Bridge, "list forwarding entries").await?;
     // The bridge reports the same devices too, without a destination.
-    let own = entries.iter().filter(|entry| entry.header.flags.contains(NeighbourFlags::Own));
-    Ok(own.filter_map(pair).map(|(index, ip, mac)| (index, mac, ip)).collect())
+    let own =
+        |entry: &NeighbourMessage| entry.header.flags.contains(NeighbourFlags::Own).then(|| pair(entry)).flatten();
+    let found = neighbour_messages(socket, AddressFamily::Bridge, None, "list forwarding entries", own).await?;
+    Ok(found.into_iter().map(|(index, ip, mac)| (index, mac, ip)).collect())
 }
 
-/// (interface index, address, MAC)
-pub(super) async fn permanent_neighbours(socket: &Socket) -> Result<Vec<(u32, Ipv4Addr, [u8; 6])>, Error> {
-    let entries = neighbour_messages(socket, AddressFamily::Inet, "list neighbours").await?;
-    Ok(entries.iter().filter(|entry| entry.header.state == NeighbourState::Permanent).filter_map(pair).collect())
+/// (interface index, address, MAC), of one interface or of all.
+pub(super) async fn permanent_neighbours(
+    socket: &Socket,
+    interface: Option<u32>,
+) -> Result<Vec<(u32, Ipv4Addr, [u8; 6])>, Error> {
+    let permanent =
+        |entry: &NeighbourMessage| (entry.header.state == NeighbourState::Permanent).then(|| pair(entry)).flatten();
+    neighbour_messages(socket, AddressFamily::Inet, interface, "list neighbours", permanent).await
 }
 
-pub(super) async fn neighbour_messages(
+/// What `keep` makes of the messages: of one interface, or of all. There may be very many, and each takes far more memory
+/// than what it says.
+pub(super) async fn neighbour_messages<T>(
     socket: &Socket,
     family: AddressFamily,
+    interface: Option<u32>,
     what: &str,
-) -> Result<Vec<NeighbourMessage>, Error> {
-    let request = socket.handle().neighbours().get().set_address_family(family);
-    request.execute().try_collect().await.map_err(|error| Error::from_rtnetlink(what, error))
+    keep: impl Fn(&NeighbourMessage) -> Option<T>,
+) -> Result<Vec<T>, Error> {
+    let mut question = NeighbourMessage::default();
+    question.header.family = family;
+    // The kernel lists no others then.
+    question.attributes.extend(interface.map(NeighbourAttribute::IfIndex));
+    let mut kept = Vec::new();
+    let each = |message| {
+        if let RouteNetlinkMessage::NewNeighbour(message) = message {
+            kept.extend(keep(&message));
+        }
+    };
+    socket.list(what, RouteNetlinkMessage::GetNeighbour(question), each).await?;
+    Ok(kept)
 }
 
 fn pair(entry: &NeighbourMessage) -> Option<(u32, Ipv4Addr, [u8; 6])> {

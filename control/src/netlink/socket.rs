@@ -14,7 +14,7 @@ use nix::{
 };
 use rtnetlink::{
     Handle,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
 use tokio::task::JoinHandle;
 
@@ -101,6 +101,31 @@ impl Socket {
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 // Without a code it is the acknowledgement.
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(Error::Kernel { what: what.to_owned(), source: error.to_io() });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Socket {
+    /// Asks for a list, and hands over each message of the answer as it comes.
+    pub(super) async fn list(
+        &self,
+        what: &str,
+        question: RouteNetlinkMessage,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<(), Error> {
+        let mut message = NetlinkMessage::from(question);
+        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut handle = self.handle.clone();
+        let mut answers = handle.request(message).map_err(|error| Error::from_rtnetlink(what, error))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => each(message),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(Error::Kernel { what: what.to_owned(), source: error.to_io() });
                 }

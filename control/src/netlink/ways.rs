@@ -89,8 +89,9 @@ pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option
 /// # Errors
 /// When the kernel refuses the request.
 pub async fn neighbours(socket: &Socket, interface: u32) -> Result<Neighbours, Error> {
-    let entries = neighbour_messages(socket, AddressFamily::Inet, "list neighbours").await?;
-    Ok(entries.iter().filter(|entry| entry.header.ifindex == interface).filter_map(valid).collect())
+    let here = |entry: &NeighbourMessage| (entry.header.ifindex == interface).then(|| valid(entry)).flatten();
+    let found = neighbour_messages(socket, AddressFamily::Inet, Some(interface), "list neighbours", here).await?;
+    Ok(found.into_iter().collect())
 }
 
 fn valid(entry: &NeighbourMessage) -> Option<(Ipv4Addr, Neighbour)> {
