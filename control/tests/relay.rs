@@ -264,7 +264,7 @@ fn a_slow_reader_gets_only_the_newest() {
             server.change(|model| {
                 for i in 0..8000 {
                     let mut node = model.nodes["m"].clone();
-                    node.id = format!("n{i}");
+                    node.id = format!("n{i}").into();
                     node.hostname = format!("round{round}");
                     (node.address, node.vtep) = ((0x0a80_0000 + i).into(), (0x0a80_0000 + i).into());
                     model.nodes.insert(node.id.clone(), node);

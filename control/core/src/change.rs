@@ -6,7 +6,8 @@
 //! for this module: it answers `None`, and everything is derived anew.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -19,7 +20,7 @@ use crate::{
     derive::{derive, map_state},
     desired::GatewayAddresses,
     joined::joined,
-    model::{Model, Task},
+    model::{Id, Model, Task},
     settings::{Facts, Settings},
 };
 
@@ -33,35 +34,26 @@ pub struct Programmed {
     settings: Settings,
     facts: Facts,
     addresses: GatewayAddresses,
-    by_service: HashMap<String, Vec<Arc<Task>>>,
-    /// Ids of services by published port.
-    by_port: BTreeMap<(u8, u16), Vec<String>>,
+    /// In order of their services.
+    by_service: Vec<Arc<Task>>,
+    /// Services by published port, in order.
+    by_port: Vec<((u8, u16), Id)>,
     /// On this node, or with other ports than their service: these have a say in what is not theirs.
-    always: BTreeMap<String, Arc<Task>>,
+    always: BTreeMap<Id, Arc<Task>>,
 }
 
 impl Programmed {
     /// The maps have been derived from these.
     pub fn new(model: Arc<Model>, settings: Settings, facts: Facts, addresses: GatewayAddresses) -> Self {
         let me = model.find_node(&settings.node).map(|node| node.id.clone()).unwrap_or_default();
-        let mut by_service: HashMap<String, Vec<Arc<Task>>> = HashMap::with_capacity(model.services.len());
-        let mut always = BTreeMap::new();
-        for task in model.tasks.values() {
-            if is_special(&model, task, &me) {
-                always.insert(task.id.clone(), task.clone());
-            }
-            let Some(service) = &task.service else { continue };
-            match by_service.get_mut(service) {
-                Some(tasks) => tasks.push(task.clone()),
-                None => drop(by_service.insert(service.clone(), vec![task.clone()])),
-            }
-        }
-        let mut by_port: BTreeMap<(u8, u16), Vec<String>> = BTreeMap::new();
-        for service in model.services.values() {
-            for key in service.ports.iter().filter_map(|port| port.ingress()) {
-                by_port.entry(key).or_default().push(service.id.clone());
-            }
-        }
+        let special = model.tasks.values().filter(|task| is_special(&model, task, &me));
+        let always = special.map(|task| (task.id.clone(), task.clone())).collect();
+        let mut by_service: Vec<_> = model.tasks.values().filter(|task| task.service.is_some()).cloned().collect();
+        by_service.sort_by(|a, b| a.service.cmp(&b.service));
+        let ports = model.services.values().flat_map(|service| service.ports.iter().map(move |port| (port, service)));
+        let mut by_port: Vec<_> =
+            ports.filter_map(|(port, service)| Some((port.ingress()?, service.id.clone()))).collect();
+        by_port.sort();
         Self { model, settings, facts, addresses, by_service, by_port, always }
     }
 
@@ -85,7 +77,8 @@ impl Programmed {
         }
 
         let services: BTreeSet<&str> = versions().filter_map(|task| task.service.as_deref()).collect();
-        let fellows = services.iter().filter_map(|id| self.by_service.get(*id)).flatten();
+        let fellows =
+            services.iter().flat_map(|id| equal(&self.by_service, |task| task.service.as_deref().cmp(&Some(id))));
         let mut tasks = self.always.clone();
         tasks.extend(fellows.map(|task| (task.id.clone(), task.clone())));
         let mut then = self.cut(&services, tasks);
@@ -100,17 +93,22 @@ impl Programmed {
     }
 
     /// The table without all that has nothing to do with these services and tasks.
-    fn cut(&self, services: &BTreeSet<&str>, tasks: BTreeMap<String, Arc<Task>>) -> Model {
+    fn cut(&self, services: &BTreeSet<&str>, tasks: BTreeMap<Id, Arc<Task>>) -> Model {
         let all = &self.model.services;
         let of_tasks = tasks.values().filter_map(|task| task.service.as_deref());
         let near: BTreeSet<&str> = services.iter().copied().chain(of_tasks).collect();
         let ports = near.iter().filter_map(|id| all.get(*id)).flat_map(|service| &service.ports);
-        let ports: Vec<_> = ports.filter_map(|port| self.by_port.get(&port.ingress()?)).flatten().collect();
-        let ids = near.into_iter().chain(ports.into_iter().map(String::as_str));
+        let ports = ports.filter_map(|port| port.ingress());
+        let others = ports.flat_map(|key| equal(&self.by_port, move |(other, _)| other.cmp(&key)));
+        let others: Vec<&str> = others.map(|(_, id)| id.as_str()).collect();
+        let ids = near.into_iter().chain(others);
         Model {
             nodes: self.model.nodes.clone(),
             networks: self.model.networks.clone(),
-            services: ids.filter_map(|id| Some((id.to_owned(), all.get(id)?.clone()))).collect(),
+            services: ids
+                .filter_map(|id| all.get_key_value(id))
+                .map(|(id, service)| (id.clone(), service.clone()))
+                .collect(),
             tasks,
         }
     }
@@ -120,6 +118,13 @@ impl Programmed {
         let desired = derive(model, &self.settings, &mut addresses).ok()?;
         (addresses == self.addresses).then(|| map_state(model, &desired, &self.settings, &self.facts))
     }
+}
+
+/// Those of a sorted list that compare as equal.
+fn equal<T>(sorted: &[T], order: impl Fn(&T) -> Ordering) -> &[T] {
+    let from = sorted.partition_point(|item| order(item) == Ordering::Less);
+    let to = from + sorted[from..].partition_point(|item| order(item) == Ordering::Equal);
+    &sorted[from..to]
 }
 
 /// Whether more than the task itself and its service's sets may depend on it.

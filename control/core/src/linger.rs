@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     joined::joined,
-    model::{Dataplane, Model, NodeState, Task, TaskState},
+    model::{Dataplane, Id, Model, NodeState, Task, TaskState},
 };
 
 /// How long by default.
@@ -27,9 +27,9 @@ pub struct Linger {
     period: Duration,
     last: Arc<Model>,
     /// Tasks that linger, with the time at which they stop.
-    departing: BTreeMap<String, (Task, Duration)>,
+    departing: BTreeMap<Id, (Task, Duration)>,
     /// Nodes without Hiveway now that had it, with the time until which what they send is taken.
-    leaving: BTreeMap<String, Duration>,
+    leaving: BTreeMap<Id, Duration>,
 }
 
 impl Linger {

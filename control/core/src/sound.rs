@@ -9,7 +9,7 @@ use std::{
 use crate::{
     desired::LeftOut,
     engine::one_per_address,
-    model::{Carrier, EndpointMode, Model, Network, Node, NodeState},
+    model::{Carrier, EndpointMode, Id, Model, Network, Node, NodeState},
 };
 
 /// `model` as far as the invariants of [`crate::model`] hold, and what had to go. A sound model stays as it is.
@@ -33,11 +33,11 @@ pub fn sound(model: Model) -> (Model, Vec<LeftOut>) {
 
 /// Items whose key is their id, which can be a file name.
 fn named<T>(
-    items: BTreeMap<String, T>,
+    items: BTreeMap<Id, T>,
     kind: &str,
-    id: impl Fn(&T) -> &String,
+    id: impl Fn(&T) -> &Id,
     left_out: &mut Vec<LeftOut>,
-) -> BTreeMap<String, T> {
+) -> BTreeMap<Id, T> {
     let mut good = BTreeMap::new();
     for (key, item) in items {
         let bad = key.is_empty() || key == "." || key == ".." || key.contains('/') || key.contains(char::is_control);
@@ -52,7 +52,7 @@ fn named<T>(
 
 /// Of several nodes with one tunnel address the one whose own address it is counts, then the one that is not down. The
 /// others go back to their own addresses if they can.
-fn one_per_vtep(nodes: BTreeMap<String, Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<String, Node> {
+fn one_per_vtep(nodes: BTreeMap<Id, Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Node> {
     let mut order: Vec<Node> = nodes.into_values().collect();
     order.sort_by(|a, b| {
         let rank = |n: &Node| (n.vtep != n.address, n.state == NodeState::Down);
@@ -80,8 +80,8 @@ fn one_per_vtep(nodes: BTreeMap<String, Node>, left_out: &mut Vec<LeftOut>) -> B
 }
 
 /// Networks that can be told apart.
-fn apart(networks: BTreeMap<String, Network>, left_out: &mut Vec<LeftOut>) -> BTreeMap<String, Network> {
-    let mut good: BTreeMap<String, Network> = BTreeMap::new();
+fn apart(networks: BTreeMap<Id, Network>, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Network> {
+    let mut good: BTreeMap<Id, Network> = BTreeMap::new();
     for (id, mut network) in networks {
         network.subnets.sort();
         network.internal &= !network.ingress;
@@ -93,7 +93,7 @@ fn apart(networks: BTreeMap<String, Network>, left_out: &mut Vec<LeftOut>) -> BT
     good
 }
 
-fn trouble(network: &Network, others: &BTreeMap<String, Network>) -> Option<String> {
+fn trouble(network: &Network, others: &BTreeMap<Id, Network>) -> Option<String> {
     let vnis: BTreeSet<_> = network.subnets.iter().map(|s| s.vni).collect();
     if network.subnets.is_empty() {
         return Some("it has no subnet".into());
@@ -116,7 +116,7 @@ fn trouble(network: &Network, others: &BTreeMap<String, Network>) -> Option<Stri
 }
 
 /// Why no host can have `ip` on the network with this id.
-fn misplaced(networks: &BTreeMap<String, Network>, id: &str, ip: Ipv4Addr) -> Option<String> {
+fn misplaced(networks: &BTreeMap<Id, Network>, id: &str, ip: Ipv4Addr) -> Option<String> {
     let Some(network) = networks.get(id) else { return Some(format!("network {id} is unknown")) };
     match network.subnet_of(ip) {
         Some(subnet) if ip == subnet.gateway => Some(format!("it is the gateway of {}", subnet.subnet)),
@@ -132,8 +132,6 @@ fn virtual_ips(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     order.sort_by_key(|s| s.vanished);
     let mut taken = BTreeSet::new();
     for service in order {
-        service.ports.sort();
-        service.ports.dedup();
         if service.endpoint_mode == EndpointMode::Dnsrr {
             service.virtual_ips.clear();
         }
@@ -151,8 +149,6 @@ fn tasks_on_networks(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let Model { nodes, networks, tasks, .. } = model;
     tasks.retain(|id, task| {
         let task = Arc::make_mut(task);
-        task.ports.sort();
-        task.ports.dedup();
         let networked = task.state.is_networked();
         if let Some(node) = task.node.as_ref().filter(|node| !nodes.contains_key(*node)) {
             if networked {
@@ -179,7 +175,7 @@ fn addresses_of_nodes(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let endpoints = model.tasks.values().filter(|task| model.role(task).is_endpoint());
     let of_tasks = endpoints.flat_map(|t| t.addresses.iter().map(|(network, address)| (network.clone(), address.ip)));
     let of_services = model.services.values().flat_map(|s| s.virtual_ips.iter().map(|(n, ip)| (n.clone(), *ip)));
-    let mut taken: BTreeSet<(String, Ipv4Addr)> = of_tasks.chain(of_services).collect();
+    let mut taken: BTreeSet<(Id, Ipv4Addr)> = of_tasks.chain(of_services).collect();
     for node in model.nodes.values_mut() {
         let what = format!("node {} ({})", node.hostname, node.id);
         node.addresses.retain(|network, ip| {

@@ -1,5 +1,6 @@
 //! Who is where, seen from one node: what [`crate::derive`] and [`crate::map_state`] have in common.
 
+mod endpoints;
 mod ports;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     net::Ipv4Addr,
 };
 
+pub(crate) use endpoints::Endpoints;
 pub(crate) use ports::{HostPort, Published};
 
 use crate::{
@@ -38,10 +40,7 @@ pub(crate) struct Topology<'a> {
     pub(crate) vtep: Ipv4Addr,
     pub(crate) networks: BTreeMap<&'a str, &'a Network>,
     /// All endpoints, by task id.
-    pub(crate) endpoints: BTreeMap<&'a str, Placed<'a>>,
-    /// Ids of endpoints by network, and by (service, network): a look-up must not walk a large swarm's whole table.
-    by_network: BTreeMap<&'a str, Vec<&'a str>>,
-    by_service: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
+    pub(crate) endpoints: Endpoints<'a>,
     /// Ids of networks with an endpoint on this node.
     pub(crate) joined: BTreeSet<&'a str>,
     /// Ids of networks whose slow path we have on this node: the joined ones that no engine carries, and the ingress
@@ -74,9 +73,7 @@ impl<'a> Topology<'a> {
             .map(|network| (network.id.as_str(), network))
             .collect();
 
-        let mut endpoints = BTreeMap::new();
-        let mut by_network: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        let mut by_service: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        let mut endpoints = Vec::with_capacity(model.tasks.len());
         let (mut joined, mut carried) = (BTreeSet::new(), BTreeSet::new());
         let ingress = networks.values().copied().find(|n| n.ingress);
         let translates = ingress
@@ -84,27 +81,18 @@ impl<'a> Topology<'a> {
         for task in model.tasks.values() {
             let role = model.role(task);
             let Some(node) = task.node.as_ref().and_then(|id| model.nodes.get(id)) else { continue };
-            let on: Vec<&str> =
-                task.addresses.keys().map(String::as_str).filter(|id| networks.contains_key(id)).collect();
-            if !role.is_endpoint() || on.is_empty() {
+            let on = || task.addresses.keys().filter_map(|id| networks.get(id.as_str()).copied());
+            if !role.is_endpoint() || on().next().is_none() {
                 continue;
             }
-            for network in &on {
-                by_network.entry(network).or_default().push(&task.id);
-                if let Some(service) = &task.service {
-                    by_service.entry((service, network)).or_default().push(&task.id);
-                }
-            }
-            let local = node.id == me;
-            let (theirs, ours): (Vec<&str>, Vec<&str>) =
-                on.iter().partition(|id| networks.get(*id).is_some_and(|n| by_engine(n)));
-            let tapped = !theirs.is_empty();
+            let local = node.id == *me;
+            let tapped = on().any(by_engine);
             if local && tapped {
-                joined.extend(theirs);
-                left_out.extend(ours.iter().map(|id| on_both(task, networks[id])));
+                joined.extend(on().filter(|network| by_engine(network)).map(|network| network.id.as_str()));
+                left_out.extend(on().filter(|network| !by_engine(network)).map(|network| on_both(task, network)));
             } else if local {
-                joined.extend(ours.iter().copied());
-                carried.extend(ours);
+                joined.extend(on().map(|network| network.id.as_str()));
+                carried.extend(on().map(|network| network.id.as_str()));
             }
             let hiveway = local || node.dataplane == Dataplane::Hiveway;
             let placed = Placed {
@@ -117,8 +105,9 @@ impl<'a> Topology<'a> {
                 hiveway,
                 tapped,
             };
-            endpoints.insert(task.id.as_str(), placed);
+            endpoints.push(placed);
         }
+        let endpoints = Endpoints::new(endpoints);
         let mut published = ports::published(model, settings, &endpoints, &mut left_out);
         let why = ingress.and_then(|n| not_taken_over(n, settings));
         let answers = why.is_none();
@@ -134,8 +123,6 @@ impl<'a> Topology<'a> {
             vtep,
             networks,
             endpoints,
-            by_network,
-            by_service,
             joined,
             carried,
             published,
@@ -154,7 +141,7 @@ impl<'a> Topology<'a> {
 
     /// Endpoints with an address on `network`.
     pub(crate) fn on<'s>(&'s self, network: &'s Network) -> impl Iterator<Item = (&'s Placed<'a>, Address)> {
-        self.placed(self.by_network.get(network.id.as_str()), network)
+        self.endpoints.values().filter_map(|placed| Some((placed, *placed.task.addresses.get(&network.id)?)))
     }
 
     /// Endpoints of `service` with an address on `network`.
@@ -163,18 +150,8 @@ impl<'a> Topology<'a> {
         service: &'s Service,
         network: &'s Network,
     ) -> impl Iterator<Item = (&'s Placed<'a>, Address)> {
-        self.placed(self.by_service.get(&(service.id.as_str(), network.id.as_str())), network)
-    }
-
-    fn placed<'s>(
-        &'s self,
-        ids: Option<&'s Vec<&'a str>>,
-        network: &'s Network,
-    ) -> impl Iterator<Item = (&'s Placed<'a>, Address)> {
-        ids.into_iter().flatten().filter_map(|id| {
-            let placed = self.endpoints.get(id)?;
-            Some((placed, *placed.task.addresses.get(&network.id)?))
-        })
+        let of_service = self.endpoints.of_service(&service.id);
+        of_service.filter_map(|placed| Some((placed, *placed.task.addresses.get(&network.id)?)))
     }
 
     /// Usable networks on which `task` has an address.

@@ -145,7 +145,7 @@ pub fn networks(model: &Model, node: &str) -> Vec<NetworkView> {
         let (endpoints, joined) = counts.get(network.id.as_str()).copied().unwrap_or_default();
         let subnets = network.subnets.iter();
         NetworkView {
-            id: network.id.clone(),
+            id: network.id.to_string(),
             name: network.name.clone(),
             subnets: subnets.map(|s| SubnetView { subnet: s.subnet, gateway: s.gateway, vni: s.vni.get() }).collect(),
             mtu: network.mtu,
@@ -175,15 +175,15 @@ pub fn services(model: &Model, node_allow: Option<&AllowList>) -> Vec<ServiceVie
             let mut vips: Vec<_> = service
                 .virtual_ips
                 .iter()
-                .map(|(id, ip)| VipView { network: name(model, id), network_id: id.clone(), address: *ip })
+                .map(|(id, ip)| VipView { network: name(model, id), network_id: id.to_string(), address: *ip })
                 .collect();
             vips.sort();
             ServiceView {
-                id: service.id.clone(),
+                id: service.id.to_string(),
                 name: service.name.clone(),
                 endpoint_mode: service.endpoint_mode.name(),
                 vips,
-                ports: service.ports.clone(),
+                ports: service.ports.to_vec(),
                 allow: service.allowed(node_allow),
                 backends: backends.remove(service.id.as_str()).unwrap_or_default(),
                 vanished: service.vanished,
@@ -204,12 +204,15 @@ pub fn endpoints(model: &Model, node: &str) -> Vec<EndpointView> {
         };
         for (network, address) in task.addresses.iter() {
             views.push(EndpointView {
-                task: task.id.clone(),
-                service: task.service.as_ref().map(|id| model.services.get(id).map_or(id, |s| &s.name).clone()),
-                node: on.id.clone(),
+                task: task.id.to_string(),
+                service: task
+                    .service
+                    .as_ref()
+                    .map(|id| model.services.get(id).map_or(id.as_str(), |s| &s.name).to_owned()),
+                node: on.id.to_string(),
                 hostname: on.hostname.clone(),
                 vtep: on.vtep,
-                local: on.id == node,
+                local: on.id == *node,
                 network: name(model, network),
                 address: address.ip,
                 mac: address.mac.map(|byte| format!("{byte:02x}")).join(":"),
@@ -242,8 +245,8 @@ fn backend(model: &Model, task: &Task) -> Option<BackendView> {
         task.addresses.iter().filter_map(|(id, address)| Some((model.networks.get(id)?, address.ip))).collect();
     networks.sort_by_key(|(n, _)| (n.ingress, &n.name, &n.id));
     Some(BackendView {
-        task: task.id.clone(),
-        node: node.id.clone(),
+        task: task.id.to_string(),
+        node: node.id.to_string(),
         hostname: node.hostname.clone(),
         address: networks.first()?.1,
         addresses: networks.iter().map(|(n, ip)| (n.name.clone(), *ip)).collect(),

@@ -198,14 +198,14 @@ fn sctp_where_nothing_is_translated() {
         assert_eq!(state.sets[&port(132, 8080)].iter().filter(|b| b.tag == tag("web.1")).count(), 1);
         assert!(state.targets.keys().any(|key| key.proto == 132));
 
-        let translate = |port: &mut hiveway_core::model::Port| {
+        let mut translate = |port: &mut hiveway_core::model::Port| {
             if port.protocol.number() == 132 {
                 port.target_port = 9.try_into().expect("not zero");
             }
         };
-        model.services.values_mut().flat_map(|s| &mut Arc::make_mut(s).ports).for_each(translate);
+        model.services.values_mut().for_each(|s| Arc::make_mut(s).ports.change(&mut translate));
         // A task's own old port is not translated either while the service has a right one by now.
-        model.tasks.values_mut().flat_map(|t| &mut Arc::make_mut(t).ports).for_each(translate);
+        model.tasks.values_mut().for_each(|t| Arc::make_mut(t).ports.change(&mut translate));
         let state = maps(&model, "n1");
         assert!(!state.sets.contains_key(&port(132, 8080)) && state.sets.contains_key(&port(6, 80)));
         assert!(state.targets.keys().all(|key| key.proto == 6));
@@ -220,7 +220,8 @@ fn sctp_where_nothing_is_translated() {
 fn a_task_whose_sctp_port_had_to_be_translated_is_no_backend() {
     let same = "ports: [{protocol: sctp, target_port: 8080, published_port: 8080}]";
     let mut model = table(&base_with(PORTS, same));
-    Arc::make_mut(model.tasks.get_mut("web.2").expect("web.2")).ports[0].target_port = 9.try_into().expect("not zero");
+    let other = Arc::make_mut(model.tasks.get_mut("web.2").expect("web.2"));
+    other.ports.change(|port| port.target_port = 9.try_into().expect("not zero"));
     assert_eq!(set(&maps(&model, "n1"), port(132, 8080)), ["10.0.0.6@11"]);
     assert_eq!(set(&maps(&model, "n2"), port(132, 8080)), ["10.0.0.6@11"]);
     assert!(maps(&model, "n2").targets.is_empty());
@@ -275,8 +276,8 @@ fn a_label_that_cannot_be_read_closes_the_ports_of_its_service_alone() {
     let mut other = Service::clone(&model.services["web"]);
     (other.id, other.name) = ("open".into(), "open".into());
     other.virtual_ips.clear();
-    other.ports[0].published_port = 3.try_into().ok();
-    other.ports.truncate(1);
+    other.ports = other.ports.iter().take(1).copied().collect();
+    other.ports.change(|port| port.published_port = 3.try_into().ok());
     model.services.insert("open".into(), other.into());
     Arc::make_mut(model.services.get_mut("web").expect("web")).labels.insert("hiveway.allow".into(), "intranet".into());
     let (_, state) = with_settings(&model, None);

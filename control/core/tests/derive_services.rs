@@ -30,7 +30,7 @@ fn vips(state: &MapState) -> BTreeSet<String> {
 
 /// Target ports of this node's tasks: `web.1 8080` → 80.
 fn targets(model: &Model, state: &MapState) -> BTreeMap<String, u16> {
-    let name = |t| model.tasks.keys().find(|id| tag(id) == t).map_or("?", String::as_str);
+    let name = |t| model.tasks.keys().find(|id| tag(id) == t).map_or("?", |id| id.as_str());
     let row = |(k, t): (&dataplane_common::mesh::TargetKey, &dataplane_common::mesh::Target)| {
         (format!("{} {}", name(t.tag), u16::from_be_bytes(k.port)), u16::from_be_bytes(t.port))
     };
@@ -108,8 +108,8 @@ fn old_and_new_target_ports_side_by_side() {
     let mut after: Loaded = capture("04a-rolling-update-mid");
     let change = |model: &mut Model| {
         let new = 8000.try_into().expect("not zero");
-        model.services.values_mut().flat_map(|s| &mut Arc::make_mut(s).ports).for_each(|p| p.target_port = new);
-        model.tasks.values_mut().flat_map(|t| &mut Arc::make_mut(t).ports).for_each(|p| p.target_port = new);
+        model.services.values_mut().for_each(|s| Arc::make_mut(s).ports.change(|p| p.target_port = new));
+        model.tasks.values_mut().for_each(|t| Arc::make_mut(t).ports.change(|p| p.target_port = new));
     };
     // As the API answers during the update: every task seems to have the service's new port.
     change(&mut after.model);

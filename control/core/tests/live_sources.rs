@@ -128,7 +128,7 @@ fn tasks_keep_their_ports_while_the_service_changes() {
     // A port that the manager assigns late is taken over.
     let mut unassigned = before.clone();
     for task in unassigned.tasks.values_mut() {
-        Arc::make_mut(task).ports[0].published_port = None;
+        Arc::make_mut(task).ports.change(|port| port.published_port = None);
     }
     let mut loaded = files.load();
     loaded.remember(&unassigned);

@@ -79,7 +79,7 @@ proptest! {
 
         all(&second, "n0", &mut addresses);
         for (task, ip) in &before {
-            prop_assert_eq!(addresses.get(task), second.tasks.contains_key(task).then_some(ip));
+            prop_assert_eq!(addresses.get(task), second.tasks.contains_key(task.as_str()).then_some(ip));
         }
         let distinct: BTreeSet<_> = addresses.values().collect();
         prop_assert_eq!(distinct.len(), addresses.len());

@@ -83,7 +83,7 @@ fn happen(model: &mut Model, place: &prop::sample::Index, event: Event) {
         Event::Runs => (task.desired_state, task.state) = (TaskState::Running, TaskState::Running),
         Event::Unhealthy => task.unhealthy = !task.unhealthy,
         Event::Moves(to) => task.node = Some(nodes[usize::from(to) % nodes.len()].clone()),
-        Event::ChangesPorts => task.ports.clear(),
+        Event::ChangesPorts => task.ports = Default::default(),
         Event::Vanishes => {}
     }
 }

@@ -29,11 +29,3 @@ impl Agent {
         });
     }
 }
-
-/// What a round has read, derived and planned is gone, but the allocator keeps its memory: in a large swarm more than
-/// everything that stays.
-pub(super) fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: only asks the allocator to return free pages; takes its own locks.
-    block_in_place(|| unsafe { libc::malloc_trim(0) });
-}

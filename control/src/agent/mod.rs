@@ -5,6 +5,7 @@ mod backoff;
 mod change;
 mod facts;
 mod firewall;
+mod memory;
 mod newcomer;
 mod next_hops;
 mod programs;
@@ -15,6 +16,7 @@ pub mod shared;
 mod startup;
 mod sweep;
 mod table;
+pub mod tags;
 pub mod takeover;
 pub mod xdp;
 

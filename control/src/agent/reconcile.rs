@@ -8,7 +8,7 @@
 //! 6. the slow path's static entries.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Instant,
 };
@@ -21,22 +21,22 @@ use hiveway_core::{
     observed::{HostEnd, Link, Observed},
     plan::{Stage, Tunnel, plan},
     sandbox::Sandbox,
-    tag,
 };
 use tokio::task::block_in_place;
 
 use super::{
     apply::Round,
     backoff::Backoff,
-    change,
     facts::{Gateway, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
+    memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
     programs::{self, Attachment},
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
     table::Table,
+    tags::Tags,
     takeover::{self, HostFirewall},
     xdp::{self, Xdp, XdpStatus},
 };
@@ -102,7 +102,7 @@ impl Agent {
         round.note(&mut self.backoff, "reconciliation", done);
         round.close(&mut self.backoff);
         self.publish(round, started);
-        change::give_back_memory();
+        memory::give_back();
     }
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
@@ -320,9 +320,10 @@ impl Agent {
     /// Has connections swept, meanwhile and beside.
     fn sweep(&mut self, cause: Cause, round: &mut Round) {
         let model = &self.table.model;
-        let live: HashSet<_> =
-            model.tasks.values().filter(|task| model.role(task).is_endpoint()).map(|task| tag(&task.id)).collect();
-        let asked = self.sweeper.ask(live, cause == Cause::Table);
+        if !self.last.tags.is_of(model) {
+            self.last.tags = Arc::new(Tags::new(model.clone()));
+        }
+        let asked = self.sweeper.ask(self.last.tags.clone(), cause == Cause::Table);
         let last = self.shared.sweeps().error.map_or(Ok(()), Err);
         round.note(&mut self.backoff, "flow sweep", asked.map_err(str::to_owned).and(last));
     }
@@ -336,12 +337,11 @@ impl Agent {
         links: &BTreeMap<String, Link>,
     ) {
         let model = &self.table.model;
-        let service = |id: &String| model.services.get(id).map_or(id, |service| &service.name).clone();
         let mut left_out = self.table.loaded.left_out.clone();
         left_out.extend(desired.left_out.iter().cloned());
         left_out.sort();
         left_out.dedup();
-        self.last.node = model.find_node(&self.args.node).map(|node| node.id.clone()).unwrap_or_default();
+        self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
@@ -351,13 +351,9 @@ impl Agent {
         self.last.takeover =
             takeover::account(model, settings, desired, &self.sandboxes, &self.host_rules, self.args.ignore_firewall);
         self.last.left_out = left_out;
-        self.last.tags = Arc::new(
-            model
-                .tasks
-                .values()
-                .map(|task| (tag(&task.id), (task.id.clone(), task.service.as_ref().map(service))))
-                .collect(),
-        );
+        if !self.last.tags.is_of(model) {
+            self.last.tags = Arc::new(Tags::new(model.clone()));
+        }
         self.last.ready = true;
     }
 

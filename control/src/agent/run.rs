@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     backoff::Backoff,
+    memory,
     next_hops::NextHops,
     ready,
     reconcile::{Agent, Cause},
@@ -41,6 +42,7 @@ const LINKS_SETTLE: Duration = Duration::from_millis(50);
 /// What was wrong with the start, with the remedy. Once the first table is in force, nothing ends the agent but a
 /// signal.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    memory::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(live(args));
     // Status requests may still be under way.
@@ -195,7 +197,7 @@ async fn namespace_appears(agent: &Agent) {
         agent.last.waiting.iter().any(|trouble| trouble.item == format!("task {}", task.id))
     };
     let path = |task: &hiveway_core::model::Task| -> PathBuf {
-        task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(&task.id))
+        task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(task.id.as_str()))
     };
     let tasks = agent.table.model.tasks.values().map(AsRef::as_ref);
     let paths: Vec<_> = tasks.filter(waiting).map(path).collect();

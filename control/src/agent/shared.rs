@@ -1,16 +1,14 @@
 //! What the agent's loop shares with those who ask: the status socket and the metrics.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Instant,
 };
 
 use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
-use dataplane_common::addr::Tag;
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 
-use super::{takeover::Takeover, xdp::XdpStatus};
+use super::{tags::Tags, takeover::Takeover, xdp::XdpStatus};
 use crate::{cli::MeshReturn, relay::Board, source::Live};
 
 /// A failing or waiting item, as the last reconciliation saw it.
@@ -43,9 +41,6 @@ pub struct Refused {
     /// Why, one line per problem.
     pub problems: Vec<String>,
 }
-
-/// Task ids and their services' names by tag.
-pub type Tags = BTreeMap<Tag, (String, Option<String>)>;
 
 /// What the last reconciliation left.
 #[derive(Clone, Debug, Default)]
@@ -98,7 +93,7 @@ pub struct Snapshot {
     pub last_duration: std::time::Duration,
     /// Of the table in force.
     pub change: Option<Change>,
-    /// The table's tasks by tag: id, and name of the service.
+    /// The table's tasks by tag.
     pub tags: Arc<Tags>,
 }
 

@@ -2,15 +2,13 @@
 //! the reconciliation nor who asks for the status waits for it.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use dataplane::{Connections, Timeouts, monotonic_now};
-use dataplane_common::addr::Tag;
 
-use super::shared::Shared;
+use super::{shared::Shared, tags::Tags};
 
 /// How much longer than a sweep takes the time between two of them is, unless tasks have gone.
 const SPARING: u32 = 10;
@@ -23,8 +21,8 @@ pub(super) struct Sweeper {
 
 #[derive(Debug)]
 struct Request {
-    /// Tags of all endpoints in the table.
-    live: HashSet<Tag>,
+    /// The table's tasks.
+    tags: Arc<Tags>,
     /// When that was so.
     as_of: u64,
     /// The table has changed: who is gone is gone at once.
@@ -40,9 +38,9 @@ impl Sweeper {
         Ok(Self { requests })
     }
 
-    /// Asks for a sweep with the tags of all endpoints, as they are now. Fails if the thread has ended.
-    pub(super) fn ask(&self, live: HashSet<Tag>, urgent: bool) -> Result<(), &'static str> {
-        let request = Request { live, as_of: monotonic_now(), urgent };
+    /// Asks for a sweep with the table as it is now. Fails if the thread has ended.
+    pub(super) fn ask(&self, tags: Arc<Tags>, urgent: bool) -> Result<(), &'static str> {
+        let request = Request { tags, as_of: monotonic_now(), urgent };
         self.requests.send(request).map_err(|_| "the sweep's thread has ended: restart the agent")
     }
 }
@@ -58,7 +56,7 @@ fn run(mut connections: Connections, timeouts: &Timeouts, shared: &Shared, inbox
             continue;
         }
         let started = Instant::now();
-        let swept = connections.sweep(&request.live, request.as_of, timeouts);
+        let swept = connections.sweep(&request.tags.live(), request.as_of, timeouts);
         let took = started.elapsed();
         rest_until = Instant::now() + rest(took);
         shared.swept(swept.map_err(|error| error.to_string()));

@@ -169,7 +169,7 @@ pub(super) fn account(
     Some(Takeover {
         networks: networks
             .into_iter()
-            .map(|id| model.networks.get(id).map_or(id, |network| &network.name).clone())
+            .map(|id| model.networks.get(id.as_str()).map_or(id, |network| &network.name).clone())
             .collect(),
         tasks: desired.tapped.len(),
         interfaces: taps().count(),

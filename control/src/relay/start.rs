@@ -264,7 +264,7 @@ async fn serve(
 /// Where to listen; `None`: look again whether to listen at all.
 async fn listen_address(hub: &mut Hub, listen: Option<SocketAddr>) -> Option<SocketAddr> {
     let own = |live: &Live, engine: &EngineView| {
-        let node = live.table.as_ref()?.model.nodes.get(engine.local.node.as_ref()?)?;
+        let node = live.table.as_ref()?.model.nodes.get(engine.local.node.as_deref()?)?;
         Some(SocketAddr::new(node.address.into(), DEFAULT_PORT))
     };
     if listen.is_some() {

@@ -79,7 +79,7 @@ impl Mixer {
             self.merged = Some(Arc::new(table));
         }
         let (lost, expelled) = (self.lost.clone(), self.expelled.clone());
-        let node = self.own.as_ref().map(|own| own.id.clone());
+        let node = self.own.as_ref().map(|own| own.id.to_string());
         Live { table: self.merged.clone(), from: self.from.clone(), lost, expelled, node }
     }
 
@@ -127,7 +127,7 @@ impl Mixer {
     fn take_old(&mut self, inputs: &Inputs) {
         let ours = self.base.as_ref().is_none_or(|base| base.origin == Origin::Relay);
         let (Some(table), Some(node)) = (&inputs.relayed.table, &inputs.engine.local.node) else { return };
-        if !inputs.engine.manager && ours && table.model.nodes.contains_key(node) {
+        if !inputs.engine.manager && ours && table.model.nodes.contains_key(node.as_str()) {
             self.base = Some(Base { table: table.clone(), origin: Origin::Relay, node: Some(node.clone()) });
             self.from.clone_from(&inputs.relayed.from);
             self.heard = true;
@@ -137,12 +137,12 @@ impl Mixer {
     fn merge(&mut self, base: &Base, inputs: &Inputs) -> Loaded {
         let model = &base.table.model;
         let local = &inputs.engine.local;
-        let named = || self.node.as_ref().and_then(|node| model.find_node(node).ok()).map(|node| node.id.clone());
+        let named = || self.node.as_ref().and_then(|node| model.find_node(node).ok()).map(|node| node.id.to_string());
         let node = local.node.clone().or_else(named).or_else(|| base.node.clone());
         let local = LocalView { node, ..local.clone() };
         let reports = (base.origin == Origin::Swarm).then_some(&*inputs.reports);
         let merged = merge(&base.table, &local, reports);
-        if let Some(own) = local.node.as_ref().and_then(|id| merged.model.nodes.get(id)) {
+        if let Some(own) = local.node.as_deref().and_then(|id| merged.model.nodes.get(id)) {
             self.own = Some(own.clone());
         }
         merged
@@ -192,7 +192,7 @@ mod tests {
 
     fn services(live: &Live) -> Vec<&str> {
         let table = live.table.iter();
-        table.flat_map(|table| table.model.services.keys().map(String::as_str)).collect()
+        table.flat_map(|table| table.model.services.keys().map(|id| id.as_str())).collect()
     }
 
     #[test]

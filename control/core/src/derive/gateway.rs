@@ -23,12 +23,12 @@ pub(super) fn allocate(
         bridge.contains(&ip) && ip != bridge.addr() && ip != bridge.network() && ip != bridge.broadcast()
     };
     let mut used = BTreeSet::new();
-    addresses.retain(|task, ip| topology.model.tasks.contains_key(task) && usable(*ip) && used.insert(*ip));
+    addresses.retain(|task, ip| topology.model.tasks.contains_key(task.as_str()) && usable(*ip) && used.insert(*ip));
 
     // Only ever shrinks: what was passed by is taken.
     let mut rest = bridge.network().to_bits()..=bridge.broadcast().to_bits();
     for placed in topology.endpoints.values().filter(|p| p.local && !p.tapped && topology.needs_gateway(p.task)) {
-        if addresses.contains_key(&placed.task.id) {
+        if addresses.contains_key(placed.task.id.as_str()) {
             continue;
         }
         let is_free = |bits: &u32| usable(Ipv4Addr::from_bits(*bits)) && !used.contains(&Ipv4Addr::from_bits(*bits));
@@ -37,7 +37,7 @@ pub(super) fn allocate(
             Some(bits) => {
                 let ip = Ipv4Addr::from_bits(bits);
                 used.insert(ip);
-                addresses.insert(placed.task.id.clone(), ip);
+                addresses.insert(placed.task.id.to_string(), ip);
             }
             None => left_out.push(LeftOut {
                 what: format!("gateway bridge interface of task {}", placed.task.id),

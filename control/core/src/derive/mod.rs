@@ -60,7 +60,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
     let published: BTreeSet<_> =
         topology.answered().map(|(key, _)| key).chain(topology.host_ports.keys()).copied().collect();
     Ok(Desired {
-        node: me.id.clone(),
+        node: me.id.to_string(),
         vtep: Some(vtep),
         networks: networks::carried(&topology, &me.id),
         tasks,

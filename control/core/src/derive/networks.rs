@@ -38,7 +38,7 @@ fn overlay(topology: &Topology<'_>, network: &Network, me: &str) -> OverlayNetwo
         mesh: if network.ingress && s.vni == network.vni() { mesh(topology, network, me) } else { BTreeMap::new() },
     });
     OverlayNetwork {
-        id: network.id.clone(),
+        id: network.id.to_string(),
         name: network.name.clone(),
         bridge: names::bridge(network.vni().get()),
         mtu: network.mtu,

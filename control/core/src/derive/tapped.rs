@@ -25,7 +25,7 @@ pub(super) fn local(topology: &Topology<'_>) -> Vec<TappedTask> {
             Some((placed, ip))
         })
         .map(|(placed, ip)| TappedTask {
-            id: placed.task.id.clone(),
+            id: placed.task.id.to_string(),
             tag: tag(&placed.task.id),
             netns: placed.task.netns.clone(),
             ip,
@@ -36,7 +36,7 @@ pub(super) fn local(topology: &Topology<'_>) -> Vec<TappedTask> {
                     let address = placed.task.addresses.get(&network.id)?;
                     Some(Tap {
                         id: unused(names::tap(&placed.task.id, &network.id), &mut ids),
-                        network: network.id.clone(),
+                        network: network.id.to_string(),
                         net: network.vni().get(),
                         vni: network.subnet_of(address.ip)?.vni.get(),
                         ip: address.ip,

@@ -16,7 +16,7 @@ pub(super) fn local(topology: &Topology<'_>, settings: &Settings, addresses: &Ga
     let local = topology.endpoints.values().filter(|p| p.local && !p.tapped);
     local
         .map(|placed| LocalTask {
-            id: placed.task.id.clone(),
+            id: placed.task.id.to_string(),
             tag: tag(&placed.task.id),
             netns: placed.task.netns.clone(),
             interfaces: interfaces(topology, settings, addresses, placed.task),
@@ -40,7 +40,7 @@ fn interfaces(
 
     let mut interfaces: Vec<_> =
         networks.into_iter().filter_map(|(network, address)| overlay(task, network, address)).collect();
-    if let Some(ip) = addresses.get(&task.id).filter(|_| topology.needs_gateway(task)) {
+    if let Some(ip) = addresses.get(task.id.as_str()).filter(|_| topology.needs_gateway(task)) {
         let bridge = settings.gwbridge_address();
         let address = Address::with_default_mac(*ip);
         interfaces.push(Interface {

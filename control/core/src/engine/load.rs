@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{EngineCapture, Loaded, api, networks, nodes, services, tasks};
 use crate::{
     desired::LeftOut,
-    model::{Carrier, Model},
+    model::{Carrier, Id, Model},
     problem::Problem,
 };
 
@@ -38,7 +38,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     tasks::load(objects.tasks, &networks.unusable, &mut model, &mut left_out);
     left_out.sort();
     left_out.dedup();
-    unplaced.retain(|id| !model.nodes.contains_key(id));
+    unplaced.retain(|id| !model.nodes.contains_key(id.as_str()));
     Loaded { model, left_out, unplaced }
 }
 
@@ -63,8 +63,8 @@ fn items<T: DeserializeOwned>(
 
 /// Takes `item` into `map` unless its id is empty, can't be a file name, or is there already.
 pub(super) fn insert<T>(
-    map: &mut BTreeMap<String, T>,
-    id: String,
+    map: &mut BTreeMap<Id, T>,
+    id: Id,
     item: T,
     what: impl FnOnce() -> String,
     left_out: &mut Vec<LeftOut>,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{api, load::insert};
 use crate::{
     desired::LeftOut,
-    model::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni},
+    model::{Carrier, DEFAULT_MTU, Id, MAX_MTU, MIN_MTU, Network, Subnet, Vni},
 };
 
 const VNI_LIST: &str = "com.docker.network.driver.overlay.vxlanid_list";
@@ -16,13 +16,13 @@ const ENCRYPTED: &str = "encrypted";
 
 /// A capture's networks.
 pub(super) struct Networks {
-    pub(super) usable: BTreeMap<String, Network>,
+    pub(super) usable: BTreeMap<Id, Network>,
     /// Ids of all others: left out and named once, or none of the swarm's. What refers to them is not named again.
     pub(super) unusable: BTreeSet<String>,
 }
 
 pub(super) fn load(raw: Vec<api::Network>, carrier: Carrier, left_out: &mut Vec<LeftOut>) -> Networks {
-    let mut usable: BTreeMap<String, Network> = BTreeMap::new();
+    let mut usable: BTreeMap<Id, Network> = BTreeMap::new();
     let mut unusable = BTreeSet::new();
     for raw in raw {
         if raw.scope != "swarm" {
@@ -32,7 +32,7 @@ pub(super) fn load(raw: Vec<api::Network>, carrier: Carrier, left_out: &mut Vec<
         }
         let what = format!("network {} ({})", raw.name, raw.id);
         match network(&raw, carrier, left_out).and_then(|n| clash(n, &usable)) {
-            Ok(network) => insert(&mut usable, raw.id, network, || what, left_out),
+            Ok(network) => insert(&mut usable, network.id.clone(), network, || what, left_out),
             Err(why) => {
                 left_out.push(LeftOut { what, why });
                 unusable.insert(raw.id);
@@ -80,7 +80,7 @@ fn network(raw: &api::Network, carrier: Carrier, left_out: &mut Vec<LeftOut>) ->
             .ok_or_else(|| format!("its MTU {mtu:?} is not between {MIN_MTU} and {MAX_MTU}"))?,
     };
     Ok(Network {
-        id: raw.id.clone(),
+        id: Id::from(&raw.id),
         name: raw.name.clone(),
         subnets,
         ingress: raw.ingress,
@@ -109,7 +109,7 @@ fn subnet(config: &api::IpamConfig, vni: Vni) -> Result<Option<Subnet>, String> 
 }
 
 /// Refuses what can't be told apart from a network that is there already.
-fn clash(network: Network, others: &BTreeMap<String, Network>) -> Result<Network, String> {
+fn clash(network: Network, others: &BTreeMap<Id, Network>) -> Result<Network, String> {
     let vnis: BTreeSet<Vni> = network.subnets.iter().map(|s| s.vni).collect();
     if vnis.len() != network.subnets.len() {
         return Err("two of its subnets have the same VNI".into());

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::{api, load::insert, services::on_network};
 use crate::{
     desired::LeftOut,
-    model::{Dataplane, Model, Node, NodeState},
+    model::{ByNetwork, Dataplane, Id, Model, Node, NodeState},
 };
 
-pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<String, Node> {
+pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Node> {
     let mut nodes = BTreeMap::new();
     let mut created = BTreeMap::new();
     for raw in raw {
@@ -16,7 +16,7 @@ pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap
         match node(&raw) {
             Ok(node) => {
                 created.entry(raw.id.clone()).or_insert(raw.created_at);
-                insert(&mut nodes, raw.id, node, || what, left_out);
+                insert(&mut nodes, node.id.clone(), node, || what, left_out);
             }
             Err(why) => left_out.push(LeftOut { what, why }),
         }
@@ -36,13 +36,13 @@ fn node(raw: &api::Node) -> Result<Node, String> {
     };
     let hostname = if raw.description.hostname.is_empty() { &raw.id } else { &raw.description.hostname };
     Ok(Node {
-        id: raw.id.clone(),
+        id: Id::from(&raw.id),
         hostname: hostname.clone(),
         state,
         address,
         vtep: address,
         dataplane: Dataplane::Hiveway,
-        addresses: BTreeMap::new(),
+        addresses: ByNetwork::default(),
     })
 }
 
@@ -50,9 +50,9 @@ fn node(raw: &api::Node) -> Result<Node, String> {
 /// stock node sends from there, and the manager gives new ones as networks change.
 pub(super) fn own_addresses(attachments: Vec<(String, Vec<api::Attachment>)>, model: &mut Model) {
     for (id, attachments) in attachments {
-        let Some(node) = model.nodes.get_mut(&id) else { continue };
+        let Some(node) = model.nodes.get_mut(id.as_str()) else { continue };
         for attachment in attachments {
-            let Some(network) = model.networks.get(&attachment.network.id) else { continue };
+            let Some(network) = model.networks.get(attachment.network.id.as_str()) else { continue };
             if let Some(ip) = attachment.addresses.iter().find_map(|text| on_network(network, text).ok()) {
                 node.addresses.insert(network.id.clone(), ip);
             }
@@ -69,9 +69,11 @@ fn address(raw: &api::Node) -> Option<IpAddr> {
 
 /// A machine that has joined anew is listed twice with one address: of two, the one that is not down counts, else the
 /// younger.
-fn one_per_vtep(nodes: &mut BTreeMap<String, Node>, created: &BTreeMap<String, String>, left_out: &mut Vec<LeftOut>) {
+fn one_per_vtep(nodes: &mut BTreeMap<Id, Node>, created: &BTreeMap<String, String>, left_out: &mut Vec<LeftOut>) {
     let mut order: Vec<_> = nodes.values().map(|n| (n.vtep, n.state == NodeState::Down, n.id.clone())).collect();
-    order.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| created.get(&b.2).cmp(&created.get(&a.2))));
+    order.sort_by(|a, b| {
+        (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| created.get(b.2.as_str()).cmp(&created.get(a.2.as_str())))
+    });
     for pair in order.windows(2) {
         let [(kept, ..), (vtep, _, id)] = pair else { continue };
         if kept == vtep

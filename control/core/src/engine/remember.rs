@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Loaded;
-use crate::model::{Model, Service, Task};
+use crate::model::{Id, Model, Service, Task};
 
 impl Loaded {
     /// Carries over what running tasks need from the table before this one, because the Engine API forgets too early:
@@ -23,7 +23,7 @@ impl Loaded {
             }
         }
         let running = |t: &&Arc<Task>| t.state.is_networked() && t.node.is_some();
-        let wanted: Vec<String> = model.tasks.values().filter(running).filter_map(|t| t.service.clone()).collect();
+        let wanted: Vec<Id> = model.tasks.values().filter(running).filter_map(|t| t.service.clone()).collect();
         for id in wanted {
             let Some(before) = previous.services.get(&id).filter(|_| !model.services.contains_key(&id)) else {
                 continue;

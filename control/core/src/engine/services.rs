@@ -9,16 +9,15 @@ use std::{
 use super::{api, load::insert, networks::Networks};
 use crate::{
     desired::LeftOut,
-    model::{ALLOW_LABEL, AllowEntry, EndpointMode, Network, Port, Protocol, PublishMode, Service, parse_allow},
+    model::{
+        ALLOW_LABEL, AllowEntry, ByNetwork, EndpointMode, Id, Network, Port, Protocol, PublishMode, Service,
+        parse_allow,
+    },
 };
 
-pub(super) fn load(
-    raw: Vec<api::Service>,
-    networks: &Networks,
-    left_out: &mut Vec<LeftOut>,
-) -> BTreeMap<String, Service> {
+pub(super) fn load(raw: Vec<api::Service>, networks: &Networks, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Service> {
     let mut services = BTreeMap::new();
-    let mut taken: BTreeSet<(String, Ipv4Addr)> = BTreeSet::new();
+    let mut taken: BTreeSet<(Id, Ipv4Addr)> = BTreeSet::new();
     for raw in raw {
         let what = format!("service {} ({})", raw.spec.name, raw.id);
         let endpoint_mode = match raw.spec.endpoint_spec.mode.as_str() {
@@ -29,12 +28,12 @@ pub(super) fn load(
                 continue;
             }
         };
-        let mut virtual_ips = BTreeMap::new();
+        let mut virtual_ips = ByNetwork::default();
         for vip in raw.endpoint.virtual_ips.iter().filter(|_| endpoint_mode == EndpointMode::Vip) {
             match address(&vip.network, &vip.addr, networks) {
                 Ok(None) => {}
-                Ok(Some(ip)) if taken.insert((vip.network.clone(), ip)) => {
-                    virtual_ips.insert(vip.network.clone(), ip);
+                Ok(Some((network, ip))) if taken.insert((network.clone(), ip)) => {
+                    virtual_ips.insert(network, ip);
                 }
                 Ok(Some(_)) => left_out.push(LeftOut {
                     what: format!("virtual address {} of {what}", vip.addr),
@@ -51,21 +50,19 @@ pub(super) fn load(
                     .push(LeftOut { what: format!("port {}/{} of {what}", raw.published_port, raw.protocol), why }),
             }
         }
-        ports.sort();
-        ports.dedup();
         if !ports.is_empty() {
             allow(&raw.spec.labels, &what, left_out);
         }
         let service = Service {
-            id: raw.id.clone(),
+            id: Id::from(raw.id),
             name: raw.spec.name,
             endpoint_mode,
             virtual_ips,
-            ports,
+            ports: ports.into_iter().collect(),
             labels: raw.spec.labels,
             vanished: false,
         };
-        insert(&mut services, raw.id, service, || what, left_out);
+        insert(&mut services, service.id.clone(), service, || what, left_out);
     }
     services
 }
@@ -98,9 +95,9 @@ pub(super) fn port(raw: &api::Port) -> Result<Port, String> {
 }
 
 /// An address like `10.0.1.2/24` on a network; `None` when the network itself was left out.
-fn address(network: &str, text: &str, networks: &Networks) -> Result<Option<Ipv4Addr>, String> {
+fn address(network: &str, text: &str, networks: &Networks) -> Result<Option<(Id, Ipv4Addr)>, String> {
     match networks.usable.get(network) {
-        Some(network) => on_network(network, text).map(Some),
+        Some(network) => on_network(network, text).map(|ip| Some((network.id.clone(), ip))),
         None if networks.unusable.contains(network) => Ok(None),
         None => Err(format!("network {network} is unknown")),
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     desired::LeftOut,
-    model::{Address, ByNetwork, Model, Port, Task, TaskState},
+    model::{Address, ByNetwork, Id, Model, Ports, Task, TaskState},
     roles::TaskRole,
 };
 
@@ -22,7 +22,7 @@ pub(super) fn load(raw: Vec<api::Task>, unusable: &BTreeSet<String>, model: &mut
     for raw in raw {
         let what = describe(&raw, model);
         match task(&raw, &what, unusable, model, left_out) {
-            Ok(task) => insert(&mut tasks, raw.id, Arc::new(task), || what, left_out),
+            Ok(task) => insert(&mut tasks, task.id.clone(), Arc::new(task), || what, left_out),
             Err(why) => left_out.push(LeftOut { what, why }),
         }
     }
@@ -32,7 +32,7 @@ pub(super) fn load(raw: Vec<api::Task>, unusable: &BTreeSet<String>, model: &mut
 
 /// As `docker service ps` would say it: `task web.3 (cpxn…)`.
 fn describe(raw: &api::Task, model: &Model) -> String {
-    let service = model.services.get(&raw.service).map_or("", |s| s.name.as_str());
+    let service = model.services.get(raw.service.as_str()).map_or("", |s| s.name.as_str());
     match (service, raw.slot) {
         ("", _) => format!("task {}", raw.id),
         (name, 0) => format!("task {name} ({})", raw.id),
@@ -49,18 +49,18 @@ fn task(
 ) -> Result<Task, String> {
     let state: TaskState = raw.status.state.parse()?;
     let desired_state: TaskState = raw.desired_state.parse()?;
-    let node = Some(raw.node.clone()).filter(|id| !id.is_empty());
-    if let Some(id) = node.as_ref().filter(|id| !model.nodes.contains_key(*id)) {
+    let node = model.nodes.get(raw.node.as_str()).map(|node| node.id.clone());
+    if let Some(id) = Some(&raw.node).filter(|id| node.is_none() && !id.is_empty()) {
         // Tasks of removed nodes are listed for a while; only live ones are worth a word.
         if !state.is_networked() {
-            return Ok(bare(raw, state, desired_state));
+            return Ok(bare(raw, model, state, desired_state));
         }
         return Err(format!("its node {id} is unknown"));
     }
     let mut addresses = BTreeMap::new();
     for attachment in &raw.attachments {
         let id = &attachment.network.id;
-        let Some(network) = model.networks.get(id) else {
+        let Some(network) = model.networks.get(id.as_str()) else {
             if state.is_networked() && !attachment.addresses.is_empty() && !unusable.contains(id) {
                 left_out
                     .push(LeftOut { what: format!("{what} on network {id}"), why: "the network is unknown".into() });
@@ -70,7 +70,7 @@ fn task(
         for text in &attachment.addresses {
             match on_network(network, text) {
                 Ok(ip) => {
-                    addresses.entry(id.clone()).or_insert(Address::with_default_mac(ip));
+                    addresses.entry(network.id.clone()).or_insert(Address::with_default_mac(ip));
                 }
                 Err(why) if state.is_networked() => {
                     left_out
@@ -83,24 +83,25 @@ fn task(
     }
     let ports = match &raw.endpoint {
         Some(endpoint) => own_ports(endpoint),
-        None => model.services.get(&raw.service).map(|s| s.ports.clone()).unwrap_or_default(),
+        None => model.services.get(raw.service.as_str()).map(|s| s.ports.clone()).unwrap_or_default(),
     };
     let addresses = addresses.into_iter().collect();
-    Ok(Task { node, addresses, ports, ..bare(raw, state, desired_state) })
+    Ok(Task { node, addresses, ports, ..bare(raw, model, state, desired_state) })
 }
 
 /// The ports that a task was made with; what is wrong with one is said of its service.
-fn own_ports(endpoint: &api::Endpoint) -> Vec<Port> {
-    let mut ports: Vec<_> = endpoint.ports.iter().filter_map(|raw| port(raw).ok()).collect();
-    ports.sort();
-    ports.dedup();
-    ports
+fn own_ports(endpoint: &api::Endpoint) -> Ports {
+    endpoint.ports.iter().filter_map(|raw| port(raw).ok()).collect()
 }
 
-fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
+fn bare(raw: &api::Task, model: &Model, state: TaskState, desired_state: TaskState) -> Task {
+    let service = || match model.services.get(raw.service.as_str()) {
+        Some(service) => service.id.clone(),
+        None => Id::from(&raw.service),
+    };
     Task {
-        id: raw.id.clone(),
-        service: Some(raw.service.clone()).filter(|id| !id.is_empty()),
+        id: Id::from(&raw.id),
+        service: (!raw.service.is_empty()).then(service),
         slot: Some(raw.slot).filter(|slot| *slot != 0),
         node: None,
         desired_state,
@@ -110,14 +111,14 @@ fn bare(raw: &api::Task, state: TaskState, desired_state: TaskState) -> Task {
         // Only decides between two that claim one port of a node.
         created: raw.created_at.parse().ok(),
         netns: None,
-        ports: Vec::new(),
+        ports: Ports::default(),
     }
 }
 
 /// Of several endpoints with one address the one that serves counts; VIPs come first.
 pub(crate) fn one_per_address(model: &mut Model, left_out: &mut Vec<LeftOut>) {
     let vips = model.services.values().flat_map(|s| s.virtual_ips.iter().map(move |(net, ip)| ((net.clone(), *ip), s)));
-    let mut taken: BTreeMap<(String, Ipv4Addr), String> =
+    let mut taken: BTreeMap<(Id, Ipv4Addr), String> =
         vips.map(|(key, s)| (key, format!("the virtual address of service {}", s.name))).collect();
     let mut order: Vec<_> = model
         .tasks

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use super::{LocalView, reports};
 use crate::{
     engine::Loaded,
-    model::{Dataplane, Model},
+    model::{Dataplane, Id, Model},
 };
 
 pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
@@ -30,7 +30,7 @@ pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
 }
 
 /// The attachment tasks of a standalone container: those of this node that have its address. There is one per network.
-fn attachments(model: &Model, node: &str, container: &super::Container) -> Vec<String> {
+fn attachments(model: &Model, node: &str, container: &super::Container) -> Vec<Id> {
     let same = |network: &str, ip| container.addresses.get(network) == Some(&ip);
     let tasks = model.tasks.values().filter(|task| {
         task.service.is_none()

@@ -16,7 +16,7 @@ pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
         node.dataplane = Dataplane::None;
     }
     for (id, report) in reports.iter().filter(|(id, _)| Some(id.as_str()) != own) {
-        match model.nodes.get_mut(id) {
+        match model.nodes.get_mut(id.as_str()) {
             // Also one that is down: see where the reports come from.
             Some(node) => node.dataplane = Dataplane::Hiveway,
             None => continue,
@@ -29,7 +29,7 @@ pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
 /// Tunnels of a node end where it says, unless that is another node's place.
 pub(super) fn vtep(model: &mut Model, id: &str, report: &Report, left_out: &mut Vec<LeftOut>) {
     let Some(vtep) = report.vtep else { return };
-    let other = model.nodes.values().find(|node| node.id != id && node.vtep == vtep).map(|node| node.hostname.clone());
+    let other = model.nodes.values().find(|node| node.id != *id && node.vtep == vtep).map(|node| node.hostname.clone());
     let Some(node) = model.nodes.get_mut(id) else { return };
     match other {
         None => node.vtep = vtep,
@@ -44,7 +44,7 @@ pub(super) fn vtep(model: &mut Model, id: &str, report: &Report, left_out: &mut 
 pub(super) fn health(model: &mut Model, id: &str, report: &Report) {
     for (ids, dead) in [(&report.unhealthy, false), (&report.dead, true)] {
         for task in ids {
-            let Some(task) = model.tasks.get_mut(task).filter(|task| task.node.as_deref() == Some(id)) else {
+            let Some(task) = model.tasks.get_mut(task.as_str()).filter(|task| task.node.as_deref() == Some(id)) else {
                 continue;
             };
             if !dead {

@@ -1,9 +1,11 @@
 //! A small map by network id: most tasks are on one network or two, and there are many tasks. A `BTreeMap` takes 400 bytes
 //! for its first entry.
 
+use super::Id;
+
 /// Values by network id, in order of ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ByNetwork<V>(Vec<(String, V)>);
+pub struct ByNetwork<V>(Vec<(Id, V)>);
 
 impl<V> Default for ByNetwork<V> {
     fn default() -> Self {
@@ -27,7 +29,7 @@ impl<V> ByNetwork<V> {
     }
 
     /// Sets the value on a network; returns the one before.
-    pub fn insert(&mut self, network: String, value: V) -> Option<V> {
+    pub fn insert(&mut self, network: Id, value: V) -> Option<V> {
         match self.place(&network) {
             Ok(index) => Some(std::mem::replace(&mut self.0[index].1, value)),
             Err(index) => {
@@ -38,17 +40,17 @@ impl<V> ByNetwork<V> {
     }
 
     /// Keeps those for which `keep` is true.
-    pub fn retain(&mut self, mut keep: impl FnMut(&String, &mut V) -> bool) {
+    pub fn retain(&mut self, mut keep: impl FnMut(&Id, &mut V) -> bool) {
         self.0.retain_mut(|(network, value)| keep(network, value));
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&String, &V)> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Id, &V)> {
         self.0.iter().map(|(network, value)| (network, value))
     }
 
     /// Ids of the networks.
-    pub fn keys(&self) -> impl ExactSizeIterator<Item = &String> {
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &Id> {
         self.0.iter().map(|(network, _)| network)
     }
 
@@ -67,6 +69,11 @@ impl<V> ByNetwork<V> {
         self.0.len()
     }
 
+    /// Takes all of them out.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -83,8 +90,8 @@ impl<V> std::ops::Index<&str> for ByNetwork<V> {
 }
 
 /// Of several values for a network the last one counts.
-impl<V> FromIterator<(String, V)> for ByNetwork<V> {
-    fn from_iter<I: IntoIterator<Item = (String, V)>>(items: I) -> Self {
+impl<V> FromIterator<(Id, V)> for ByNetwork<V> {
+    fn from_iter<I: IntoIterator<Item = (Id, V)>>(items: I) -> Self {
         let mut this = Self::default();
         items.into_iter().for_each(|(network, value)| drop(this.insert(network, value)));
         this.0.shrink_to_fit();
@@ -98,16 +105,17 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::ByNetwork;
+    use super::{ByNetwork, Id};
 
     proptest! {
         #[test]
         fn is_a_map(items: Vec<(String, u8)>, other in "[a-c]{0,2}") {
-            let (small, map): (ByNetwork<u8>, BTreeMap<String, u8>) =
+            let items: Vec<(Id, u8)> = items.into_iter().map(|(network, value)| (network.into(), value)).collect();
+            let (small, map): (ByNetwork<u8>, BTreeMap<Id, u8>) =
                 (items.iter().cloned().collect(), items.into_iter().collect());
             prop_assert!(small.iter().eq(map.iter()) && small.keys().eq(map.keys()) && small.values().eq(map.values()));
             prop_assert_eq!((small.len(), small.is_empty()), (map.len(), map.is_empty()));
-            for network in map.keys().chain([&other]) {
+            for network in map.keys().chain([&Id::from(other)]) {
                 prop_assert_eq!((small.get(network), small.contains_key(network)), (map.get(network), map.contains_key(network)));
             }
             let (mut small, mut map) = (small, map);

@@ -11,6 +11,7 @@
 mod allow;
 mod by_network;
 mod find;
+mod id;
 mod net;
 mod port;
 mod state;
@@ -23,8 +24,9 @@ use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 pub use allow::{ALLOW_LABEL, AllowEntry, AllowList, parse_allow};
 pub use by_network::ByNetwork;
 pub use find::NodeLookup;
+pub use id::{Id, Ids};
 pub use net::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, checked_mac, parse_mac};
-pub use port::{Port, Protocol, PublishMode};
+pub use port::{Port, Ports, Protocol, PublishMode};
 pub use state::{NodeState, TaskState};
 pub use time::Timestamp;
 
@@ -32,20 +34,20 @@ pub use time::Timestamp;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     /// By id.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<Id, Node>,
     /// By id.
-    pub networks: BTreeMap<String, Network>,
+    pub networks: BTreeMap<Id, Network>,
     /// By id. These and tasks are shared between versions of a table: there may be many, and most stay the same.
-    pub services: BTreeMap<String, Arc<Service>>,
+    pub services: BTreeMap<Id, Arc<Service>>,
     /// By id.
-    pub tasks: BTreeMap<String, Arc<Task>>,
+    pub tasks: BTreeMap<Id, Arc<Task>>,
 }
 
 /// A machine of the swarm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Engine's node id.
-    pub id: String,
+    pub id: Id,
     /// Its host name.
     pub hostname: String,
     /// What the manager thinks of it.
@@ -57,7 +59,7 @@ pub struct Node {
     /// Who moves its packets.
     pub dataplane: Dataplane,
     /// The node's own address per network id (stock nodes source VIP and mesh traffic from it).
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    pub addresses: ByNetwork<Ipv4Addr>,
 }
 
 /// Who moves a node's packets.
@@ -96,15 +98,15 @@ impl EndpointMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Engine's service id.
-    pub id: String,
+    pub id: Id,
     /// Its name.
     pub name: String,
     /// How clients find its tasks.
     pub endpoint_mode: EndpointMode,
     /// Per network id; empty with [`EndpointMode::Dnsrr`].
-    pub virtual_ips: BTreeMap<String, Ipv4Addr>,
-    /// Sorted.
-    pub ports: Vec<Port>,
+    pub virtual_ips: ByNetwork<Ipv4Addr>,
+    /// What it publishes.
+    pub ports: Ports,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// The manager has deleted it, but tasks of it still run: they drain, see [`Model::remember`].
@@ -125,15 +127,18 @@ impl Model {
     }
 }
 
-fn share<T: PartialEq>(items: &mut BTreeMap<String, Arc<T>>, before: &BTreeMap<String, Arc<T>>) {
+fn share<T: PartialEq>(items: &mut BTreeMap<Id, Arc<T>>, before: &BTreeMap<Id, Arc<T>>) {
     let mut old = before.iter().peekable();
-    for (id, item) in items {
+    let shared = std::mem::take(items).into_iter().map(|(id, item)| {
         // Both are in order of ids.
-        while old.next_if(|(other, _)| *other < id).is_some() {}
-        if let Some((_, same)) = old.next_if(|(other, old)| *other == id && *old == item) {
-            item.clone_from(same);
+        while old.next_if(|(other, _)| **other < id).is_some() {}
+        match old.next_if(|(other, _)| **other == id) {
+            Some((id, same)) if *same == item => (id.clone(), same.clone()),
+            Some((same, _)) => (same.clone(), item),
+            None => (id, item),
         }
-    }
+    });
+    *items = shared.collect();
 }
 
 impl Service {
@@ -152,13 +157,13 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Engine's task id.
-    pub id: String,
+    pub id: Id,
     /// Id of its service; `None` for a standalone container on an attachable network.
-    pub service: Option<String>,
+    pub service: Option<Id>,
     /// Which replica it is; `None` for global services.
     pub slot: Option<u64>,
     /// Id of the node it was assigned to.
-    pub node: Option<String>,
+    pub node: Option<Id>,
     /// Where the manager wants it.
     pub desired_state: TaskState,
     /// Where it is.
@@ -171,8 +176,8 @@ pub struct Task {
     pub created: Option<Timestamp>,
     /// Its network namespace, where the table says so.
     pub netns: Option<PathBuf>,
-    /// Its own ports (while ports are being changed, old and new tasks differ). Sorted.
-    pub ports: Vec<Port>,
+    /// Its own ports (while ports are being changed, old and new tasks differ).
+    pub ports: Ports,
 }
 
 /// A task's place on a network.

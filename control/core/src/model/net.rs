@@ -5,6 +5,8 @@ use std::{fmt, net::Ipv4Addr};
 use dataplane_common::addr::{Mac, NetId, VniBytes};
 use ipnet::Ipv4Net;
 
+use super::Id;
+
 /// MTU of an overlay network when the table has none: 1500 less what VXLAN adds.
 pub const DEFAULT_MTU: u32 = 1450;
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -43,7 +45,7 @@ impl fmt::Display for Vni {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Engine's network id.
-    pub id: String,
+    pub id: Id,
     /// Its name.
     pub name: String,
     /// At least one, sorted by VNI.

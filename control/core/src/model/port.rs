@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use dataplane_common::headers::ipproto;
 
 use super::state::named;
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Deref, str::FromStr, sync::Arc};
 
 named! {
     /// Transport protocol.
@@ -72,6 +72,46 @@ impl Port {
     /// Translating the port would need SCTP's checksum recomputed over the whole packet, which we can't.
     pub fn needs_sctp_translation(&self) -> bool {
         self.protocol == Protocol::Sctp && self.published_port.is_some_and(|p| p != self.target_port)
+    }
+}
+
+/// Ports of a service or task, sorted. Tasks share their service's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports(Arc<[Port]>);
+
+impl Ports {
+    /// Changes each of them; whoever else has them keeps them as they are.
+    pub fn change(&mut self, change: impl FnMut(&mut Port)) {
+        let mut ports = self.to_vec();
+        ports.iter_mut().for_each(change);
+        *self = ports.into_iter().collect();
+    }
+}
+
+impl Deref for Ports {
+    type Target = [Port];
+
+    fn deref(&self) -> &[Port] {
+        &self.0
+    }
+}
+
+impl<'p> IntoIterator for &'p Ports {
+    type Item = &'p Port;
+    type IntoIter = std::slice::Iter<'p, Port>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+/// In any order, and more than once.
+impl FromIterator<Port> for Ports {
+    fn from_iter<I: IntoIterator<Item = Port>>(ports: I) -> Self {
+        let mut ports: Vec<Port> = ports.into_iter().collect();
+        ports.sort();
+        ports.dedup();
+        Self(ports.into())
     }
 }
 

@@ -1,19 +1,20 @@
 //! The task table as a file: YAML or JSON, field names as in the Engine API, in snake_case.
 //!
-//! The text is read in three steps, each of which reports all that it finds: syntax ([`parse_file`]), shape
-//! (`read`: known fields, types, single values), sense (`check`: references, duplicates, overlaps). A table with any
-//! error is refused whole.
+//! Syntax ([`parse_file`]) and shape (`read`: known fields, types, single values) are looked at item by item, sense (`check`:
+//! references, duplicates, overlaps) when all of them are there. Each reports all that it finds, but nothing is said of a file
+//! with wrong syntax beyond that. A table with any error is refused whole.
 
 mod addresses;
 mod check;
+mod place;
 mod read;
 mod services;
 mod tree;
+mod value;
 
 use std::path::Path;
 
-use serde_json::Value;
-
+use self::read::Reading;
 use crate::{
     model::Model,
     problem::{Problem, Severity},
@@ -54,9 +55,9 @@ pub fn parse_file(text: &str, path: &Path) -> Result<Table, Vec<Problem>> {
 
 /// [`parse_file`] for an agent with other settings.
 pub fn parse_file_with(text: &str, path: &Path, reserved: Reserved) -> Result<Table, Vec<Problem>> {
-    let value = parse_text(text, path).map_err(|message| vec![Problem::error("", message)])?;
-    let (raw, mut problems) = read::read(&value);
-    let model = check::check(raw, reserved, &mut problems);
+    let reading = parse_text(text, path).map_err(|message| vec![Problem::error("", message)])?;
+    let Reading { table, mut problems, .. } = reading;
+    let model = check::check(table, reserved, &mut problems);
     tree::in_file_order(&mut problems);
     if problems.iter().any(|p| p.severity == Severity::Error) {
         return Err(problems);
@@ -64,7 +65,7 @@ pub fn parse_file_with(text: &str, path: &Path, reserved: Reserved) -> Result<Ta
     Ok(Table { model, warnings: problems })
 }
 
-fn parse_text(text: &str, path: &Path) -> Result<Value, String> {
+fn parse_text(text: &str, path: &Path) -> Result<Reading, String> {
     let json = match path.extension().and_then(|e| e.to_str()) {
         Some(e) if e.eq_ignore_ascii_case("json") => true,
         Some(e) if e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml") => false,
@@ -74,7 +75,7 @@ fn parse_text(text: &str, path: &Path) -> Result<Value, String> {
         return Err("the file is empty; the smallest table is `version: 1`".into());
     }
     if json {
-        serde_json::from_str::<tree::UniqueKeys>(text).map(|v| v.0).map_err(|e| format!("not valid JSON: {e}"))
+        serde_json::from_str(text).map_err(|e| format!("not valid JSON: {e}"))
     } else {
         // Tables of large swarms have millions of nodes; aliases stay bounded by the other limits.
         let options = serde_saphyr::options! {
@@ -86,6 +87,6 @@ fn parse_text(text: &str, path: &Path) -> Result<Value, String> {
             strict_booleans: true,
             with_snippet: false,
         };
-        serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|e| format!("not valid YAML: {e}"))
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| format!("not valid YAML: {e}"))
     }
 }

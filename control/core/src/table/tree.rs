@@ -1,28 +1,30 @@
 //! Walking the parsed text: typed access to fields, with the path of everything that is wrong.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
+use std::{fmt::Display, net::Ipv4Addr, str::FromStr};
 
 use ipnet::Ipv4Net;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
 
-use crate::problem::Problem;
+use super::{
+    place::{Element, Entry, Place},
+    value::{Map, Value, describe},
+};
+use crate::{model::Ids, problem::Problem};
 
 /// An object of the file with its place.
-pub(super) struct Object<'v> {
-    path: String,
-    map: &'v Map<String, Value>,
+pub(super) struct Object<'v, 't, P> {
+    place: P,
+    map: &'v Map<'t>,
 }
 
-impl<'v> Object<'v> {
+impl<'v, 't, P: Copy + Display> Object<'v, 't, P> {
     /// `value` as an object with no fields but `known`.
-    pub(super) fn new(path: String, value: &'v Value, known: &[&str], problems: &mut Vec<Problem>) -> Option<Self> {
-        let Value::Object(map) = value else {
-            problems.push(Problem::error(path, format!("expected an object, found {}", describe(value))));
+    pub(super) fn new(place: P, value: &'v Value<'t>, known: &[&str], problems: &mut Vec<Problem>) -> Option<Self> {
+        let Value::Map(map) = value else {
+            problems.push(Problem::error(place.to_string(), format!("expected an object, found {}", describe(value))));
             return None;
         };
-        let object = Self { path, map };
-        for key in map.keys().filter(|k| !known.contains(&k.as_str())) {
+        let object = Self { place, map };
+        for key in map.keys().filter(|k| !known.contains(&k.as_ref())) {
             let hint = match closest(key, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known here: {}", known.join(", ")),
@@ -34,17 +36,15 @@ impl<'v> Object<'v> {
 
     /// The path of one of its fields.
     pub(super) fn path(&self, key: &str) -> String {
-        field_path(&self.path, key)
-    }
-
-    /// Its own path.
-    pub(super) fn own_path(&self) -> &str {
-        &self.path
+        match self.place.to_string() {
+            top if top.is_empty() => key.to_owned(),
+            place => format!("{place}.{key}"),
+        }
     }
 
     /// A field; `null` counts as absent.
-    pub(super) fn get(&self, key: &str) -> Option<&'v Value> {
-        self.map.get(key).filter(|v| !v.is_null())
+    pub(super) fn get(&self, key: &str) -> Option<&'v Value<'t>> {
+        self.map.get(key).filter(|v| !matches!(v, Value::Null))
     }
 
     /// A field that may be missing; `None` also when it is wrong, which is reported.
@@ -52,7 +52,7 @@ impl<'v> Object<'v> {
         &self,
         key: &str,
         problems: &mut Vec<Problem>,
-        parse: impl FnOnce(&Value) -> Result<T, String>,
+        parse: impl FnOnce(&'v Value<'t>) -> Result<T, String>,
     ) -> Option<T> {
         match parse(self.get(key)?) {
             Ok(value) => Some(value),
@@ -68,20 +68,23 @@ impl<'v> Object<'v> {
         &self,
         key: &str,
         problems: &mut Vec<Problem>,
-        parse: impl FnOnce(&Value) -> Result<T, String>,
+        parse: impl FnOnce(&'v Value<'t>) -> Result<T, String>,
     ) -> Option<T> {
         if self.get(key).is_none() {
             problems.push(Problem::error(self.path(key), "missing"));
         }
         self.optional(key, problems, parse)
     }
+}
 
-    /// The elements of a list that may be missing, with their paths.
-    pub(super) fn list(&self, key: &str, problems: &mut Vec<Problem>) -> Vec<(String, &'v Value)> {
+impl<'v, 't> Object<'v, 't, Place> {
+    /// The elements of a list that may be missing, with their places.
+    pub(super) fn list(&self, key: &'static str, problems: &mut Vec<Problem>) -> Vec<(Element, &'v Value<'t>)> {
         match self.get(key) {
             None => Vec::new(),
-            Some(Value::Array(items)) => {
-                items.iter().enumerate().map(|(i, v)| (format!("{}[{i}]", self.path(key)), v)).collect()
+            Some(Value::List(items)) => {
+                let place = |index| Element { item: self.place, field: key, index };
+                items.iter().enumerate().map(|(index, item)| (place(index), item)).collect()
             }
             Some(other) => {
                 problems.push(Problem::error(self.path(key), format!("expected a list, found {}", describe(other))));
@@ -90,28 +93,28 @@ impl<'v> Object<'v> {
         }
     }
 
-    /// A map that may be missing, its values parsed; each with its path and key.
+    /// A map that may be missing, its values parsed; each with its place.
     pub(super) fn map<T>(
         &self,
-        key: &str,
+        field: &'static str,
+        ids: &mut Ids,
         problems: &mut Vec<Problem>,
-        parse: impl Fn(&Value) -> Result<T, String>,
+        parse: impl Fn(&'v Value<'t>) -> Result<T, String>,
     ) -> Vec<Keyed<T>> {
-        let map = match self.get(key) {
+        let map = match self.get(field) {
             None => return Vec::new(),
-            Some(Value::Object(map)) => map,
+            Some(Value::Map(map)) => map,
             Some(other) => {
-                problems.push(Problem::error(self.path(key), format!("expected a map, found {}", describe(other))));
+                problems.push(Problem::error(self.path(field), format!("expected a map, found {}", describe(other))));
                 return Vec::new();
             }
         };
-        let base = self.path(key);
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(map.len());
         for (key, value) in map {
-            let path = field_path(&base, key);
+            let entry = Entry { item: self.place, field, key: ids.get(key) };
             match parse(value) {
-                Ok(value) => items.push(Keyed { path, key: key.clone(), value }),
-                Err(message) => problems.push(Problem::error(path, message)),
+                Ok(value) => items.push(Keyed { entry, value }),
+                Err(message) => problems.push(Problem::error(entry.to_string(), message)),
             }
         }
         items
@@ -120,59 +123,53 @@ impl<'v> Object<'v> {
 
 /// An entry of a map in the file.
 pub(super) struct Keyed<T> {
-    pub(super) path: String,
-    pub(super) key: String,
+    pub(super) entry: Entry,
     pub(super) value: T,
 }
 
-fn field_path(base: &str, key: &str) -> String {
-    if base.is_empty() { key.to_owned() } else { format!("{base}.{key}") }
-}
-
-/// What a value is, for messages.
-pub(super) fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "nothing".into(),
-        Value::Bool(b) => format!("the boolean {b}"),
-        Value::Number(n) => format!("the number {n}"),
-        Value::String(s) => format!("the text {s:?}"),
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "an object".into(),
-    }
-}
-
 /// Text that is not empty.
-pub(super) fn text(value: &Value) -> Result<String, String> {
+pub(super) fn text<'v>(value: &'v Value<'_>) -> Result<&'v str, String> {
     match value {
-        Value::String(s) if !s.is_empty() => Ok(s.clone()),
-        Value::String(_) => Err("must not be empty".into()),
+        Value::Text(s) if !s.is_empty() => Ok(s),
+        Value::Text(_) => Err("must not be empty".into()),
         Value::Number(_) | Value::Bool(_) => Err(format!("expected text, found {}; put it in quotes", describe(value))),
         other => Err(format!("expected text, found {}", describe(other))),
     }
 }
 
 /// `true` or `false`.
-pub(super) fn boolean(value: &Value) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| format!("expected true or false, found {}", describe(value)))
+pub(super) fn boolean(value: &Value<'_>) -> Result<bool, String> {
+    match value {
+        Value::Bool(b) => Ok(*b),
+        other => Err(format!("expected true or false, found {}", describe(other))),
+    }
 }
 
 /// A whole number between two bounds.
-pub(super) fn number(min: u64, max: u64) -> impl Fn(&Value) -> Result<u64, String> {
-    move |value| match value.as_u64() {
+pub(super) fn number(min: u64, max: u64) -> impl Fn(&Value<'_>) -> Result<u64, String> {
+    move |value| match whole(value) {
         Some(n) if (min..=max).contains(&n) => Ok(n),
         _ => Err(format!("expected a whole number from {min} to {max}, found {}", describe(value))),
     }
 }
 
+/// The value, if it is a whole number.
+pub(super) fn whole(value: &Value<'_>) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        _ => None,
+    }
+}
+
 /// Text that parses as `T`, whose error says what is wrong.
-pub(super) fn named<T: FromStr<Err = String>>(value: &Value) -> Result<T, String> {
+pub(super) fn named<T: FromStr<Err = String>>(value: &Value<'_>) -> Result<T, String> {
     text(value)?.parse()
 }
 
 /// An IPv4 address that a host may have.
-pub(super) fn ipv4(value: &Value) -> Result<Ipv4Addr, String> {
+pub(super) fn ipv4(value: &Value<'_>) -> Result<Ipv4Addr, String> {
     let text = text(value)?;
-    let ip: Ipv4Addr = text.parse().map_err(|_| not_ipv4(&text, "address like 10.0.1.3"))?;
+    let ip: Ipv4Addr = text.parse().map_err(|_| not_ipv4(text, "address like 10.0.1.3"))?;
     if ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || ip.is_loopback() {
         return Err(format!("{ip} can't be a host's address on a network"));
     }
@@ -180,9 +177,9 @@ pub(super) fn ipv4(value: &Value) -> Result<Ipv4Addr, String> {
 }
 
 /// An IPv4 subnet without host bits.
-pub(super) fn subnet(value: &Value) -> Result<Ipv4Net, String> {
+pub(super) fn subnet(value: &Value<'_>) -> Result<Ipv4Net, String> {
     let text = text(value)?;
-    let net: Ipv4Net = text.parse().map_err(|_| not_ipv4(&text, "subnet like 10.0.1.0/24"))?;
+    let net: Ipv4Net = text.parse().map_err(|_| not_ipv4(text, "subnet like 10.0.1.0/24"))?;
     if net.addr() != net.network() {
         return Err(format!("{net} has host bits set; did you mean {}?", net.trunc()));
     }
@@ -239,55 +236,4 @@ pub(super) fn in_file_order(problems: &mut [Problem]) {
         (rank, index, p.path.clone(), p.message.clone())
     });
     debug_assert!(problems.iter().all(|p| !p.message.is_empty()));
-}
-
-/// A [`Value`] read from JSON in which no object has a key twice (serde_json would silently keep the last one).
-pub(super) struct UniqueKeys(pub(super) Value);
-
-impl<'de> Deserialize<'de> for UniqueKeys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyValue;
-        impl<'de> Visitor<'de> for AnyValue {
-            type Value = Value;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any JSON value")
-            }
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-            fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-                Ok(v.into())
-            }
-            fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-                Ok(v.into())
-            }
-            fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-                Ok(v.into())
-            }
-            fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
-                Ok(v.into())
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-                Ok(v.into())
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(UniqueKeys(item)) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Value::Array(items))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((key, UniqueKeys(value))) = access.next_entry::<String, UniqueKeys>()? {
-                    if map.insert(key.clone(), value).is_some() {
-                        return Err(serde::de::Error::custom(format!("duplicate key {key:?}")));
-                    }
-                }
-                Ok(Value::Object(map.into_iter().collect()))
-            }
-        }
-        deserializer.deserialize_any(AnyValue).map(Self)
-    }
 }

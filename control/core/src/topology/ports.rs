@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use super::{Placed, Topology};
+use super::{Endpoints, Placed, Topology};
 use crate::{
     desired::LeftOut,
     model::{Carrier, Model, Port, Protocol, PublishMode, Service},
@@ -28,7 +28,7 @@ pub(crate) struct HostPort<'a> {
 pub(super) fn published<'a>(
     model: &'a Model,
     settings: &Settings,
-    endpoints: &BTreeMap<&'a str, Placed<'a>>,
+    endpoints: &Endpoints<'a>,
     left_out: &mut Vec<LeftOut>,
 ) -> BTreeMap<(u8, u16), Published<'a>> {
     let mut published: BTreeMap<(u8, u16), Published<'a>> = BTreeMap::new();
@@ -36,6 +36,8 @@ pub(super) fn published<'a>(
     let by_task =
         endpoints.values().filter(|p| matches!(p.role, TaskRole::Backend | TaskRole::Draining)).flat_map(|p| {
             let service = p.task.service.as_ref().and_then(|id| model.services.get(id));
+            // What a service says itself needs no look at each of its tasks.
+            let service = service.filter(|service| service.vanished || service.ports != p.task.ports);
             service.into_iter().flat_map(move |s| p.task.ports.iter().map(move |port| (s, port)))
         });
     for (service, port) in by_service.chain(by_task) {
@@ -45,7 +47,7 @@ pub(super) fn published<'a>(
             continue;
         }
         let owner = published.entry(key).or_insert(Published { service: &service.id });
-        if owner.service != service.id {
+        if service.id != *owner.service {
             let other = model.services.get(owner.service).map_or(owner.service, |s| s.name.as_str());
             let why = format!("service {other} publishes it too; publish another port");
             name_once(LeftOut { what: of_service(port, service), why }, left_out);

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, sync::Arc};
 
 use hiveway_core::{
     LeftOut, Model,
-    model::{Address, ByNetwork, MAX_MTU, MIN_MTU, Network, Node, Port, Service, Subnet, Task, Vni, checked_mac},
+    model::{
+        Address, ByNetwork, Id, Ids, MAX_MTU, MIN_MTU, Network, Node, Port, Ports, Service, Subnet, Task, Vni,
+        checked_mac,
+    },
     sound,
 };
 use hiveway_proto::relay as wire;
@@ -16,14 +19,23 @@ use super::names;
 pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
     let mut left_out: Vec<_> =
         table.left_out.into_iter().map(|item| LeftOut { what: item.what, why: item.why }).collect();
+    let mut ids = Ids::default();
     let model = Model {
-        nodes: keyed(table.nodes, "node", |n| (n.id.clone(), n.hostname.clone()), node, &mut left_out),
-        networks: keyed(table.networks, "network", |n| (n.id.clone(), n.name.clone()), network, &mut left_out),
+        networks: keyed(
+            table.networks,
+            "network",
+            |n| (n.id.clone(), n.name.clone()),
+            network,
+            &mut ids,
+            &mut left_out,
+        ),
+        nodes: keyed(table.nodes, "node", |n| (n.id.clone(), n.hostname.clone()), node, &mut ids, &mut left_out),
         services: keyed(
             table.services,
             "service",
             |s| (s.id.clone(), s.name.clone()),
             |s, place| service(s, place).map(Arc::new),
+            &mut ids,
             &mut left_out,
         ),
         tasks: keyed(
@@ -31,6 +43,7 @@ pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
             "task",
             |t| (t.id.clone(), String::new()),
             |t, place| task(t, place).map(Arc::new),
+            &mut ids,
             &mut left_out,
         ),
     };
@@ -44,6 +57,7 @@ pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
 /// Where an item puts what of it is left out, and under which name.
 struct Place<'l> {
     what: String,
+    ids: &'l mut Ids,
     left_out: &'l mut Vec<LeftOut>,
 }
 
@@ -58,13 +72,15 @@ fn keyed<W, T>(
     kind: &str,
     named: impl Fn(&W) -> (String, String),
     read: impl Fn(W, &mut Place<'_>) -> Result<T, String>,
+    ids: &mut Ids,
     left_out: &mut Vec<LeftOut>,
-) -> BTreeMap<String, T> {
+) -> BTreeMap<Id, T> {
     let mut found = BTreeMap::new();
     for item in items {
         let (id, name) = named(&item);
         let what = if name.is_empty() { format!("{kind} {id}") } else { format!("{kind} {name} ({id})") };
-        let mut place = Place { what: what.clone(), left_out };
+        let id = ids.get(&id);
+        let mut place = Place { what: what.clone(), ids, left_out };
         match read(item, &mut place) {
             Ok(_) if found.contains_key(&id) => {
                 left_out.push(LeftOut { what, why: "is listed twice; the first counts".into() });
@@ -76,15 +92,15 @@ fn keyed<W, T>(
     found
 }
 
-fn node(node: wire::Node, _: &mut Place<'_>) -> Result<Node, String> {
+fn node(node: wire::Node, place: &mut Place<'_>) -> Result<Node, String> {
     Ok(Node {
         hostname: if node.hostname.is_empty() { node.id.clone() } else { node.hostname },
-        id: node.id,
+        id: place.ids.get(&node.id),
         state: names::node_state_of(node.state),
         address: address(node.address)?,
         vtep: address(node.vtep)?,
         dataplane: names::dataplane_of(node.dataplane),
-        addresses: plain(node.addresses),
+        addresses: plain(node.addresses, place.ids),
     })
 }
 
@@ -94,18 +110,18 @@ fn address(bits: u32) -> Result<Ipv4Addr, String> {
     possible.then_some(ip).ok_or_else(|| format!("{ip} is no node's address"))
 }
 
-fn plain(addresses: Vec<wire::NetworkAddress>) -> BTreeMap<String, Ipv4Addr> {
-    addresses.into_iter().map(|entry| (entry.network_id, Ipv4Addr::from_bits(entry.ip))).collect()
+fn plain(addresses: Vec<wire::NetworkAddress>, ids: &mut Ids) -> ByNetwork<Ipv4Addr> {
+    addresses.into_iter().map(|entry| (ids.get(&entry.network_id), Ipv4Addr::from_bits(entry.ip))).collect()
 }
 
-fn network(network: wire::Network, _: &mut Place<'_>) -> Result<Network, String> {
+fn network(network: wire::Network, place: &mut Place<'_>) -> Result<Network, String> {
     let mut subnets = network.subnets.iter().map(subnet).collect::<Result<Vec<_>, _>>()?;
     subnets.sort();
     if !(MIN_MTU..=MAX_MTU).contains(&network.mtu) {
         return Err(format!("its MTU {} is not between {MIN_MTU} and {MAX_MTU}", network.mtu));
     }
     Ok(Network {
-        id: network.id,
+        id: place.ids.get(&network.id),
         name: network.name,
         subnets,
         ingress: network.ingress,
@@ -130,17 +146,17 @@ fn subnet(subnet: &wire::Subnet) -> Result<Subnet, String> {
 
 fn service(service: wire::Service, place: &mut Place<'_>) -> Result<Service, String> {
     Ok(Service {
-        id: service.id,
+        id: place.ids.get(&service.id),
         name: service.name,
         endpoint_mode: names::endpoint_mode_of(service.endpoint_mode)?,
-        virtual_ips: plain(service.virtual_ips),
+        virtual_ips: plain(service.virtual_ips, place.ids),
         ports: ports(service.ports, place),
         labels: service.labels.into_iter().collect(),
         vanished: service.vanished,
     })
 }
 
-fn ports(ports: Vec<wire::Port>, place: &mut Place<'_>) -> Vec<Port> {
+fn ports(ports: Vec<wire::Port>, place: &mut Place<'_>) -> Ports {
     let mut found = Vec::new();
     for raw in ports {
         match port(&raw) {
@@ -148,9 +164,7 @@ fn ports(ports: Vec<wire::Port>, place: &mut Place<'_>) -> Vec<Port> {
             Err(why) => place.leave_out(format_args!("port {} → {}", raw.published_port, raw.target_port), why),
         }
     }
-    found.sort();
-    found.dedup();
-    found
+    found.into_iter().collect()
 }
 
 fn port(port: &wire::Port) -> Result<Port, String> {
@@ -168,7 +182,7 @@ fn task(task: wire::Task, place: &mut Place<'_>) -> Result<Task, String> {
     for entry in task.addresses {
         let ip = Ipv4Addr::from_bits(entry.ip);
         match mac(ip, &entry.mac) {
-            Ok(address) => drop(addresses.insert(entry.network_id, address)),
+            Ok(address) => drop(addresses.insert(place.ids.get(&entry.network_id), address)),
             Err(why) => place.leave_out(format_args!("address {ip}"), why),
         }
     }
@@ -178,10 +192,10 @@ fn task(task: wire::Task, place: &mut Place<'_>) -> Result<Task, String> {
         text => text.parse().ok(),
     };
     Ok(Task {
-        id: task.id,
-        service: Some(task.service_id).filter(|id| !id.is_empty()),
+        id: place.ids.get(&task.id),
+        service: Some(task.service_id).filter(|id| !id.is_empty()).map(|id| place.ids.get(&id)),
         slot: task.slot,
-        node: Some(task.node_id).filter(|id| !id.is_empty()),
+        node: Some(task.node_id).filter(|id| !id.is_empty()).map(|id| place.ids.get(&id)),
         desired_state: names::task_state_of(task.desired_state),
         state: names::task_state_of(task.state),
         unhealthy: task.unhealthy,

@@ -1,10 +1,10 @@
 //! Model → message.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use hiveway_core::{
     LeftOut, Model,
-    model::{Address, Network, Node, Port, Service, Subnet, Task},
+    model::{Address, ByNetwork, Id, Network, Node, Port, Service, Subnet, Task},
 };
 use hiveway_proto::relay as wire;
 
@@ -36,7 +36,7 @@ pub fn encode(model: &Model, left_out: &[LeftOut]) -> wire::Table {
 
 fn node(node: &Node) -> wire::Node {
     wire::Node {
-        id: node.id.clone(),
+        id: node.id.to_string(),
         hostname: node.hostname.clone(),
         state: names::node_state(node.state).into(),
         address: node.address.to_bits(),
@@ -46,9 +46,9 @@ fn node(node: &Node) -> wire::Node {
     }
 }
 
-fn plain(addresses: &BTreeMap<String, Ipv4Addr>) -> Vec<wire::NetworkAddress> {
-    let entry = |(network, ip): (&String, &Ipv4Addr)| wire::NetworkAddress {
-        network_id: network.clone(),
+fn plain(addresses: &ByNetwork<Ipv4Addr>) -> Vec<wire::NetworkAddress> {
+    let entry = |(network, ip): (&Id, &Ipv4Addr)| wire::NetworkAddress {
+        network_id: network.to_string(),
         ip: ip.to_bits(),
         mac: Vec::new(),
     };
@@ -63,7 +63,7 @@ fn network(network: &Network) -> wire::Network {
         vni: subnet.vni.get(),
     };
     wire::Network {
-        id: network.id.clone(),
+        id: network.id.to_string(),
         name: network.name.clone(),
         subnets: network.subnets.iter().map(subnet).collect(),
         ingress: network.ingress,
@@ -77,7 +77,7 @@ fn network(network: &Network) -> wire::Network {
 fn service(service: &Service) -> wire::Service {
     let ours = service.labels.iter().filter(|(name, _)| name.starts_with(OUR_LABELS));
     wire::Service {
-        id: service.id.clone(),
+        id: service.id.to_string(),
         name: service.name.clone(),
         endpoint_mode: names::endpoint_mode(service.endpoint_mode).into(),
         virtual_ips: plain(&service.virtual_ips),
@@ -98,19 +98,19 @@ fn ports(ports: &[Port]) -> Vec<wire::Port> {
 }
 
 fn task(task: &Task) -> wire::Task {
-    let address = |(network, address): (&String, &Address)| {
+    let address = |(network, address): (&Id, &Address)| {
         let default = *address == Address::with_default_mac(address.ip);
         wire::NetworkAddress {
-            network_id: network.clone(),
+            network_id: network.to_string(),
             ip: address.ip.to_bits(),
             mac: if default { Vec::new() } else { address.mac.to_vec() },
         }
     };
     wire::Task {
-        id: task.id.clone(),
-        service_id: task.service.clone().unwrap_or_default(),
+        id: task.id.to_string(),
+        service_id: task.service.as_deref().unwrap_or_default().to_owned(),
         slot: task.slot,
-        node_id: task.node.clone().unwrap_or_default(),
+        node_id: task.node.as_deref().unwrap_or_default().to_owned(),
         desired_state: names::task_state(task.desired_state),
         state: names::task_state(task.state),
         unhealthy: task.unhealthy,

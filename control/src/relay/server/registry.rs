@@ -83,7 +83,7 @@ impl Registry {
     pub(super) fn table(&self, model: &Model) {
         let mut entries = self.entries();
         entries.retain(|node, entry| {
-            let Some(node) = model.nodes.get(node) else { return false };
+            let Some(node) = model.nodes.get(node.as_str()) else { return false };
             entry.down = node.state == NodeState::Down;
             !entry.down || entry.session.is_some()
         });
@@ -95,7 +95,7 @@ impl Registry {
         let running = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
         let entry = |node: &Node| {
             let report = Report { vtep: Some(node.vtep), ..Report::default() };
-            (node.id.clone(), Entry { report, session: None, down: false })
+            (node.id.to_string(), Entry { report, session: None, down: false })
         };
         let mut entries = self.entries();
         *entries = running.map(entry).collect();

@@ -50,8 +50,10 @@ fn view(row: &ConnectionRow, snapshot: &Snapshot, now: u64) -> FlowView {
         Kind::Ingress => backend.ip().to_string(),
         _ => backend.to_string(),
     });
-    let (task, service) =
-        snapshot.tags.get(&row.tag).cloned().map_or((None, None), |(task, service)| (Some(task), service));
+    let (task, service) = snapshot
+        .tags
+        .get(&row.tag)
+        .map_or((None, None), |(task, service)| (Some(task.to_owned()), service.map(str::to_owned)));
     FlowView {
         kind,
         protocol: protocol(row.proto),

@@ -152,7 +152,7 @@ struct TableFill {
 
 pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, String> {
     let model = &snapshot.model;
-    let node = model.nodes.get(&snapshot.node);
+    let node = model.nodes.get(snapshot.node.as_str());
     let live = snapshot.live.as_deref();
     let reachable = live.is_none_or(|live| live.lost.is_none());
     Ok(Status {

@@ -54,7 +54,7 @@ impl Maps<'_> {
     /// What ARP answers for the VIPs of a network: on the engine's networks what its own balancer here answers, so that
     /// what containers have learnt stays right when we come and when we go.
     pub(super) fn vip_mac(&self, network: &Network) -> Mac {
-        let me = self.topology.model.nodes.get(&self.desired.node);
+        let me = self.topology.model.nodes.get(self.desired.node.as_str());
         let own = me.filter(|_| network.carrier == Carrier::Engine).and_then(|node| node.addresses.get(&network.id));
         own.map_or(VIRTUAL_MAC, |ip| Address::with_default_mac(*ip).mac)
     }

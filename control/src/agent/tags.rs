@@ -1,0 +1,70 @@
+//! The table's tasks by tag, which is what the maps know of them.
+
+use std::{collections::HashSet, sync::Arc};
+
+use dataplane_common::addr::Tag;
+use hiveway_core::{Model, model::Task, tag};
+
+/// Of one table. Made once for it: there may be many tasks.
+#[derive(Clone, Debug, Default)]
+pub struct Tags {
+    model: Arc<Model>,
+    /// In order.
+    tasks: Vec<(Tag, Arc<Task>)>,
+}
+
+impl Tags {
+    /// Those of a table.
+    pub fn new(model: Arc<Model>) -> Self {
+        let mut tasks: Vec<_> = model.tasks.values().map(|task| (tag(&task.id), task.clone())).collect();
+        tasks.sort_by_key(|(tag, _)| *tag);
+        Self { model, tasks }
+    }
+
+    /// Whether it is made of this table.
+    pub fn is_of(&self, model: &Arc<Model>) -> bool {
+        Arc::ptr_eq(&self.model, model)
+    }
+
+    /// Whose a tag is: the task's id, and its service's name.
+    pub fn get(&self, tag: &Tag) -> Option<(&str, Option<&str>)> {
+        let place = self.tasks.binary_search_by_key(tag, |(tag, _)| *tag).ok()?;
+        let (_, task) = self.tasks.get(place)?;
+        let service = task.service.as_ref();
+        let name = service.map(|id| self.model.services.get(id).map_or(id.as_str(), |service| &service.name));
+        Some((&task.id, name))
+    }
+
+    /// Tags of all endpoints.
+    pub fn live(&self) -> HashSet<Tag> {
+        let endpoints = self.tasks.iter().filter(|(_, task)| self.model.role(task).is_endpoint());
+        endpoints.map(|(tag, _)| *tag).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "
+version: 1
+nodes: [{id: n1, hostname: n1, address: 192.0.2.1}]
+networks: [{id: app, name: app, subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]
+services: [{id: s, name: web}]
+tasks:
+  - {id: b, service_id: s, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.3}}
+  - {id: a, node_id: n1, desired_state: running, state: failed, addresses: {app: 10.0.1.4}}
+  - {id: c, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.5}}
+";
+
+    #[test]
+    fn tasks_and_services_by_tag() {
+        let table = hiveway_core::table::parse_file(TABLE, std::path::Path::new("t.yaml")).unwrap();
+        let model = Arc::new(table.model);
+        let tags = Tags::new(model.clone());
+        assert!(tags.is_of(&model) && !Tags::default().is_of(&model));
+        let all = ["a", "b", "c", "d"].map(|id| tags.get(&tag(id)));
+        assert_eq!(all, [Some(("a", None)), Some(("b", Some("web"))), Some(("c", None)), None]);
+        assert_eq!(tags.live(), HashSet::from([tag("b"), tag("c")]));
+    }
+}
