@@ -11,6 +11,7 @@ mod next_hops;
 mod programs;
 mod ready;
 mod reconcile;
+mod rest;
 mod run;
 pub mod shared;
 mod startup;

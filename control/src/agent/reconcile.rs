@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use dataplane::{MapFault, Program};
@@ -33,6 +33,7 @@ use super::{
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
     programs::{self, Attachment},
+    rest,
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
     table::Table,
@@ -72,6 +73,8 @@ pub(super) struct Agent {
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
+    /// Processor time of the last round.
+    pub(super) cost: Duration,
     /// What the maps show, as far as we know: small changes of it are seen at once.
     pub(super) programmed: Option<Programmed>,
 }
@@ -85,6 +88,8 @@ pub(super) enum Cause {
     Tick,
     /// The kernel's links or a namespace changed.
     Kernel,
+    /// Time, too soon after the last look that took long: only connections are swept.
+    Rest,
 }
 
 impl Agent {
@@ -97,12 +102,14 @@ impl Agent {
             // Who has left a swarm and joined again has another id.
             self.args.node.clone_from(&self.table.node);
         }
+        let used = rest::used();
         let mut round = Round::default();
         let done = self.everything(cause, shown, &mut round).await;
         round.note(&mut self.backoff, "reconciliation", done);
         round.close(&mut self.backoff);
         self.publish(round, started);
         memory::give_back();
+        self.cost = rest::used().saturating_sub(used);
     }
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {

@@ -29,7 +29,7 @@ use crate::{
     state_dir::StateDir,
 };
 
-/// How often everything is looked at, and flows are swept.
+/// How often everything is looked at, and flows are swept; less often where that takes long.
 const TICK: Duration = Duration::from_secs(5);
 /// How often the namespaces of waiting tasks are looked for.
 const WAITING: Duration = Duration::from_millis(500);
@@ -117,6 +117,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         xdp: Default::default(),
         next_hops,
         programmed: None,
+        cost: Duration::ZERO,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,7 +125,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut announced = false;
     let mut cause = Cause::Table;
     loop {
-        agent.reconcile(cause).await;
+        match cause {
+            Cause::Rest => agent.rest(),
+            cause => agent.reconcile(cause).await,
+        }
         if agent.last.ready && !announced {
             ready::announce(&agent.last, &agent.args.underlay);
             announced = true;
@@ -152,7 +156,13 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Tick
             }
             () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
-            _ = tick.tick() => if agent.table.confirm() { Cause::Table } else { Cause::Tick },
+            _ = tick.tick() => if agent.table.confirm() {
+                Cause::Table
+            } else if agent.has_rested() {
+                Cause::Tick
+            } else {
+                Cause::Rest
+            },
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");
