@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab::{Lab, Netns},
+    lab::{Lab, Netns, PATIENCE, wait_for},
     plain::mac_of,
 };
 
@@ -172,6 +172,11 @@ fn interface(
 ) -> Result<()> {
     ensure!(port.len() < 16, "{port} is too long for an interface");
     ensure!(Path::new(&container.path()).exists(), "{} is gone", container.label());
+    // The kernel takes a deleted namespace's devices down in the background.
+    wait_for("an ended container's interface to go", PATIENCE, || {
+        ensure!(here.run(&format!("ip link show dev {port}")).is_err(), "{port} is still there");
+        Ok(())
+    })?;
     here.run(&format!(
         "ip link add {port} mtu {mtu} type veth peer name {name} mtu {mtu} address {} netns {}",
         mac_of(ip),
