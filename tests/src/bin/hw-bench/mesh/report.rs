@@ -172,31 +172,30 @@ impl Report {
         })
     }
 
+    /// Of native XDP: that is what they are for.
     fn aims(&self) -> Vec<Aim> {
-        let mut aims = Vec::new();
-        for who in [Contestant::HivewayXdp, Contestant::HivewayTc] {
-            let remote = |flows| Case { site: if flows == 0 { Site::Flooded } else { Site::Remote }, flows };
-            for &(flows, aim) in OVER_FLOOR {
-                if let Some(medians) = self.medians(who, remote(flows)) {
-                    let what = format!("{}, {flows} flows: ns over the floor", who.title());
-                    aims.push(Aim::at_most(what, medians.over_floor_ns, aim));
-                }
+        let (mut aims, who) = (Vec::new(), Contestant::HivewayXdp);
+        let remote = |flows| Case { site: if flows == 0 { Site::Flooded } else { Site::Remote }, flows };
+        for &(flows, aim) in OVER_FLOOR {
+            if let Some(medians) = self.medians(who, remote(flows)) {
+                let what = format!("{}, {flows} flows: ns over the floor", who.title());
+                aims.push(Aim::at_most(what, medians.over_floor_ns, aim));
             }
-            for &(flows, aim) in OF_NFTABLES {
-                if let Some(medians) = self.medians(who, remote(flows)).filter(|medians| medians.of_nftables > 0.0) {
-                    let what = if flows == 0 { "SYN flood".to_owned() } else { format!("{flows} flows") };
-                    let what = format!("{}, {what}: times nftables' rate", who.title());
-                    aims.push(Aim::at_least(what, medians.of_nftables, aim));
-                }
+        }
+        for &(flows, aim) in OF_NFTABLES {
+            if let Some(medians) = self.medians(who, remote(flows)).filter(|medians| medians.of_nftables > 0.0) {
+                let what = if flows == 0 { "SYN flood".to_owned() } else { format!("{flows} flows") };
+                let what = format!("{}, {what}: times nftables' rate", who.title());
+                aims.push(Aim::at_least(what, medians.of_nftables, aim));
             }
-            if let Some(is) = self.medians(who, remote(1_000_000)).and_then(|medians| medians.bytes_per_flow) {
-                aims.push(Aim::at_most(format!("{}: bytes of maps per flow", who.title()), is, BYTES_PER_FLOW));
-            }
-            let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
-            let is = self.within_rounds((who, many), (who, one), |many, one| many.ns / one.ns);
-            if is > 0.0 {
-                aims.push(Aim::at_most(format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS));
-            }
+        }
+        if let Some(is) = self.medians(who, remote(1_000_000)).and_then(|medians| medians.bytes_per_flow) {
+            aims.push(Aim::at_most(format!("{}: bytes of maps per flow", who.title()), is, BYTES_PER_FLOW));
+        }
+        let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
+        let is = self.within_rounds((who, many), (who, one), |many, one| many.ns / one.ns);
+        if is > 0.0 {
+            aims.push(Aim::at_most(format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS));
         }
         aims
     }
