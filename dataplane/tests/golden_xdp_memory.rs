@@ -81,7 +81,11 @@ fn what_is_taken_back_is_asked_again() -> Result<()> {
         world.harness.apply(&world.state)?;
         assert!(world.harness.generation() > third);
         passes(world, "Hiveway has left", &datagram, dev)?;
-        passes(world, "Hiveway has left", &back, dev)
+        passes(world, "Hiveway has left", &back, dev)?;
+        // What goes on says nothing about what would begin.
+        assert_eq!(through_xdp(world, &data(), dev)?.verdict, XDP_TX);
+        assert_eq!(connection(world)?.1.generation, 0);
+        passes(world, "SYN, Hiveway has left", &client(&client_ip(), &tcp(CLIENT_PORT, PUBLISHED, "S")), dev)
     })
 }
 
