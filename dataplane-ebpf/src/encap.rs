@@ -19,7 +19,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    headers::Headers,
+    headers::{Headers, WORDS},
     maps,
     parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
@@ -119,8 +119,9 @@ pub(crate) fn encapsulate(
         inner_dst: of_mac(inner_dst),
         inner_src: of_mac(inner_src),
     };
+    const { assert!(size_of::<[u64; WORDS]>() <= size_of::<maps::Buffer>()) };
     let words = headers.words(config, u32::from_le_bytes(config.vtep));
-    let buffer = maps::scratch()?.packet.0.as_mut_ptr().cast::<[u64; 8]>();
+    let buffer = maps::scratch()?.packet.0.as_mut_ptr().cast::<[u64; WORDS]>();
     // SAFETY: the buffer is large enough and aligned; any bytes are valid.
     unsafe { buffer.write(words) };
     // SAFETY: as above.

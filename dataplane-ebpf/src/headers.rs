@@ -6,7 +6,8 @@ use dataplane_common::{
     headers::{INNER_NET, IPV4_LEN, VXLAN_FLAG_VNI, ethertype, ipproto},
 };
 
-const WORDS: usize = INNER_NET / size_of::<u64>();
+/// Length of the headers.
+pub(crate) const WORDS: usize = INNER_NET / size_of::<u64>();
 
 /// What differs between packets of one node. Words hold what the wire has in the order of its bytes, the first one lowest.
 pub(crate) struct Headers {
@@ -68,4 +69,4 @@ fn checksum(sum: u64) -> u16 {
     !(sum as u16)
 }
 
-const _: () = assert!(cfg!(target_endian = "little"));
+const _: () = assert!(cfg!(target_endian = "little") && WORDS * size_of::<u64>() == INNER_NET);
