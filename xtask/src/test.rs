@@ -14,6 +14,9 @@ use clap::ValueEnum;
 pub(crate) use crate::test::tally::Tally;
 use crate::{build_ebpf, setup, sh, verify};
 
+/// Each lab has a switch, three agents and a dozen namespaces: the kernel's own locks (RTNL) are shared by all of them.
+const MOST_LABS: usize = 6;
+
 /// What a suite needs, from nothing to root and network namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
@@ -54,7 +57,7 @@ pub(crate) fn run(only: Option<Suite>, xdp: Option<Xdp>, arguments: &[String]) -
     } else {
         all_of(only, &mut tally)?;
     }
-    // The last line is for people and for CI to find.
+    // The last line is for people and for CI to find; the names of what failed stand just before it.
     println!("{tally}");
     if tally.failed > 0 {
         bail!("tests failed");
@@ -75,13 +78,21 @@ fn all_of(only: Option<Suite>, tally: &mut Tally) -> Result<()> {
 fn scenarios(xdp: Option<Xdp>, names: &[String], tally: &mut Tally) -> Result<()> {
     setup::need_root("making network namespaces")?;
     sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
-    let mut harness = vec!["--test-threads=1"];
+    let labs = labs();
+    let mut harness = vec![labs.as_str()];
     harness.extend(names.iter().map(String::as_str));
     let environment = xdp.map(|xdp| match xdp {
         Xdp::Generic => ("HIVEWAY_TEST_XDP", "generic"),
         Xdp::Native => ("HIVEWAY_TEST_XDP", "native"),
     });
     cargo_test_with(&["--package", "hiveway-tests", "--test", "netns"], &harness, environment, tally)
+}
+
+/// How many scenarios share the cores. A scenario waits more than it computes; one that measures takes the machine for
+/// itself (`lab::scenario_alone`).
+fn labs() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    format!("--test-threads={}", (cores + 1).min(MOST_LABS))
 }
 
 impl Suite {
@@ -108,11 +119,11 @@ impl Suite {
                 has_tests("tests")?;
                 // The scenarios start these; cargo builds only a package's own binaries for its tests.
                 sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
-                // One at a time: they measure, and there are few cores.
+                // One at a time: they wait for answers by the clock.
                 let packages = ["--package", "control", "--test", "*"];
                 cargo_test(&packages, &["--test-threads=1"], tally)?;
                 let packages = ["--package", "hiveway-tests", "--test", "netns", "--test", "model"];
-                cargo_test(&packages, &["--test-threads=1"], tally)
+                cargo_test(&packages, &[&labs()], tally)
             }
             // Not among the ones that run one after the other.
             Self::Swarm => swarm(&[], tally),
@@ -158,12 +169,12 @@ fn cargo_test_with(
         cargo.arg("--").args(harness);
     }
     eprintln!("test: {}", sh::line(&cargo));
+    let suite = arguments.join(" ");
     let counted = tally.failed;
-    let success = tee(&mut cargo, |line| tally.count(line))?;
+    let success = tee(&mut cargo, |line| tally.count(&suite, line))?;
     if !success && tally.failed == counted {
         // It did not build, or a test process died before it could say what failed.
-        eprintln!("test: {} failed without naming a test", sh::line(&cargo));
-        tally.failed += 1;
+        tally.unnamed(format!("{} failed without naming a test", sh::line(&cargo)));
     }
     Ok(())
 }

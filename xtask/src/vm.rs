@@ -47,15 +47,16 @@ pub(crate) fn run(kernel: Option<Kernel>, suite: Option<Suite>, arguments: &[Str
         for kernel in kernels {
             let kernel = kernel::fetch(kernel)?;
             println!("vm-test: {suite:?} on {}", kernel.release);
-            let counted = tally;
-            let code = qemu::run(&kernel, suite, &script, |line| tally.count(line))?;
-            if code != 0 && tally.failed == counted.failed {
+            let (passed, failed) = (tally.passed, tally.failed);
+            let place = format!("{suite:?} on {}", kernel.release);
+            let code = qemu::run(&kernel, suite, &script, |line| tally.count(&place, line))?;
+            if code != 0 && tally.failed == failed {
                 println!("vm-test: ended with {code} without naming a test");
-                tally.failed += 1;
+                tally.unnamed(format!("{place} ended with {code} without naming a test"));
             }
-            if code == 0 && suite != Suite::Run && tally.passed == counted.passed {
+            if code == 0 && suite != Suite::Run && tally.passed == passed {
                 println!("vm-test: no test was run");
-                tally.failed += 1;
+                tally.unnamed(format!("{place}: no test was run"));
             }
         }
     }

@@ -17,6 +17,6 @@ pub(crate) use cleanup::{has_ended, register_directory, remove_directory};
 pub use netns::Netns;
 pub use offload::Offloads;
 pub use process::Process;
-pub use topology::{Lab, scenario, with_and_without_offloads};
+pub use topology::{Lab, scenario, scenario_alone, with_and_without_offloads};
 pub use wait::{PATIENCE, wait_for, wait_until};
 pub(crate) use xdp::mode as xdp_mode;

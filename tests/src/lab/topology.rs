@@ -11,7 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::agent::Agent;
 
-/// Labs of one process run one after the other: two cores are shared by generators, agents and servers as it is.
-static SERIAL: Mutex<()> = Mutex::new(());
+/// Labs of one process share the cores; one that measures times or fills tables of the whole machine has them alone.
+static CORES: RwLock<()> = RwLock::new(());
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);
 
 /// A lab. Everything in it is gone when it is dropped.
@@ -41,13 +41,33 @@ pub struct Lab {
     pub(super) underlay_mtu: AtomicU32,
     /// Nodes that may have native XDP.
     native_xdp: Mutex<Vec<String>>,
-    _serial: MutexGuard<'static, ()>,
+    _cores: Cores,
+}
+
+/// A lab's share of the machine, for as long as it is held.
+enum Cores {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+impl Cores {
+    fn shared() -> Self {
+        Self::Shared { _guard: CORES.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn alone() -> Self {
+        Self::Alone { _guard: CORES.write().unwrap_or_else(PoisonError::into_inner) }
+    }
 }
 
 impl Lab {
-    /// An empty lab: only the switch, 192.168.77.1/24, which also routes to 192.168.88.0/24.
+    /// An empty lab: only the switch, 192.168.77.1/24, which also routes to 192.168.88.0/24. No other lab of this process
+    /// is up at the same time.
     pub fn new() -> Result<Self> {
-        let serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::with(Cores::alone())
+    }
+
+    fn with(cores: Cores) -> Result<Self> {
         cleanup::register_ctrl_c();
         cleanup::sweep_dead_labs();
         mount_bpffs()?;
@@ -70,7 +90,7 @@ impl Lab {
             counter: AtomicU32::new(0),
             underlay_mtu: AtomicU32::new(1500),
             native_xdp: Mutex::default(),
-            _serial: serial,
+            _cores: cores,
         })
     }
 
@@ -210,9 +230,19 @@ impl Drop for Lab {
     }
 }
 
-/// Runs a scenario in a fresh lab. A failure shows what every agent knows before the lab is taken down.
+/// Runs a scenario in a fresh lab, beside others of this process. A failure shows what every agent knows before the lab is
+/// taken down.
 pub fn scenario(run: impl FnOnce(&Lab) -> Result<()>) {
-    let lab = Lab::new().unwrap_or_else(|error| panic!("cannot set up the lab: {error:#}"));
+    run_in(Lab::with(Cores::shared()), run);
+}
+
+/// As [`scenario`], with no other lab of this process beside it: for what measures times, or loads all cores.
+pub fn scenario_alone(run: impl FnOnce(&Lab) -> Result<()>) {
+    run_in(Lab::new(), run);
+}
+
+fn run_in(lab: Result<Lab>, run: impl FnOnce(&Lab) -> Result<()>) {
+    let lab = lab.unwrap_or_else(|error| panic!("cannot set up the lab: {error:#}"));
     let failure = match catch_unwind(AssertUnwindSafe(|| run(&lab))) {
         Ok(Ok(())) => return,
         Ok(Err(error)) => format!("{error:?}"),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::Agent,
-    lab::{Netns, PATIENCE, scenario, wait_for},
+    lab::{Netns, PATIENCE, scenario_alone, wait_for},
     load::Tally,
     peer::{self, Flood},
     table::Table,
@@ -118,7 +118,7 @@ fn mac(netns: &Netns, interface: &str) -> Result<String> {
 
 #[test]
 fn a_flood_of_a_published_port_leaves_old_connections_alone_and_lets_new_ones_in() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (client, attacker) = (lab.client()?, lab.node("attacker", 66)?);
         let mut cluster = Cluster::start_with(lab, 2, web(), &SCALED)?;
         cluster.serve(&WEB)?;
@@ -153,7 +153,7 @@ fn a_flood_of_a_published_port_leaves_old_connections_alone_and_lets_new_ones_in
 
 #[test]
 fn a_flood_of_a_vip_leaves_old_connections_alone_and_lets_new_ones_in() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let mut cluster = Cluster::start_with(lab, 2, web(), &SCALED)?;
         cluster.serve(&WEB)?;
         let (client, attacker) = (cluster.task("user.1").clone(), cluster.task("user.2").clone());

@@ -5,7 +5,7 @@ use std::{sync::Arc, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::Agent,
-    lab::{Capture, Lab, Netns, PATIENCE, scenario, wait_for},
+    lab::{Capture, Lab, Netns, PATIENCE, scenario_alone, wait_for},
     peer,
 };
 
@@ -63,7 +63,7 @@ fn mac(node: &Netns) -> Result<String> {
 
 #[test]
 fn a_next_hop_that_moves_is_followed_at_once() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (cluster, client, router) = cluster(lab)?;
         let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
         let agent = &cluster.agents[2];
@@ -88,7 +88,7 @@ fn a_next_hop_that_moves_is_followed_at_once() {
 
 #[test]
 fn neighbours_that_only_xdp_uses_are_confirmed() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (cluster, ..) = cluster(lab)?;
         let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
         n3.run("sysctl -qw net.ipv4.neigh.eth0.delay_first_probe_time=1")?;
@@ -104,7 +104,7 @@ fn neighbours_that_only_xdp_uses_are_confirmed() {
 
 #[test]
 fn a_router_that_is_another_machine_now_is_found_again() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (cluster, client, router) = cluster(lab)?;
         let (n3, agent) = (&cluster.nodes[2], &cluster.agents[2]);
         // As fast as the kernel can: confirmed for a second, then asked again after one, three times.
@@ -132,7 +132,7 @@ fn a_router_that_is_another_machine_now_is_found_again() {
 #[test]
 fn a_dead_agents_ways_are_not_believed() {
     const ENOUGH: u64 = 300;
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (cluster, client, router) = cluster(lab)?;
         let n3 = &cluster.nodes[2];
         let agent = cluster.agents[2].clone();
@@ -155,7 +155,7 @@ fn a_dead_agents_ways_are_not_believed() {
 
 #[test]
 fn what_is_not_published_any_more_is_not_carried_any_more() {
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let (mut cluster, client, _) = cluster(lab)?;
         let agent = cluster.agents[2].clone();
         let load = peer::LoadLoop::udp_from_port(lab, &client, N3, 40_000)?;

@@ -84,7 +84,7 @@ pub(crate) fn run(stories: &[Story]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed) = (0, Vec::new());
     let all = (0..arguments.rounds).flat_map(|_| &ready);
     for story in all {
         let started = Instant::now();
@@ -96,7 +96,7 @@ pub(crate) fn run(stories: &[Story]) -> ExitCode {
                 println!("test {} ... ok ({took:.1} s)", story.name);
             }
             Err(error) => {
-                failed += 1;
+                failed.push(story.name);
                 println!("test {} ... FAILED ({took:.1} s)\n{error:#}", story.name);
                 if arguments.keep {
                     break;
@@ -110,15 +110,20 @@ pub(crate) fn run(stories: &[Story]) -> ExitCode {
     }
     stage.timings.lines().iter().for_each(|line| println!("timing: {line}"));
     println!("timings: {}", stage.timings.json());
-    let kept = arguments.keep && failed > 0;
+    let kept = arguments.keep && !failed.is_empty();
     if kept {
         println!("the swarm is still up: cargo xtask swarm --name {} status", stage.swarm.place().name());
     } else {
         take_down();
     }
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!("test result: {word}. {passed} passed; {failed} failed; {} ignored", left_out.len());
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if !failed.is_empty() {
+        // As libtest lists them: `cargo xtask test` repeats the names before its closing line.
+        println!("failures:");
+        failed.iter().for_each(|name| println!("    {name}"));
+    }
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {passed} passed; {} failed; {} ignored", failed.len(), left_out.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 impl Arguments {
