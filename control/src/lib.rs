@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod certs;
+pub mod child;
 pub mod cli;
 pub mod engine;
 pub mod host_firewall;

@@ -26,6 +26,8 @@ fn firewall() -> Firewall {
     Firewall {
         vxlan_port: 4789,
         vteps: BTreeSet::from([[192, 0, 2, 9].into(), [192, 0, 2, 10].into(), [192, 0, 2, 2].into()]),
+        vtep: Some([192, 0, 2, 1].into()),
+        bridge: Some("hw-gwbridge".into()),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
@@ -55,7 +57,7 @@ fn the_table_is_replaced_only_when_it_differs() {
             assert!(!nft::ensure(&firewall()).unwrap());
         }
         let tcp_only = Some(HostRules { bridge: None, ports: BTreeSet::from([(6, 80)]), ..host() });
-        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), host: tcp_only, ..firewall() };
+        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), vtep: None, host: tcp_only, ..firewall() };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());
         assert!(!run("nft list table inet hiveway").contains("masquerade"));
@@ -100,6 +102,54 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         far.run("ip addr add 10.9.0.2/24 dev vx");
         far.run("ip link set vx up");
         run("ping -c1 -W2 10.9.0.2");
+    });
+}
+
+/// Virtual machines, or hosts behind this router, may be nodes of the same swarm.
+#[test]
+fn the_guard_lets_other_peoples_tunnels_be_routed() {
+    let (vm, far) = (Netns::new("vm"), Netns::new("far"));
+    in_fresh_netns(|| async {
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        // The virtual machine's network is a bridge, as is that of containers.
+        for (name, end, there, own, theirs) in [
+            ("br0", "up0", &far, "192.0.2.1/24", "192.0.2.2/24"),
+            ("virbr0", "vm0", &vm, "192.0.3.1/24", "192.0.3.2/24"),
+            ("hw-gwbridge", "ct0", &vm, "172.18.0.1/16", "172.18.0.2/16"),
+        ] {
+            run(&format!("ip link add {name} type bridge && ip addr add {own} dev {name} && ip link set {name} up"));
+            run(&format!(
+                "ip link add {end} type veth peer name {end}x netns {} && ip link set {end} master {name} up",
+                there.0
+            ));
+            there.run(&format!("ip addr add {theirs} dev {end}x"));
+            there.run(&format!("ip link set {end}x up"));
+        }
+        far.run("ip route add default via 192.0.2.1");
+        vm.run("ip route add 192.0.2.2 via 192.0.3.1");
+        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
+        far.run("nft add table inet count");
+        far.run("nft add chain inet count in '{ type filter hook input priority 0; }'");
+        far.run("nft add rule inet count in udp dport 4789 counter");
+        let arrived = || {
+            let listing = far.run("nft list chain inet count in");
+            listing.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let send = || {
+            vm.run("bash -c 'echo -n 12345678 > /dev/udp/192.0.2.2/4789'");
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        };
+        send();
+        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 0), "another machine's own tunnel");
+        // Under this node's address it would be taken for this node's.
+        run("nft add table ip nat");
+        run("nft add chain ip nat post '{ type nat hook postrouting priority 100; }'");
+        run("nft add rule ip nat post ip saddr 192.0.3.0/24 masquerade");
+        send();
+        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 1), "it pretended to be this node");
+        vm.run("ip route replace 192.0.2.2 via 172.18.0.1");
+        send();
+        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 2), "a container's");
     });
 }
 

@@ -31,6 +31,8 @@ pub(super) fn firewall(
     Firewall {
         vxlan_port: settings.vxlan_port,
         vteps: desired.vteps.clone(),
+        vtep: desired.vtep,
+        bridge: Some(gateway.name.clone()),
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),

@@ -9,9 +9,12 @@ mod judge;
 mod legacy;
 mod native;
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fs, time::Duration};
 
-use crate::nft;
+use crate::{
+    child::{self, Limits},
+    nft,
+};
 use chains::Chains;
 
 /// Names of the old iptables' tables that are in use.
@@ -37,10 +40,11 @@ fn legacy() -> Result<Option<Chains>, String> {
     if !tables.lines().any(|table| table == "filter") {
         return Ok(None);
     }
-    let run = Command::new(LEGACY_SAVE).args(["-t", "filter"]).output();
-    let output = run.map_err(|error| format!("cannot run {LEGACY_SAVE}: {error}; install the package iptables"))?;
+    let limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
+    let output = child::run(LEGACY_SAVE, &["-t", "filter"], b"", limits)
+        .map_err(|error| format!("{error}; install the package iptables if it is missing"))?;
     if !output.status.success() {
-        return Err(format!("{LEGACY_SAVE}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!("{LEGACY_SAVE}: {}", output.stderr.trim()));
     }
     Ok(Some(legacy::chains(&String::from_utf8_lossy(&output.stdout))))
 }

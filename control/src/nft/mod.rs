@@ -4,30 +4,45 @@
 mod host;
 mod ruleset;
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
 use dataplane_common::counter::Stat;
-use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError, apply_ruleset_raw, get_current_ruleset_raw};
 use serde_json::{Value, json};
+
+use crate::child::{self, ChildError, Limits};
 
 pub use host::HostRules;
 pub use ruleset::{Firewall, Masquerade, port_range};
 
+/// The program.
+const NFT: &str = "nft";
 /// Family and name of our table.
 const TABLE: (&str, &str) = ("inet", "hiveway");
-
 /// The counter of what the guard has dropped. It outlives changes of the rules, not the table's removal.
 const GUARD: &str = "forged";
+/// Our table is small: an `nft` that takes longer hangs.
+const OWN: Limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
+/// For a question that somebody waits for.
+const COUNTER: Limits = Limits { time: Duration::from_secs(1), ..OWN };
 
 /// The firewall could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
     /// There is no `nft`.
     #[error("cannot run nft: {0}; install the package nftables")]
-    NoProgram(std::io::Error),
+    NoProgram(ChildError),
+    /// It has not run to its end.
+    #[error("{0}")]
+    NotRun(ChildError),
     /// It refused.
     #[error("nft refused while {doing}: {stderr}")]
     Refused {
         /// What was tried.
-        doing: String,
+        doing: &'static str,
         /// What it said.
         stderr: String,
     },
@@ -36,15 +51,9 @@ pub enum NftError {
     Answer(String),
 }
 
-impl From<NftablesError> for NftError {
-    fn from(error: NftablesError) -> Self {
-        match error {
-            NftablesError::NftExecution { inner, .. } => Self::NoProgram(inner),
-            NftablesError::NftFailed { hint, stdout, stderr, .. } => {
-                Self::Refused { doing: hint, stderr: one_line(&format!("{stderr}\n{stdout}")) }
-            }
-            other => Self::Answer(other.to_string()),
-        }
+impl From<ChildError> for NftError {
+    fn from(error: ChildError) -> Self {
+        if error.is_missing() { Self::NoProgram(error) } else { Self::NotRun(error) }
     }
 }
 
@@ -53,14 +62,26 @@ fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
+/// What `nft` printed of our table right after it was written, and what for. How a rule is printed depends on the version
+/// of `nft`; that what is printed later is the same does not.
+#[derive(Clone, Debug)]
+struct Written {
+    want: Vec<Value>,
+    printed: Vec<Value>,
+}
+
+static WRITTEN: Mutex<Option<Written>> = Mutex::new(None);
+
 /// Replaces our table in one transaction if it is not what it should be. Returns whether it was replaced.
 ///
 /// # Errors
-/// When `nft` is missing or refuses.
+/// When `nft` is missing, refuses or hangs.
 pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
     let want = firewall.objects();
-    let current = current()?;
-    if current.as_ref().is_some_and(|current| current.objects == want) {
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let current = current(OWN)?;
+    let printed = written.as_ref().filter(|written| written.want == want).map(|written| &written.printed);
+    if current.as_ref().is_some_and(|current| current.objects == *printed.unwrap_or(&want)) {
         return Ok(false);
     }
     let dropped = current.map_or_else(Stat::default, |current| current.dropped);
@@ -71,59 +92,103 @@ pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
                                      "bytes": dropped.bytes}});
     let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table}), json!({"add": counter})];
     let commands: Vec<Value> = head.into_iter().chain(want.iter().map(|object| json!({"add": object}))).collect();
-    apply_ruleset_raw(&json!({"nftables": commands}).to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+    *written = None;
+    apply(&json!({"nftables": commands}))?;
+    // What is not even made of the same parts was changed meanwhile: the next look replaces it.
+    *written = self::current(OWN)?
+        .filter(|current| outline(&current.objects) == outline(&want))
+        .map(|current| Written { want, printed: current.objects });
     Ok(true)
+}
+
+/// How many rules each chain has, and the elements of each set: what every version of `nft` prints alike.
+fn outline(objects: &[Value]) -> BTreeMap<String, (usize, Value)> {
+    let mut all = BTreeMap::<String, (usize, Value)>::new();
+    for object in objects {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if let Some(chain) = object.get("chain") {
+            all.entry(format!("chain {}", text(&chain["name"]))).or_default();
+        } else if let Some(set) = object.get("set") {
+            all.insert(format!("set {}", text(&set["name"])), (0, set["elem"].clone()));
+        } else if let Some(rule) = object.get("rule") {
+            all.entry(format!("chain {}", text(&rule["chain"]))).or_default().0 += 1;
+        }
+    }
+    all
 }
 
 /// Removes our table. Returns whether it was there.
 ///
 /// # Errors
-/// When `nft` is missing or refuses.
+/// When `nft` is missing, refuses or hangs.
 pub fn remove() -> Result<bool, NftError> {
-    if current()?.is_none() {
+    if current(OWN)?.is_none() {
         return Ok(false);
     }
     let (family, name) = TABLE;
-    let command = json!({"nftables": [{"delete": {"table": {"family": family, "name": name}}}]});
-    apply_ruleset_raw(&command.to_string(), DEFAULT_NFT, DEFAULT_ARGS)?;
+    apply(&json!({"nftables": [{"delete": {"table": {"family": family, "name": name}}}]}))?;
     Ok(true)
 }
 
-/// Everybody's rules, as `nft -j` lists them.
+fn apply(commands: &Value) -> Result<(), NftError> {
+    let output = child::run(NFT, &["-j", "-f", "-"], commands.to_string().as_bytes(), OWN)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = one_line(&format!("{}\n{}", output.stderr, String::from_utf8_lossy(&output.stdout)));
+    Err(NftError::Refused { doing: "applying ruleset", stderr })
+}
+
+/// What `nft` lists, as it prints it. `None`: it says that there is no such thing.
 ///
 /// # Errors
-/// When `nft` is missing or refuses.
+/// When `nft` is missing, refuses, hangs or says more than it may.
+pub fn list(args: &[&str], limits: Limits) -> Result<Option<Vec<u8>>, NftError> {
+    let output = child::run(NFT, args, b"", limits)?;
+    match output.status.success() {
+        true => Ok(Some(output.stdout)),
+        false if output.stderr.contains("No such file or directory") => Ok(None),
+        false => Err(NftError::Refused { doing: "listing", stderr: one_line(&output.stderr) }),
+    }
+}
+
+/// The same, where it prints JSON.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_json(args: &[&str], limits: Limits) -> Result<Option<Value>, NftError> {
+    let Some(listing) = list(args, limits)? else { return Ok(None) };
+    serde_json::from_slice(&listing).map(Some).map_err(|error| NftError::Answer(error.to_string()))
+}
+
+/// Everybody's rules, as `nft -j` lists them, without the elements of sets.
+///
+/// # Errors
+/// When `nft` is missing, refuses or hangs.
 pub fn ruleset() -> Result<Value, NftError> {
-    let listing = get_current_ruleset_raw(DEFAULT_NFT, ["list", "ruleset"].as_slice())?;
-    serde_json::from_str(&listing).map_err(|error| NftError::Answer(error.to_string()))
+    Ok(list_json(&["-j", "-t", "list", "ruleset"], OWN)?.unwrap_or_default())
 }
 
 /// What the guard against forged tunnels has dropped since the table was made; nothing if there is no table.
 ///
 /// # Errors
-/// When `nft` is missing or refuses.
+/// When `nft` is missing, refuses or hangs.
 pub fn guard_drops() -> Result<Stat, NftError> {
-    Ok(current()?.map_or_else(Stat::default, |current| current.dropped))
+    Ok(current(COUNTER)?.map_or_else(Stat::default, |current| current.dropped))
 }
 
 /// Our table as it is.
 struct Current {
-    /// Sets, chains and rules in the form of [`Firewall::objects`].
+    /// Sets, chains and rules in the form of [`Firewall::objects`], as far as this version of `nft` has that form.
     objects: Vec<Value>,
     dropped: Stat,
 }
 
 /// `None` if there is no table.
-fn current() -> Result<Option<Current>, NftError> {
+fn current(limits: Limits) -> Result<Option<Current>, NftError> {
     let (family, name) = TABLE;
-    let listing = match get_current_ruleset_raw(DEFAULT_NFT, ["list", "table", family, name].as_slice()) {
-        Err(NftablesError::NftFailed { stderr, .. }) if stderr.contains("No such file or directory") => {
-            return Ok(None);
-        }
-        other => other?,
-    };
-    let listing: Value = serde_json::from_str(&listing).map_err(|error| NftError::Answer(error.to_string()))?;
-    Ok(Some(Current { objects: normalise(&listing), dropped: dropped(&listing) }))
+    let listing = list_json(&["-j", "list", "table", family, name], limits)?;
+    Ok(listing.map(|listing| Current { objects: normalise(&listing), dropped: dropped(&listing) }))
 }
 
 /// What the guard's counter says.
@@ -164,13 +229,24 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_line() {
-        let said = NftablesError::NftFailed {
-            program: "nft".into(),
-            hint: "applying ruleset".into(),
-            stdout: String::new(),
-            stderr: "\ninternal:0:0-0: Error: Could not open file\n\n\n".into(),
+        assert_eq!(
+            one_line("\ninternal:0:0-0: Error: Could not open file\n\n\n"),
+            "internal:0:0-0: Error: Could not open file"
+        );
+    }
+
+    #[test]
+    fn an_outline_is_what_versions_agree_on() {
+        let table = |flags: Value, port: u16| {
+            vec![
+                json!({"set": {"name": "s", "elem": [port]}}),
+                json!({"chain": {"name": "c"}}),
+                json!({"rule": {"chain": "c", "expr": [{"fib": {"flags": flags}}]}}),
+            ]
         };
-        let said = NftError::from(said).to_string();
-        assert_eq!(said, "nft refused while applying ruleset: internal:0:0-0: Error: Could not open file");
+        let one = outline(&table(json!(["daddr"]), 80));
+        assert_eq!(one, outline(&table(json!("daddr"), 80)));
+        assert_ne!(one, outline(&table(json!("daddr"), 81)));
+        assert_ne!(one, outline(&table(json!("daddr"), 80)[..2]));
     }
 }

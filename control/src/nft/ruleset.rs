@@ -9,6 +9,8 @@ use super::{GUARD, HostRules, TABLE};
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
+/// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's tunnel.
+const TRANSLATED: i32 = 110;
 
 /// Contents of our table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,10 @@ pub struct Firewall {
     pub vxlan_port: u16,
     /// Tunnel addresses of the other nodes.
     pub vteps: BTreeSet<Ipv4Addr>,
+    /// This node's own.
+    pub vtep: Option<Ipv4Addr>,
+    /// The gateway bridge, ours or adopted: what comes from it comes from a container.
+    pub bridge: Option<String>,
     /// Our VNIs, the mesh's included, wherever they are joined.
     pub vnis: BTreeSet<u32>,
     /// For our own gateway bridge; an adopted one has its owner's.
@@ -40,7 +46,7 @@ impl Firewall {
     /// Sets, then chains each followed by its rules, as `nft` lists them.
     pub(super) fn objects(&self) -> Vec<Value> {
         let mut chains = vec![chain("forward", "filter", "forward", 0), chain("output", "filter", "output", 0)];
-        let mut rules = vec![rule("forward", self.tunnel([count_it(), drop_it()]))];
+        let mut rules: Vec<_> = self.forward().map(|statements| rule("forward", statements)).collect();
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
             let bridge = &masquerade.bridge;
@@ -51,6 +57,13 @@ impl Firewall {
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
+        }
+        if let Some(vtep) = self.vtep {
+            chains.push(chain("guard_postrouting", "filter", "postrouting", TRANSLATED));
+            let forged =
+                [from(vtep), json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "snat"}})];
+            let rest = self.tunnel([count_it(), drop_it()]);
+            rules.push(rule("guard_postrouting", forged.into_iter().chain(rest).collect()));
         }
         let mut sets = vec![self.set()];
         if let Some(host) = &self.host {
@@ -79,6 +92,16 @@ impl Firewall {
             json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": self.vxlan_port}}),
         ];
         head.into_iter().chain(rest).collect()
+    }
+
+    /// Drops VXLAN that containers send, and what says to come from this node's own tunnel address. Other people's VXLAN
+    /// that is routed or bridged through this node passes, virtual machines' that are nodes of the swarm, say.
+    fn forward(&self) -> impl Iterator<Item = Vec<Value>> {
+        let container = self.bridge.as_ref().map(|bridge| named("==", "iifname", bridge));
+        [container, self.vtep.map(from)].into_iter().flatten().map(|head| {
+            let rest = self.tunnel([count_it(), drop_it()]);
+            [head].into_iter().chain(rest).collect()
+        })
     }
 
     /// Drops VXLAN that a process of this node sends, but not what a vxlan device sends, ours or others'. The kernel's
@@ -115,6 +138,11 @@ impl Firewall {
             rule("postrouting", leaves.into_iter().chain([json!({"masquerade": null})]).collect()),
         ]
     }
+}
+
+/// With that source.
+fn from(ip: Ipv4Addr) -> Value {
+    json!({"match": {"op": "==", "left": payload("ip", "saddr"), "right": ip}})
 }
 
 /// The largest run of ports from 1024 on without a published one.
@@ -181,6 +209,8 @@ mod tests {
         let firewall = Firewall {
             vxlan_port: 4789,
             vteps: [].into(),
+            vtep: None,
+            bridge: Some("docker_gwbridge".into()),
             vnis: [7].into(),
             masquerade: None,
             published: [].into(),
