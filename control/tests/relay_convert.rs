@@ -57,6 +57,8 @@ fn everything_arrives_but_what_stays_with_its_node() {
     let mut vanished = rich();
     Arc::make_mut(vanished.services.get_mut("s").unwrap()).vanished = true;
     assert_eq!(through(&vanished, &[]).0, carried(vanished));
+    let jobs = Model { jobs_serve: true, ..rich() };
+    assert_eq!(through(&jobs, &[]).0, carried(jobs));
 }
 
 #[test]

@@ -66,7 +66,11 @@ impl Programmed {
     /// What is to be written so that the maps show `now`; `None`: only deriving everything can tell.
     pub fn change(&self, now: &Model) -> Option<MapChange> {
         let before = &*self.model;
-        if before.nodes != now.nodes || before.networks != now.networks || before.services != now.services {
+        if before.nodes != now.nodes
+            || before.networks != now.networks
+            || before.services != now.services
+            || before.jobs_serve != now.jobs_serve
+        {
             return None;
         }
         let me = &now.find_node(&self.settings.node).ok()?.id;
@@ -110,6 +114,7 @@ impl Programmed {
                 .map(|(id, service)| (id.clone(), service.clone()))
                 .collect(),
             tasks,
+            jobs_serve: self.model.jobs_serve,
         }
     }
 

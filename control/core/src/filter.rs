@@ -20,6 +20,7 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
     let mut part = Model {
         nodes: model.nodes.clone(),
         networks: model.networks.iter().filter(|(id, _)| networks.contains(id.as_str())).map(own).collect(),
+        jobs_serve: model.jobs_serve,
         ..Model::default()
     };
     for node in part.nodes.values_mut() {

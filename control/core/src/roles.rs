@@ -7,7 +7,7 @@ use crate::model::{Model, NodeState, Task, TaskState};
 pub enum TaskRole {
     /// Not networked, whatever addresses it still carries.
     Absent,
-    /// Networked, but gets no flows: starting, a job, no service, or on a node that is down.
+    /// Networked, but gets no flows: starting, a job of a table file, no service, or on a node that is down.
     Endpoint,
     /// Networked; keeps its flows and gets no new ones.
     Draining,
@@ -36,10 +36,10 @@ impl Model {
         }
         let vanished = self.services.get(service_id).is_none_or(|s| s.vanished);
         match task.desired_state {
-            // A job: runs to completion, serves nobody.
-            TaskState::Complete => TaskRole::Endpoint,
-            TaskState::Running if !vanished && !task.unhealthy => TaskRole::Backend,
-            TaskState::Running => TaskRole::Draining,
+            TaskState::Complete if !self.jobs_serve => TaskRole::Endpoint,
+            // An engine puts every task with an endpoint into its balancer when the task has started, jobs too.
+            TaskState::Running | TaskState::Complete if !vanished && !task.unhealthy => TaskRole::Backend,
+            TaskState::Running | TaskState::Complete => TaskRole::Draining,
             past if past > TaskState::Running => TaskRole::Draining,
             // The manager does not want it to run yet (`ready`: waits until its predecessor has stopped).
             _ => TaskRole::Endpoint,

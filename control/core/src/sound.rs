@@ -15,12 +15,13 @@ use crate::{
 /// `model` as far as the invariants of [`crate::model`] hold, and what had to go. A sound model stays as it is.
 pub fn sound(model: Model) -> (Model, Vec<LeftOut>) {
     let mut left_out = Vec::new();
-    let Model { nodes, networks, services, tasks } = model;
+    let Model { nodes, networks, services, tasks, jobs_serve } = model;
     let mut model = Model {
         nodes: one_per_vtep(named(nodes, "node", |n| &n.id, &mut left_out), &mut left_out),
         networks: apart(named(networks, "network", |n| &n.id, &mut left_out), &mut left_out),
         services: named(services, "service", |s| &s.id, &mut left_out),
         tasks: named(tasks, "task", |t| &t.id, &mut left_out),
+        jobs_serve,
     };
     virtual_ips(&mut model, &mut left_out);
     tasks_on_networks(&mut model, &mut left_out);

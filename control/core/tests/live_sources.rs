@@ -8,7 +8,7 @@ use dataplane_common::state::SetKey;
 use hiveway_core::{
     GatewayAddresses, Settings, TaskRole, derive,
     engine::{EngineCapture, Loaded, parse},
-    map_state,
+    filter, map_state,
 };
 use serde_json::{Value, json};
 use support::{capture, facts};
@@ -73,6 +73,36 @@ fn tasks_of_a_vanished_service_drain() {
     let mut later = files.load();
     later.remember(&loaded.model);
     assert!(later.model.services.is_empty());
+}
+
+/// An engine's own balancer holds every task with an endpoint that has started, whatever its service's mode.
+#[test]
+fn running_tasks_of_a_job_serve() {
+    let mut files = Files::of("02b-web3-running");
+    for task in files.tasks.as_array_mut().expect("a list") {
+        task["DesiredState"] = "complete".into();
+    }
+    let backends = |files: &Files| {
+        let loaded = files.load();
+        let desired = derive(&loaded.model, &Settings::new("n1"), &mut GatewayAddresses::new()).expect("derivable");
+        let state = map_state(&loaded.model, &desired, &Settings::new("n1"), &facts(&desired));
+        let port = SetKey::Port { proto: 6, port: 8080u16.to_be_bytes() };
+        (state.sets[&port].len(), state.sets.values().map(Vec::len).sum::<usize>())
+    };
+    assert_eq!(backends(&files), (3, 9), "the published port's and two virtual addresses'");
+    // Ended by itself, or taken out of service by its health check.
+    files.tasks[0]["Status"]["State"] = "complete".into();
+    assert_eq!(backends(&files), (2, 6));
+    files.tasks[1]["DesiredState"] = "remove".into();
+    assert_eq!(backends(&files), (1, 3));
+    let mut loaded = files.load();
+    let job =
+        loaded.model.tasks.values().find(|task| loaded.model.role(task) == TaskRole::Backend).expect("one").clone();
+    let unhealthy = hiveway_core::model::Task { unhealthy: true, ..(*job).clone() };
+    loaded.model.tasks.insert(job.id.clone(), Arc::new(unhealthy));
+    assert_eq!(loaded.model.role(&loaded.model.tasks[&job.id]), TaskRole::Draining);
+    // A worker gets it from its manager's agent.
+    assert!(filter(&loaded, "n1").model.jobs_serve);
 }
 
 /// Fail closed: a label that can't be read closes the ports of its service, and says so.
@@ -265,7 +295,7 @@ fn nodes() {
 #[test]
 fn only_lists_are_captures() {
     let fine = EngineCapture { nodes: "null", services: "[]", tasks: "null", networks: "[]" };
-    assert_eq!(parse(&fine).expect("empty lists"), Loaded::default());
+    assert_eq!(parse(&fine).expect("empty lists").model.nodes, Loaded::default().model.nodes);
     let error = parse(&EngineCapture { services: "{\"message\": \"This node is not a swarm manager.\"}", ..fine });
     let error = error.expect_err("an error answer");
     assert_eq!(error.path, "services.json");

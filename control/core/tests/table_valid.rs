@@ -110,7 +110,7 @@ tasks:
     assert_eq!(b.addresses["app"].mac, [2, 0x42, 0, 0, 0, 9]);
     assert_eq!(b.ports.len(), 1);
     assert_eq!(b.ports[0].ingress(), Some((6, 81)), "its own ports, not the service's");
-    assert_eq!(model.role(b), TaskRole::Endpoint, "a job is an endpoint and never a backend");
+    assert_eq!(model.role(b), TaskRole::Endpoint, "in a file a job is an endpoint and never a backend");
     assert_eq!(model.role(&model.tasks["a"]), TaskRole::Absent);
 }
 

@@ -33,7 +33,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     let networks = networks::load(objects.networks, carrier, &mut left_out);
     let services = services::load(objects.services, &networks, &mut left_out);
     let services = services.into_iter().map(|(id, service)| (id, Arc::new(service))).collect();
-    let mut model = Model { nodes, networks: networks.usable, services, tasks: BTreeMap::new() };
+    let mut model = Model { nodes, networks: networks.usable, services, tasks: BTreeMap::new(), jobs_serve: true };
     nodes::own_addresses(attachments, &mut model);
     tasks::load(objects.tasks, &networks.unusable, &mut model, &mut left_out);
     left_out.sort();

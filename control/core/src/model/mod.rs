@@ -41,6 +41,9 @@ pub struct Model {
     pub services: BTreeMap<Id, Arc<Service>>,
     /// By id.
     pub tasks: BTreeMap<Id, Arc<Task>>,
+    /// Tasks of jobs (desired state `complete`) are backends while they run, as they are for a swarm's own balancer. Set for
+    /// what a swarm says of itself, not for table files.
+    pub jobs_serve: bool,
 }
 
 /// A machine of the swarm.

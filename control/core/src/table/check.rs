@@ -45,7 +45,7 @@ pub(super) fn check(raw: RawTable, reserved: Reserved, problems: &mut Vec<Proble
     drop(addresses);
     let services = services.into_iter().map(|(id, service)| (id, Arc::new(service))).collect();
     let tasks = tasks.into_iter().map(|(_, task)| (task.id.clone(), task)).collect();
-    Model { nodes, networks, services, tasks }
+    Model { nodes, networks, services, tasks, jobs_serve: false }
 }
 
 fn unique_ids<T>(items: &[Placed<T>], what: &str, problems: &mut Vec<Problem>) {

@@ -46,6 +46,7 @@ pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
             &mut ids,
             &mut left_out,
         ),
+        jobs_serve: table.jobs_serve,
     };
     let (model, mut unsound) = sound(model);
     left_out.append(&mut unsound);

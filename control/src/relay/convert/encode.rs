@@ -30,6 +30,7 @@ pub fn encode(model: &Model, left_out: &[LeftOut]) -> wire::Table {
         services: model.services.values().map(|item| service(item)).collect(),
         tasks: model.tasks.values().map(|item| task(item)).collect(),
         left_out: named,
+        jobs_serve: model.jobs_serve,
         ..Default::default()
     }
 }
