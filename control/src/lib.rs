@@ -7,6 +7,8 @@ pub mod cli;
 pub mod engine;
 pub mod host_firewall;
 pub mod instance;
+pub mod ipv6;
+pub mod listeners;
 pub mod mesh;
 pub mod metrics;
 pub mod netlink;

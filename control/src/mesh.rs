@@ -40,11 +40,21 @@ pub fn addresses(links: &BTreeMap<String, Link>, gateway: &str) -> BTreeMap<Ipv4
 
 /// Neither a bridge of containers nor anything else of ours.
 fn faces_clients(name: &str, link: &Link, gateway: &str) -> bool {
-    let docker = name == "docker0"
-        || name == "docker_gwbridge"
-        || name.strip_prefix("br-").is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+    let docker = is_engines_bridge(name);
     let ours = link.is_ours(name) || NAME_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     !(name == gateway || ours || (docker && link.kind == Kind::Bridge))
+}
+
+/// A bridge that a Docker engine makes, by its name: the default one, the gateway bridge, those of user-defined networks.
+fn is_engines_bridge(name: &str) -> bool {
+    name == "docker0"
+        || name == "docker_gwbridge"
+        || name.strip_prefix("br-").is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// An interface whose addresses are for containers only, or one of ours, as far as its name tells.
+pub fn is_containers(name: &str) -> bool {
+    is_engines_bridge(name) || NAME_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Neither loopback nor link-local nor nonsense; private ranges count as global, as the kernel's scope has it.

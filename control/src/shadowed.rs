@@ -1,20 +1,14 @@
 //! Processes of the node that listen on a port which is also published: the service hides them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
-use dataplane_common::headers::ipproto;
-use procfs::{
-    ProcResult,
-    net::{TcpState, UdpState},
-    process::{FDTarget, all_processes},
-};
+use ipnet::Ipv4Net;
 use serde::Serialize;
 
+use crate::listeners::{EngineProcess, Listener};
+
 /// A socket that hears nothing from new clients while its port is published.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Shadowed {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
@@ -28,74 +22,40 @@ pub struct Shadowed {
     pub process: Option<String>,
 }
 
-/// An engine's process.
-const ENGINE: &str = "dockerd";
-
-impl Shadowed {
-    /// A Docker engine holds every port of its own routing mesh open, so that nobody else takes it.
-    pub fn is_engines(&self) -> bool {
-        self.process.as_deref() == Some(ENGINE)
-    }
+/// Those of `listeners` that published ports hide. `mesh`: a Docker engine's routing mesh was taken over, whose ingress is
+/// in that subnet (of the gateway bridge): what the engine holds open for it is not hidden from anybody.
+pub fn shadowed(listeners: &[Listener], mesh: Option<Ipv4Net>) -> Vec<Shadowed> {
+    // The programs look at IPv4 only.
+    let hidden = listeners.iter().filter(|socket| socket.ipv4 && !mesh.is_some_and(|ingress| holds(socket, ingress)));
+    hidden
+        .map(|socket| Shadowed {
+            protocol: socket.protocol,
+            port: socket.port,
+            address: socket.address,
+            pid: socket.owner.as_ref().map(|owner| owner.pid),
+            process: socket.owner.as_ref().map(|owner| owner.process.clone()),
+        })
+        .collect()
 }
 
-/// Such sockets in the caller's network namespace. Connected UDP sockets hear from their own peer only and don't count.
-///
-/// # Errors
-/// When `/proc` cannot be read.
-pub fn shadowed(published: &BTreeSet<(u8, u16)>) -> ProcResult<Vec<Shadowed>> {
-    if published.is_empty() {
-        return Ok(Vec::new());
+/// Whether an engine has opened this socket for its own routing mesh, rather than for a port of a container elsewhere.
+fn holds(socket: &Listener, ingress: Ipv4Net) -> bool {
+    match socket.owner.as_ref().and_then(|owner| owner.engine) {
+        Some(EngineProcess::Daemon) => true,
+        Some(EngineProcess::Proxy(to)) => to.is_none_or(|ip| ingress.contains(&ip)),
+        None => false,
     }
-    let mut found = BTreeMap::new();
-    let mut add = |number: u8, protocol, local: std::net::SocketAddr, inode: u64| {
-        // The programs look at IPv4 only, and so does a socket that is bound to an address of IPv6.
-        let ipv4 = match local.ip() {
-            IpAddr::V4(_) => true,
-            IpAddr::V6(ip) => ip.is_unspecified() || ip.to_ipv4_mapped().is_some(),
-        };
-        if ipv4 && published.contains(&(number, local.port())) {
-            let (port, address) = (local.port(), local.ip());
-            found.insert(inode, Shadowed { protocol, port, address, pid: None, process: None });
-        }
-    };
-    for socket in procfs::net::tcp()?.into_iter().chain(procfs::net::tcp6().unwrap_or_default()) {
-        if socket.state == TcpState::Listen {
-            add(ipproto::TCP, "tcp", socket.local_address, socket.inode);
-        }
-    }
-    for socket in procfs::net::udp()?.into_iter().chain(procfs::net::udp6().unwrap_or_default()) {
-        if socket.state != UdpState::Established {
-            add(ipproto::UDP, "udp", socket.local_address, socket.inode);
-        }
-    }
-    if !found.is_empty() {
-        name(&mut found)?;
-    }
-    let mut found: Vec<_> = found.into_values().collect();
-    found.sort();
-    Ok(found)
-}
-
-/// Finds whose sockets these are, by inode. Processes come and go meanwhile.
-fn name(sockets: &mut BTreeMap<u64, Shadowed>) -> ProcResult<()> {
-    for process in all_processes()?.flatten() {
-        let Ok(descriptors) = process.fd() else { continue };
-        for descriptor in descriptors.flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else { continue };
-            if let Some(socket) = sockets.get_mut(&inode) {
-                socket.pid = Some(process.pid);
-                socket.process = process.stat().ok().map(|stat| stat.comm);
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::{
+        collections::BTreeSet,
+        net::{TcpListener, UdpSocket},
+    };
 
     use super::*;
+    use crate::listeners::{Owner, listeners};
 
     #[test]
     fn listeners_on_published_ports_are_found_with_their_process() {
@@ -103,14 +63,39 @@ mod tests {
         let (udp, connected) = (UdpSocket::bind("[::]:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         connected.connect("127.0.0.1:9").unwrap();
         let [tcp, udp, own] = [tcp.local_addr(), udp.local_addr(), connected.local_addr()].map(|a| a.unwrap().port());
-        let found = shadowed(&BTreeSet::from([(6, tcp), (17, udp), (17, own)])).unwrap();
+        let find = |published: &[(u8, u16)]| {
+            shadowed(&listeners(&published.iter().copied().collect::<BTreeSet<_>>()).unwrap(), None)
+        };
+        let found = find(&[(6, tcp), (17, udp), (17, own)]);
         let brief: Vec<_> = found.iter().map(|s| (s.protocol, s.port)).collect();
         assert_eq!(brief, [("tcp", tcp), ("udp", udp)]);
         assert!(found.iter().all(|s| s.pid == Some(std::process::id() as i32) && s.process.is_some()), "{found:?}");
         // The other protocol's port of that number is nobody's.
-        assert_eq!(shadowed(&BTreeSet::from([(17, tcp)])).unwrap().len(), usize::from(tcp == udp));
-        assert_eq!(shadowed(&BTreeSet::new()).unwrap(), []);
-        assert!(found.iter().all(|s| !s.is_engines()));
-        assert!(Shadowed { process: Some("dockerd".into()), ..found[0].clone() }.is_engines());
+        assert_eq!(find(&[(17, tcp)]).len(), usize::from(tcp == udp));
+        assert_eq!(find(&[]), []);
+    }
+
+    #[test]
+    fn what_an_engine_holds_for_its_mesh_is_not_hidden() {
+        let socket = |ipv4, engine| Listener {
+            protocol: "tcp",
+            port: 80,
+            address: [0; 4].into(),
+            ipv4,
+            ipv6: true,
+            owner: Some(Owner { pid: 1, process: "dockerd".into(), engine }),
+        };
+        let ingress = Some("172.18.0.1/16".parse::<Ipv4Net>().unwrap());
+        let proxy = |ip: [u8; 4]| Some(EngineProcess::Proxy(Some(ip.into())));
+        for (socket, mesh, hidden) in [
+            (socket(true, Some(EngineProcess::Daemon)), ingress, false),
+            (socket(true, proxy([172, 18, 0, 2])), ingress, false),
+            (socket(true, proxy([172, 17, 0, 2])), ingress, true),
+            (socket(true, None), ingress, true),
+            (socket(true, Some(EngineProcess::Daemon)), None, true),
+            (socket(false, None), None, false),
+        ] {
+            assert_eq!(!shadowed(&[socket.clone()], mesh).is_empty(), hidden, "{socket:?}");
+        }
     }
 }

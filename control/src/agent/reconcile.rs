@@ -351,6 +351,7 @@ impl Agent {
         self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
+        self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();

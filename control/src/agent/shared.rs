@@ -69,6 +69,8 @@ pub struct Snapshot {
     pub vtep: Option<std::net::Ipv4Addr>,
     /// Gateway bridge, and whether it is ours.
     pub gateway: Option<(String, bool)>,
+    /// The gateway bridge's subnet.
+    pub gateway_subnet: Option<ipnet::Ipv4Net>,
     /// Interfaces that clients arrive at.
     pub mesh_interfaces: Vec<String>,
     /// What XDP does there.

@@ -180,6 +180,7 @@ fn status(value: &Value) -> String {
         ("timeouts", timeouts(&value["dataplane"]["timeouts"])),
     ];
     let lines = lines.into_iter().chain(takeover(&value["takeover"]).map(|line| ("takeover", line)));
+    let lines = lines.chain(ipv6(&value["ipv6"]).map(|line| ("ipv6", line)));
     let lines = lines.chain(relay(&value["relay"]).map(|line| ("relay", line)));
     let mut out: String = lines.map(|(name, line)| format!("{name:<10}{line}\n")).collect();
     let warnings = [&value["warnings"], &value["dataplane"]["warnings"], &value["relay"]["warnings"]];
@@ -254,6 +255,22 @@ fn takeover(takeover: &Value) -> Option<String> {
     let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
     let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
     Some(format!("{mesh}{ignored}; {vips}"))
+}
+
+/// Where IPv6 clients are not served.
+fn ipv6(value: &Value) -> Option<String> {
+    let engine = value["engine"].as_array()?;
+    let mut parts = vec!["NOT served: published ports answer at IPv4 addresses only".to_owned()];
+    if value["addresses"].as_array().is_some_and(|addresses| !addresses.is_empty()) {
+        parts.push(format!("not at {}", list(&value["addresses"])));
+    }
+    if !engine.is_empty() {
+        let mut ports: Vec<_> =
+            engine.iter().map(|socket| format!("{}/{}", text(&socket["port"]), text(&socket["protocol"]))).collect();
+        ports.dedup();
+        parts.push(format!("{} may be accepted there (::1 too) by the engine and never answered", ports.join(", ")));
+    }
+    Some(parts.join("; "))
 }
 
 /// How replies to clients of other nodes leave, where that is not as usual.
@@ -379,7 +396,9 @@ mod tests {
                 "tables": [{"name": "flows", "entries": 512, "capacity": 1024, "pressure": 0.5}],
                 "counted_seconds_ago": 3, "timeouts": {"icmp": 90.0}, "warnings": ["too small"]},
             "warnings": ["drops our bridge"],
-            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": "nginx"}], "failing": [{"item": "task a", "why": "no"}],
+            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": "nginx"}],
+            "ipv6": {"addresses": ["2001:db8::1"], "engine": [{"protocol": "tcp", "port": 80, "address": "::"}]},
+            "failing": [{"item": "task a", "why": "no"}],
             "table": {"refused": {"problems": ["error: tasks[0]: bad"]}}});
         let text = render(Request::Status, &status);
         for part in [
@@ -390,6 +409,7 @@ mod tests {
             "  too small\n",
             "  drops our bridge\n",
             "  80/tcp at 0.0.0.0: nginx, pid 7\n",
+            "ipv6      NOT served: published ports answer at IPv4 addresses only; not at 2001:db8::1; 80/tcp may be accepted",
             "task a: no",
             "error: tasks[0]: bad",
         ] {

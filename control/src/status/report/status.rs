@@ -12,6 +12,8 @@ use crate::{
         takeover::Takeover,
         xdp::XdpStatus,
     },
+    ipv6::{NotServed, not_served},
+    listeners::listeners,
     relay::RelayStatus,
     shadowed::{Shadowed, shadowed},
     warnings::warnings,
@@ -39,6 +41,8 @@ pub(super) struct Status {
     takeover: Option<Takeover>,
     /// Local processes on published ports.
     shadowed: Vec<Shadowed>,
+    /// Where IPv6 clients of published ports are not served; null where there can be none.
+    ipv6: Option<NotServed>,
     /// Settings of the node that are in the way.
     warnings: Vec<String>,
     reconcile: Reconcile,
@@ -155,6 +159,8 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let node = model.nodes.get(snapshot.node.as_str());
     let live = snapshot.live.as_deref();
     let reachable = live.is_none_or(|live| live.lost.is_none());
+    let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
+    let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
     Ok(Status {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
@@ -201,7 +207,9 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         waiting: snapshot.waiting.iter().map(item).collect(),
         left_out: snapshot.left_out.clone(),
         takeover: snapshot.takeover.clone(),
-        shadowed: sockets(snapshot).map_err(|error| format!("who listens where: {error}"))?,
+        shadowed: shadowed(&listeners, mesh),
+        ipv6: not_served(!snapshot.published.is_empty(), &listeners)
+            .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,
         warnings: warnings(
             snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
             !snapshot.published.is_empty(),
@@ -217,13 +225,6 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         },
         dataplane: dataplane(shared).map_err(|error| error.to_string())?,
     })
-}
-
-/// Local processes that published ports hide; the engine whose mesh was taken over is none of them.
-fn sockets(snapshot: &Snapshot) -> procfs::ProcResult<Vec<Shadowed>> {
-    let mut found = shadowed(&snapshot.published)?;
-    found.retain(|socket| snapshot.takeover.is_none() || !socket.is_engines());
-    Ok(found)
 }
 
 fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
