@@ -7,7 +7,10 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use dataplane::Belief;
 
 pub use ports::{PortList, parse_ports};
 
@@ -15,6 +18,22 @@ use crate::state_dir::{StateDir, StateError, SysctlState};
 
 const FORWARD: &str = "net.ipv4.ip_forward";
 const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
+
+const NO_PMTU_DISC: &str = "net.ipv4.ip_no_pmtu_disc";
+const MIN_PMTU: &str = "net.ipv4.route.min_pmtu";
+const MTU_EXPIRES: &str = "net.ipv4.route.mtu_expires";
+
+/// What this network namespace believes of ICMP "fragmentation needed". Where the kernel has a sysctl for all namespaces
+/// together (before 5.18), its default counts.
+pub fn path_mtu() -> Belief {
+    let number = |name, default| read(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    // 3 believes what is about a socket's own packets, which the programs check in any case.
+    let believes = matches!(number(NO_PMTU_DISC, 0), 0 | 3);
+    Belief {
+        min: u16::try_from(number(MIN_PMTU, 552)).unwrap_or(u16::MAX),
+        expires: Duration::from_secs(if believes { number(MTU_EXPIRES, 600) } else { 0 }),
+    }
+}
 
 /// A sysctl could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -82,6 +82,8 @@ counters! {
     XdpReply = 20, "xdp_reply";
     /// Mesh replies of this node's tasks sent directly to the client of another ingress node.
     MeshDirectReply = 21, "mesh_direct_reply";
+    /// ICMP errors that said how large a tunnel's packet may be, and were believed.
+    PathMtuLearned = 22, "path_mtu_learned";
 }
 
 impl Counter {

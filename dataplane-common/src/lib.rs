@@ -24,6 +24,7 @@ pub mod hash;
 pub mod headers;
 pub mod mark;
 pub mod mesh;
+pub mod path;
 pub mod service;
 #[cfg(feature = "state")]
 pub mod state;
@@ -33,7 +34,7 @@ pub mod xdp;
 /// Version of the map layouts in this crate. Written into [`config::Config::abi`] of the pinned `CONFIG` map; an agent
 /// that finds another number there refuses to adopt the maps. Raise it with every change of a key, a value, a map's
 /// meaning or a default that persists in a map.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Asserts size and alignment of shared types at compile time.
 macro_rules! assert_layout {

@@ -60,7 +60,7 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
         kind::VIP if packet.proto == ipproto::ICMP => vip::ping(ctx, endpoint, packet),
         kind::VIP => match vip::translate(ctx, local, endpoint, packet) {
             Ok(backend) => hand_over(ctx, local, backend, packet, true),
-            Err(DropReason::MtuExceeded) => reject::too_big(ctx, packet, encap::room(config()?)),
+            Err(DropReason::MtuExceeded) => too_big_for_backend(ctx, local, packet),
             Err(reason) if vip::is_refusal(reason) => reject::refuse(ctx, packet, reason),
             Err(reason) => Err(reason),
         },
@@ -73,6 +73,15 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
     }
 }
 
+/// Says what fits the way to the backend that [`vip::translate`] has found.
+#[inline(always)]
+fn too_big_for_backend(ctx: &TcContext, local: &Local, packet: &Packet) -> Verdict {
+    let config = config()?;
+    let ip = maps::scratch()?.new.to.dst;
+    let backend = maps::endpoint(&EndpointKey { net: local.net, ip }).ok_or(DropReason::BackendGone)?;
+    reject::too_big(ctx, packet, encap::room(config, &backend.vtep))
+}
+
 /// To an endpoint on this node or another. `translated`: the packet was already rewritten towards it.
 #[inline(always)]
 fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, translated: bool) -> Verdict {
@@ -81,13 +90,13 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
         return deliver::to_container(ctx, local.net, local.mac, to, packet, origin);
     }
     let config = config()?;
-    let fits = encap::fits(ctx, config, packet);
+    let fits = encap::fits(ctx, config, &to.vtep, packet);
     if !fits && packet.dont_fragment {
         // Who has translated the packet has looked before.
         return if translated {
             Err(DropReason::MtuExceeded)
         } else {
-            reject::too_big(ctx, packet, encap::room(config))
+            reject::too_big(ctx, packet, encap::room(config, &to.vtep))
         };
     }
     if !fits || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {

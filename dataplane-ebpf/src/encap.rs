@@ -22,6 +22,7 @@ use crate::{
     headers::{Headers, WORDS},
     maps,
     parse::{self, Fragment, Packet},
+    path,
     verdict::{self, Action, Verdict},
 };
 
@@ -37,10 +38,10 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 const SOURCE_PORT_BASE: u16 = 49152;
 const SOURCE_PORT_MASK: u32 = 0x3fff;
 
-/// Whether the packet, or each segment of a GSO packet, fits the underlay once encapsulated.
+/// Whether the packet, or each segment of a GSO packet, fits the path to `vtep` once encapsulated.
 #[inline(always)]
-pub(crate) fn fits(ctx: &TcContext, config: &Config, packet: &Packet) -> bool {
-    network_len(ctx, packet) + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu)
+pub(crate) fn fits(ctx: &TcContext, config: &Config, vtep: &Ip4, packet: &Packet) -> bool {
+    path::takes(config, vtep, network_len(ctx, packet) + ENCAP_LEN as u32)
 }
 
 /// Length of the packet, or of each segment of a GSO packet, from the IP header on.
@@ -54,16 +55,18 @@ pub(crate) fn network_len(ctx: &TcContext, packet: &Packet) -> u32 {
     (packet.l4 - packet.net) as u32 + transport + gso_size
 }
 
-/// The longest packet that fits a tunnel over this underlay.
+/// The longest packet that fits the tunnel to `vtep`.
 #[inline(always)]
-pub(crate) fn room(config: &Config) -> u16 {
-    config.underlay_mtu.saturating_sub(ENCAP_LEN as u16)
+pub(crate) fn room(config: &Config, vtep: &Ip4) -> u16 {
+    path::mtu(config, vtep).saturating_sub(ENCAP_LEN as u16)
 }
 
 /// Whether the packet must not be fragmented and is too big for the way to `to`.
 #[inline(always)]
 pub(crate) fn exceeds(ctx: &TcContext, to: &Endpoint, packet: &Packet) -> bool {
-    packet.dont_fragment && to.kind != kind::LOCAL && maps::config().is_ok_and(|config| !fits(ctx, config, packet))
+    packet.dont_fragment
+        && to.kind != kind::LOCAL
+        && maps::config().is_ok_and(|config| !fits(ctx, config, &to.vtep, packet))
 }
 
 /// The kernel's hash of the flow. To be taken before headers move.

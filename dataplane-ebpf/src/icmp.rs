@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
-const UNREACHABLE: u8 = 3;
+pub(crate) const UNREACHABLE: u8 = 3;
 const SOURCE_QUENCH: u8 = 4;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;

@@ -40,6 +40,7 @@ mod mss;
 mod nat;
 mod outside;
 mod parse;
+mod path;
 mod pending;
 mod quote;
 mod reject;

@@ -16,6 +16,7 @@ use dataplane_common::{
     group::MAX_INTERFACES,
     mark::sandbox_program,
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    path::{MAX_PATHS, Path, PathState},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpState},
 };
@@ -67,6 +68,10 @@ pub(crate) static XDP_DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }, GROWI
 pub(crate) static XDP_STATE: Array<XdpState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub(crate) static HOPS: Array<HopWords, { MAX_HOPS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+pub(crate) static PATHS: HashMap<Ip4, Path, { MAX_PATHS as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static PATH_STATE: Array<PathState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 /// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();

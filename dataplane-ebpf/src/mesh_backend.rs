@@ -64,7 +64,7 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
     let decided = Fragmented { src, dst, tag, peer, task, port, ..Fragmented::default() };
     fragment::decided(ctx, packet, MESH_ZONE, place::BACKEND, decided)?;
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, packet, ingress == config.vtep)?;
+        mss::clamp(ctx, config, packet, &ingress)?;
     }
     nat::rewrite(ctx, packet, &to)?;
     deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)
@@ -191,9 +191,9 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     let (peer, task) = (back.peer, back.task);
     let local = peer == config.vtep;
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, packet, local)?;
+        mss::clamp(ctx, config, packet, &peer)?;
     }
-    let fits = local || encap::fits(ctx, config, packet);
+    let fits = local || encap::fits(ctx, config, &peer, packet);
     let stays = !fits && packet.dont_fragment;
     let mut direct = 0;
     if !local && (back.way == way::DIRECT || (stays && back.way == way::TUNNEL_IF_IT_FITS)) {
@@ -206,7 +206,7 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     back.way = if direct == 0 { way::TUNNEL } else { way::DIRECT };
     if direct == 0 && !fits {
         if packet.dont_fragment {
-            return reject::too_big(ctx, packet, encap::room(config));
+            return reject::too_big(ctx, packet, encap::room(config, &peer));
         }
         back.slow = 1;
     }

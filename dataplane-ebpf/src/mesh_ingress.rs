@@ -9,16 +9,16 @@ use dataplane_common::{
     drop_reason::DropReason,
     flow::{Affinity, MESH_ZONE, flag},
     fragment::{Fragmented, place},
-    headers::ipproto,
+    headers::{ipproto, tcpflag},
     service::{AllowPrefix, PortKey, PublishedPort, port_flag},
 };
 
 use crate::{
     affinity, decap, encap, flow, fragment, host, icmp,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
-    mesh_backend, mesh_stock,
+    mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
-    reject, service, slow_path, underlay,
+    path, reject, service, slow_path, underlay,
     verdict::{self, Action, Verdict},
 };
 
@@ -29,7 +29,10 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
     let (task, vtep, stock) = if packet.proto == ipproto::ICMP {
         match icmp::given_away(ctx, packet) {
             Some(known) => (known.ip, known.vtep, known.flags & flag::STOCK != 0),
-            None => return Ok(Action::Pass),
+            None => {
+                path::note(ctx, config, packet);
+                return Ok(Action::Pass);
+            }
         }
     } else if packet.fragment == Fragment::Later {
         if !fragment::recall(ctx, packet, MESH_ZONE, place::INGRESS) {
@@ -58,9 +61,9 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
         chosen
     };
     let local = vtep == config.vtep;
-    if !local && !encap::fits(ctx, config, packet) {
+    if !local && !encap::fits(ctx, config, &vtep, packet) {
         if packet.dont_fragment {
-            return reject::too_big(ctx, packet, encap::room(config));
+            return reject::too_big(ctx, packet, encap::room(config, &vtep));
         }
         // A network of the engine's has no slow path of ours; its own balancer fragments.
         if config.ingress_vni != [0; 4] {
@@ -140,6 +143,9 @@ fn allowed(packet: &Packet) -> bool {
 pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
     check_return(ctx, inner, &eth.src, &outer.src)?;
     decap::decapsulate(ctx, outer.tos, inner)?;
+    if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 {
+        mss::clamp(ctx, config, inner, &outer.src)?;
+    }
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, inner)
 }

@@ -3,12 +3,13 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
+    addr::Ip4,
     config::Config,
     drop_reason::DropReason,
-    headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN},
+    headers::{IPV4_LEN, TCP_LEN},
 };
 
-use crate::parse::Packet;
+use crate::{encap, parse::Packet};
 
 const END: u8 = 0;
 const NOP: u8 = 1;
@@ -16,13 +17,16 @@ const MSS: u8 = 2;
 /// Options looked at: Linux, BSD and Windows send MSS first; 10 one-byte fillers before it would be a curiosity.
 const MAX_OPTIONS: usize = 10;
 
-/// Lowers the MSS option of a SYN so that full segments fit the tunnel, or for a `local` task the underlay, which
-/// may take less than the 1500 bytes that the container's interface claims. A SYN without the option is left alone,
+/// Lowers the MSS option of a SYN so that full segments fit the tunnel to `peer`, or for a task of this node the underlay,
+/// which may take less than the 1500 bytes that the container's interface claims. A SYN without the option is left alone,
 /// and so is what is behind an option that makes no sense, or a second MSS: path-MTU discovery is there for those.
+///
+/// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
+/// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2.
 #[inline(always)]
-pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet, local: bool) -> Result<(), DropReason> {
-    let tunnel = if local { 0 } else { ENCAP_LEN };
-    let limit = u32::from(config.underlay_mtu).saturating_sub((tunnel + IPV4_LEN + TCP_LEN) as u32) as u16;
+pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {
+    let room = if *peer == config.vtep { config.underlay_mtu } else { encap::room(config, peer) };
+    let limit = room.saturating_sub((IPV4_LEN + TCP_LEN) as u16);
     let end = packet.l4 + usize::from(packet.tcp_len);
     let mut at = packet.l4 + TCP_LEN;
     for _ in 0..MAX_OPTIONS {

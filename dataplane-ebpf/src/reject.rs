@@ -33,7 +33,7 @@ const IP_ADDRESSES: usize = 12;
 const UNREACHABLE: u8 = 3;
 const HOST: u8 = 1;
 const PORT: u8 = 3;
-const FRAGMENTATION_NEEDED: u8 = 4;
+pub(crate) const FRAGMENTATION_NEEDED: u8 = 4;
 
 /// What an ICMP error quotes of the transport header.
 const QUOTED: usize = 8;

@@ -27,6 +27,7 @@ use crate::{
     lock::{Lock, LockError},
     logger::{Logger, LoggerError},
     object::OBJECT,
+    paths::Paths,
     preflight::{self, PreflightError},
     sandbox::{self, Sandboxes, TakeError},
     table::Entries as _,
@@ -148,6 +149,11 @@ impl Dataplane {
     /// The map of next hops, for whoever follows routes and neighbours; the first time only.
     pub fn take_hops(&mut self) -> Option<Hops> {
         self.tables.hops.take()
+    }
+
+    /// The maps of path MTUs, for whoever follows routes; the first time only.
+    pub fn take_paths(&mut self) -> Option<Paths> {
+        self.tables.paths.take()
     }
 
     /// The number of each other node's next hop in that map, see [`Hops::put`].

@@ -22,6 +22,7 @@ mod logger;
 mod map_name;
 mod object;
 mod options;
+mod paths;
 mod pod;
 mod preflight;
 mod program;
@@ -54,6 +55,7 @@ pub use crate::{
     logger::LoggerError,
     map_name::MapName,
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
+    paths::{Belief, PathLimit, Paths},
     preflight::{PreflightError, preflight},
     program::{Direction, Program, UnknownProgram},
     table::MapFault,

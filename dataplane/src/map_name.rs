@@ -47,6 +47,10 @@ pub enum MapName {
     XdpState,
     /// The ways to other nodes.
     Hops,
+    /// How large packets to other nodes may be.
+    Paths,
+    /// The same for all of them, and what of ICMP is believed.
+    PathState,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
     /// Dropped packets by reason.
@@ -79,6 +83,8 @@ impl MapName {
         Self::XdpDevices,
         Self::XdpState,
         Self::Hops,
+        Self::Paths,
+        Self::PathState,
         Self::SandboxPrograms,
         Self::Drops,
         Self::Counters,
@@ -108,6 +114,8 @@ impl MapName {
             Self::XdpDevices => "XDP_DEVICES",
             Self::XdpState => "XDP_STATE",
             Self::Hops => "HOPS",
+            Self::Paths => "PATHS",
+            Self::PathState => "PATH_STATE",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",

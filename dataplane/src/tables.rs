@@ -19,6 +19,7 @@ use crate::{
     connections::Connections,
     gate::Gate,
     hops::Hops,
+    paths::Paths,
     pod::Raw,
     sets::Sets,
     table::{MapFault, Table},
@@ -41,6 +42,7 @@ pub(crate) struct Tables {
     pub(crate) xdp_devices: Table<u32, u32>,
     pub(crate) xdp_state: State,
     pub(crate) hops: Option<Hops>,
+    pub(crate) paths: Option<Paths>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
@@ -72,6 +74,7 @@ impl Tables {
             xdp_devices: Table::new(MapName::XdpDevices, take(MapName::XdpDevices)?)?,
             hops: Some(Hops::new(&take(MapName::Hops)?, xdp_state.clone())?),
             xdp_state,
+            paths: Some(Paths::new(take(MapName::Paths)?, &take(MapName::PathState)?)?),
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
                 flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,

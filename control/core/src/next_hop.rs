@@ -41,6 +41,13 @@ pub struct Neighbour {
 /// Neighbours on the underlay, by address.
 pub type Neighbours = BTreeMap<Ipv4Addr, Neighbour>;
 
+/// The limit that the routing table has for the path to a node, for the map `PATHS`, where the interface takes so many
+/// bytes; 0: none that is smaller.
+pub fn route_mtu(way: Option<&Way>, interface: u16) -> u16 {
+    let mtu = way.map_or(0, |way| u16::try_from(way.mtu).unwrap_or(u16::MAX));
+    if mtu < interface { mtu } else { 0 }
+}
+
 /// The hop to the node with this tunnel address. `None`: there is none that can be told beforehand, and the kernel has to
 /// be asked for each packet.
 pub fn hop(vtep: Ipv4Addr, way: Option<&Way>, underlay: &Underlay, neighbours: &Neighbours) -> Option<Hop> {
@@ -89,6 +96,13 @@ mod tests {
         assert_eq!(hop(Some(Way { interface: 8, ..WAY }), UNDERLAY), None);
         assert_eq!(hop(Some(Way { next: VTEP, ..WAY }), UNDERLAY), None);
         assert_eq!(hop(Some(WAY), Underlay { mac: None, ..UNDERLAY }), None);
+    }
+
+    #[test]
+    fn a_route_limits_what_the_interface_takes() {
+        let mtu = |mtu| route_mtu(Some(&Way { mtu, ..WAY }), 1500);
+        assert_eq!([mtu(0), mtu(1400), mtu(1500), mtu(9000), mtu(70_000)], [0, 1400, 0, 0, 0]);
+        assert_eq!(route_mtu(None, 1500), 0);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Keeps the ways to other nodes for XDP, which then asks neither routes nor neighbours for each packet.
+//! Keeps the ways to other nodes: for XDP the next hops, so that it asks neither routes nor neighbours for each packet, and
+//! for all programs the path MTUs that the kernel knows.
 //!
 //! It follows what the kernel tells of changes, and looks for itself once in a while. XDP believes what is stored for a few
 //! seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
@@ -10,20 +11,23 @@ use std::{
     time::Duration,
 };
 
-use dataplane::Hops;
+use dataplane::{Hops, MapFault, PathLimit, Paths};
 use dataplane_common::addr::Ip4;
 use futures::{StreamExt, TryStreamExt};
-use hiveway_core::next_hop::{Underlay, Way, hop, to_confirm};
+use hiveway_core::next_hop::{Underlay, Way, hop, route_mtu, to_confirm};
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use crate::netlink::{
-    Error, Socket, confirm,
-    monitor::{self, Heard},
-    neighbours, underlay, way,
+use crate::{
+    netlink::{
+        Error, Socket, confirm,
+        monitor::{self, Heard},
+        neighbours, underlay, way,
+    },
+    sysctl,
 };
 
 /// How often neighbours are looked at, and XDP is told that all is well.
@@ -42,8 +46,10 @@ const AT_ONCE: usize = 64;
 pub(super) struct Wanted {
     /// Index of the interface that carries the tunnel address.
     pub(super) underlay: u32,
-    /// Tunnel addresses, and where the way to each is stored. None: XDP runs nowhere.
+    /// Tunnel addresses, and where the next hop of each is stored.
     pub(super) nodes: BTreeMap<Ip4, u16>,
+    /// XDP runs somewhere and needs the next hops.
+    pub(super) xdp: bool,
 }
 
 /// The follower's end that the agent holds.
@@ -58,7 +64,7 @@ impl NextHops {
     ///
     /// # Errors
     /// When the kernel refuses a socket.
-    pub(super) fn start(hops: Hops) -> io::Result<Self> {
+    pub(super) fn start(hops: Hops, paths: Paths) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(Wanted::default());
         let (hear, heard) = watch::channel(Heard::default());
         // Ends when nobody hears it.
@@ -66,6 +72,7 @@ impl NextHops {
         let follower = Follower {
             socket: Socket::open()?,
             hops,
+            paths,
             wanted: wants,
             heard,
             underlay: None,
@@ -92,9 +99,19 @@ impl Drop for NextHops {
     }
 }
 
+/// A look has failed.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    #[error(transparent)]
+    Map(#[from] MapFault),
+}
+
 struct Follower {
     socket: Socket,
     hops: Hops,
+    paths: Paths,
     wanted: watch::Receiver<Wanted>,
     heard: watch::Receiver<Heard>,
     underlay: Option<Underlay>,
@@ -131,7 +148,7 @@ impl Follower {
             last = heard;
             let done = self.look(&wanted, ask).await;
             if done.is_ok() {
-                self.hops.valid_for(VALID);
+                self.hops.valid_for(if wanted.xdp { VALID } else { Duration::ZERO });
                 routes_due = if ask { ROUTES } else { routes_due };
             }
             self.complain(done);
@@ -148,10 +165,14 @@ impl Follower {
     }
 
     /// Stores how it is now.
-    async fn look(&mut self, wanted: &Wanted, ask: bool) -> Result<(), Error> {
+    async fn look(&mut self, wanted: &Wanted, ask: bool) -> Result<(), Trouble> {
         if ask {
             self.underlay = underlay(&self.socket, wanted.underlay).await?;
             self.ways = self.ask_ways(wanted).await?;
+            self.limit_paths(wanted)?;
+        }
+        if !wanted.xdp {
+            return Ok(());
         }
         let neighbours = neighbours(&self.socket, wanted.underlay).await?;
         for (vtep, number) in &wanted.nodes {
@@ -177,6 +198,17 @@ impl Follower {
         Ok(())
     }
 
+    /// Has packets keep to the MTUs that the routing table has for the paths: of routes, and what the kernel was told of.
+    fn limit_paths(&mut self, wanted: &Wanted) -> Result<(), Trouble> {
+        let Some(underlay) = self.underlay else { return Ok(()) };
+        self.paths.believe(sysctl::path_mtu());
+        let interface = u16::try_from(underlay.mtu).unwrap_or(u16::MAX);
+        let limit = |vtep: &Ip4| PathLimit { route: route_mtu(self.ways.get(vtep), interface), ..PathLimit::default() };
+        let limits = wanted.nodes.keys().map(|vtep| (*vtep, limit(vtep))).collect();
+        self.paths.limit(&limits, interface)?;
+        Ok(())
+    }
+
     async fn ask_ways(&self, wanted: &Wanted) -> Result<BTreeMap<Ip4, Way>, Error> {
         let socket = &self.socket;
         let underlay = wanted.underlay;
@@ -188,14 +220,16 @@ impl Follower {
     }
 
     /// Says once that it fails, and once that it does no longer.
-    fn complain(&mut self, done: Result<(), Error>) {
+    fn complain(&mut self, done: Result<(), Trouble>) {
         match (done, self.failing) {
             (Err(error), false) => {
-                tracing::warn!("next hops for XDP: {error}; the kernel is asked for each packet");
+                tracing::warn!(
+                    "ways to other nodes: {error}; path MTUs stay as they are, and XDP asks for each packet"
+                );
                 self.failing = true;
             }
             (Ok(()), true) => {
-                tracing::info!("next hops for XDP: no longer failing");
+                tracing::info!("ways to other nodes: no longer failing");
                 self.failing = false;
             }
             _ => {}

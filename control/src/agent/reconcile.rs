@@ -305,11 +305,14 @@ impl Agent {
         }
     }
 
-    /// The ways that XDP needs, if it runs anywhere.
+    /// The ways that are to be followed.
     fn ways(&self, xdp: &[XdpStatus], links: &BTreeMap<String, Link>) -> Result<Wanted, MapFault> {
-        let underlay = links.get(&self.args.underlay).map(|link| link.index);
-        match underlay.filter(|_| xdp::kept(xdp).next().is_some()) {
-            Some(underlay) => Ok(Wanted { underlay, nodes: self.shared.dataplane().hop_numbers()? }),
+        match links.get(&self.args.underlay) {
+            Some(underlay) => Ok(Wanted {
+                underlay: underlay.index,
+                nodes: self.shared.dataplane().hop_numbers()?,
+                xdp: xdp::kept(xdp).next().is_some(),
+            }),
             None => Ok(Wanted::default()),
         }
     }

@@ -78,7 +78,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     };
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
-    let next_hops = NextHops::start(hops).context("cannot watch for changes of routes and neighbours")?;
+    let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
+    let next_hops = NextHops::start(hops, paths).context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
         .context("cannot start the sweep's thread")?;

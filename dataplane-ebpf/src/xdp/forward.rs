@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, flow, verdict};
+use crate::{affinity, flow, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -35,7 +35,9 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         known::ask(packet, known)?
     };
     let now = flow::now();
-    if !is_ours(frame, config, packet, known.flags, word(&known.vtep)) {
+    if !is_ours(frame, config, packet, known.flags, word(&known.vtep))
+        || !path::takes(config, &known.vtep, tunnelled_len(packet))
+    {
         return None;
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
@@ -47,14 +49,19 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     Some(sent)
 }
 
-/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says.
+/// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.
+#[inline(always)]
+pub(super) fn tunnelled_len(packet: &Head) -> u32 {
+    u32::from(packet.total_len) + ENCAP_LEN as u32
+}
+
+/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says; but for
+/// its length.
 #[inline(always)]
 pub(super) fn is_ours(frame: Frame, config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
-    // Generic mode shows whole GSO packets; those are too big as well.
-    let fits = u32::from(packet.total_len) + ENCAP_LEN as u32 <= u32::from(config.underlay_mtu);
     let misplaced = packet.dst == word(&config.host_ip) && frame.ifindex != config.host_ifindex;
     let another = flags & (flag::FIN | flag::RST) != 0 && packet.is_syn();
-    fits && !misplaced && !another && flags & (flag::OWN | flag::STOCK) == 0 && vtep != word(&config.vtep)
+    !misplaced && !another && flags & (flag::OWN | flag::STOCK) == 0 && vtep != word(&config.vtep)
 }
 
 /// The way to the backend's node: as the agent keeps it, or as the kernel finds it.

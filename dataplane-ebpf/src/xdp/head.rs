@@ -128,6 +128,19 @@ pub(super) fn inner_sequence(frame: Frame) -> Option<[u8; 4]> {
     Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<{ pending::SEQUENCE }>().to_le_bytes())
 }
 
+/// The maximum segment size (RFC 9293 section 3.7.1) in the first option, where Linux, BSD and Windows put it, of the TCP
+/// segment in the frame in its tunnel; 0: there is no room for one. `None`: the options begin with another one.
+#[inline(always)]
+pub(super) fn inner_mss(frame: Frame, tcp_len: u8) -> Option<u16> {
+    const LEN: usize = 4;
+    const KIND_AND_LENGTH: u16 = u16::from_le_bytes([2, LEN as u8]);
+    if usize::from(tcp_len) < TCP_LEN + LEN {
+        return Some(0);
+    }
+    let option = frame.part::<{ INNER_L4 + TCP_LEN }, LEN>()?;
+    (option.two::<0>() == KIND_AND_LENGTH).then(|| option.two::<2>().swap_bytes())
+}
+
 #[inline(always)]
 fn ethernet<const ETH: usize, const NET: usize, const L4: usize>(frame: Frame) -> Option<Head> {
     const PORTS: usize = IPV4_LEN;

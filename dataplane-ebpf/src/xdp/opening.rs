@@ -26,7 +26,7 @@ use super::{
 use crate::{
     affinity, flow,
     maps::{self, config},
-    pending, service, verdict,
+    path, pending, service, verdict,
 };
 
 /// How often another CPU may have taken the turn meanwhile.
@@ -45,6 +45,10 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::of(ctx);
     let packet = &head::outer(frame)?;
     let config = config().ok()?;
+    // What fits only some paths is left to TC: to ask about this one would need more stack than there is.
+    if !path::all_take(config, forward::tunnelled_len(packet)) {
+        return None;
+    }
     let port = known::published(packet)?;
     let now = flow::now();
     let (known, hop) = match affinity::pending(packet.key().get()) {

@@ -7,7 +7,9 @@ use dataplane_common::{
     counter::Counter,
     endpoint::vtep_mesh,
     flow::flag,
-    headers::{ENCAP_LEN, ETH_LEN, INNER_ETH, INNER_NET, VXLAN, VXLAN_FLAG_VNI, VXLAN_LEN},
+    headers::{
+        ENCAP_LEN, ETH_LEN, INNER_ETH, INNER_NET, IPV4_LEN, TCP_LEN, VXLAN, VXLAN_FLAG_VNI, VXLAN_LEN, ipproto, tcpflag,
+    },
 };
 
 use super::{
@@ -16,7 +18,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, decap, flow, maps, mesh_ingress, pending, verdict};
+use crate::{affinity, decap, flow, maps, mesh_ingress, path, pending, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -54,6 +56,9 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     {
         return None;
     }
+    if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 && !mss_fits(frame, config, inner) {
+        return None;
+    }
     // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
     let is_syn_ack = pending::is_syn_ack(inner.proto, inner.flags);
     let expected = if is_syn_ack { pending::after(head::inner_sequence(frame)?) } else { [0; 3] };
@@ -79,4 +84,12 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     verdict::count_of(Counter::XdpReply, len);
     Some(hop.leave(frame))
+}
+
+/// Whether `mss::clamp` would leave a SYN as it is. Also no if it would lower it for another path, or if the MSS is not
+/// where it is looked for here.
+#[inline(always)]
+fn mss_fits(frame: Frame, config: &Config, inner: &Head) -> bool {
+    const AROUND: u32 = (ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32;
+    head::inner_mss(frame, inner.tcp_len).is_some_and(|mss| path::all_take(config, u32::from(mss) + AROUND))
 }

@@ -37,6 +37,7 @@ use crate::{
     clock,
     clock::monotonic_now,
     load::{self, Maps},
+    paths::{PathLimit, Paths},
     pod::Raw,
     preflight,
     table::Entries as _,
@@ -125,8 +126,10 @@ impl Harness {
         Ok(Self { ebpf, tables, cursors, xdp_carried: false })
     }
 
-    /// Fills the maps as the agent does.
+    /// Fills the maps as the agent does. The paths take what the underlay takes.
     pub fn apply(&mut self, want: &MapState) -> Result<Changes, HarnessError> {
+        let limits = want.vteps.keys().map(|vtep| (*vtep, PathLimit::default())).collect();
+        self.paths()?.limit(&limits, want.config.underlay_mtu)?;
         Ok(self.tables.apply(want)?)
     }
 
@@ -217,6 +220,11 @@ impl Harness {
         if let Some(hops) = &self.tables.hops {
             hops.valid_for(time);
         }
+    }
+
+    /// The maps of path MTUs, as whoever follows routes has them.
+    pub fn paths(&mut self) -> Result<&mut Paths, HarnessError> {
+        Ok(self.tables.paths.as_mut().ok_or(MapError::KeyNotFound)?)
     }
 
     /// What is remembered under another number was asked another time; see `XdpState`.

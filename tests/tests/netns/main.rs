@@ -24,6 +24,7 @@ mod mtu;
 mod namespaces;
 mod next_hops;
 mod overlay;
+mod paths;
 mod plain_linux;
 mod scaling;
 mod snapshot;
