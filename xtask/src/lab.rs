@@ -2,9 +2,16 @@
 
 use std::{env, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::{build_ebpf, setup, sh};
+use crate::{
+    build_ebpf,
+    setup::{self, engine},
+    sh,
+};
+
+/// Tells the lab's programs where the engine is that the nodes run; without it they run the machine's own.
+pub(crate) const ENGINE_VARIABLE: &str = "HIVEWAY_LAB_ENGINE";
 
 /// Becomes `hw-swarm`. Only `up` sets up and builds first: the others are typed often, and are to work on what is up.
 pub(crate) fn swarm(arguments: &[String]) -> Result<()> {
@@ -13,8 +20,29 @@ pub(crate) fn swarm(arguments: &[String]) -> Result<()> {
     if program.exists() && !arguments.iter().any(|word| word == "up") {
         return sh::become_program(sh::command(program).args(arguments));
     }
-    setup::for_swarm()?;
-    run("hw-swarm", arguments)
+    let help = arguments.iter().any(|word| matches!(word.as_str(), "-h" | "--help"));
+    let mut variables = Vec::new();
+    if !help {
+        setup::for_swarm()?;
+        let wanted = engine_wanted(arguments)?;
+        variables.push((ENGINE_VARIABLE, engine::fetch(&wanted)?));
+    }
+    prepare()?;
+    start("hw-swarm", arguments, &variables)
+}
+
+/// The value of `--engine`, which `hw-swarm` reads as well: it says there what it is for.
+fn engine_wanted(arguments: &[String]) -> Result<engine::Wanted> {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if let Some(value) = word.strip_prefix("--engine=") {
+            return value.parse();
+        }
+        if word == "--engine" {
+            return words.next().context("--engine needs a version such as 28.5, or `newest`")?.parse();
+        }
+    }
+    Ok(engine::Wanted::Newest)
 }
 
 /// `cargo xtask bench`. `churn` measures the agent itself, so it gets one as users do; `all` has it among the others.

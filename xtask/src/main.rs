@@ -52,6 +52,9 @@ enum Command {
         /// For `netns`: all agents run with this, except where a scenario says otherwise
         #[arg(long)]
         xdp: Option<test::Xdp>,
+        /// For `swarm`: the nodes' Docker Engine, such as 20.10, 26.1 or 28.5; `newest` unless said otherwise
+        #[arg(long)]
+        engine: Option<setup::engine::Wanted>,
         /// For `swarm` and `netns`: the names of the stories to run
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -98,7 +101,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { arguments } => lab::run("hw-demo", &arguments),
         Command::Swarm { arguments } => lab::swarm(&arguments),
         Command::Bench { arguments } => lab::bench(&arguments),
-        Command::Test { suite, xdp, arguments } => test::run(suite, xdp, &arguments),
+        Command::Test { suite, xdp, engine, arguments } => test::run(suite, xdp, engine, &arguments),
         Command::VmTest { kernel, suite, arguments } => vm::run(kernel, suite, &arguments),
     }
 }

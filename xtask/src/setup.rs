@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: installs what is missing, says what it does, and does nothing when nothing is missing.
 
 mod apt;
+pub(crate) mod engine;
 mod linker;
 
 use std::fs;

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::lab::ENGINE_VARIABLE;
+use crate::setup::engine::{self, Wanted};
 pub(crate) use crate::test::tally::Tally;
 use crate::{build_ebpf, setup, sh, verify};
 
@@ -40,16 +42,19 @@ pub(crate) enum Xdp {
 }
 
 /// Runs one suite, or all, after setting up what is missing. Returns an error if any test failed.
-pub(crate) fn run(only: Option<Suite>, xdp: Option<Xdp>, arguments: &[String]) -> Result<()> {
+pub(crate) fn run(only: Option<Suite>, xdp: Option<Xdp>, engine: Option<Wanted>, arguments: &[String]) -> Result<()> {
     if xdp.is_some() && only != Some(Suite::Netns) {
         bail!("--xdp is for the suite netns");
+    }
+    if engine.is_some() && only != Some(Suite::Swarm) {
+        bail!("--engine is for the suite swarm");
     }
     // Whoever only wants the unit tests need not be root.
     if only == Some(Suite::Unit) { setup::for_build() } else { setup::run() }?;
     build_ebpf::run()?;
     let mut tally = Tally::default();
     if only == Some(Suite::Swarm) {
-        swarm(arguments, &mut tally)?;
+        swarm(&engine.unwrap_or(Wanted::Newest), arguments, &mut tally)?;
     } else if only == Some(Suite::Netns) && (xdp.is_some() || !arguments.is_empty()) {
         scenarios(xdp, arguments, &mut tally)?;
     } else if !arguments.is_empty() {
@@ -126,18 +131,21 @@ impl Suite {
                 cargo_test(&packages, &[&labs()], tally)
             }
             // Not among the ones that run one after the other.
-            Self::Swarm => swarm(&[], tally),
+            Self::Swarm => swarm(&Wanted::Newest, &[], tally),
         }
     }
 }
 
 /// The stories; one swarm for all.
-fn swarm(stories: &[String], tally: &mut Tally) -> Result<()> {
+fn swarm(wanted: &Wanted, stories: &[String], tally: &mut Tally) -> Result<()> {
     setup::need_root("a swarm of engines")?;
     setup::for_swarm()?;
+    let root = engine::fetch(wanted)?;
     sh::run(sh::cargo().args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
     let stories: Vec<_> = stories.iter().map(String::as_str).collect();
-    cargo_test(&["--package", "hiveway-tests", "--test", "swarm"], &stories, tally)
+    let root = root.to_str().context("the target directory's path is not plain text")?;
+    let packages = ["--package", "hiveway-tests", "--test", "swarm"];
+    cargo_test_with(&packages, &stories, Some((ENGINE_VARIABLE, root)), tally)
 }
 
 /// A suite that found nothing to run has not passed.

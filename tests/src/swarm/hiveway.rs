@@ -34,7 +34,7 @@ impl Hiveway {
         ensure!(self.daemon.pid().is_none(), "the agent of {} runs already", self.node.label());
         // A log of its own per start: whether it is ready is read from there.
         let _ = std::fs::remove_file(self.daemon.log_file());
-        let mut command = self.command(&["agent", "--underlay", "eth0"])?;
+        let mut command = self.command(&["agent"])?;
         if !extra.contains(&"--table") {
             command.args(["--table", "swarm"]);
         }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command, thread};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Hiveway, Node, Place, cgroups, image, need_engine, output};
+use super::{Engine, Hiveway, Node, Place, cgroups, image, need_engine, output};
 use crate::lab::Netns;
 
 /// How many nodes of which kind.
@@ -26,7 +26,7 @@ pub struct Swarm {
 
 impl Swarm {
     /// Makes a lab: engines joined to a swarm, with the images. Nothing is left of it if that fails.
-    pub fn up(place: &Place, shape: Shape) -> Result<Self> {
+    pub fn up(place: &Place, shape: Shape, engine: &Engine) -> Result<Self> {
         ensure!((1..=shape.nodes).contains(&shape.managers) && shape.nodes <= 9, "1 to 9 nodes, managers among them");
         need_engine()?;
         let directory = place.directory();
@@ -34,7 +34,7 @@ impl Swarm {
             bail!("there is a lab named {0} already: `cargo xtask swarm --name {0} down` removes it", place.name());
         }
         let swarm = Self { place: place.clone(), shape };
-        let built = place.create_directory().and_then(|()| swarm.build());
+        let built = place.create_directory().and_then(|()| engine.keep(place)).and_then(|()| swarm.build());
         if built.is_err() {
             let _ = Self::down(place);
         }
@@ -73,7 +73,6 @@ impl Swarm {
         let name = self.place.namespace("switch");
         output(Command::new("ip").args(["netns", "add", &name]))?;
         let switch = self.switch();
-        switch.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")?;
         switch.run("ip link set lo up")?;
         switch.run("ip link add br0 type bridge forward_delay 0 mcast_snooping 0")?;
         switch.run("ip addr add 192.168.77.1/24 dev br0")?;

@@ -11,6 +11,7 @@
 
 mod cgroups;
 mod daemon;
+mod engine;
 mod hiveway;
 mod image;
 mod lab;
@@ -18,6 +19,7 @@ mod node;
 mod place;
 
 pub use daemon::Daemon;
+pub use engine::{Engine, Version};
 pub use hiveway::Hiveway;
 pub use lab::{Shape, Swarm, sweep_dead};
 pub use node::Node;
@@ -41,7 +43,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
 
 /// Fails with the remedy if the machine lacks what a swarm needs.
 pub fn need_engine() -> Result<()> {
-    for name in ["docker", "dockerd", "docker-init", "iptables", "busybox", "curl", "unshare", "nsenter", "ip"] {
+    for name in ["docker-init", "runc", "iptables", "busybox", "curl", "unshare", "nsenter", "ip"] {
         program(name)?;
     }
     ensure!(nix::unistd::geteuid().is_root(), "a swarm of engines needs root");

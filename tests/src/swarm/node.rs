@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Daemon, PATH, Place, output, program};
+use super::{Daemon, Engine, PATH, Place, output};
 use crate::lab::{Netns, wait_for};
 
 /// A node of a lab; a handle, whether it is up or not.
@@ -57,8 +57,6 @@ impl Node {
     pub fn plug_in(&self) -> Result<()> {
         let (netns, switch) = (self.netns(), Netns::existing("switch", &self.place.namespace("switch")));
         output(Command::new("ip").args(["netns", "add", netns.name()]))?;
-        // Its chatter would blur captures and counters.
-        netns.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")?;
         netns.run("ip link set lo up")?;
         let (label, name) = (&self.label, netns.name());
         switch.run(&format!("ip link add {label} type veth peer name eth0 netns {name}"))?;
@@ -81,13 +79,10 @@ impl Node {
         command.arg(format!("--net={}", self.netns().path().display()));
         command.args(["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "sh"]);
         command.arg(script).arg(&self.label).arg(&directory);
-        command.arg(program("dockerd")?).args([
-            "--host",
-            "unix:///var/run/docker.sock",
-            "--data-root",
-            "/var/lib/docker",
-        ]);
-        command.arg("--host").arg(format!("unix://{}", self.socket().display()));
+        // Its own programs take the places of the machine's.
+        command.arg(Engine::root_of(&self.place).unwrap_or_default()).arg("/usr/sbin/dockerd");
+        command.args(["--host", "unix:///var/run/docker.sock", "--data-root", "/var/lib/docker", "--host"]);
+        command.arg(format!("unix://{}", self.socket().display()));
         // The groups must be found again after the engine's death; systemd, where there is one, is not the node's.
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent"]);
         command.arg(format!("/{}/{}", self.place.cgroup(), self.label));
@@ -97,21 +92,21 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the engine answers.
+    /// Waits until the engine answers, and fails if it is another one than the lab was made with.
     pub fn wait_engine(&self) -> Result<()> {
-        wait_for(&format!("the engine of {} to answer", self.label), Duration::from_secs(120), || {
+        let said = wait_for(&format!("the engine of {} to answer", self.label), Duration::from_secs(120), || {
             if self.engine().pid().is_none() {
                 return Ok(Err(format!("the engine of {} has ended:\n{}", self.label, self.engine().log_tail(15))));
             }
             self.docker(&["version", "--format", "{{.Server.Version}}"]).map(Ok)
         })?
-        .map(|_| ())
-        .map_err(anyhow::Error::msg)
+        .map_err(anyhow::Error::msg)?;
+        Engine::of(&self.place)?.ensure_is(&said).with_context(|| self.label.clone())
     }
 
     /// A `docker` command for its engine.
     pub fn docker_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("/usr/bin/docker");
+        let mut command = Command::new(Engine::command_of(&self.place));
         command.env_clear().env("PATH", PATH).env("HOME", self.place.directory());
         command.arg("--host").arg(format!("unix://{}", self.socket().display())).args(arguments);
         command

@@ -1,10 +1,11 @@
 # Becomes a node: what an engine and an agent find in the file system is this node's alone, and the rest the machine's.
 # Runs as the first process of fresh mount, PID and UTS namespaces, in the node's network namespace.
-# usage: node.sh LABEL DIRECTORY dockerd...
+# usage: node.sh LABEL DIRECTORY ENGINE dockerd...; ENGINE is where an engine was unpacked, or empty for the machine's own
 set -eu
 label=$1
 directory=$2
-shift 2
+engine=$3
+shift 3
 
 echo "$label" >/proc/sys/kernel/hostname
 
@@ -15,6 +16,16 @@ mount -t sysfs sysfs /sys
 mount --rbind "$directory/cgroup" /sys/fs/cgroup
 umount -l "$directory/cgroup"
 mount -t bpf bpf /sys/fs/bpf
+
+# The engine's programs are found where packages put them. runc stays the machine's.
+if [ -n "$engine" ]; then
+    mkdir -p "$directory/engine"
+    mount --bind "$engine" "$directory/engine" # a path without colons and commas, which the options of an overlay end at
+    for programs in /usr/bin /usr/sbin; do
+        mount -t overlay overlay -o "lowerdir=$directory/engine$programs:$programs" "$programs"
+    done
+    umount -l "$directory/engine"
+fi
 
 # What is written there stays on the node's own disk.
 private() {

@@ -35,7 +35,7 @@ pub(crate) fn exists(package: &str) -> bool {
 }
 
 /// A fresh machine's package lists are empty or old. Once per run is enough.
-fn update() -> Result<()> {
+pub(crate) fn update() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use hiveway_tests::swarm::{Hiveway, Place, Shape, Swarm};
+use hiveway_tests::swarm::{Engine, Hiveway, Place, Shape, Swarm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask swarm", bin_name = "cargo xtask swarm", about = "A real Docker Swarm on this machine")]
@@ -34,6 +34,10 @@ enum Command {
         /// How many of them are managers
         #[arg(long, default_value_t = 1)]
         managers: u8,
+        /// The nodes' Docker Engine: 20.10, 26.1, 28.5, any other version that Debian's mirror has, or `newest`. It is
+        /// unpacked below target/, not installed
+        #[arg(long, default_value = "newest")]
+        engine: String,
         /// Leave Hiveway out
         #[arg(long)]
         no_hiveway: bool,
@@ -94,7 +98,10 @@ impl Arguments {
     fn run(self) -> Result<ExitCode> {
         let place = Place::new(&self.name)?;
         match self.command {
-            Command::Up { nodes, managers, no_hiveway } => up(&place, Shape { nodes, managers }, !no_hiveway)?,
+            // `cargo xtask` has read the engine's version and says in the environment where it has put it.
+            Command::Up { nodes, managers, engine: _, no_hiveway } => {
+                up(&place, Shape { nodes, managers }, !no_hiveway)?
+            }
             Command::Down => Swarm::down(&place)?,
             Command::Exec { node, command } => return exec(&Swarm::open(&place)?, &node, &command),
             Command::Status => status::print(&Swarm::open(&place)?),
@@ -126,10 +133,12 @@ fn up(place: &Place, shape: Shape, with_hiveway: bool) -> Result<()> {
     })
     .context("cannot handle ctrl-c")?;
     BUILDING.store(!place.directory().exists(), Ordering::SeqCst);
-    let swarm = Swarm::up(place, shape)?;
+    let engine = Engine::from_environment()?;
+    let swarm = Swarm::up(place, shape, &engine)?;
     BUILDING.store(false, Ordering::SeqCst);
     let took = started.elapsed().as_secs_f64();
-    println!("a swarm of {} engines, {} of them managers, is up after {took:.1} s", shape.nodes, shape.managers);
+    let (nodes, managers, version) = (shape.nodes, shape.managers, engine.version());
+    println!("a swarm of {nodes} engines {version}, {managers} of them managers, is up after {took:.1} s");
     if with_hiveway {
         swarm.start_hiveway(&[]).context("the swarm is up, but Hiveway is not")?;
         println!("Hiveway is ready on all nodes");

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Parser;
-use hiveway_tests::swarm::{Hiveway, Place, Shape, Swarm, need_engine, sweep_dead};
+use hiveway_tests::swarm::{Engine, Hiveway, Place, Shape, Swarm, Version, need_engine, sweep_dead};
 
 use super::{Stage, timings::Timings};
 
@@ -21,6 +21,8 @@ pub(crate) enum Needs {
     Engines,
     /// Hiveway on all nodes.
     Hiveway,
+    /// Hiveway on all nodes, whose engines are of this version or a later one: what the story shows began there.
+    HivewaySince(Version),
     /// Docker alone, on a kernel where its engines can balance (IPVS); the story installs Hiveway itself.
     Balancer,
 }
@@ -73,9 +75,22 @@ pub(crate) fn run(stories: &[Story]) -> ExitCode {
         chosen.iter().for_each(|story| println!("{}: test", story.name));
         return ExitCode::SUCCESS;
     }
-    let (ready, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|story| arguments.can_tell(story));
-    println!("running {} stories", ready.len());
-    let mut stage = match set_up(&arguments) {
+    let engine = match arguments.engine() {
+        Ok(engine) => engine,
+        Err(error) => {
+            println!("no engine: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (ready, left_out): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|story| arguments.can_tell(story, engine.version()));
+    println!("running {} stories on Docker Engine {}", ready.len(), engine.version());
+    for story in &left_out {
+        if let Needs::HivewaySince(version) = story.needs {
+            println!("test {} ... ignored, it is for engines from {version} on", story.name);
+        }
+    }
+    let mut stage = match set_up(&arguments, &engine) {
         Ok(stage) => stage,
         Err(error) => {
             println!("cannot set up the swarm: {error:#}");
@@ -127,16 +142,22 @@ pub(crate) fn run(stories: &[Story]) -> ExitCode {
 }
 
 impl Arguments {
-    fn can_tell(&self, story: &Story) -> bool {
+    /// The engine of the lab that is up, or the one that the environment names.
+    fn engine(&self) -> Result<Engine> {
+        self.on.as_ref().map_or_else(Engine::from_environment, |name| Engine::of(&Place::new(name)?))
+    }
+
+    fn can_tell(&self, story: &Story, engine: Version) -> bool {
         match story.needs {
             Needs::Engines => !self.balancer,
             Needs::Hiveway => !self.balancer && !self.no_hiveway,
+            Needs::HivewaySince(version) => !self.balancer && !self.no_hiveway && engine >= version,
             Needs::Balancer => self.balancer,
         }
     }
 }
 
-fn set_up(arguments: &Arguments) -> Result<Stage> {
+fn set_up(arguments: &Arguments, engine: &Engine) -> Result<Stage> {
     need_engine()?;
     let balancer = Path::new("/proc/net/ip_vs").exists();
     ensure!(
@@ -160,11 +181,11 @@ fn set_up(arguments: &Arguments) -> Result<Stage> {
         std::process::exit(130);
     })
     .context("cannot handle ctrl-c")?;
-    make(&place, shape, hiveway, Timings::default())
+    make(&place, shape, engine, hiveway, Timings::default())
 }
 
-fn make(place: &Place, shape: Shape, hiveway: bool, timings: Timings) -> Result<Stage> {
-    let swarm = Swarm::up(place, shape)?;
+fn make(place: &Place, shape: Shape, engine: &Engine, hiveway: bool, timings: Timings) -> Result<Stage> {
+    let swarm = Swarm::up(place, shape, engine)?;
     let stage = Stage { swarm, hiveway, timings };
     if hiveway {
         stage.swarm.start_hiveway(&[]).map_err(|error| anyhow!("{error:#}\n{}", diagnosis(&stage)))?;
@@ -194,8 +215,9 @@ fn recover(stage: &mut Stage) -> Result<()> {
         return Ok(());
     }
     let place = stage.swarm.place().clone();
+    let engine = Engine::of(&place)?;
     Swarm::down(&place)?;
-    *stage = make(&place, stage.swarm.shape(), stage.hiveway, std::mem::take(&mut stage.timings))?;
+    *stage = make(&place, stage.swarm.shape(), &engine, stage.hiveway, std::mem::take(&mut stage.timings))?;
     Ok(())
 }
 
