@@ -65,6 +65,7 @@ impl Agent {
             table: tables,
             reports: watch::Sender::new(Arc::new(Reports::new())),
             relayed: watch::Sender::new(Arc::new(Live::default())),
+            own: watch::Sender::new(Arc::default()),
         };
         let files = control::certs::Files::of_swarm(&directory.join(node));
         let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: None };

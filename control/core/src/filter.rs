@@ -43,7 +43,7 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
             part.services.insert(service.id.clone(), Arc::new(service));
         }
     }
-    Loaded { model: part, ..Loaded::default() }
+    Loaded { model: part, data_path_port: table.data_path_port, ..Loaded::default() }
 }
 
 fn own<K: Clone, V: Clone>((key, value): (&K, &V)) -> (K, V) {

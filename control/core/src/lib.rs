@@ -10,6 +10,7 @@
 //! engine::assemble ─ merge ─▶ the same, for live tables
 //! ```
 
+pub mod agreement;
 pub mod change;
 pub mod derive;
 pub mod desired;

@@ -11,6 +11,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    num::NonZeroU16,
     path::PathBuf,
 };
 
@@ -23,6 +24,8 @@ pub struct LocalView {
     pub node: Option<String>,
     /// Its data-path address: where its engine's VXLAN tunnels end.
     pub vtep: Option<Ipv4Addr>,
+    /// UDP port of this node's VXLAN, once its agent has decided.
+    pub vxlan_port: Option<NonZeroU16>,
     /// Containers by id.
     pub containers: BTreeMap<String, Container>,
 }
@@ -57,6 +60,8 @@ pub enum Health {
 pub struct Report {
     /// Where its tunnels end; `None` if it does not know (yet): then at the node's address.
     pub vtep: Option<Ipv4Addr>,
+    /// UDP port of its VXLAN; `None` if it does not say (agents before 0.2).
+    pub vxlan_port: Option<NonZeroU16>,
     /// The agent's version.
     pub version: String,
     /// Ids of its own node's tasks that fail their health check.
@@ -77,6 +82,7 @@ impl LocalView {
         };
         Report {
             vtep: self.vtep,
+            vxlan_port: self.vxlan_port,
             version: version.to_owned(),
             unhealthy: with(Health::Unhealthy),
             dead: with(Health::Dead),

@@ -47,6 +47,7 @@ pub(super) fn gateway(args: &AgentArgs, links: &BTreeMap<String, Link>) -> Gatew
 /// When an adopted gateway bridge has no address.
 pub(super) fn settings(
     args: &AgentArgs,
+    vxlan_port: u16,
     gateway: &Gateway,
     links: &BTreeMap<String, Link>,
 ) -> Result<Settings, String> {
@@ -61,7 +62,7 @@ pub(super) fn settings(
     Ok(Settings {
         node: args.node.clone(),
         vtep: None,
-        vxlan_port: args.vxlan_port,
+        vxlan_port,
         mesh_vni: args.mesh_vni,
         gwbridge: gateway.name.clone(),
         gwbridge_subnet: subnet,

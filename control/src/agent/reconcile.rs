@@ -9,13 +9,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use dataplane::{MapFault, Program};
 use hiveway_core::{
-    Desired, GatewayAddresses, Settings,
+    DEFAULT_VXLAN_PORT, Desired, GatewayAddresses, Settings,
+    agreement::vxlan_ports,
     change::Programmed,
     derive, map_state, names,
     observed::{HostEnd, Link, Observed},
@@ -46,6 +48,7 @@ use crate::{
     mesh,
     netlink::{Socket, Spaces, forget_connections, observe_entries, observe_host, observe_links, observe_node},
     nft,
+    source::Hub,
     state_dir::StateDir,
     sysctl,
 };
@@ -77,6 +80,8 @@ pub(super) struct Agent {
     pub(super) cost: Duration,
     /// What the maps show, as far as we know: small changes of it are seen at once.
     pub(super) programmed: Option<Programmed>,
+    /// Where the parts of a live source meet.
+    pub(super) hub: Option<Hub>,
 }
 
 /// What has made a reconciliation due.
@@ -117,7 +122,10 @@ impl Agent {
         let carried = underlay(&self.args, self.vtep(), &links);
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
-        let mut settings = settings(&self.args, &gateway, &links).map_err(anyhow::Error::msg)?;
+        let vxlan_port = self.vxlan_port();
+        let agreed = self.ports_agree(vxlan_port);
+        round.note(&mut self.backoff, "VXLAN port", agreed);
+        let mut settings = settings(&self.args, vxlan_port, &gateway, &links).map_err(anyhow::Error::msg)?;
         let firewall = self.mesh_refused(&links, &gateway, cause);
         settings.mesh_refused =
             firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
@@ -146,7 +154,7 @@ impl Agent {
         let underlay_mtu = links.get(&self.args.underlay).map_or(0, |link| link.mtu);
         self.look_into_sandboxes(&desired, &settings, &links, &namespaces, round);
         let observed = Observed { links, namespaces, host };
-        let tunnel = Tunnel { vtep: self.vtep(), port: self.args.vxlan_port, underlay_mtu };
+        let tunnel = Tunnel { vtep: self.vtep(), port: vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
         links = observed.links;
         round.blocked(&mut self.backoff, &plan);
@@ -189,6 +197,28 @@ impl Agent {
     fn vtep(&self) -> std::net::Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
         node.map_or(std::net::Ipv4Addr::UNSPECIFIED, |node| node.vtep)
+    }
+
+    /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
+    fn vxlan_port(&self) -> u16 {
+        let port = self.args.vxlan_port.or(self.table.loaded.data_path_port.map(NonZeroU16::get));
+        let port = port.unwrap_or(DEFAULT_VXLAN_PORT);
+        if let Some(hub) = &self.hub {
+            hub.own.send_if_modified(|own| {
+                let news = own.vxlan_port != NonZeroU16::new(port);
+                if news {
+                    Arc::make_mut(own).vxlan_port = NonZeroU16::new(port);
+                }
+                news
+            });
+        }
+        port
+    }
+
+    /// Whether all nodes use the same port.
+    fn ports_agree(&self, port: u16) -> Result<(), String> {
+        let problems = vxlan_ports(&self.table.model, &self.args.node, port, self.table.loaded.data_path_port);
+        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
     }
 
     /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
@@ -353,6 +383,7 @@ impl Agent {
         left_out.dedup();
         self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
+        self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();

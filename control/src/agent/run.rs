@@ -75,6 +75,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         sizes: args.connections.sizes(),
         started: std::time::Instant::now(),
         relay: relay.as_ref().map(|relay| relay.board.clone()),
+        engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),
     };
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
@@ -118,6 +119,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         xdp: Default::default(),
         next_hops,
         programmed: None,
+        hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
     };
     let mut tick = interval(TICK);

@@ -7,9 +7,10 @@ use std::{
 
 use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
+use tokio::sync::watch;
 
 use super::{tags::Tags, takeover::Takeover, xdp::XdpStatus};
-use crate::{cli::MeshReturn, relay::Board, source::Live};
+use crate::{cli::MeshReturn, engine::EngineView, relay::Board, source::Live};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub struct Snapshot {
     pub waiting: Vec<Trouble>,
     /// Tunnel address.
     pub vtep: Option<std::net::Ipv4Addr>,
+    /// UDP port of VXLAN.
+    pub vxlan_port: Option<u16>,
     /// Gateway bridge, and whether it is ours.
     pub gateway: Option<(String, bool)>,
     /// The gateway bridge's subnet.
@@ -142,6 +145,8 @@ pub struct About {
     pub started: Instant,
     /// How the relay does, with live sources.
     pub relay: Option<Arc<Board>>,
+    /// What this node's engine says, with live sources.
+    pub engine: Option<watch::Receiver<Arc<EngineView>>>,
 }
 
 impl Shared {

@@ -34,19 +34,14 @@ pub(super) struct Started {
 ///
 /// With a live source `args` gets what was left out: node and underlay interface.
 pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> anyhow::Result<Started> {
-    let reserved = Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port };
+    let reserved =
+        Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port.unwrap_or(Reserved::default().vxlan_port) };
     let (source, node) = (args.table.clone(), args.node.clone());
     let table = match live {
         Some(live) => Table::follow(source, live.hub.table.clone(), node).await?,
         None => Table::open(source, reserved, node)?,
     };
     args.node.clone_from(&table.node);
-    if let Some(port) = live.and_then(|live| live.hub.engine.borrow().data_path_port).filter(|p| *p != args.vxlan_port)
-    {
-        bail!(
-            "--vxlan-port: the swarm's data-path port is {port}; start the agents on all nodes with --vxlan-port {port}"
-        );
-    }
     let node = table.model.find_node(&args.node)?;
     let socket = Socket::open().context("cannot open a netlink socket")?;
     interfaces(args, node.vtep, &socket).await?;

@@ -50,9 +50,10 @@ pub struct AgentArgs {
     /// Serves OpenMetrics at http://ADDR:PORT/metrics.
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
-    /// UDP port of VXLAN.
-    #[arg(long, value_name = "PORT", default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
-    pub vxlan_port: u16,
+    /// UDP port of VXLAN, the same on all nodes. Without the flag it is the swarm's own data path port, which the table
+    /// carries, and 4789 with files.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: Option<u16>,
     /// VNI of the routing mesh's frames; must not be a network's.
     #[arg(long, value_name = "VNI", default_value_t = 16_777_214,
           value_parser = clap::value_parser!(u32).range(1..=16_777_215))]
@@ -188,7 +189,7 @@ mod tests {
     #[test]
     fn defaults_are_the_contract() {
         let args = parse(&[]).unwrap();
-        assert_eq!((args.vxlan_port, args.mesh_vni), (4789, 16_777_214));
+        assert_eq!((args.vxlan_port, args.mesh_vni), (None, 16_777_214));
         assert_eq!(args.mesh_interfaces, MeshInterfaces::All);
         assert_eq!(args.gwbridge_subnet.to_string(), "172.18.0.0/16");
         assert_eq!((args.xdp, args.mesh_return), (XdpMode::Auto, MeshReturn::Tunnel));

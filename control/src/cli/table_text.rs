@@ -143,6 +143,32 @@ fn port(port: &Value) -> String {
     }
 }
 
+/// Where tunnels end.
+fn tunnel(node: &Value) -> String {
+    let port = match &node["vxlan_port"] {
+        Value::Null => String::new(),
+        port => format!(", UDP port {}", text(port)),
+    };
+    format!("{} on {}{port}", text(&node["vtep"]), text(&node["underlay"]))
+}
+
+/// The node's engine, where there is one.
+fn engine(engine: &Value) -> Option<String> {
+    if engine.is_null() {
+        return None;
+    }
+    let version = match (&engine["version"], &engine["newest_api"]) {
+        (Value::Null, _) => "has not answered yet".to_owned(),
+        (version, newest) if *newest == engine["api"] => format!("{}, API {}", text(version), text(newest)),
+        (version, newest) => format!("{}, API {} (of up to {})", text(version), text(&engine["api"]), text(newest)),
+    };
+    let unreachable = match &engine["unreachable"] {
+        Value::Null => String::new(),
+        lost => format!(", no answer for {} s: {}", text(&lost["since_seconds"]), text(&lost["why"])),
+    };
+    Some(version + &unreachable)
+}
+
 fn status(value: &Value) -> String {
     let node = &value["node"];
     let table = &value["table"];
@@ -159,7 +185,7 @@ fn status(value: &Value) -> String {
     let lines = [
         ("agent", format!("{health}, version {}, pid {}", text(&value["version"]), text(&value["pid"]))),
         ("node", format!("{} ({}), {}", text(&node["hostname"]), text(&node["id"]), text(&node["state"]))),
-        ("tunnel", format!("{} on {}", text(&node["vtep"]), text(&node["underlay"]))),
+        ("tunnel", tunnel(node)),
         ("mesh", format!("{} on {}{}", list(&node["addresses"]), list(&node["mesh_interfaces"]), replies(node))),
         ("xdp", xdp(&node["xdp"])),
         ("gateway", gateway),
@@ -181,10 +207,16 @@ fn status(value: &Value) -> String {
     ];
     let lines = lines.into_iter().chain(takeover(&value["takeover"]).map(|line| ("takeover", line)));
     let lines = lines.chain(ipv6(&value["ipv6"]).map(|line| ("ipv6", line)));
+    let lines = lines.chain(engine(&value["engine"]).map(|line| ("engine", line)));
     let lines = lines.chain(relay(&value["relay"]).map(|line| ("relay", line)));
     let mut out: String = lines.map(|(name, line)| format!("{name:<10}{line}\n")).collect();
     let warnings = [&value["warnings"], &value["dataplane"]["warnings"], &value["relay"]["warnings"]];
     let warnings: Vec<_> = warnings.iter().filter_map(|list| list.as_array()).flatten().map(text).collect();
+    let unanswered = value["engine"]["unanswered"].as_array().into_iter().flatten().map(|item| {
+        let (container, why) = (short(&item["container"]), text(&item["why"]));
+        format!("the engine does not say what container {container} is: {why}; what was known of it stays")
+    });
+    let warnings: Vec<_> = warnings.into_iter().chain(unanswered).collect();
     if !warnings.is_empty() {
         out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
     }

@@ -2,12 +2,25 @@
 
 use std::path::PathBuf;
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum as Status, HealthStatusEnum};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum as Status, ContainerSummary, ContainerSummaryStateEnum as State,
+    HealthStatusEnum,
+};
 use hiveway_core::merge::{Container, Health};
 
-const TASK: &str = "com.docker.swarm.task.id";
+/// Label with the id of the task that a container is for. Events carry it too.
+pub(super) const TASK: &str = "com.docker.swarm.task.id";
 /// The engine's own networks have ids of 64 digits.
 const SWARM_ID: usize = 25;
+
+/// What a list says of a container that has ended; `None` for all others, `Some(None)` if it had nothing to do with the
+/// swarm.
+pub(super) fn ended(summary: &ContainerSummary) -> Option<Option<Container>> {
+    matches!(summary.state, Some(State::EXITED | State::DEAD | State::REMOVING)).then(|| {
+        let task = summary.labels.as_ref().and_then(|labels| labels.get(TASK)).cloned();
+        task.map(|task| Container { task: Some(task), health: Health::Dead, ..Container::default() })
+    })
+}
 
 /// `None`: it has nothing to do with the swarm.
 pub(super) fn container(raw: &ContainerInspectResponse) -> Option<Container> {

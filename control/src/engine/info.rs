@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
     path::Path,
 };
 
@@ -39,7 +40,7 @@ pub(super) fn apply(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) 
     view.local.node = swarm.node_id.clone().filter(|id| !id.is_empty());
     view.local.vtep = data_path(swarm_dir).or_else(|| swarm.node_addr.as_ref()?.parse().ok());
     let port = swarm.cluster.as_ref().and_then(|cluster| cluster.data_path_port);
-    view.data_path_port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+    view.data_path_port = port.and_then(|port| NonZeroU16::new(u16::try_from(port).ok()?));
     view.managers = managers(swarm);
 }
 

@@ -1,13 +1,17 @@
 //! This node's own engine: what only it knows of the node, and what it knows before the managers do.
 
+mod api;
 mod containers;
 mod info;
+mod questions;
 mod session;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
 
 use hiveway_core::merge::LocalView;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
+
+pub use api::EngineVersion;
 
 use crate::source::Lost;
 
@@ -26,7 +30,11 @@ pub struct EngineView {
     /// All managers that the engine knows, its own node included if it is one: address and node id.
     pub managers: BTreeMap<IpAddr, String>,
     /// UDP port of the engine's VXLAN, where it says so (managers).
-    pub data_path_port: Option<u16>,
+    pub data_path_port: Option<NonZeroU16>,
+    /// Its program and the API version that is used; `None` before it has answered.
+    pub version: Option<EngineVersion>,
+    /// Containers that it could not be asked about, by id, and why: what was known of them stays.
+    pub unanswered: BTreeMap<String, String>,
     /// The engine can't be reached; the rest is what it said last.
     pub lost: Option<Lost>,
 }
@@ -61,7 +69,7 @@ pub fn follow(engine: Engine) -> (watch::Receiver<Arc<EngineView>>, JoinHandle<(
                 why = session::run(&engine, &sender) => why,
                 () = sender.closed() => return,
             };
-            sender.send_if_modified(|view| lose(view, &engine, &why));
+            sender.send_if_modified(|view| lose(Arc::make_mut(view), &engine, &why));
             tokio::select! {
                 () = sleep(PAUSE) => {}
                 () = sender.closed() => return,
@@ -71,13 +79,12 @@ pub fn follow(engine: Engine) -> (watch::Receiver<Arc<EngineView>>, JoinHandle<(
     (receiver, task)
 }
 
-/// Returns whether that is news.
-fn lose(view: &mut Arc<EngineView>, engine: &Engine, why: &str) -> bool {
+/// The engine does not say anything now. Returns whether that is news.
+fn lose(view: &mut EngineView, engine: &Engine, why: &str) -> bool {
     if view.lost.as_ref().is_some_and(|lost| lost.why == why) {
         return false;
     }
     tracing::warn!("engine at {}: {why}; what it said last stays", engine.socket.display());
-    let view = Arc::make_mut(view);
     view.lost = Some(Lost::again(view.lost.as_ref(), why));
     true
 }

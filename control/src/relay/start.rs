@@ -24,7 +24,7 @@ use super::{
 use crate::{
     certs::{Credentials, Files, Reloading},
     engine::EngineView,
-    source::{Hub, Live},
+    source::{Hub, Live, Own},
     state_dir::{RELAY_CONTACTS, RELAY_REPORTS},
 };
 
@@ -91,7 +91,7 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
         }
     });
     tasks.spawn(mirror(hub.clone(), registry));
-    tasks.spawn(follow(hub.engine.clone(), ready, options, managers, report, wants));
+    tasks.spawn(follow(hub.engine.clone(), hub.own.subscribe(), ready, options, managers, report, wants));
     client::run(parts).await;
 }
 
@@ -119,6 +119,7 @@ async fn certificates(hub: &Hub, files: &Files, board: &Board) -> Reloading {
 /// What the engine says, as the client needs it.
 async fn follow(
     mut engine: watch::Receiver<Arc<EngineView>>,
+    mut own: watch::Receiver<Arc<Own>>,
     mut ready: watch::Receiver<bool>,
     options: Options,
     managers: watch::Sender<Vec<Manager>>,
@@ -135,10 +136,14 @@ async fn follow(
         };
         set(&managers, listed);
         if ready_now && view.local.node.is_some() {
-            set(&report, Some(view.local.report(VERSION)));
+            set(&report, Some(own.borrow_and_update().complete(&view.local).report(VERSION)));
         }
         set(&wants, options.fixed.is_some() || !view.manager);
-        let changed = tokio::select! { changed = engine.changed() => changed, Ok(()) = ready.changed() => Ok(()) };
+        let changed = tokio::select! {
+            changed = engine.changed() => changed,
+            Ok(()) = own.changed() => Ok(()),
+            Ok(()) = ready.changed() => Ok(()),
+        };
         if changed.is_err() {
             // Cancels nothing: the relay goes on with what the engine said last.
             return std::future::pending().await;

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Hub, Live,
+    Hub, Live, Own,
     mix::{Base, Inputs, Mixer},
 };
 use crate::{
@@ -54,9 +54,16 @@ impl Conductor {
         let (reports, _) = watch::channel(Arc::default());
         let (relayed, _) = watch::channel(Arc::new(Live { from: "relay".into(), ..Live::default() }));
         let (keep, kept) = watch::channel(None);
-        let hub = Hub { engine: engine.clone(), table: tables, reports, relayed };
-        let sources =
-            Sources { engine, swarm, relayed: hub.relayed.subscribe(), reports: hub.reports.subscribe(), kept };
+        let (own, _) = watch::channel(Arc::default());
+        let hub = Hub { engine: engine.clone(), table: tables, reports, relayed, own };
+        let sources = Sources {
+            engine,
+            swarm,
+            relayed: hub.relayed.subscribe(),
+            reports: hub.reports.subscribe(),
+            own: hub.own.subscribe(),
+            kept,
+        };
         tokio::spawn(conduct(sources, Mixer::new(setup.node, setup.last), table));
         Self { hub, keep }
     }
@@ -73,6 +80,7 @@ struct Sources {
     swarm: Option<watch::Receiver<Arc<Live>>>,
     relayed: watch::Receiver<Arc<Live>>,
     reports: watch::Receiver<Arc<hiveway_core::merge::Reports>>,
+    own: watch::Receiver<Arc<Own>>,
     kept: watch::Receiver<Option<StateDir>>,
 }
 
@@ -83,6 +91,7 @@ impl Sources {
             swarm: self.swarm.as_mut().map(|swarm| swarm.borrow_and_update().clone()),
             relayed: self.relayed.borrow_and_update().clone(),
             reports: self.reports.borrow_and_update().clone(),
+            own: self.own.borrow_and_update().clone(),
         }
     }
 
@@ -99,6 +108,7 @@ impl Sources {
             () = swarm => {}
             result = self.relayed.changed() => gone(result).await,
             result = self.reports.changed() => gone(result).await,
+            result = self.own.changed() => gone(result).await,
             result = self.kept.changed() => gone(result).await,
         }
     }

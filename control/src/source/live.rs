@@ -4,12 +4,13 @@
 //! swarm  (control socket) ─┐
 //! relay client ────────────┼─ conductor ── Hub::table ─┬─ agent::Table
 //! engine (this node's) ────┤                           └─ relay server (managers)
-//! reports (relay server) ──┘
+//! reports (relay server) ──┤
+//! agent (of this node) ────┘
 //! ```
 
-use std::{sync::Arc, time::Instant};
+use std::{num::NonZeroU16, sync::Arc, time::Instant};
 
-use hiveway_core::{engine::Loaded, merge::Reports};
+use hiveway_core::{engine::Loaded, merge::{LocalView, Reports}};
 use tokio::sync::watch;
 
 use crate::engine::EngineView;
@@ -78,4 +79,20 @@ pub struct Hub {
     pub reports: watch::Sender<Arc<Reports>>,
     /// The relay client's: the table that a manager's agent sends.
     pub relayed: watch::Sender<Arc<Live>>,
+    /// The agent's: what it says of its own node.
+    pub own: watch::Sender<Arc<Own>>,
+}
+
+/// What this node's agent knows of the node, and its engine does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// UDP port of its VXLAN; `None` before the first table.
+    pub vxlan_port: Option<NonZeroU16>,
+}
+
+impl Own {
+    /// `local` with it.
+    pub fn complete(&self, local: &LocalView) -> LocalView {
+        LocalView { vxlan_port: self.vxlan_port, ..local.clone() }
+    }
 }

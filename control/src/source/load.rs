@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    num::NonZeroU16,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,11 +24,18 @@ pub struct Loaded {
     pub left_out: Vec<LeftOut>,
     /// What is odd but not wrong.
     pub warnings: Vec<Problem>,
+    /// UDP port of the swarm's VXLAN, where a live source says so.
+    pub data_path_port: Option<NonZeroU16>,
 }
 
 impl From<engine::Loaded> for Loaded {
     fn from(live: engine::Loaded) -> Self {
-        Self { model: Arc::new(live.model), left_out: live.left_out, warnings: Vec::new() }
+        Self {
+            model: Arc::new(live.model),
+            left_out: live.left_out,
+            warnings: Vec::new(),
+            data_path_port: live.data_path_port,
+        }
     }
 }
 
@@ -64,7 +72,8 @@ pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Re
     match source {
         Source::File(path) => {
             let table = table::parse_file_with(&read(path)?, path, reserved).map_err(LoadError::Invalid)?;
-            Ok(Loaded { model: Arc::new(table.model), left_out: Vec::new(), warnings: table.warnings })
+            let model = Arc::new(table.model);
+            Ok(Loaded { model, left_out: Vec::new(), warnings: table.warnings, data_path_port: None })
         }
         Source::Engine(directory) => {
             let file = |name: &str| read(&directory.join(name));

@@ -9,7 +9,7 @@ use hiveway_core::{
     model::{Dataplane, Node, NodeState},
 };
 
-use super::{Live, Lost};
+use super::{Live, Lost, Own};
 use crate::engine::{EngineView, Membership};
 
 /// Where a table came from, which says what is in it already.
@@ -40,6 +40,8 @@ pub(super) struct Inputs {
     pub(super) swarm: Option<Arc<Live>>,
     pub(super) relayed: Arc<Live>,
     pub(super) reports: Arc<Reports>,
+    /// What the agent itself says of this node.
+    pub(super) own: Arc<Own>,
 }
 
 /// Remembers what counted last.
@@ -139,9 +141,13 @@ impl Mixer {
         let local = &inputs.engine.local;
         let named = || self.node.as_ref().and_then(|node| model.find_node(node).ok()).map(|node| node.id.to_string());
         let node = local.node.clone().or_else(named).or_else(|| base.node.clone());
-        let local = LocalView { node, ..local.clone() };
+        let local = LocalView { node, ..inputs.own.complete(local) };
         let reports = (base.origin == Origin::Swarm).then_some(&*inputs.reports);
-        let merged = merge(&base.table, &local, reports);
+        let mut merged = merge(&base.table, &local, reports);
+        if base.origin == Origin::Swarm {
+            // The nodes of a swarm that was made by an old engine do not carry it.
+            merged.data_path_port = merged.data_path_port.or(inputs.engine.data_path_port);
+        }
         if let Some(own) = local.node.as_deref().and_then(|id| merged.model.nodes.get(id)) {
             self.own = Some(own.clone());
         }
@@ -177,7 +183,13 @@ mod tests {
         let engine = EngineView { local, membership: Membership::Member, manager: true, ..EngineView::default() };
         let reports = Reports::from([("n2".to_owned(), Report::default())]);
         let nothing = Arc::new(Live::default());
-        Inputs { engine: engine.into(), swarm: Some(nothing.clone()), relayed: nothing, reports: reports.into() }
+        Inputs {
+            engine: engine.into(),
+            swarm: Some(nothing.clone()),
+            relayed: nothing,
+            reports: reports.into(),
+            own: Arc::default(),
+        }
     }
 
     fn current(service: &str) -> Arc<Live> {
@@ -269,7 +281,9 @@ mod tests {
             let local = LocalView { node: Some(node.into()), ..LocalView::default() };
             let engine = EngineView { local, membership: Membership::Member, manager, ..EngineView::default() };
             let relayed = lost(&current("old"));
-            Mixer::default().mix(&Inputs { engine: engine.into(), swarm: None, relayed, reports: Arc::default() })
+            let inputs =
+                Inputs { engine: engine.into(), swarm: None, relayed, reports: Arc::default(), own: Arc::default() };
+            Mixer::default().mix(&inputs)
         };
         let live = mix("n1", false);
         assert_eq!((services(&live), live.from.as_str()), (vec!["old"], "old"));

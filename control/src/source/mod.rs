@@ -9,7 +9,7 @@ mod watch;
 use std::{fmt, path::PathBuf, str::FromStr};
 
 pub use conductor::{Conductor, Setup};
-pub use live::{Hub, Live, Lost};
+pub use live::{Hub, Live, Lost, Own};
 pub use load::{LoadError, Loaded, load};
 pub use mix::{Base, Origin};
 pub use watch::{Stamp, stamps, watch};

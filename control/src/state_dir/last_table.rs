@@ -20,7 +20,9 @@ pub(super) fn encode(base: &Base) -> Vec<u8> {
         Origin::Relay => RELAY,
     };
     let mut bytes = format!("{origin} {}\n", base.node.as_deref().unwrap_or_default()).into_bytes();
-    bytes.extend(convert::encode(&base.table.model, &base.table.left_out).encode_to_vec());
+    let Loaded { model, left_out, data_path_port, .. } = &*base.table;
+    let data_path_port = convert::port_number(*data_path_port);
+    bytes.extend(Table { data_path_port, ..convert::encode(model, left_out) }.encode_to_vec());
     bytes
 }
 
@@ -33,7 +35,9 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Base> {
         RELAY => Origin::Relay,
         _ => return None,
     };
-    let (model, left_out) = convert::decode(Table::decode(rest.get(1..)?).ok()?);
+    let table = Table::decode(rest.get(1..)?).ok()?;
+    let data_path_port = convert::port_of("data path port", table.data_path_port).ok().flatten();
+    let (model, left_out) = convert::decode(table);
     let node = Some(node.to_owned()).filter(|node| !node.is_empty());
-    Some(Base { table: Arc::new(Loaded { model, left_out, ..Loaded::default() }), origin, node })
+    Some(Base { table: Arc::new(Loaded { model, left_out, data_path_port, ..Loaded::default() }), origin, node })
 }

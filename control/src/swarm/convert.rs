@@ -51,6 +51,7 @@ pub(super) fn node(raw: proto::Node) -> api::Node {
         status: api::NodeStatus { state: state.into(), addr: status.addr },
         manager_status: api::ManagerStatus { addr: raw.manager_status.unwrap_or_default().addr },
         attachments: raw.attachments.into_iter().map(attachment).collect(),
+        data_path_port: raw.vxlan_udp_port,
     }
 }
 

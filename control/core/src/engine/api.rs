@@ -40,6 +40,8 @@ objects! {
         manager_status: ManagerStatus = "ManagerStatus",
         // Push stream only: the node's own addresses.
         attachments: Vec<Attachment> = "NetworksAttachments",
+        // Push stream only: UDP port of the swarm's VXLAN.
+        data_path_port: u32 = "DataPathPort",
     }
     /// What a node says of itself.
     Description {

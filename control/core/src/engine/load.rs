@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -29,6 +30,9 @@ pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
 pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Vec<LeftOut>) -> Loaded {
     let mut unplaced: BTreeSet<String> = objects.nodes.iter().map(|node| node.id.clone()).collect();
     let attachments: Vec<_> = objects.nodes.iter().map(|node| (node.id.clone(), node.attachments.clone())).collect();
+    // The manager copies the cluster's port to each node when the node joins.
+    let ports = objects.nodes.iter().filter_map(|node| NonZeroU16::new(u16::try_from(node.data_path_port).ok()?));
+    let data_path_port = ports.max();
     let nodes = nodes::load(objects.nodes, &mut left_out);
     let networks = networks::load(objects.networks, carrier, &mut left_out);
     let services = services::load(objects.services, &networks, &mut left_out);
@@ -39,7 +43,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     left_out.sort();
     left_out.dedup();
     unplaced.retain(|id| !model.nodes.contains_key(id.as_str()));
-    Loaded { model, left_out, unplaced }
+    Loaded { model, left_out, unplaced, data_path_port }
 }
 
 /// The elements of a list that can be read. An empty or missing list is `null` in Go.

@@ -14,7 +14,7 @@ mod tasks;
 
 pub(crate) use tasks::one_per_address;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, num::NonZeroU16};
 
 use crate::{
     desired::LeftOut,
@@ -44,6 +44,8 @@ pub struct Loaded {
     pub left_out: Vec<LeftOut>,
     /// Ids of nodes that are in the swarm but not in the model.
     pub unplaced: BTreeSet<String>,
+    /// UDP port of the swarm's VXLAN, where the source says so.
+    pub data_path_port: Option<NonZeroU16>,
 }
 
 /// A live swarm's objects. `carrier`: who carries its overlay networks; encrypted ones are kept only if that is the engine,

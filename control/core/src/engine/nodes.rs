@@ -42,6 +42,7 @@ fn node(raw: &api::Node) -> Result<Node, String> {
         address,
         vtep: address,
         dataplane: Dataplane::Hiveway,
+        vxlan_port: None,
         addresses: ByNetwork::default(),
     })
 }

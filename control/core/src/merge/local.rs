@@ -13,6 +13,7 @@ pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
     let Some(id) = local.node.as_deref() else { return };
     let Some(node) = model.nodes.get_mut(id) else { return };
     node.dataplane = Dataplane::Hiveway;
+    node.vxlan_port = local.vxlan_port;
     let report = local.report("");
     reports::vtep(model, id, &report, left_out);
     reports::health(model, id, &report);

@@ -18,7 +18,7 @@ pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
     for (id, report) in reports.iter().filter(|(id, _)| Some(id.as_str()) != own) {
         match model.nodes.get_mut(id.as_str()) {
             // Also one that is down: see where the reports come from.
-            Some(node) => node.dataplane = Dataplane::Hiveway,
+            Some(node) => (node.dataplane, node.vxlan_port) = (Dataplane::Hiveway, report.vxlan_port),
             None => continue,
         }
         vtep(model, id, report, left_out);

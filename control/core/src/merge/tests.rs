@@ -35,7 +35,7 @@ fn roles(model: &Model) -> Vec<(&str, TaskRole)> {
 }
 
 fn report(unhealthy: &[&str], dead: &[&str]) -> Report {
-    Report { vtep: None, version: "1".into(), unhealthy: ids(unhealthy), dead: ids(dead) }
+    Report { version: "1".into(), unhealthy: ids(unhealthy), dead: ids(dead), ..Report::default() }
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod port;
 mod state;
 mod time;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 
@@ -61,6 +61,8 @@ pub struct Node {
     pub vtep: Ipv4Addr,
     /// Who moves its packets.
     pub dataplane: Dataplane,
+    /// UDP port of its VXLAN, as its agent reports it; `None` where no agent has said.
+    pub vxlan_port: Option<NonZeroU16>,
     /// The node's own address per network id (stock nodes source VIP and mesh traffic from it).
     pub addresses: ByNetwork<Ipv4Addr>,
 }

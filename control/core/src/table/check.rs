@@ -165,6 +165,7 @@ fn nodes(raw: Vec<Placed<RawNode>>, addresses: &mut Addresses<'_>, problems: &mu
             address: raw.address,
             vtep,
             dataplane: raw.dataplane,
+            vxlan_port: None,
             addresses: own.into_iter().collect(),
         };
         nodes.entry(id).or_insert(node);

@@ -19,7 +19,7 @@ use crate::{
     certs::Credentials,
     relay::{
         PROTOCOL, VERSION,
-        convert::{decode, encode_report},
+        convert::{decode, encode_report, port_of},
     },
 };
 
@@ -176,8 +176,9 @@ impl Link {
 
 async fn read(table: hiveway_proto::relay::Table) -> Option<Table> {
     let stale = (!table.live).then(|| (Duration::from_millis(table.stale_ms), table.stale_why.clone()));
+    let data_path_port = port_of("data path port", table.data_path_port).ok().flatten();
     let (model, left_out) = tokio::task::spawn_blocking(move || decode(table)).await.ok()?;
-    Some(Table { loaded: Loaded { model, left_out, ..Loaded::default() }, stale })
+    Some(Table { loaded: Loaded { model, left_out, data_path_port, ..Loaded::default() }, stale })
 }
 
 fn silent() -> String {

@@ -13,7 +13,7 @@ use hiveway_core::{
 use hiveway_proto::relay as wire;
 use ipnet::Ipv4Net;
 
-use super::names;
+use super::{names, port_of};
 
 /// The model that a message stands for, and what of it makes no sense, together with what the sender left out.
 pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
@@ -101,6 +101,7 @@ fn node(node: wire::Node, place: &mut Place<'_>) -> Result<Node, String> {
         address: address(node.address)?,
         vtep: address(node.vtep)?,
         dataplane: names::dataplane_of(node.dataplane),
+        vxlan_port: port_of("VXLAN port", node.vxlan_port).ok().flatten(),
         addresses: plain(node.addresses, place.ids),
     })
 }

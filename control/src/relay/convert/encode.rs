@@ -8,7 +8,7 @@ use hiveway_core::{
 };
 use hiveway_proto::relay as wire;
 
-use super::{OUR_LABELS, names};
+use super::{OUR_LABELS, names, port_number};
 
 /// Items beyond this many that were left out are only counted: a message stays small whatever is wrong.
 const MAX_LEFT_OUT: usize = 500;
@@ -44,6 +44,7 @@ fn node(node: &Node) -> wire::Node {
         vtep: node.vtep.to_bits(),
         dataplane: names::dataplane(node.dataplane).into(),
         addresses: plain(&node.addresses),
+        vxlan_port: port_number(node.vxlan_port),
     }
 }
 

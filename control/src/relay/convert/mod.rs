@@ -14,7 +14,7 @@ use hiveway_core::Model;
 
 pub use decode::decode;
 pub use encode::encode;
-pub use report::{decode_report, encode_report, text};
+pub use report::{decode_report, encode_report, port_number, port_of, text};
 
 /// Services' labels that are sent begin with this.
 const OUR_LABELS: &str = "hiveway.";

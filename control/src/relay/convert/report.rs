@@ -1,6 +1,6 @@
 //! Reports as messages, and back.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, num::NonZeroU16};
 
 use hiveway_core::merge::Report;
 use hiveway_proto::relay as wire;
@@ -16,6 +16,7 @@ pub fn encode_report(report: &Report) -> wire::Report {
         vtep: report.vtep.map_or(0, Ipv4Addr::to_bits),
         unhealthy: report.unhealthy.iter().cloned().collect(),
         dead: report.dead.iter().cloned().collect(),
+        vxlan_port: port_number(report.vxlan_port),
     }
 }
 
@@ -33,7 +34,21 @@ pub fn decode_report(report: wire::Report, version: &str) -> Result<Report, Stri
         version: text(version).to_owned(),
         unhealthy: tasks(report.unhealthy)?,
         dead: tasks(report.dead)?,
+        vxlan_port: port_of("VXLAN port", report.vxlan_port)?,
     })
+}
+
+/// A port as a message has it: 0 for none.
+pub fn port_number(port: Option<NonZeroU16>) -> u32 {
+    port.map_or(0, |port| port.get().into())
+}
+
+/// What [`port_number`] has made; `what` names it in the error.
+///
+/// # Errors
+/// When the number is no port's.
+pub fn port_of(what: &str, number: u32) -> Result<Option<NonZeroU16>, String> {
+    u16::try_from(number).map(NonZeroU16::new).map_err(|_| format!("{what} {number} is none"))
 }
 
 fn tasks(ids: Vec<String>) -> Result<BTreeSet<String>, String> {
@@ -59,6 +74,7 @@ mod tests {
     #[test]
     fn reports_round_trip() {
         let report = Report {
+            vxlan_port: NonZeroU16::new(7789),
             vtep: Some([192, 0, 2, 1].into()),
             version: "0.1.0".into(),
             unhealthy: ["a".into()].into(),
@@ -74,6 +90,7 @@ mod tests {
         for report in [
             wire::Report { vtep: 0x7f00_0001, ..Default::default() },
             wire::Report { vtep: u32::MAX, ..Default::default() },
+            wire::Report { vxlan_port: 65_536, ..Default::default() },
             wire::Report { dead: vec!["x\ny".into()], ..Default::default() },
             wire::Report { dead: vec!["x".repeat(65)], ..Default::default() },
             wire::Report { unhealthy: vec![String::new()], ..Default::default() },

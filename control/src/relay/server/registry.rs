@@ -94,7 +94,7 @@ impl Registry {
     pub fn mirror(&self, model: &Model) {
         let running = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
         let entry = |node: &Node| {
-            let report = Report { vtep: Some(node.vtep), ..Report::default() };
+            let report = Report { vtep: Some(node.vtep), vxlan_port: node.vxlan_port, ..Report::default() };
             (node.id.to_string(), Entry { report, session: None, down: false })
         };
         let mut entries = self.entries();

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     io::Write,
     net::Ipv4Addr,
+    num::NonZeroU16,
     path::Path,
 };
 
@@ -16,6 +17,8 @@ struct Saved {
     vtep: Option<Ipv4Addr>,
     version: String,
     #[serde(default)]
+    vxlan_port: Option<NonZeroU16>,
+    #[serde(default)]
     unhealthy: BTreeSet<String>,
     #[serde(default)]
     dead: BTreeSet<String>,
@@ -25,8 +28,8 @@ struct Saved {
 pub(super) fn read(path: &Path) -> Reports {
     let read = || -> io::Result<BTreeMap<String, Saved>> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
     let report = |(node, saved): (String, Saved)| {
-        let Saved { vtep, version, unhealthy, dead } = saved;
-        (node, Report { vtep, version, unhealthy, dead })
+        let Saved { vtep, version, vxlan_port, unhealthy, dead } = saved;
+        (node, Report { vtep, version, vxlan_port, unhealthy, dead })
     };
     match read() {
         Ok(saved) => saved.into_iter().map(report).collect(),
@@ -49,8 +52,8 @@ pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
     let saved: BTreeMap<&String, Saved> = reports
         .iter()
         .map(|(node, report)| {
-            let Report { vtep, version, unhealthy, dead } = report.clone();
-            (node, Saved { vtep, version, unhealthy, dead })
+            let Report { vtep, version, vxlan_port, unhealthy, dead } = report.clone();
+            (node, Saved { vtep, version, vxlan_port, unhealthy, dead })
         })
         .collect();
     let temporary = path.with_extension("tmp");

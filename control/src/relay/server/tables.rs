@@ -14,7 +14,10 @@ use hiveway_proto::relay as wire;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
 
-use crate::{relay::convert::encode, source::Live};
+use crate::{
+    relay::convert::{encode, port_number},
+    source::Live,
+};
 
 /// Makes messages, one at a time: in a large swarm a change means one for each of a thousand nodes, and the agent has
 /// other things to do.
@@ -55,6 +58,7 @@ fn message(live: &Live, node: &str) -> Option<wire::Table> {
     let part = filter(live.table.as_deref()?, node);
     let mut table = encode(&part.model, &part.left_out);
     table.live = live.lost.is_none();
+    table.data_path_port = port_number(part.data_path_port);
     if let Some(lost) = &live.lost {
         table.stale_ms = lost.since.elapsed().as_millis() as u64;
         table.stale_why.clone_from(&lost.why);

@@ -14,8 +14,10 @@ use crate::{
     },
     ipv6::{NotServed, not_served},
     listeners::listeners,
+    engine::EngineView,
     relay::RelayStatus,
     shadowed::{Shadowed, shadowed},
+    source::Lost,
     warnings::warnings,
 };
 
@@ -33,6 +35,8 @@ pub(super) struct Status {
     table: Table,
     /// Between agents; null for files.
     relay: Option<RelayStatus>,
+    /// This node's engine; null for files.
+    engine: Option<Engine>,
     local_tasks: usize,
     failing: Vec<Item>,
     waiting: Vec<Item>,
@@ -55,6 +59,8 @@ struct Node {
     hostname: Option<String>,
     state: Option<String>,
     vtep: Option<Ipv4Addr>,
+    /// UDP port of VXLAN; null before the first table.
+    vxlan_port: Option<u16>,
     underlay: String,
     gateway_bridge: Option<GatewayBridge>,
     mesh_interfaces: Vec<String>,
@@ -95,6 +101,12 @@ struct Unreachable {
     why: String,
 }
 
+impl Unreachable {
+    fn of(lost: &Lost) -> Self {
+        Self { since_seconds: lost.since.elapsed().as_secs(), why: lost.why.clone() }
+    }
+}
+
 #[derive(Clone, Debug, Serialize)]
 struct Refused {
     since_seconds: u64,
@@ -107,6 +119,42 @@ struct Item {
     why: String,
     attempts: u32,
     retry_in_seconds: Option<u64>,
+}
+
+/// What this node's engine is, and whether it answers.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Engine {
+    /// As `docker version` shows it; null before it has answered.
+    version: Option<String>,
+    /// The version of its API that is used with it, and its newest one.
+    api: Option<String>,
+    newest_api: Option<String>,
+    /// While it does not answer, or is refused; what it said last stays.
+    unreachable: Option<Unreachable>,
+    /// Containers that it does not describe; what was known of them stays.
+    unanswered: Vec<Unanswered>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Unanswered {
+    container: String,
+    why: String,
+}
+
+impl Engine {
+    pub(super) fn new(view: &EngineView) -> Self {
+        let version = view.version.clone();
+        let unanswered = view.unanswered.iter();
+        Self {
+            version: version.as_ref().map(|version| version.engine.clone()),
+            api: version.as_ref().map(|version| version.api.clone()),
+            newest_api: version.map(|version| version.newest_api),
+            unreachable: view.lost.as_ref().map(Unreachable::of),
+            unanswered: unanswered
+                .map(|(container, why)| Unanswered { container: container.clone(), why: why.clone() })
+                .collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -172,6 +220,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             hostname: node.map(|node| node.hostname.clone()),
             state: node.map(|node| node.state.name().to_owned()),
             vtep: snapshot.vtep,
+            vxlan_port: snapshot.vxlan_port,
             underlay: shared.about.underlay.clone(),
             gateway_bridge: snapshot
                 .gateway
@@ -198,10 +247,11 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             from: live.map(|live| live.from.clone()),
             unreachable: live
                 .and_then(|live| live.lost.as_ref())
-                .map(|lost| Unreachable { since_seconds: lost.since.elapsed().as_secs(), why: lost.why.clone() }),
+                .map(Unreachable::of),
             expelled: live.and_then(|live| live.expelled.clone()),
         },
         relay: shared.about.relay.as_ref().map(|board| board.status()),
+        engine: shared.about.engine.as_ref().map(|view| Engine::new(&view.borrow())),
         local_tasks: snapshot.local_tasks,
         failing: snapshot.failing.iter().map(item).collect(),
         waiting: snapshot.waiting.iter().map(item).collect(),

@@ -1,0 +1,108 @@
+//! The session with an engine that fails, hangs, or is of another time.
+
+#[path = "support/fake_engine.rs"]
+mod fake_engine;
+
+use std::{sync::Arc, time::Duration};
+
+use control::engine::{Engine, EngineView, follow};
+use fake_engine::{Behaviour::*, FakeEngine};
+use hiveway_core::merge::Health;
+use tokio::{sync::watch, time::timeout};
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn engine(fake: &FakeEngine) -> Engine {
+    Engine { socket: fake.socket.clone(), swarm_dir: "/nonexistent".into() }
+}
+
+async fn until(
+    views: &mut watch::Receiver<Arc<EngineView>>,
+    what: &str,
+    is: impl Fn(&EngineView) -> bool,
+) -> Arc<EngineView> {
+    let last = views.clone();
+    match timeout(SOON, views.wait_for(|view| is(view))).await {
+        Ok(view) => view.unwrap().clone(),
+        Err(_) => panic!("{what}: {:?}", last.borrow()),
+    }
+}
+
+fn health(view: &EngineView, id: &str) -> Option<Health> {
+    view.local.containers.get(id).map(|container| container.health)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_be_inspected_costs_only_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start(directory.path());
+    fake.container("broken", "running", Fails(500));
+    (0..20).for_each(|i| fake.container(&format!("hung{i}"), "running", Hangs));
+    (0..30).for_each(|i| fake.container(&format!("web{i}"), "running", Answers));
+    let (mut views, _task) = follow(engine(&fake));
+    let view = until(&mut views, "all others", |view| view.local.containers.len() == 30).await;
+    let view = match view.unanswered.contains_key("broken") {
+        true => view,
+        false => until(&mut views, "its error", |view| view.unanswered.contains_key("broken")).await,
+    };
+    assert_eq!(view.lost, None);
+    assert_eq!(view.unanswered["broken"], "500: RWLayer is unexpectedly nil");
+
+    // Events go on, and what happens meanwhile is known within a moment.
+    let asked = std::time::Instant::now();
+    fake.container("new", "running", Answers);
+    fake.event("new", "start");
+    until(&mut views, "a new one", |view| health(view, "new") == Some(Health::Fine)).await;
+    fake.event("web3", "die");
+    until(&mut views, "a dead one", |view| health(view, "web3") == Some(Health::Dead)).await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    // What was known of one that fails now stays.
+    fake.container("web4", "running", Fails(500));
+    fake.event("web4", "health_status: unhealthy");
+    let view = until(&mut views, "its error", |view| view.unanswered.contains_key("web4")).await;
+    assert_eq!(health(&view, "web4"), Some(Health::Fine));
+    assert_eq!(fake.listeners(), 1, "one session all the time");
+    let events = fake.world().asked.iter().filter(|path| path.ends_with("/events")).count();
+    assert_eq!(events, 1, "one session all the time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ended_containers_are_not_inspected_and_few_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start(directory.path());
+    (0..2000).for_each(|i| fake.container(&format!("old{i}"), "exited", Hangs));
+    (0..200).for_each(|i| fake.container(&format!("web{i}"), "running", Answers));
+    let (mut views, _task) = follow(engine(&fake));
+    let running = |view: &EngineView| {
+        view.local.containers.values().filter(|container| container.health == Health::Fine).count() == 200
+    };
+    let view = until(&mut views, "running ones", running).await;
+    assert_eq!(health(&view, "old7"), Some(Health::Dead), "the list says so");
+    let world = fake.world();
+    assert_eq!(world.inspected.len(), 200);
+    assert!(world.most_at_once <= 8, "{} at once", world.most_at_once);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_is_spoken_in_a_version_that_both_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start(directory.path());
+    let (mut views, _task) = follow(engine(&fake));
+    let view = until(&mut views, "membership", |view| view.local.node.is_some()).await;
+    let version = view.version.as_ref().unwrap();
+    assert_eq!((version.engine.as_str(), version.api.as_str()), ("99.1.2", "1.41"));
+    let asked = fake.world().asked.clone();
+    assert_eq!(asked[0], "/version");
+    assert!(asked[1..].iter().all(|path| path.starts_with("/v1.41/")), "{asked:?}");
+
+    // Upgraded beyond what this agent speaks: it says so, and what was said before stays.
+    drop(fake);
+    let fake = FakeEngine::start(directory.path());
+    fake.world().api = ("1.99", "1.90");
+    let refused = |view: &EngineView| view.lost.as_ref().is_some_and(|lost| lost.why.contains("too new"));
+    let view = until(&mut views, "a refusal", refused).await;
+    assert_eq!(view.local.node.as_deref(), Some("n1"));
+    assert_eq!(fake.world().asked.iter().find(|path| *path != "/version"), None);
+    fake.world().api = ("1.99", "1.44");
+    until(&mut views, "the engine again", |view| view.lost.is_none()).await;
+}
