@@ -7,7 +7,10 @@ mod support;
 #[path = "support/swarm_ca.rs"]
 mod swarm_ca;
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU16,
+    time::{Duration, Instant},
+};
 
 use control::relay::client::{Contacts, Manager, goodbye};
 use hiveway_core::{
@@ -76,10 +79,14 @@ fn reports_reach_everybody_within_half_a_second() {
         assert!(!hiveway(&first, "w1"), "nodes that have never reported have no Hiveway");
 
         let w1 = swarm.client("w1", &servers);
-        let report = Report { vtep: Some([198, 51, 100, 1].into()), version: "0.1.0".into(), ..Report::default() };
+        let vxlan_port = NonZeroU16::new(7789);
+        let report =
+            Report { vtep: Some([198, 51, 100, 1].into()), vxlan_port, version: "0.1.0".into(), ..Report::default() };
         w1.report.send_replace(Some(report.clone()));
         let live = w2.until("w1 has Hiveway", |live| hiveway(live, "w1")).await;
         assert_eq!(model(&live).unwrap().nodes["w1"].vtep.to_string(), "198.51.100.1");
+        assert_eq!(model(&live).unwrap().nodes["w1"].vxlan_port, vxlan_port, "its own word");
+        assert_eq!(live.table.as_ref().unwrap().data_path_port, NonZeroU16::new(4790), "the swarm's");
         // Both managers know, whoever serves w2.
         for server in servers {
             until(&mut server.reports.clone(), "the report", |reports| reports.contains_key("w1")).await;
@@ -100,6 +107,34 @@ fn reports_reach_everybody_within_half_a_second() {
         w1.report.send_replace(Some(Report { unhealthy: ["t1".into(), "t2".into()].into(), ..report }));
         let live = w2.until("t1's health", |live| model(live).is_some_and(|m| m.tasks["t1"].unhealthy)).await;
         assert!(!model(&live).unwrap().tasks["t2"].unhealthy);
+    });
+}
+
+#[test]
+fn workers_behind_one_nat_get_a_place_by_what_they_say() {
+    in_fresh_netns(|| async {
+        let swarm = Swarm::new();
+        let server = swarm.server().await;
+        server.change(|model| {
+            let nat = [203, 0, 113, 1].into();
+            let workers = model.nodes.values_mut().filter(|node| node.id.as_str() != "m");
+            workers.for_each(|node| (node.address, node.vtep) = (nat, nat));
+        });
+        let (mut w1, mut w2) = (swarm.client("w1", &[&server]), swarm.client("w2", &[&server]));
+        w1.until("a table for the first one", |live| live.table.is_some()).await;
+        // The other one hears why there is none for it, and is no stranger.
+        let why = |live: &control::source::Live| live.lost.as_ref().map(|lost| lost.why.clone()).unwrap_or_default();
+        let live = w2.until("a reason", |live| why(live).contains("does not know where node w2 is")).await;
+        assert!(live.table.is_none() && live.expelled.is_none(), "{live:?}");
+        w2.place.send_replace(Some([10, 0, 0, 2].into()));
+        let live = w2.until("a table", |live| live.table.is_some()).await;
+        let place = |live: &control::source::Live| model(live).unwrap().nodes["w2"].vtep.to_string();
+        assert_eq!(place(&live), "10.0.0.2");
+        assert!(!hiveway(&live, "w2"), "it only prepares");
+        let live = w1.until("w2's place", |live| model(live).is_some_and(|model| model.nodes.contains_key("w2"))).await;
+        assert_eq!((place(&live), model(&live).unwrap().tasks.contains_key("t2")), ("10.0.0.2".into(), true));
+        w2.report.send_replace(Some(Report { vtep: Some([10, 0, 0, 2].into()), ..Report::default() }));
+        w1.until("w2 has Hiveway", |live| hiveway(live, "w2")).await;
     });
 }
 

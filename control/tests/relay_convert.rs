@@ -3,7 +3,7 @@
 #[path = "../core/tests/support/generate.rs"]
 mod generate;
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroU16, path::Path, sync::Arc};
 
 use control::relay::convert::{carried, decode, encode};
 use hiveway_core::{LeftOut, Model, model::TaskState, sound, table};
@@ -46,7 +46,8 @@ fn rich() -> Model {
 
 #[test]
 fn everything_arrives_but_what_stays_with_its_node() {
-    let sent = rich();
+    let mut sent = rich();
+    sent.nodes.get_mut("n2").unwrap().vxlan_port = NonZeroU16::new(7789);
     assert!(sent.tasks["t"].netns.is_some() && sent.services["s"].labels.contains_key("secret"));
     let left_out = [LeftOut { what: "network x".into(), why: "no VNI".into() }];
     let (arrived, named) = through(&sent, &left_out);
@@ -148,8 +149,8 @@ fn port_lists() -> impl Strategy<Value = Vec<wire::Port>> {
 
 /// Tables in which little makes sense.
 fn nonsense() -> impl Strategy<Value = wire::Table> {
-    let node = (ids(), ids(), -1..5i32, ips(), ips(), 0..3i32, addresses()).prop_map(
-        |(id, hostname, state, address, vtep, dataplane, addresses)| wire::Node {
+    let node = (ids(), ids(), -1..5i32, ips(), ips(), 0..3i32, addresses(), 0..70_000u32).prop_map(
+        |(id, hostname, state, address, vtep, dataplane, addresses, vxlan_port)| wire::Node {
             id,
             hostname,
             state,
@@ -157,6 +158,7 @@ fn nonsense() -> impl Strategy<Value = wire::Table> {
             vtep,
             dataplane,
             addresses,
+            vxlan_port,
         },
     );
     let subnet = (ips(), 20..40u32, ips(), 0..4u32).prop_map(|(address, prefix_len, gateway, vni)| wire::Subnet {

@@ -5,7 +5,7 @@ mod fake_manager;
 #[path = "support/swarm_ca.rs"]
 mod swarm_ca;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU16, sync::Arc};
 
 use control::{source::Live, swarm::follow};
 use fake_manager::{FakeManager, soon};
@@ -42,6 +42,7 @@ fn node() -> Node {
         status: Some(NodeStatus { state: 2, addr: "192.0.2.1".into() }),
         manager_status: None,
         attachments: vec![at("app", "10.0.1.9/24"), at("gone", "10.0.7.9/24")],
+        vxlan_udp_port: 7789,
     }
 }
 
@@ -121,6 +122,7 @@ async fn lists_then_events() {
     assert!(live.is_current() && live.from.contains("control.sock"));
     let table = live.table.clone().unwrap();
     assert_eq!(table.left_out, []);
+    assert_eq!(table.data_path_port, NonZeroU16::new(7789), "workers' engines do not tell");
     let app = &table.model.networks["app"];
     assert_eq!(
         (app.carrier, app.encrypted, app.mtu, app.vni()),

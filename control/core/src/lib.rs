@@ -12,6 +12,7 @@
 
 pub mod agreement;
 pub mod change;
+mod clashes;
 pub mod derive;
 pub mod desired;
 pub mod engine;

@@ -64,13 +64,15 @@ pub struct Report {
     pub vxlan_port: Option<NonZeroU16>,
     /// The agent's version.
     pub version: String,
+    /// Its data plane is not ready: it has only said where its tunnels end. It has no Hiveway as far as others go.
+    pub preparing: bool,
     /// Ids of its own node's tasks that fail their health check.
     pub unhealthy: BTreeSet<String>,
     /// Ids of its own node's tasks whose process has ended.
     pub dead: BTreeSet<String>,
 }
 
-/// The last report of each node, by node id. A node without one has no Hiveway.
+/// The last report of each node, by node id. A node without one, or one that is preparing, has no Hiveway.
 pub type Reports = BTreeMap<String, Report>;
 
 impl LocalView {
@@ -84,6 +86,7 @@ impl LocalView {
             vtep: self.vtep,
             vxlan_port: self.vxlan_port,
             version: version.to_owned(),
+            preparing: false,
             unhealthy: with(Health::Unhealthy),
             dead: with(Health::Dead),
         }
@@ -98,7 +101,10 @@ pub fn merge(table: &Loaded, local: &LocalView, reports: Option<&Reports>) -> Lo
         reports::apply(&mut merged, reports, local.node.as_deref());
     }
     local::apply(&mut merged, local);
-    merged.left_out.sort();
-    merged.left_out.dedup();
+    // Only now: nodes behind one NAT have one address until they say where they are.
+    merged.settle(|node| {
+        let report = reports.and_then(|reports| reports.get(node)).is_some_and(|report| report.vtep.is_some());
+        report || local.node.as_deref() == Some(node)
+    });
     merged
 }

@@ -7,9 +7,10 @@ use std::{
 };
 
 use crate::{
+    clashes::one_per_vtep,
     desired::LeftOut,
     engine::one_per_address,
-    model::{Carrier, EndpointMode, Id, Model, Network, Node, NodeState},
+    model::{Carrier, EndpointMode, Id, Model, Network},
 };
 
 /// `model` as far as the invariants of [`crate::model`] hold, and what had to go. A sound model stays as it is.
@@ -17,7 +18,7 @@ pub fn sound(model: Model) -> (Model, Vec<LeftOut>) {
     let mut left_out = Vec::new();
     let Model { nodes, networks, services, tasks, jobs_serve } = model;
     let mut model = Model {
-        nodes: one_per_vtep(named(nodes, "node", |n| &n.id, &mut left_out), &mut left_out),
+        nodes: one_per_vtep(named(nodes, "node", |n| &n.id, &mut left_out), |_| false, |_| (), &mut left_out),
         networks: apart(named(networks, "network", |n| &n.id, &mut left_out), &mut left_out),
         services: named(services, "service", |s| &s.id, &mut left_out),
         tasks: named(tasks, "task", |t| &t.id, &mut left_out),
@@ -47,35 +48,6 @@ fn named<T>(
         } else {
             good.insert(key, item);
         }
-    }
-    good
-}
-
-/// Of several nodes with one tunnel address the one whose own address it is counts, then the one that is not down. The
-/// others go back to their own addresses if they can.
-fn one_per_vtep(nodes: BTreeMap<Id, Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Node> {
-    let mut order: Vec<Node> = nodes.into_values().collect();
-    order.sort_by(|a, b| {
-        let rank = |n: &Node| (n.vtep != n.address, n.state == NodeState::Down);
-        rank(a).cmp(&rank(b)).then_with(|| a.id.cmp(&b.id))
-    });
-    let mut taken = BTreeSet::new();
-    let mut good = BTreeMap::new();
-    for mut node in order {
-        if !taken.insert(node.vtep) {
-            let what = format!("node {} ({})", node.hostname, node.id);
-            let (claimed, own) = (node.vtep, node.address);
-            if !taken.insert(own) {
-                left_out.push(LeftOut { what, why: format!("another node has its address {own}") });
-                continue;
-            }
-            node.vtep = own;
-            left_out.push(LeftOut {
-                what: format!("tunnel address {claimed} of {what}"),
-                why: format!("another node has it; {own} is used"),
-            });
-        }
-        good.insert(node.id.clone(), node);
     }
     good
 }

@@ -281,7 +281,8 @@ fn nodes() {
     assert_eq!(
         left_out(&loaded),
         [
-            "node n3 (former): another node has its address 192.168.77.13; if this is its former self: docker node rm former",
+            "node n3 (former): another node, n3, has its address 192.168.77.13; if this is its former self: docker node rm \
+             former; if both are behind one NAT, an agent must run on it to say where its tunnels end",
         ]
     );
 

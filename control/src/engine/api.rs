@@ -104,7 +104,12 @@ mod tests {
 
     fn said(newest: &str, oldest: &str) -> SystemVersion {
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        SystemVersion { version: text("9.9"), api_version: text(newest), min_api_version: text(oldest), ..<_>::default() }
+        SystemVersion {
+            version: text("9.9"),
+            api_version: text(newest),
+            min_api_version: text(oldest),
+            ..<_>::default()
+        }
     }
 
     #[test]
@@ -117,7 +122,10 @@ mod tests {
         assert_eq!(choose(&said("1.999", "1.44")).unwrap().1.newest_api, "1.999");
         let why = |newest: &str, oldest: &str| chosen(newest, oldest).unwrap_err();
         assert!(why("1.39", "1.12").contains("too old: it speaks API versions up to 1.39, this agent needs 1.40"));
-        assert!(why("2.3", "2.0").contains(&format!("too new: it speaks API versions from 2.0 on, this agent up to {ours}")));
+        assert!(
+            why("2.3", "2.0")
+                .contains(&format!("too new: it speaks API versions from 2.0 on, this agent up to {ours}"))
+        );
         assert!(why("", "").contains("does not say"));
     }
 }

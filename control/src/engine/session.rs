@@ -62,7 +62,8 @@ async fn follow(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -> Result
     let events = docker.events(Some(options));
     pin_mut!(events);
 
-    let view = EngineView { lost: None, version: Some(version), unanswered: <_>::default(), ..(**out.borrow()).clone() };
+    let view =
+        EngineView { lost: None, version: Some(version), unanswered: <_>::default(), ..(**out.borrow()).clone() };
     let mut session = Session::new(docker.clone(), view);
     session.ask_for_list();
     let mut ask = interval(ASK);

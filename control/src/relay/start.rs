@@ -1,7 +1,7 @@
 //! The relay of one agent: what runs when, as the node's engine says.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -68,6 +68,7 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
     board.set(|board| board.credentials = Some(credentials.clone()));
     let (managers, listed) = watch::channel(Vec::new());
     let (report, reported) = watch::channel(None);
+    let (place, placed) = watch::channel(None);
     let (wants, wanted) = watch::channel(false);
     let views = Arc::<Views>::default();
     board.set(|board| board.links = views.clone());
@@ -75,6 +76,7 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
         credentials: credentials.clone(),
         managers: listed.clone(),
         report: reported,
+        place: placed,
         wanted,
         relayed: hub.relayed.clone(),
         views,
@@ -91,7 +93,8 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
         }
     });
     tasks.spawn(mirror(hub.clone(), registry));
-    tasks.spawn(follow(hub.engine.clone(), hub.own.subscribe(), ready, options, managers, report, wants));
+    let says = Says { managers, report, place, wants };
+    tasks.spawn(follow(hub.engine.clone(), hub.own.subscribe(), ready, options, says));
     client::run(parts).await;
 }
 
@@ -116,15 +119,21 @@ async fn certificates(hub: &Hub, files: &Files, board: &Board) -> Reloading {
     }
 }
 
+/// What the client is told.
+struct Says {
+    managers: watch::Sender<Vec<Manager>>,
+    report: watch::Sender<Option<Report>>,
+    place: watch::Sender<Option<Ipv4Addr>>,
+    wants: watch::Sender<bool>,
+}
+
 /// What the engine says, as the client needs it.
 async fn follow(
     mut engine: watch::Receiver<Arc<EngineView>>,
     mut own: watch::Receiver<Arc<Own>>,
     mut ready: watch::Receiver<bool>,
     options: Options,
-    managers: watch::Sender<Vec<Manager>>,
-    report: watch::Sender<Option<Report>>,
-    wants: watch::Sender<bool>,
+    Says { managers, report, place, wants }: Says,
 ) {
     let port = options.listen.map_or(DEFAULT_PORT, |listen| listen.port());
     loop {
@@ -135,6 +144,7 @@ async fn follow(
             None => others(&view, port),
         };
         set(&managers, listed);
+        set(&place, view.local.vtep);
         if ready_now && view.local.node.is_some() {
             set(&report, Some(own.borrow_and_update().complete(&view.local).report(VERSION)));
         }

@@ -10,7 +10,10 @@
 
 use std::{num::NonZeroU16, sync::Arc, time::Instant};
 
-use hiveway_core::{engine::Loaded, merge::{LocalView, Reports}};
+use hiveway_core::{
+    engine::Loaded,
+    merge::{LocalView, Reports},
+};
 use tokio::sync::watch;
 
 use crate::engine::EngineView;

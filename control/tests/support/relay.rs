@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "not every test file uses everything")]
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -49,7 +50,7 @@ pub(crate) fn table() -> Model {
 }
 
 pub(crate) fn loaded(model: Model) -> Arc<Loaded> {
-    Arc::new(Loaded { model, ..Loaded::default() })
+    Arc::new(Loaded { model, data_path_port: NonZeroU16::new(4790), ..Loaded::default() })
 }
 
 /// A manager's agent.
@@ -126,6 +127,7 @@ impl Drop for Server {
 pub(crate) struct Client {
     pub(crate) live: watch::Receiver<Arc<Live>>,
     pub(crate) report: watch::Sender<Option<Report>>,
+    pub(crate) place: watch::Sender<Option<Ipv4Addr>>,
     pub(crate) managers: watch::Sender<Vec<Manager>>,
     pub(crate) views: Arc<Views>,
     pub(crate) files: Files,
@@ -139,13 +141,21 @@ impl Client {
         let (_credentials, credentials) = watch::channel(Arc::new(Credentials::load(&files).unwrap()));
         let (managers, listed) = watch::channel(managers);
         let (report, reported) = watch::channel(None);
+        let (place, placed) = watch::channel(None);
         let (_wanted, wanted) = watch::channel(true);
         let (relayed, live) = watch::channel(Arc::new(Live::default()));
         let views = Arc::<Views>::default();
-        let parts =
-            client::Parts { credentials, managers: listed, report: reported, wanted, relayed, views: views.clone() };
+        let parts = client::Parts {
+            credentials,
+            managers: listed,
+            report: reported,
+            place: placed,
+            wanted,
+            relayed,
+            views: views.clone(),
+        };
         let task = tokio::spawn(client::run(parts));
-        Self { live, report, managers, views, files, _wanted, _credentials, task }
+        Self { live, report, place, managers, views, files, _wanted, _credentials, task }
     }
 
     pub(crate) fn of(ca: &Ca, directory: PathBuf, node: &str, servers: &[&Server]) -> Self {

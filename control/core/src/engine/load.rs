@@ -24,7 +24,9 @@ pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
         services: items("services.json", capture.services, "service", &mut left_out)?,
         tasks: items("tasks.json", capture.tasks, "task", &mut left_out)?,
     };
-    Ok(assemble(objects, Carrier::Hiveway, left_out))
+    let mut loaded = assemble(objects, Carrier::Hiveway, left_out);
+    loaded.settle(|_| false);
+    Ok(loaded)
 }
 
 pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Vec<LeftOut>) -> Loaded {
@@ -33,7 +35,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     // The manager copies the cluster's port to each node when the node joins.
     let ports = objects.nodes.iter().filter_map(|node| NonZeroU16::new(u16::try_from(node.data_path_port).ok()?));
     let data_path_port = ports.max();
-    let nodes = nodes::load(objects.nodes, &mut left_out);
+    let (nodes, joined) = nodes::load(objects.nodes, &mut left_out);
     let networks = networks::load(objects.networks, carrier, &mut left_out);
     let services = services::load(objects.services, &networks, &mut left_out);
     let services = services.into_iter().map(|(id, service)| (id, Arc::new(service))).collect();
@@ -43,7 +45,7 @@ pub(super) fn assemble(objects: api::Objects, carrier: Carrier, mut left_out: Ve
     left_out.sort();
     left_out.dedup();
     unplaced.retain(|id| !model.nodes.contains_key(id.as_str()));
-    Loaded { model, left_out, unplaced, data_path_port }
+    Loaded { model, left_out, unplaced, joined, data_path_port }
 }
 
 /// The elements of a list that can be read. An empty or missing list is `null` in Go.

@@ -14,11 +14,15 @@ mod tasks;
 
 pub(crate) use tasks::one_per_address;
 
-use std::{collections::BTreeSet, num::NonZeroU16};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+};
 
 use crate::{
+    clashes::settle,
     desired::LeftOut,
-    model::{Carrier, Model},
+    model::{Carrier, Id, Model},
     problem::Problem,
 };
 
@@ -44,11 +48,26 @@ pub struct Loaded {
     pub left_out: Vec<LeftOut>,
     /// Ids of nodes that are in the swarm but not in the model.
     pub unplaced: BTreeSet<String>,
+    /// When nodes have joined, as RFC 3339, where the source says so.
+    pub joined: BTreeMap<Id, String>,
     /// UDP port of the swarm's VXLAN, where the source says so.
     pub data_path_port: Option<NonZeroU16>,
 }
 
-/// A live swarm's objects. `carrier`: who carries its overlay networks; encrypted ones are kept only if that is the engine,
+impl Loaded {
+    /// Makes the nodes' tunnel addresses unique. `knows`: whether a node has said itself where its tunnels end. Nodes without
+    /// a place are taken out and named.
+    pub fn settle(&mut self, knows: impl Fn(&str) -> bool) {
+        let joined = &self.joined;
+        let gone = settle(&mut self.model, |id| knows(id.as_str()), |id| joined.get(id), &mut self.left_out);
+        self.unplaced.extend(gone);
+        self.left_out.sort();
+        self.left_out.dedup();
+    }
+}
+
+/// A live swarm's objects. Nodes of one address are all in it until reports have been heard and [`Loaded::settle`] has
+/// decided. `carrier`: who carries its overlay networks; encrypted ones are kept only if that is the engine,
 /// which encrypts them.
 pub fn assemble(objects: api::Objects, carrier: Carrier) -> Loaded {
     load::assemble(objects, carrier, Vec::new())

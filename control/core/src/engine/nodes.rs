@@ -8,21 +8,22 @@ use crate::{
     model::{ByNetwork, Dataplane, Id, Model, Node, NodeState},
 };
 
-pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Node> {
+/// All of them, and when each has joined. A machine that has joined anew is listed twice with one address, and all that are
+/// behind one NAT have the same: see [`Loaded::settle`](super::Loaded::settle).
+pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> (BTreeMap<Id, Node>, BTreeMap<Id, String>) {
     let mut nodes = BTreeMap::new();
-    let mut created = BTreeMap::new();
+    let mut joined = BTreeMap::new();
     for raw in raw {
         let what = format!("node {} ({})", raw.description.hostname, raw.id);
         match node(&raw) {
             Ok(node) => {
-                created.entry(raw.id.clone()).or_insert(raw.created_at);
+                joined.entry(node.id.clone()).or_insert(raw.created_at);
                 insert(&mut nodes, node.id.clone(), node, || what, left_out);
             }
             Err(why) => left_out.push(LeftOut { what, why }),
         }
     }
-    one_per_vtep(&mut nodes, &created, left_out);
-    nodes
+    (nodes, joined)
 }
 
 fn node(raw: &api::Node) -> Result<Node, String> {
@@ -66,24 +67,4 @@ fn address(raw: &api::Node) -> Option<IpAddr> {
     let host = raw.manager_status.addr.rsplit_once(':').map_or("", |(host, _)| host);
     let candidates = [raw.status.addr.as_str(), host.trim_matches(['[', ']'])];
     candidates.iter().filter_map(|a| a.parse::<IpAddr>().ok()).find(|ip| !ip.is_unspecified())
-}
-
-/// A machine that has joined anew is listed twice with one address: of two, the one that is not down counts, else the
-/// younger.
-fn one_per_vtep(nodes: &mut BTreeMap<Id, Node>, created: &BTreeMap<String, String>, left_out: &mut Vec<LeftOut>) {
-    let mut order: Vec<_> = nodes.values().map(|n| (n.vtep, n.state == NodeState::Down, n.id.clone())).collect();
-    order.sort_by(|a, b| {
-        (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| created.get(b.2.as_str()).cmp(&created.get(a.2.as_str())))
-    });
-    for pair in order.windows(2) {
-        let [(kept, ..), (vtep, _, id)] = pair else { continue };
-        if kept == vtep
-            && let Some(node) = nodes.remove(id)
-        {
-            left_out.push(LeftOut {
-                what: format!("node {} ({})", node.hostname, node.id),
-                why: format!("another node has its address {vtep}; if this is its former self: docker node rm {id}"),
-            });
-        }
-    }
 }

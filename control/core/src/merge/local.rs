@@ -9,13 +9,13 @@ use crate::{
 };
 
 pub(super) fn apply(table: &mut Loaded, local: &LocalView) {
-    let Loaded { model, left_out, .. } = table;
+    let Loaded { model, .. } = table;
     let Some(id) = local.node.as_deref() else { return };
     let Some(node) = model.nodes.get_mut(id) else { return };
     node.dataplane = Dataplane::Hiveway;
     node.vxlan_port = local.vxlan_port;
     let report = local.report("");
-    reports::vtep(model, id, &report, left_out);
+    reports::vtep(model, id, &report);
     reports::health(model, id, &report);
     for container in local.containers.values() {
         let Some(netns) = &container.netns else { continue };

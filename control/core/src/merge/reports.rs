@@ -4,39 +4,31 @@ use std::sync::Arc;
 
 use super::{Report, Reports};
 use crate::{
-    desired::LeftOut,
     engine::Loaded,
     model::{Dataplane, Model, TaskState},
 };
 
 /// Nodes without a report have no Hiveway. `own`: this node, which [`super::local`] knows better.
 pub(super) fn apply(table: &mut Loaded, reports: &Reports, own: Option<&str>) {
-    let Loaded { model, left_out, .. } = table;
+    let model = &mut table.model;
     for node in model.nodes.values_mut() {
         node.dataplane = Dataplane::None;
     }
     for (id, report) in reports.iter().filter(|(id, _)| Some(id.as_str()) != own) {
-        match model.nodes.get_mut(id.as_str()) {
+        let Some(node) = model.nodes.get_mut(id.as_str()) else { continue };
+        if !report.preparing {
             // Also one that is down: see where the reports come from.
-            Some(node) => (node.dataplane, node.vxlan_port) = (Dataplane::Hiveway, report.vxlan_port),
-            None => continue,
+            (node.dataplane, node.vxlan_port) = (Dataplane::Hiveway, report.vxlan_port);
         }
-        vtep(model, id, report, left_out);
+        vtep(model, id, report);
         health(model, id, report);
     }
 }
 
-/// Tunnels of a node end where it says, unless that is another node's place.
-pub(super) fn vtep(model: &mut Model, id: &str, report: &Report, left_out: &mut Vec<LeftOut>) {
-    let Some(vtep) = report.vtep else { return };
-    let other = model.nodes.values().find(|node| node.id != *id && node.vtep == vtep).map(|node| node.hostname.clone());
-    let Some(node) = model.nodes.get_mut(id) else { return };
-    match other {
-        None => node.vtep = vtep,
-        Some(other) => left_out.push(LeftOut {
-            what: format!("tunnel address {vtep} that node {} ({id}) reports", node.hostname),
-            why: format!("it is node {other}'s"),
-        }),
+/// Tunnels of a node end where it says, unless that turns out to be another node's place.
+pub(super) fn vtep(model: &mut Model, id: &str, report: &Report) {
+    if let (Some(vtep), Some(node)) = (report.vtep, model.nodes.get_mut(id)) {
+        node.vtep = vtep;
     }
 }
 

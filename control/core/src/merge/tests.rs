@@ -60,6 +60,52 @@ fn tunnel_addresses_are_as_reported_unless_they_are_anothers() {
     let merged = merge(&table(), &local, Some(&Reports::from([("n2".into(), at(3))])));
     assert_eq!(merged.model.nodes["n2"].vtep, merged.model.nodes["n2"].address);
     assert_eq!(merged.left_out[0].what, "tunnel address 192.0.2.3 that node two (n2) reports");
+    assert_eq!(merged.left_out[0].why, "it is node three's; 192.0.2.2 is used");
+}
+
+#[test]
+fn nodes_behind_one_nat_are_where_they_say() {
+    let mut table = table();
+    let nat = [203, 0, 113, 1].into();
+    for node in table.model.nodes.values_mut().filter(|node| node.id.as_str() != "n1") {
+        (node.address, node.vtep, node.state) = (nat, nat, crate::model::NodeState::Ready);
+    }
+    let local = LocalView { node: Some("n1".into()), ..LocalView::default() };
+    let at = |last: u8| Report { vtep: Some([10, 0, 0, last].into()), preparing: true, ..Report::default() };
+    let merge = |reports: &[(&str, Report)]| {
+        merge(&table, &local, Some(&reports.iter().map(|(id, report)| ((*id).to_owned(), report.clone())).collect()))
+    };
+    let places = |merged: &Loaded| -> Vec<String> {
+        merged.model.nodes.values().map(|node| format!("{} {}", node.id, node.vtep)).collect()
+    };
+    // One of them has the address, the other none yet; what runs there is out of reach.
+    let nobody = merge(&[]);
+    assert_eq!(places(&nobody), ["n1 192.0.2.1", "n2 203.0.113.1"]);
+    assert_eq!(nobody.unplaced, ids(&["n3"]));
+    // One word is enough, whose ever it is.
+    assert_eq!(places(&merge(&[("n3", at(3))])), ["n1 192.0.2.1", "n2 203.0.113.1", "n3 10.0.0.3"]);
+    assert_eq!(places(&merge(&[("n2", at(2))])), ["n1 192.0.2.1", "n2 10.0.0.2", "n3 203.0.113.1"]);
+    let both = merge(&[("n2", at(2)), ("n3", at(3))]);
+    assert_eq!(places(&both), ["n1 192.0.2.1", "n2 10.0.0.2", "n3 10.0.0.3"]);
+    assert_eq!((both.left_out.len(), both.unplaced.len(), both.model.tasks.len()), (0, 0, 4));
+    assert!(both.model.nodes.values().skip(1).all(|node| node.dataplane == Dataplane::None), "not ready yet");
+    // The same place twice: the second has none.
+    let clash = merge(&[("n2", at(2)), ("n3", at(2))]);
+    assert_eq!(places(&clash), ["n1 192.0.2.1", "n2 10.0.0.2", "n3 203.0.113.1"]);
+    assert_eq!(nobody.model.tasks.len(), 4, "its tasks were n2's");
+    // What runs on a node without a place is nowhere.
+    table.model.tasks.values_mut().for_each(|task| std::sync::Arc::make_mut(task).node = Some("n3".into()));
+    let nowhere = super::merge(&table, &local, Some(&Reports::new()));
+    assert!(nowhere.model.tasks.is_empty() && nowhere.left_out.len() == 5, "{:?}", nowhere.left_out);
+}
+
+#[test]
+fn nodes_say_which_port_they_use() {
+    let at = |port| Report { vxlan_port: NonZeroU16::new(port), ..Report::default() };
+    let local = LocalView { node: Some("n1".into()), vxlan_port: NonZeroU16::new(4789), ..LocalView::default() };
+    let merged = merge(&table(), &local, Some(&Reports::from([("n1".into(), at(1)), ("n2".into(), at(7789))])));
+    let ports: Vec<_> = merged.model.nodes.values().map(|node| node.vxlan_port.map_or(0, NonZeroU16::get)).collect();
+    assert_eq!(ports, [4789, 7789, 0], "its own agent's word counts more than an old report");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The call to one manager's agent: made again and again, with reports up and, if it is the chosen one, tables down.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use hiveway_core::{engine::Loaded, merge::Report};
 use hiveway_proto::relay::{FromAgent, FromManager, Welcome, from_manager::Message, relay_client::RelayClient};
@@ -65,6 +65,8 @@ pub(super) struct Link {
     pub(super) credentials: watch::Receiver<Arc<Credentials>>,
     /// What to report; `None` while there is nothing to say yet.
     pub(super) report: watch::Receiver<Option<Report>>,
+    /// Where this node's tunnels end, once its engine has said so.
+    pub(super) place: watch::Receiver<Option<Ipv4Addr>>,
     /// Whose tables are wanted.
     pub(super) provider: watch::Receiver<Option<Manager>>,
     pub(super) events: mpsc::Sender<(Manager, Event)>,
@@ -104,7 +106,8 @@ impl Link {
     fn message(&mut self) -> FromAgent {
         let report = self.report.borrow_and_update().as_ref().map(encode_report);
         let want_tables = self.provider.borrow_and_update().as_ref() == Some(&self.manager);
-        FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), want_tables, report, goodbye: false }
+        let vtep = self.place.borrow_and_update().map_or(0, Ipv4Addr::to_bits);
+        FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), want_tables, report, goodbye: false, vtep }
     }
 
     /// One call; returns how it ended.
@@ -161,6 +164,10 @@ impl Link {
                 },
                 Ok(()) = self.report.changed() => {
                     sleep(SETTLE).await;
+                    let message = self.message();
+                    let _ = out.send(message).await;
+                }
+                Ok(()) = self.place.changed() => {
                     let message = self.message();
                     let _ = out.send(message).await;
                 }

@@ -7,6 +7,7 @@ mod link;
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -50,6 +51,8 @@ pub struct Parts {
     pub managers: watch::Receiver<Vec<Manager>>,
     /// What to report; `None` while there is nothing to say yet.
     pub report: watch::Receiver<Option<Report>>,
+    /// Where this node's tunnels end, said also while there is nothing to report.
+    pub place: watch::Receiver<Option<Ipv4Addr>>,
     /// Whether tables are wanted (managers have their own).
     pub wanted: watch::Receiver<bool>,
     /// Where tables go.
@@ -155,6 +158,7 @@ impl Client {
                 manager: manager.clone(),
                 credentials: self.parts.credentials.clone(),
                 report: self.parts.report.clone(),
+                place: self.parts.place.clone(),
                 provider: self.chosen.subscribe(),
                 events: self.events.clone(),
             };

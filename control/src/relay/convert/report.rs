@@ -35,6 +35,7 @@ pub fn decode_report(report: wire::Report, version: &str) -> Result<Report, Stri
         unhealthy: tasks(report.unhealthy)?,
         dead: tasks(report.dead)?,
         vxlan_port: port_of("VXLAN port", report.vxlan_port)?,
+        preparing: false,
     })
 }
 
@@ -75,6 +76,7 @@ mod tests {
     fn reports_round_trip() {
         let report = Report {
             vxlan_port: NonZeroU16::new(7789),
+            preparing: false,
             vtep: Some([192, 0, 2, 1].into()),
             version: "0.1.0".into(),
             unhealthy: ["a".into()].into(),

@@ -16,7 +16,8 @@ pub(super) fn admit(live: &Live, node: &str) -> Result<(), Status> {
         return Err(Status::unavailable("this manager has no table yet"));
     };
     if table.unplaced.contains(node) {
-        return Err(Status::unavailable(format!("this manager does not know where node {node} is (yet)")));
+        // It may say itself where it is.
+        return Ok(());
     }
     match (&live.lost, table.model.nodes.contains_key(node)) {
         (_, true) => Ok(()),
@@ -27,6 +28,19 @@ pub(super) fn admit(live: &Live, node: &str) -> Result<(), Status> {
             lost.why
         ))),
     }
+}
+
+/// Whether `node` is a member without a tunnel address of its own: it gets no table until it has said where it is.
+pub(super) fn is_unplaced(live: &Live, node: &str) -> bool {
+    live.table.as_ref().is_some_and(|table| table.unplaced.contains(node))
+}
+
+/// What to tell it when it does not.
+pub(super) fn nowhere(node: &str) -> Status {
+    Status::unavailable(format!(
+        "this manager does not know where node {node} is: another node has its address, and it has not said where its \
+         tunnels end"
+    ))
 }
 
 #[cfg(test)]
@@ -50,7 +64,9 @@ mod tests {
         assert!(admit(&live, "n1").is_ok(), "down is still a member");
         assert_eq!(admit(&live, "n2").unwrap_err().code(), Code::PermissionDenied);
         let unplaced = Loaded { unplaced: ["n2".to_owned()].into(), ..(**live.table.as_ref().unwrap()).clone() };
-        assert_eq!(admit(&Live::current(Arc::new(unplaced), "x"), "n2").unwrap_err().code(), Code::Unavailable);
+        let unplaced = Live::current(Arc::new(unplaced), "x");
+        assert!(admit(&unplaced, "n2").is_ok() && is_unplaced(&unplaced, "n2"));
+        assert!(!is_unplaced(&unplaced, "n1"));
         live.lose("socket gone");
         assert!(admit(&live, "n1").is_ok());
         let why = admit(&live, "n2").unwrap_err();

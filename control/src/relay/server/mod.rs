@@ -82,7 +82,7 @@ async fn follow(mut table: watch::Receiver<Arc<Live>>, registry: Arc<Registry>) 
     loop {
         let live = table.borrow_and_update().clone();
         if let Some(table) = live.table.as_ref().filter(|_| live.is_current() && live.expelled.is_none()) {
-            registry.table(&table.model);
+            registry.table(table);
         }
         if table.changed().await.is_err() {
             return;

@@ -12,6 +12,7 @@ use std::{
 
 use hiveway_core::{
     Model,
+    engine::Loaded,
     merge::{Report, Reports},
     model::{Dataplane, Node, NodeState},
 };
@@ -60,6 +61,16 @@ impl Registry {
         self.announce(&entries);
     }
 
+    /// The node's agent says where its tunnels end, and has nothing to report yet. What an agent there has reported before
+    /// stays: its data plane goes on.
+    pub(super) fn place(&self, node: &str, session: u64, place: Report) {
+        let mut entries = self.entries();
+        let preparing = Entry { report: Report { preparing: true, ..place.clone() }, session: None, down: false };
+        let entry = entries.entry(node.to_owned()).or_insert(preparing);
+        (entry.report.vtep, entry.session) = (place.vtep, Some(session));
+        self.announce(&entries);
+    }
+
     /// Hiveway has been taken down on the node.
     pub(super) fn goodbye(&self, node: &str) {
         let mut entries = self.entries();
@@ -80,10 +91,10 @@ impl Registry {
     }
 
     /// The manager's table says this now (a whole one: nodes that are not in it have been removed).
-    pub(super) fn table(&self, model: &Model) {
+    pub(super) fn table(&self, table: &Loaded) {
         let mut entries = self.entries();
         entries.retain(|node, entry| {
-            let Some(node) = model.nodes.get(node.as_str()) else { return false };
+            let Some(node) = table.model.nodes.get(node.as_str()) else { return table.unplaced.contains(node) };
             entry.down = node.state == NodeState::Down;
             !entry.down || entry.session.is_some()
         });

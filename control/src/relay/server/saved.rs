@@ -29,7 +29,7 @@ pub(super) fn read(path: &Path) -> Reports {
     let read = || -> io::Result<BTreeMap<String, Saved>> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
     let report = |(node, saved): (String, Saved)| {
         let Saved { vtep, version, vxlan_port, unhealthy, dead } = saved;
-        (node, Report { vtep, version, vxlan_port, unhealthy, dead })
+        (node, Report { vtep, version, vxlan_port, unhealthy, dead, preparing: false })
     };
     match read() {
         Ok(saved) => saved.into_iter().map(report).collect(),
@@ -49,10 +49,10 @@ pub fn reported(path: &Path) -> BTreeSet<String> {
 
 /// Replaces the file as a whole. Not synced: after a crash of the machine its agents report anew.
 pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
-    let saved: BTreeMap<&String, Saved> = reports
-        .iter()
+    let ready = reports.iter().filter(|(_, report)| !report.preparing);
+    let saved: BTreeMap<&String, Saved> = ready
         .map(|(node, report)| {
-            let Report { vtep, version, vxlan_port, unhealthy, dead } = report.clone();
+            let Report { vtep, version, vxlan_port, unhealthy, dead, preparing: _ } = report.clone();
             (node, Saved { vtep, version, vxlan_port, unhealthy, dead })
         })
         .collect();

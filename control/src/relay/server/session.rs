@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hiveway_proto::relay::{FromAgent, FromManager, Table, Welcome, from_manager::Message};
+use hiveway_proto::relay::{FromAgent, FromManager, Report, Table, Welcome, from_manager::Message};
 use rustls::pki_types::UnixTime;
 use tokio::{
     sync::{mpsc, watch},
@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use super::{
     Parts,
     connection::Peer,
-    members::admit,
+    members::{admit, is_unplaced, nowhere},
     sessions::Entry,
     tables::{Made, Tables},
 };
@@ -29,6 +29,8 @@ const SETTLE: Duration = Duration::from_millis(10);
 const SPACING: Duration = Duration::from_millis(50);
 /// The least time between two messages from an agent.
 const READING: Duration = Duration::from_millis(20);
+/// How long a node without a place may take to get one by what it says.
+const PLACE: Duration = Duration::from_secs(3);
 /// How long the last word may take to a slow reader.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
@@ -93,7 +95,12 @@ impl Session {
         let mut closing = self.closing.clone();
         let expires = Instant::now() + self.until_expiry();
         let superseded = self.entry.superseded.clone();
+        let mut lost_until = Instant::now() + PLACE;
         loop {
+            let unplaced = is_unplaced(&table.borrow(), self.node());
+            if !unplaced {
+                lost_until = Instant::now() + PLACE;
+            }
             let due = self.due;
             let ready = async {
                 match due {
@@ -109,6 +116,7 @@ impl Session {
             tokio::select! {
                 _ = closing.changed() => return Err(Status::unavailable("this manager's agent stops serving tables")),
                 () = superseded.notified() => return Err(Status::aborted("another agent of this node has connected")),
+                () = sleep_until(lost_until), if unplaced => return Err(nowhere(self.node())),
                 () = sleep_until(expires) => return Err(Status::unauthenticated("the certificate has expired")),
                 changed = credentials.changed() => {
                     changed.map_err(|_| Status::unavailable("certificates are gone"))?;
@@ -144,12 +152,16 @@ impl Session {
 
     /// Takes in what the agent says. Returns whether the call goes on.
     fn heard(&mut self, message: FromAgent) -> Result<bool, Status> {
-        let FromAgent { protocol, version, want_tables, report, goodbye } = message;
+        let FromAgent { protocol, version, want_tables, report, goodbye, vtep } = message;
         let reported = report.is_some();
         if let Some(report) = report {
             let report =
                 decode_report(report, &version).map_err(|why| Status::invalid_argument(format!("report: {why}")))?;
             self.parts.registry.report(self.node(), self.entry.id, report);
+        } else if vtep != 0 {
+            let place = decode_report(Report { vtep, ..Report::default() }, &version)
+                .map_err(|why| Status::invalid_argument(format!("place: {why}")))?;
+            self.parts.registry.place(self.node(), self.entry.id, place);
         }
         self.entry.update(|view| {
             (view.protocol, view.tables) = (protocol, want_tables);
@@ -172,6 +184,10 @@ impl Session {
 
     /// The newest table, unless the agent has it.
     async fn newest(&mut self) -> Option<Table> {
+        if is_unplaced(&self.parts.table.borrow(), self.node()) {
+            // The table that places it makes it due again.
+            return None;
+        }
         let Made { table, digest } = self.tables.of(self.node()).await?;
         self.sent_at = Instant::now();
         if self.digest.replace(digest) == Some(digest) {

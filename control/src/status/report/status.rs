@@ -245,9 +245,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
                 problems: refused.problems.clone(),
             }),
             from: live.map(|live| live.from.clone()),
-            unreachable: live
-                .and_then(|live| live.lost.as_ref())
-                .map(Unreachable::of),
+            unreachable: live.and_then(|live| live.lost.as_ref()).map(Unreachable::of),
             expelled: live.and_then(|live| live.expelled.clone()),
         },
         relay: shared.about.relay.as_ref().map(|board| board.status()),
