@@ -90,7 +90,7 @@ fn what_makes_no_sense_is_left_out_alone() {
     assert!(model.networks.len() == 1 && model.tasks["t"].addresses.len() == 1);
 
     let (model, why) = broken(|t| t.nodes[1].vtep = t.nodes[0].vtep);
-    assert!(why.contains("another node has it"), "{why}");
+    assert!(why.contains("that node h1 (n1) reports: it is node h2's; 192.0.2.1 is used"), "{why}");
     assert_eq!(model.nodes.len(), 2);
 
     let (model, why) = broken(|t| drop(t.nodes.remove(0)));
