@@ -150,6 +150,10 @@ pub struct TappedTask {
     pub taps: Vec<Tap>,
     /// Clients of published ports come in through its interface on the engine's gateway bridge.
     pub gateway: bool,
+    /// It serves: its interfaces are all there.
+    pub running: bool,
+    /// It is known to have none on the gateway bridge.
+    pub unreachable: bool,
 }
 
 /// The interface of a [`TappedTask`] on a network that the engine carries.

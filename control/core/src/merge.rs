@@ -26,6 +26,8 @@ pub struct LocalView {
     pub vtep: Option<Ipv4Addr>,
     /// UDP port of this node's VXLAN, once its agent has decided.
     pub vxlan_port: Option<NonZeroU16>,
+    /// Ids of running tasks here without an interface on the gateway bridge, as the agent has found.
+    pub unreachable: BTreeSet<String>,
     /// Containers by id.
     pub containers: BTreeMap<String, Container>,
 }
@@ -70,6 +72,8 @@ pub struct Report {
     pub unhealthy: BTreeSet<String>,
     /// Ids of its own node's tasks whose process has ended.
     pub dead: BTreeSet<String>,
+    /// Ids of its own node's tasks that the routing mesh cannot deliver to.
+    pub unreachable: BTreeSet<String>,
 }
 
 /// The last report of each node, by node id. A node without one, or one that is preparing, has no Hiveway.
@@ -89,6 +93,7 @@ impl LocalView {
             preparing: false,
             unhealthy: with(Health::Unhealthy),
             dead: with(Health::Dead),
+            unreachable: self.unreachable.clone(),
         }
     }
 }

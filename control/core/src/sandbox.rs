@@ -1,7 +1,7 @@
 //! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address, the
 //! one on the gateway bridge by the bridge's subnet and its other end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane_common::addr::Mac;
 use ipnet::Ipv4Net;
@@ -53,6 +53,9 @@ pub struct Sandboxes {
     pub waiting: Vec<Blocked>,
     /// A namespace is there but not finished: it says nothing when it is.
     pub incomplete: bool,
+    /// Ids of running tasks whose namespace is finished but for an interface on the gateway bridge. Where that stays so,
+    /// another network of theirs is the way out (macvlan, a bridge network of the swarm), and the engine makes none.
+    pub without_gateway: BTreeSet<String>,
 }
 
 /// Looks for the interfaces of all tapped tasks.
@@ -94,7 +97,11 @@ pub fn sandboxes(
                     .then(|| format!("no interface of it is on the gateway bridge {}", settings.gwbridge)),
             )
             .collect();
-        if !missing.is_empty() {
+        let only_gateway = missing.len() == 1 && task.gateway && sandbox.gateway.is_none();
+        if only_gateway && task.running {
+            all.without_gateway.insert(task.id.clone());
+        }
+        if !missing.is_empty() && !(only_gateway && task.unreachable) {
             all.waits(task, format!("in its namespace {}; waiting for the engine", missing.join(", ")));
             all.incomplete = true;
         }

@@ -101,7 +101,7 @@ impl<'a> Topology<'a> {
                 node: &node.id,
                 vtep: if local { vtep } else { node.vtep },
                 local,
-                in_mesh: hiveway || translates,
+                in_mesh: (hiveway || translates) && !task.unreachable,
                 hiveway,
                 tapped,
             };
@@ -136,7 +136,14 @@ impl<'a> Topology<'a> {
 
     /// Ports in ingress mode that are answered here.
     pub(crate) fn answered<'s>(&'s self) -> impl Iterator<Item = (&'s (u8, u16), &'s Published<'a>)> {
-        self.published.iter().filter(|_| self.answers)
+        self.published.iter().filter(|(_, published)| self.answers && !self.only_engine_reaches(published.service))
+    }
+
+    /// Whether no backend of `service` has an interface on its node's gateway bridge, because a network of the service's own
+    /// is the way out. The engine's mesh reaches tasks over the ingress network, so it can serve such ports, and ours cannot.
+    pub(crate) fn only_engine_reaches(&self, service: &str) -> bool {
+        let mut backends = self.endpoints.of_service(service).filter(|placed| placed.role == TaskRole::Backend).peekable();
+        self.ingress().is_some_and(by_engine) && backends.peek().is_some() && backends.all(|placed| placed.task.unreachable)
     }
 
     /// Endpoints with an address on `network`.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc};
 
 use dataplane_common::{
     addr::VIRTUAL_MAC,
@@ -142,6 +142,32 @@ fn what_was_not_found_yet_gets_no_clients() {
     assert!(state.targets.is_empty() && state.locals.keys().all(|id| id >> 31 == 0));
     // The engine carries to it, found or not.
     assert_eq!(set(&state, vip(APP1, [10, 0, 1, 2])).len(), 3);
+}
+
+#[test]
+fn a_task_without_a_gateway_interface_is_left_out_and_a_service_of_them_is_the_engine_s() {
+    let settings = settings("n1");
+    let with = |unreachable: &[&str]| {
+        let mut model = table(TABLE);
+        for id in unreachable {
+            Arc::make_mut(model.tasks.get_mut(*id).expect("a task")).unreachable = true;
+        }
+        let desired = desired(&model, &settings);
+        let state = map_state(&model, &desired, &settings, &all_found(&desired));
+        (desired, state)
+    };
+    let said = |desired: &Desired| desired.left_out.iter().map(|l| l.what.clone()).collect::<Vec<_>>();
+    let (desired, state) = with(&["web.2"]);
+    assert_eq!(set(&state, port(6, 8080)), ["10.0.0.11@1", "10.0.0.13@3"]);
+    assert_eq!(said(&desired), ["task web.2 as backend of published port 8080"]);
+    assert!(desired.left_out[0].why.contains("gateway bridge of its node n2"), "{:?}", desired.left_out);
+    assert_eq!(set(&state, vip(APP1, [10, 0, 1, 2])).len(), 3, "its VIP needs no gateway bridge");
+
+    let (desired, state) = with(&["web.1", "web.2", "web.3"]);
+    assert!(desired.published.is_empty() && !state.sets.contains_key(&port(6, 8080)), "the engine's mesh answers");
+    assert_eq!(said(&desired)[0], "published port 8080 of service web");
+    // Looked for all the same, should it get one.
+    assert!(desired.tapped.iter().any(|task| task.id == "web.1" && task.gateway && task.unreachable));
 }
 
 #[test]

@@ -35,6 +35,8 @@ fn desired() -> Desired {
         ip: [10, 0, 1, 3].into(),
         taps: vec![tap],
         gateway: true,
+        running: true,
+        unreachable: false,
     };
     Desired { tapped: vec![task], ..Desired::default() }
 }
@@ -58,6 +60,10 @@ fn port(index: u32, peer: u32, master: &str) -> Link {
 }
 
 fn found(links: &[(&str, Link)], inside: Option<&[(&str, InnerLink)]>) -> Sandboxes {
+    found_of(&desired(), links, inside)
+}
+
+fn found_of(desired: &Desired, links: &[(&str, Link)], inside: Option<&[(&str, InnerLink)]>) -> Sandboxes {
     let links = links.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect();
     let namespace = match inside {
         None => Namespace::Missing { path: "/run/docker/netns/x".into() },
@@ -66,7 +72,25 @@ fn found(links: &[(&str, Link)], inside: Option<&[(&str, InnerLink)]>) -> Sandbo
             links: inner.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect(),
         }),
     };
-    sandboxes(&desired(), &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]))
+    sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]))
+}
+
+#[test]
+fn a_running_task_with_all_but_the_gateway_is_named_and_then_not_waited_for() {
+    let inside = [("eth0", inner(3, 4, "10.0.1.3/24", 1)), ("eth1", inner(5, 6, "198.51.100.3/24", 2))];
+    let mut desired = desired();
+    let without = |desired: &Desired| {
+        let all = found_of(desired, &[], Some(&inside));
+        (all.without_gateway.contains("web.1"), all.incomplete, all.waiting.len())
+    };
+    assert_eq!(without(&desired), (true, true, 1));
+    desired.tapped[0].unreachable = true;
+    assert_eq!(without(&desired), (true, false, 0));
+    (desired.tapped[0].running, desired.tapped[0].unreachable) = (false, false);
+    assert_eq!(without(&desired), (false, true, 1), "the engine may not be finished");
+    // Something else is missing too: not finished either.
+    desired.tapped[0].running = true;
+    assert!(found_of(&desired, &[], Some(&inside[1..])).without_gateway.is_empty());
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(super) struct Agent {
     pub(super) sweeper: Sweeper,
     /// What the last round found in the sandboxes of tapped tasks.
     pub(super) sandboxes: BTreeMap<String, Sandbox>,
+    /// Running tasks that were seen without an interface on the gateway bridge, and since when.
+    pub(super) without_gateway: BTreeMap<String, Instant>,
     /// An interface was missing in one of them.
     pub(super) incomplete: bool,
     /// The host's own rules about published ports, as last read.

@@ -1,6 +1,6 @@
 //! The agent's life: start, first table, then whatever happens.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -113,6 +113,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         guarded: None,
         sweeper,
         sandboxes: Default::default(),
+        without_gateway: BTreeMap::new(),
         incomplete: false,
         host_rules: Default::default(),
         newcomer,

@@ -4,6 +4,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use hiveway_core::{
@@ -45,6 +47,10 @@ pub struct Takeover {
     /// `--ignore-firewall`.
     pub firewall_ignored: bool,
 }
+
+/// How long a running task may be without an interface on the gateway bridge before others are told: the engine makes it
+/// before the task runs.
+const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ports (IP protocol number, port), and the interfaces that their clients come in by.
 type Question = (BTreeSet<(u8, u16)>, BTreeSet<String>);
@@ -116,6 +122,31 @@ impl Agent {
             retry: None,
         }));
         (self.sandboxes, self.incomplete) = (all.found, all.incomplete);
+        self.report_unreachable(all.without_gateway);
+    }
+
+    /// Tells the other nodes of tasks here that stay without an interface on the gateway bridge: they leave them out of the
+    /// routing mesh.
+    fn report_unreachable(&mut self, without_gateway: BTreeSet<String>) {
+        let now = Instant::now();
+        self.without_gateway.retain(|id, _| without_gateway.contains(id));
+        for id in without_gateway {
+            self.without_gateway.entry(id).or_insert(now);
+        }
+        let Some(hub) = &self.hub else { return };
+        let tasks = &self.table.model.tasks;
+        // What was said before an agent's restart still holds.
+        let known = |id: &str| tasks.get(id).is_some_and(|task| task.unreachable);
+        let stays = |since: Instant| now.duration_since(since) >= GATEWAY_PATIENCE;
+        let all = self.without_gateway.iter().filter(|(id, since)| stays(**since) || known(id));
+        let unreachable: BTreeSet<String> = all.map(|(id, _)| id.clone()).collect();
+        hub.own.send_if_modified(|own| {
+            let news = own.unreachable != unreachable;
+            if news {
+                Arc::make_mut(own).unreachable = unreachable;
+            }
+            news
+        });
     }
 
     /// Programs on the containers' own interfaces.

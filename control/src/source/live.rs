@@ -8,7 +8,7 @@
 //! agent (of this node) ────┘
 //! ```
 
-use std::{num::NonZeroU16, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, num::NonZeroU16, sync::Arc, time::Instant};
 
 use hiveway_core::{
     engine::Loaded,
@@ -91,11 +91,13 @@ pub struct Hub {
 pub struct Own {
     /// UDP port of its VXLAN; `None` before the first table.
     pub vxlan_port: Option<NonZeroU16>,
+    /// Ids of running tasks here that the routing mesh cannot deliver to.
+    pub unreachable: BTreeSet<String>,
 }
 
 impl Own {
     /// `local` with it.
     pub fn complete(&self, local: &LocalView) -> LocalView {
-        LocalView { vxlan_port: self.vxlan_port, ..local.clone() }
+        LocalView { vxlan_port: self.vxlan_port, unreachable: self.unreachable.clone(), ..local.clone() }
     }
 }

@@ -87,14 +87,27 @@ fn outside_the_mesh(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
         }
         _ => "",
     };
+    for ((_, port), published) in &topology.published {
+        if topology.only_engine_reaches(published.service) {
+            let name = topology.model.services.get(published.service).map_or(published.service, |s| s.name.as_str());
+            left_out.push(LeftOut {
+                what: format!("published port {port} of service {name}"),
+                why: "none of its tasks has an interface on its node's gateway bridge; it is left to the engine's own mesh"
+                    .into(),
+            });
+        }
+    }
     for placed in topology.endpoints.values().filter(|p| p.role == TaskRole::Backend && !p.in_mesh) {
         for (proto, port) in placed.task.ports.iter().filter_map(|p| p.ingress()) {
             let owned = topology.published.get(&(proto, port));
             if owned.is_some_and(|p| placed.task.service.as_deref() == Some(p.service)) {
-                left_out.push(LeftOut {
-                    what: format!("task {} as backend of published port {port}", placed.task.id),
-                    why: format!("its node {} does not run Hiveway and takes no mesh frames{}", placed.node, instead),
-                });
+                let why = if placed.task.unreachable {
+                    format!("it has no interface on the gateway bridge of its node {}: its way out is another network", placed.node)
+                } else {
+                    format!("its node {} does not run Hiveway and takes no mesh frames{}", placed.node, instead)
+                };
+                left_out
+                    .push(LeftOut { what: format!("task {} as backend of published port {port}", placed.task.id), why });
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::{
     desired::{Tap, TappedTask},
     model::Carrier,
     names,
+    roles::TaskRole,
     tag::tag,
     topology::Topology,
 };
@@ -44,6 +45,8 @@ pub(super) fn local(topology: &Topology<'_>) -> Vec<TappedTask> {
                     })
                 })
                 .collect(),
+            running: placed.role == TaskRole::Backend,
+            unreachable: placed.task.unreachable,
             gateway: mesh.is_some_and(|ingress| placed.task.addresses.contains_key(&ingress.id)),
         })
         .collect()

@@ -107,6 +107,7 @@ fn bare(raw: &api::Task, model: &Model, state: TaskState, desired_state: TaskSta
         desired_state,
         state,
         unhealthy: false,
+        unreachable: false,
         addresses: ByNetwork::default(),
         // Only decides between two that claim one port of a node.
         created: raw.created_at.parse().ok(),

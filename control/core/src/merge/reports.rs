@@ -1,11 +1,11 @@
 //! Other nodes' reports.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Report, Reports};
 use crate::{
     engine::Loaded,
-    model::{Dataplane, Model, TaskState},
+    model::{Dataplane, Model, Task, TaskState},
 };
 
 /// Nodes without a report have no Hiveway. `own`: this node, which [`super::local`] knows better.
@@ -32,19 +32,26 @@ pub(super) fn vtep(model: &mut Model, id: &str, report: &Report) {
     }
 }
 
-/// Takes unhealthy tasks out of rotation, and dead ones out of the network; only tasks of the node that says so.
+/// Takes unhealthy tasks out of rotation, dead ones out of the network, and unreachable ones out of the routing mesh; only
+/// tasks of the node that says so.
 pub(super) fn health(model: &mut Model, id: &str, report: &Report) {
-    for (ids, dead) in [(&report.unhealthy, false), (&report.dead, true)] {
+    let unhealthy = |task: &mut Task| task.unhealthy = true;
+    let dead = |task: &mut Task| {
+        if task.state.is_live() {
+            // Whatever was asked for, nothing there answers any more.
+            task.state = TaskState::Failed;
+        }
+    };
+    let unreachable = |task: &mut Task| task.unreachable = true;
+    let mut each = |ids: &BTreeSet<String>, change: &dyn Fn(&mut Task)| {
         for task in ids {
-            let Some(task) = model.tasks.get_mut(task.as_str()).filter(|task| task.node.as_deref() == Some(id)) else {
-                continue;
-            };
-            if !dead {
-                Arc::make_mut(task).unhealthy = true;
-            } else if task.state.is_live() {
-                // Whatever was asked for, nothing there answers any more.
-                Arc::make_mut(task).state = TaskState::Failed;
+            let task = model.tasks.get_mut(task.as_str()).filter(|task| task.node.as_deref() == Some(id));
+            if let Some(task) = task {
+                change(Arc::make_mut(task));
             }
         }
-    }
+    };
+    each(&report.unhealthy, &unhealthy);
+    each(&report.dead, &dead);
+    each(&report.unreachable, &unreachable);
 }

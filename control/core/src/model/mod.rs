@@ -175,6 +175,8 @@ pub struct Task {
     pub state: TaskState,
     /// Its node's engine calls it unhealthy: it drains, seconds before the manager says so.
     pub unhealthy: bool,
+    /// Its node's agent says that it has no interface on the gateway bridge: the routing mesh cannot deliver to it.
+    pub unreachable: bool,
     /// Per network id.
     pub addresses: ByNetwork<Address>,
     /// When it was made, where the table says so.

@@ -228,6 +228,7 @@ fn tasks(
             desired_state: raw.desired_state,
             state: raw.state,
             unhealthy: raw.unhealthy,
+            unreachable: false,
             addresses: placed,
             created: raw.created,
             netns: raw.netns,

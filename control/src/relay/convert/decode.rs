@@ -201,6 +201,7 @@ fn task(task: wire::Task, place: &mut Place<'_>) -> Result<Task, String> {
         desired_state: names::task_state_of(task.desired_state),
         state: names::task_state_of(task.state),
         unhealthy: task.unhealthy,
+        unreachable: task.unreachable,
         addresses,
         created,
         netns: None,

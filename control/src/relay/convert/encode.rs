@@ -116,6 +116,7 @@ fn task(task: &Task) -> wire::Task {
         desired_state: names::task_state(task.desired_state),
         state: names::task_state(task.state),
         unhealthy: task.unhealthy,
+        unreachable: task.unreachable,
         addresses: task.addresses.iter().map(address).collect(),
         created: task.created.as_ref().map(ToString::to_string).unwrap_or_default(),
         ports: ports(&task.ports),

@@ -17,6 +17,7 @@ pub fn encode_report(report: &Report) -> wire::Report {
         unhealthy: report.unhealthy.iter().cloned().collect(),
         dead: report.dead.iter().cloned().collect(),
         vxlan_port: port_number(report.vxlan_port),
+        unreachable: report.unreachable.iter().cloned().collect(),
     }
 }
 
@@ -35,6 +36,7 @@ pub fn decode_report(report: wire::Report, version: &str) -> Result<Report, Stri
         unhealthy: tasks(report.unhealthy)?,
         dead: tasks(report.dead)?,
         vxlan_port: port_of("VXLAN port", report.vxlan_port)?,
+        unreachable: tasks(report.unreachable)?,
         preparing: false,
     })
 }
@@ -81,6 +83,7 @@ mod tests {
             version: "0.1.0".into(),
             unhealthy: ["a".into()].into(),
             dead: ["b".into(), "c".into()].into(),
+            unreachable: ["d".into()].into(),
         };
         assert_eq!(decode_report(encode_report(&report), "0.1.0"), Ok(report));
         let unknown = Report { version: "0.1.0".into(), ..Report::default() };

@@ -22,14 +22,16 @@ struct Saved {
     unhealthy: BTreeSet<String>,
     #[serde(default)]
     dead: BTreeSet<String>,
+    #[serde(default)]
+    unreachable: BTreeSet<String>,
 }
 
 /// What was saved. What can't be read is as good as nothing: agents report again when they connect.
 pub(super) fn read(path: &Path) -> Reports {
     let read = || -> io::Result<BTreeMap<String, Saved>> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
     let report = |(node, saved): (String, Saved)| {
-        let Saved { vtep, version, vxlan_port, unhealthy, dead } = saved;
-        (node, Report { vtep, version, vxlan_port, unhealthy, dead, preparing: false })
+        let Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable } = saved;
+        (node, Report { vtep, version, vxlan_port, unhealthy, dead, unreachable, preparing: false })
     };
     match read() {
         Ok(saved) => saved.into_iter().map(report).collect(),
@@ -52,8 +54,8 @@ pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
     let ready = reports.iter().filter(|(_, report)| !report.preparing);
     let saved: BTreeMap<&String, Saved> = ready
         .map(|(node, report)| {
-            let Report { vtep, version, vxlan_port, unhealthy, dead, preparing: _ } = report.clone();
-            (node, Saved { vtep, version, vxlan_port, unhealthy, dead })
+            let Report { vtep, version, vxlan_port, unhealthy, dead, unreachable, preparing: _ } = report.clone();
+            (node, Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable })
         })
         .collect();
     let temporary = path.with_extension("tmp");
