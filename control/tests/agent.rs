@@ -2,10 +2,13 @@
 
 mod support;
 
-use std::{os::unix::net::UnixListener, process::Stdio};
+use std::{
+    os::unix::net::{UnixDatagram, UnixListener, UnixStream},
+    process::Stdio,
+};
 
 use support::{
-    Netns,
+    HIVEWAY, Netns,
     node::{Node, eventually},
     run, stderr, stdout,
 };
@@ -46,6 +49,45 @@ fn keys(value: &serde_json::Value) -> Vec<String> {
         serde_json::Value::Array(items) => items.iter().flat_map(keys).collect(),
         _ => Vec::new(),
     }
+}
+
+#[test]
+fn without_a_table_the_agent_says_what_it_waits_for() {
+    let node = Node::new();
+    let notified = UnixDatagram::bind(node.path("notify")).unwrap();
+    notified.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let log = std::fs::File::create(node.path("agent.log")).unwrap();
+    let mut command = node.command(&[
+        ("--table", "relay:127.0.0.1:1"),
+        ("--docker-socket", "/nonexistent/docker.sock"),
+        ("--swarm-dir", "/nonexistent"),
+    ]);
+    let command = command.env("NOTIFY_SOCKET", node.path("notify")).stdin(Stdio::null()).stderr(log);
+    let mut child = command.spawn().unwrap();
+    let socket = node.path("agent.sock");
+    eventually("the agent answers", || UnixStream::connect(&socket).is_ok());
+    let status = || node.ask(&["status"]);
+    eventually("it has a reason", || status()["waiting"][0]["why"].to_string().contains("no certificate"));
+    let status = status();
+    assert_eq!((&status["ready"], &status["healthy"]), (&false.into(), &false.into()));
+    assert_eq!(status["waiting"][0]["item"], "first table");
+    let said = |arguments: &[&str]| {
+        std::process::Command::new(HIVEWAY).args(arguments).arg("--socket").arg(&socket).output().unwrap()
+    };
+    let text = stdout(&said(&["status"]));
+    assert!(text.contains("starting for") && text.contains("waiting   for a table from relay:127.0.0.1:1: "), "{text}");
+    let services = said(&["service", "ls"]);
+    assert_eq!(services.status.code(), Some(1));
+    assert!(stderr(&services).contains("it waits for a table from relay:127.0.0.1:1"), "{}", stderr(&services));
+    // systemd would end it after 90 s.
+    let mut buffer = [0; 1024];
+    let length = notified.recv(&mut buffer).unwrap();
+    let said = String::from_utf8_lossy(&buffer[..length]);
+    assert!(said.contains("EXTEND_TIMEOUT_USEC=60000000") && said.contains("STATUS=waiting for a table"), "{said}");
+    run(&format!("kill {}", child.id()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+    node.assert_untouched();
 }
 
 #[test]

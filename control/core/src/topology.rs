@@ -142,8 +142,11 @@ impl<'a> Topology<'a> {
     /// Whether no backend of `service` has an interface on its node's gateway bridge, because a network of the service's own
     /// is the way out. The engine's mesh reaches tasks over the ingress network, so it can serve such ports, and ours cannot.
     pub(crate) fn only_engine_reaches(&self, service: &str) -> bool {
-        let mut backends = self.endpoints.of_service(service).filter(|placed| placed.role == TaskRole::Backend).peekable();
-        self.ingress().is_some_and(by_engine) && backends.peek().is_some() && backends.all(|placed| placed.task.unreachable)
+        let mut backends =
+            self.endpoints.of_service(service).filter(|placed| placed.role == TaskRole::Backend).peekable();
+        self.ingress().is_some_and(by_engine)
+            && backends.peek().is_some()
+            && backends.all(|placed| placed.task.unreachable)
     }
 
     /// Endpoints with an address on `network`.

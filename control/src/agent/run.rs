@@ -27,6 +27,7 @@ use crate::{
     relay,
     source::{self, Conductor, Live, Setup, Source},
     state_dir::StateDir,
+    status::report::{Answers, Starting},
 };
 
 /// How often everything is looked at, and flows are swept; less often where that takes long.
@@ -56,12 +57,20 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let conductor = args.table.is_live().then(|| conductor(&args));
     let (ready, when_ready) = watch::channel(false);
     let relay = conductor.as_ref().map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready));
+    let starting = conductor.as_ref().map(|conductor| Starting {
+        source: args.table.to_string(),
+        started: std::time::Instant::now(),
+        table: conductor.hub.table.clone(),
+        engine: conductor.hub.engine.clone(),
+        relay: relay.as_ref().map(|relay| relay.board.clone()),
+    });
     let started = tokio::select! {
         biased;
         // A live source may let us wait for its first table.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
-        started = startup::start(&mut args, conductor.as_ref()) => started?,
+        started = startup::start(&mut args, conductor.as_ref(), starting.clone()) => started?,
+        never = ready::keep_waiting(starting.as_ref()) => never,
     };
     let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
@@ -84,7 +93,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
         .context("cannot start the sweep's thread")?;
-    status.serve(shared.clone());
+    status.serve(Answers::Agent(shared.clone()));
     if let Some(listener) = metrics {
         metrics::serve(listener, shared.clone());
     }

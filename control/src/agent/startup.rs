@@ -15,7 +15,10 @@ use crate::{
     netlink::{Socket, observe_node},
     source::Conductor,
     state_dir::StateDir,
-    status::server::Server,
+    status::{
+        report::{Answers, Starting},
+        server::Server,
+    },
 };
 
 /// What a start that is not refused has.
@@ -33,7 +36,22 @@ pub(super) struct Started {
 /// Checks and opens everything, what changes nothing first.
 ///
 /// With a live source `args` gets what was left out: node and underlay interface.
-pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> anyhow::Result<Started> {
+///
+/// The status socket of a live source answers before the first table, which may be long in coming.
+pub(super) async fn start(
+    args: &mut AgentArgs,
+    live: Option<&Conductor>,
+    starting: Option<Starting>,
+) -> anyhow::Result<Started> {
+    let early = match starting {
+        Some(starting) => {
+            free_socket(&args.socket)?;
+            let mut status = Server::bind(&args.socket).context("--socket")?;
+            status.serve(Answers::Starting(starting));
+            Some(status)
+        }
+        None => None,
+    };
     let reserved =
         Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port.unwrap_or(Reserved::default().vxlan_port) };
     let (source, node) = (args.table.clone(), args.node.clone());
@@ -48,7 +66,9 @@ pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> any
     let args = &*args;
     dataplane::preflight(&args.bpffs)?;
     let instance = Instance::take()?;
-    free_socket(&args.socket)?;
+    if early.is_none() {
+        free_socket(&args.socket)?;
+    }
     if !args.netns_dir.is_dir() && live.is_none() {
         tracing::warn!(
             "--netns-dir {} does not exist (yet); tasks need a netns in the table or a file there",
@@ -63,7 +83,10 @@ pub(super) async fn start(args: &mut AgentArgs, live: Option<&Conductor>) -> any
         Some(address) => Some(metrics::bind(address).await.context("--metrics")?),
         None => None,
     };
-    let status = Server::bind(&args.socket).context("--socket")?;
+    let status = match early {
+        Some(status) => status,
+        None => Server::bind(&args.socket).context("--socket")?,
+    };
     let new_state = !args.state_dir.exists();
     let state = StateDir::open(&args.state_dir).context("--state-dir")?;
     // What is unreadable must be known before anything is done.

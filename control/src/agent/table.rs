@@ -96,9 +96,9 @@ impl Table {
                 table.note(live);
                 return Ok(table);
             }
-            let why = live.expelled.clone().or_else(|| live.lost.as_ref().map(|lost| lost.why.clone()));
+            let why = live.waits_for_what();
             if why.is_some() && why != said {
-                tracing::warn!("waiting for the first table: {}", why.as_deref().unwrap_or_default());
+                tracing::warn!("waiting for a table from {source}: {}", why.as_deref().unwrap_or_default());
                 said = why;
             }
             if tables.changed().await.is_err() {

@@ -169,7 +169,30 @@ fn engine(engine: &Value) -> Option<String> {
     Some(version + &unreachable)
 }
 
+/// Before the first table.
+fn starting(value: &Value) -> String {
+    let waiting = value["waiting"].as_array().and_then(|items| items.first());
+    let lines = [
+        (
+            "agent",
+            format!(
+                "starting for {} s, version {}, pid {}",
+                text(&value["uptime_seconds"]),
+                text(&value["version"]),
+                text(&value["pid"])
+            ),
+        ),
+        ("waiting", waiting.map_or_else(String::new, |item| format!("for {}", text(&item["why"])))),
+    ];
+    let lines = lines.into_iter().chain(engine(&value["engine"]).map(|line| ("engine", line)));
+    let lines = lines.chain(relay(&value["relay"]).map(|line| ("relay", line)));
+    lines.map(|(name, line)| format!("{name:<10}{line}\n")).collect()
+}
+
 fn status(value: &Value) -> String {
+    if value["node"].is_null() {
+        return starting(value);
+    }
     let node = &value["node"];
     let table = &value["table"];
     let health = match (value["ready"] == true, value["healthy"] == true) {

@@ -156,7 +156,12 @@ fn differ(a: &Live, b: &Live) -> bool {
         (None, None) => true,
         _ => false,
     };
-    !same || a.from != b.from || a.lost != b.lost || a.expelled != b.expelled || a.node != b.node
+    !same
+        || a.from != b.from
+        || a.lost != b.lost
+        || a.expelled != b.expelled
+        || a.absent != b.absent
+        || a.node != b.node
 }
 
 /// Writes the last table down, not too often.

@@ -29,6 +29,8 @@ pub struct Live {
     pub lost: Option<Lost>,
     /// This node is no member of the swarm (any more), and why we think so: its table is to be emptied.
     pub expelled: Option<String>,
+    /// Why this node is not in the table, although it belongs to the swarm (only in [`Hub::table`]).
+    pub absent: Option<String>,
     /// This node's id, once it is known (only in [`Hub::table`]).
     pub node: Option<String>,
 }
@@ -53,6 +55,12 @@ impl Live {
     /// The source says this now.
     pub fn current(table: Arc<Loaded>, from: impl Into<String>) -> Self {
         Self { table: Some(table), from: from.into(), ..Self::default() }
+    }
+
+    /// Why this node has nothing to go by, if there is a reason.
+    pub fn waits_for_what(&self) -> Option<String> {
+        let lost = || self.lost.as_ref().map(|lost| lost.why.clone());
+        self.expelled.clone().or_else(lost).or_else(|| self.absent.clone())
     }
 
     /// The source can't be reached (or still can't); its last table stays.

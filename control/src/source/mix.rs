@@ -82,7 +82,8 @@ impl Mixer {
         }
         let (lost, expelled) = (self.lost.clone(), self.expelled.clone());
         let node = self.own.as_ref().map(|own| own.id.to_string());
-        Live { table: self.merged.clone(), from: self.from.clone(), lost, expelled, node }
+        let absent = inputs.engine.local.node.as_deref().and_then(|id| absent(self.merged.as_deref()?, id));
+        Live { table: self.merged.clone(), from: self.from.clone(), lost, expelled, absent, node }
     }
 
     fn choose(&mut self, inputs: &Inputs) {
@@ -155,6 +156,14 @@ impl Mixer {
     }
 }
 
+/// Why this node is not in a table of its swarm.
+fn absent(table: &Loaded, id: &str) -> Option<String> {
+    (!table.model.nodes.contains_key(id)).then(|| match table.why_unplaced(id) {
+        Some(why) => format!("this node ({id}) is left out of it: {why}"),
+        None => format!("this node ({id}) is not in it"),
+    })
+}
+
 /// A table with nothing but this node.
 fn emptied(own: Node) -> Loaded {
     let own = Node { state: NodeState::Down, dataplane: Dataplane::Hiveway, addresses: Default::default(), ..own };
@@ -165,7 +174,7 @@ fn emptied(own: Node) -> Loaded {
 mod tests {
     use std::time::Instant;
 
-    use hiveway_core::merge::Report;
+    use hiveway_core::{LeftOut, merge::Report};
 
     use super::*;
 
@@ -260,6 +269,21 @@ mod tests {
         refused.expel("no member");
         inputs.relayed = refused.into();
         assert_eq!(mixer.mix(&inputs).expelled.as_deref(), Some("no member"));
+    }
+
+    #[test]
+    fn a_node_that_is_left_out_of_its_swarm_s_table_hears_why() {
+        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
+        let mut loaded = (*table("web")).clone();
+        loaded.model.nodes.remove("n1");
+        let why = "its address fd00::1 is IPv6, which is not supported yet";
+        loaded.left_out = vec![LeftOut { what: "node one (n1)".into(), why: why.into() }];
+        inputs.swarm = Some(Arc::new(Live::current(Arc::new(loaded), "x")));
+        let live = mixer.mix(&inputs);
+        assert_eq!(live.waits_for_what(), Some(format!("this node (n1) is left out of it: {why}")));
+        assert_eq!(live.node, None);
+        inputs.swarm = Some(current("web"));
+        assert_eq!(mixer.mix(&inputs).waits_for_what(), None);
     }
 
     #[test]

@@ -1,15 +1,29 @@
 //! Answers to requests, as JSON with stable keys (docs/cli.md).
 
 mod flows;
+mod starting;
 mod status;
+
+use std::sync::Arc;
 
 use dataplane_common::{counter::Stat, drop_reason::DropReason};
 use hiveway_core::views;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use starting::Starting;
+
 use super::protocol::Request;
 use crate::{agent::shared::Shared, nft};
+
+/// Who answers.
+#[derive(Clone, Debug)]
+pub enum Answers {
+    /// An agent without a table.
+    Starting(Starting),
+    /// The agent.
+    Agent(Arc<Shared>),
+}
 
 /// A row of `drops`.
 #[derive(Clone, Debug, Serialize)]
@@ -26,7 +40,14 @@ pub struct DropView {
 ///
 /// # Errors
 /// When maps cannot be read.
-pub fn report(shared: &Shared, request: Request) -> Result<Value, String> {
+pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
+    let shared = match (answers, request) {
+        (Answers::Agent(shared), _) => shared,
+        (Answers::Starting(starting), Request::Status) => {
+            return serde_json::to_value(starting.status()).map_err(|error| error.to_string());
+        }
+        (Answers::Starting(starting), _) => return Err(format!("it waits for {}", starting.why())),
+    };
     let snapshot = shared.snapshot();
     let value = match request {
         Request::Status => serde_json::to_value(status::status(shared, &snapshot)?),

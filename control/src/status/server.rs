@@ -9,14 +9,14 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
+    sync::watch,
     task::JoinHandle,
 };
 
 use super::{
     protocol::{Request, Response},
-    report,
+    report::{self, Answers},
 };
-use crate::agent::shared::Shared;
 
 /// Longest request line; ours are far shorter.
 const MAX_REQUEST: u64 = 4096;
@@ -26,6 +26,7 @@ const MAX_REQUEST: u64 = 4096;
 pub struct Server {
     path: PathBuf,
     listener: Arc<UnixListener>,
+    answers: Option<watch::Sender<Answers>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -54,18 +55,24 @@ impl Server {
             _ => {}
         }
         let listener = UnixListener::bind(path).map_err(name)?;
-        let server = Self { path: path.to_owned(), listener: Arc::new(listener), task: None };
+        let server = Self { path: path.to_owned(), listener: Arc::new(listener), answers: None, task: None };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(name)?;
         Ok(server)
     }
 
-    /// Answers from now on.
-    pub fn serve(&mut self, shared: Arc<Shared>) {
+    /// Answers so from now on.
+    pub fn serve(&mut self, answers: Answers) {
+        if let Some(sender) = &self.answers {
+            sender.send_replace(answers);
+            return;
+        }
+        let (sender, answers) = watch::channel(answers);
+        self.answers = Some(sender);
         let listener = self.listener.clone();
         self.task = Some(tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(answer(stream, shared.clone()))),
+                    Ok((stream, _)) => drop(tokio::spawn(answer(stream, answers.clone()))),
                     Err(error) => {
                         tracing::warn!("status socket: {error}");
                         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -76,7 +83,7 @@ impl Server {
     }
 }
 
-async fn answer(stream: UnixStream, shared: Arc<Shared>) {
+async fn answer(stream: UnixStream, answers: watch::Receiver<Answers>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -88,9 +95,9 @@ async fn answer(stream: UnixStream, shared: Arc<Shared>) {
         let response = match serde_json::from_slice::<Request>(&line) {
             Err(error) => Response::Error(format!("not a request: {error}")),
             Ok(request) => {
-                let shared = shared.clone();
+                let answers = answers.borrow().clone();
                 // Reading maps blocks.
-                let reported = tokio::task::spawn_blocking(move || report::report(&shared, request)).await;
+                let reported = tokio::task::spawn_blocking(move || report::report(&answers, request)).await;
                 match reported {
                     Ok(Ok(value)) => Response::Ok(value),
                     Ok(Err(error)) => Response::Error(error),

@@ -102,12 +102,17 @@ fn outside_the_mesh(topology: &Topology<'_>, left_out: &mut Vec<LeftOut>) {
             let owned = topology.published.get(&(proto, port));
             if owned.is_some_and(|p| placed.task.service.as_deref() == Some(p.service)) {
                 let why = if placed.task.unreachable {
-                    format!("it has no interface on the gateway bridge of its node {}: its way out is another network", placed.node)
+                    format!(
+                        "it has no interface on the gateway bridge of its node {}: its way out is another network",
+                        placed.node
+                    )
                 } else {
                     format!("its node {} does not run Hiveway and takes no mesh frames{}", placed.node, instead)
                 };
-                left_out
-                    .push(LeftOut { what: format!("task {} as backend of published port {port}", placed.task.id), why });
+                left_out.push(LeftOut {
+                    what: format!("task {} as backend of published port {port}", placed.task.id),
+                    why,
+                });
             }
         }
     }

@@ -55,6 +55,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Why a node of the swarm is not in the model, by its id.
+    pub fn why_unplaced(&self, node: &str) -> Option<&str> {
+        let id = format!(" ({node})");
+        let said = self.left_out.iter().find(|item| item.what.starts_with("node ") && item.what.ends_with(&id));
+        said.map(|item| item.why.as_str())
+    }
+
     /// Makes the nodes' tunnel addresses unique. `knows`: whether a node has said itself where its tunnels end. Nodes without
     /// a place are taken out and named.
     pub fn settle(&mut self, knows: impl Fn(&str) -> bool) {

@@ -36,11 +36,9 @@ pub(super) fn is_unplaced(live: &Live, node: &str) -> bool {
 }
 
 /// What to tell it when it does not.
-pub(super) fn nowhere(node: &str) -> Status {
-    Status::unavailable(format!(
-        "this manager does not know where node {node} is: another node has its address, and it has not said where its \
-         tunnels end"
-    ))
+pub(super) fn nowhere(live: &Live, node: &str) -> Status {
+    let why = live.table.as_ref().and_then(|table| table.why_unplaced(node)).unwrap_or("its address is not known yet");
+    Status::unavailable(format!("this manager does not know where node {node} is: {why}"))
 }
 
 #[cfg(test)]

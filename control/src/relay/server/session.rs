@@ -116,7 +116,7 @@ impl Session {
             tokio::select! {
                 _ = closing.changed() => return Err(Status::unavailable("this manager's agent stops serving tables")),
                 () = superseded.notified() => return Err(Status::aborted("another agent of this node has connected")),
-                () = sleep_until(lost_until), if unplaced => return Err(nowhere(self.node())),
+                () = sleep_until(lost_until), if unplaced => return Err(nowhere(&self.parts.table.borrow(), self.node())),
                 () = sleep_until(expires) => return Err(Status::unauthenticated("the certificate has expired")),
                 changed = credentials.changed() => {
                     changed.map_err(|_| Status::unavailable("certificates are gone"))?;

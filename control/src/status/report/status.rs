@@ -12,9 +12,9 @@ use crate::{
         takeover::Takeover,
         xdp::XdpStatus,
     },
+    engine::EngineView,
     ipv6::{NotServed, not_served},
     listeners::listeners,
-    engine::EngineView,
     relay::RelayStatus,
     shadowed::{Shadowed, shadowed},
     source::Lost,
@@ -96,13 +96,13 @@ struct Table {
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Unreachable {
+pub(super) struct Unreachable {
     since_seconds: u64,
     why: String,
 }
 
 impl Unreachable {
-    fn of(lost: &Lost) -> Self {
+    pub(super) fn of(lost: &Lost) -> Self {
         Self { since_seconds: lost.since.elapsed().as_secs(), why: lost.why.clone() }
     }
 }
