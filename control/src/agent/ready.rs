@@ -13,16 +13,16 @@ const MORE_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 
 /// Tells systemd, for as long as it is polled, that the start takes longer and why: a swarm whose managers all start again
 /// after a power cut is no reason to kill the agent.
-pub(super) async fn keep_waiting(starting: Option<&Starting>) -> ! {
-    let Some(starting) = starting else { return std::future::pending().await };
+pub(super) async fn keep_waiting(starting: Option<&Starting>) {
     let mut tick = interval(MORE_TIME.0);
-    loop {
+    while let Some(starting) = starting {
         tick.tick().await;
         let status = format!("waiting for {}", starting.why());
         let more = u32::try_from(MORE_TIME.1.as_micros()).unwrap_or(u32::MAX);
         // Without systemd there is nobody to tell, and with it the next time may work.
         let _ = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(more)]);
     }
+    std::future::pending().await
 }
 
 /// Prints the `ready:` line on stderr and notifies systemd, if it started us.

@@ -70,7 +70,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
         started = startup::start(&mut args, conductor.as_ref(), starting.clone()) => started?,
-        never = ready::keep_waiting(starting.as_ref()) => never,
+        () = ready::keep_waiting(starting.as_ref()) => return Ok(()),
     };
     let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
