@@ -95,7 +95,7 @@ mod tests {
             (socket(true, Some(EngineProcess::Daemon)), None, true),
             (socket(false, None), None, false),
         ] {
-            assert_eq!(!shadowed(&[socket.clone()], mesh).is_empty(), hidden, "{socket:?}");
+            assert_eq!(!shadowed(std::slice::from_ref(&socket), mesh).is_empty(), hidden, "{socket:?}");
         }
     }
 }
