@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Ip4, NetId, Port, VniBytes};
+use crate::addr::{Ip4, Mac, NetId, Port, VniBytes};
 
 /// The single value of map `CONFIG` (array of one).
 #[repr(C)]
@@ -37,6 +37,10 @@ pub struct Config {
     pub ingress_vni: VniBytes,
     /// One of [`mesh_return`].
     pub mesh_return: u32,
+    /// MAC of the underlay interface; XDP leaves frames for another one to the stack. Zero: it has none.
+    pub underlay_mac: Mac,
+    /// Always zero.
+    pub _pad: [u8; 2],
 }
 
 /// Values of [`Config::mesh_return`]: how replies of this node's tasks to clients of other ingress nodes go.
@@ -47,4 +51,4 @@ pub mod mesh_return {
     pub const DIRECT: u32 = 1;
 }
 
-crate::assert_layout!(Config: size 52 align 4);
+crate::assert_layout!(Config: size 60 align 4);

@@ -4,7 +4,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ip4, Mac};
 
-/// Values of map `XDP_DEVICES` (hash, key: interface index, native `u32`): how `xdp_mesh` is attached there.
+/// Value of map `XDP_DEVICES` (hash, key: interface index, native `u32`): an interface that has `xdp_mesh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct XdpDevice {
+    /// How it is attached there: one of [`xdp_mode`].
+    pub mode: u32,
+    /// MAC of the interface: XDP cannot see `skb->pkt_type`, which says to TC whether a frame is for another MAC.
+    pub mac: Mac,
+    /// Always zero.
+    pub _pad: [u8; 2],
+}
+
+/// Values of [`XdpDevice::mode`].
 pub mod xdp_mode {
     /// In the driver.
     pub const NATIVE: u32 = 1;
@@ -131,6 +143,7 @@ const fn mac(m: Mac) -> u64 {
 }
 
 crate::assert_layout!(
+    XdpDevice: size 12 align 4,
     XdpState: size 16 align 8,
     HopWords: size 32 align 8,
 );

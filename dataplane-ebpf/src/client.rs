@@ -13,6 +13,9 @@ use crate::{
 /// Entry of the hook.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    if !parse::is_own(ctx) {
+        return Ok(Action::Pass);
+    }
     match parse::from_outside(ctx) {
         Some(packet) => {
             let config = config()?;

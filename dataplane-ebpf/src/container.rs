@@ -30,10 +30,14 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     if eth.src != local.mac {
         return Err(DropReason::SpoofedMac);
     }
+    // Containers have no VLANs, and the tag would be that of the outer frame.
+    if parse::in_vlan(ctx) {
+        return Err(DropReason::UnsupportedProtocol);
+    }
     match eth.ethertype {
         ethertype::IPV4 => ipv4(ctx, local, &eth),
         ethertype::ARP => arp::handle(ctx, local, eth.is_group()),
-        // A tag would hide the addresses from every check above; overlay interfaces have no VLANs.
+        // A second tag, behind one with VID 0, would hide the addresses from every check.
         ethertype::VLAN | ethertype::QINQ => Err(DropReason::UnsupportedProtocol),
         _ => group::slow_path(ctx, eth.is_group()),
     }

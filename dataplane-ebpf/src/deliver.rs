@@ -11,12 +11,9 @@ use dataplane_common::{
 use crate::{
     flow, fragment, icmp, maps, nat,
     nat::Translation,
-    parse::{Fragment, Packet},
+    parse::{Fragment, PACKET_HOST, Packet},
     verdict::{Action, Verdict},
 };
-
-/// `PACKET_HOST` of `<linux/if_packet.h>`: the packet is for whoever receives it.
-const PACKET_HOST: u32 = 0;
 
 /// Whether a packet that goes into a container may have to be translated back.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -25,10 +25,14 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     if eth.src != local.mac {
         return Err(DropReason::SpoofedMac);
     }
+    // Containers have no VLANs, and the tag would stay with the packet on its way out.
+    if parse::in_vlan(ctx) {
+        return Err(DropReason::UnsupportedProtocol);
+    }
     match eth.ethertype {
         ethertype::IPV4 => ipv4(ctx, local),
         ethertype::ARP => arp::check_sender(ctx, local).map(|_| Action::Pass),
-        // A tag would hide the addresses from the checks here and in the host's firewall.
+        // A second tag, behind one with VID 0, would hide the addresses from every check.
         ethertype::VLAN | ethertype::QINQ => Err(DropReason::UnsupportedProtocol),
         _ => Ok(Action::Pass),
     }

@@ -18,7 +18,7 @@ use dataplane_common::{
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
-    xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpState},
+    xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
 
 use crate::{flow::NewFlow, parse::Packet, quote::Quote};
@@ -63,7 +63,7 @@ pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, 65_536, GROWING> = LpmTrie::n
 #[btf_map]
 pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]
-pub(crate) static XDP_DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }, GROWING> = HashMap::new();
+pub(crate) static XDP_DEVICES: HashMap<u32, XdpDevice, { MAX_DEVICES as usize }, GROWING> = HashMap::new();
 #[btf_map]
 pub(crate) static XDP_STATE: Array<XdpState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]

@@ -30,6 +30,10 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         ctx.set_mark(0);
         return Ok(Action::Pass);
     }
+    // The VLAN device on top has its own hook.
+    if parse::in_vlan(ctx) {
+        return Ok(Action::Pass);
+    }
     let config = config()?;
     if !may_be_own(ctx, config) {
         return Ok(Action::Pass);

@@ -34,6 +34,36 @@ pub(crate) fn eth(ctx: &TcContext, offset: usize) -> Result<Eth, DropReason> {
     ctx.load(offset).map_err(|_| DropReason::Truncated)
 }
 
+/// `PACKET_HOST` of `<linux/if_packet.h>`: the frame is for the MAC of the interface that it is on.
+pub(crate) const PACKET_HOST: u32 = 0;
+/// The VLAN identifier (VID) in a tag, IEEE 802.1Q.
+const VID: u32 = 0x0fff;
+
+/// Whether the frame carries the tag of a VLAN. `__netif_receive_skb` or the NIC has moved the outermost tag into the skb's
+/// metadata before TC ingress; a frame of a VLAN looks like any other one otherwise. A tag with VID 0 names a priority
+/// and no VLAN.
+#[inline(always)]
+pub(crate) fn in_vlan(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // VERIFIER(6.18): volatile, as in `verdict::ifindex`.
+    // SAFETY: the context pointer is valid for the program's run.
+    unsafe {
+        core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0
+            && core::ptr::read_volatile(&raw const (*skb).vlan_tci) & VID != 0
+    }
+}
+
+/// Whether a frame from outside is for this very interface. What is for another MAC (the interface is promiscuous, or has
+/// macvlan devices on top) and what is in a VLAN are the stack's, which drops it or gives it to the device it belongs to;
+/// that has its own hook. Group frames are the stack's too: it forwards no unicast packet that came in one.
+#[inline(always)]
+pub(crate) fn is_own(ctx: &TcContext) -> bool {
+    // VERIFIER(6.18): volatile, as in `verdict::ifindex`.
+    // SAFETY: the context pointer is valid for the program's run.
+    let pkt_type = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) };
+    pkt_type == PACKET_HOST && !in_vlan(ctx)
+}
+
 /// The IPv4 packet in a frame from outside. `None`: another protocol, or too broken to read; both are the stack's to
 /// judge, not ours.
 #[inline(always)]

@@ -117,8 +117,7 @@ pub(crate) fn to(ctx: &TcContext) -> Verdict {
 /// would look like others.
 #[inline(always)]
 fn local(ctx: &TcContext) -> Option<&'static Local> {
-    let skb = ctx.skb.skb;
     // SAFETY: the context pointer is valid for the program's run.
-    let (id, tagged) = unsafe { ((*skb).cb[SANDBOX_ID], (*skb).vlan_present) };
-    if tagged != 0 { None } else { maps::local(id) }
+    let id = unsafe { (*ctx.skb.skb).cb[SANDBOX_ID] };
+    if parse::in_vlan(ctx) { None } else { maps::local(id) }
 }

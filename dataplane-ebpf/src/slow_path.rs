@@ -52,7 +52,8 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     };
     let device = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
     let eth = parse::eth(ctx, 0)?;
-    if eth.ethertype != ethertype::IPV4 {
+    // What is in a VLAN of its senders is the bridge's, as what is not IPv4.
+    if eth.ethertype != ethertype::IPV4 || parse::in_vlan(ctx) {
         return if sender.is_none() { Ok(Action::Pass) } else { Err(DropReason::UncheckedTunnel) };
     }
     let packet = parse::outer(ctx, ETH_LEN)?;

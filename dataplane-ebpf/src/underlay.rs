@@ -16,6 +16,9 @@ use crate::{
 /// Entry of the hook. What is not ours passes, however broken it is.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    if !parse::is_own(ctx) {
+        return Ok(Action::Pass);
+    }
     let Some(packet) = parse::from_outside(ctx) else {
         return Ok(Action::Pass);
     };

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
@@ -53,6 +53,9 @@ pub(crate) fn fold_out(ctx: &TcContext, verdict: Verdict) -> i32 {
 /// `back`: flags of a redirection back to the sender.
 #[inline(always)]
 fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
+    if !matches!(verdict, Ok(Action::Pass | Action::SlowPath) | Err(_)) {
+        untag(ctx);
+    }
     match verdict {
         Ok(Action::Pass) => {
             note(ctx, decision::PASS, 0);
@@ -95,6 +98,19 @@ fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
             debug!(ctx, "drop {} on ifindex {}", reason as u32, ifindex(ctx));
             TC_ACT_SHOT
         }
+    }
+}
+
+/// Takes a priority tag (VID 0, see [`crate::parse::in_vlan`]) off a packet that is sent on: it was for the link that
+/// the packet came over, and the kernel would write it into the frame that leaves.
+#[inline(always)]
+fn untag(ctx: &TcContext) {
+    // VERIFIER(6.18): volatile, as in `ifindex`.
+    // SAFETY: the context pointer is valid for the program's run.
+    if unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) } != 0 {
+        // Cannot fail: the tag is in the metadata, and what follows is IPv4 or ARP.
+        // SAFETY: plain helper call on a valid context.
+        unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
     }
 }
 

@@ -9,10 +9,11 @@ use std::{
 
 use aya::Ebpf;
 use dataplane_common::{
-    addr::Ip4,
+    addr::{Ip4, Mac},
     counter::{Counter, Stat},
     drop_reason::DropReason,
     state::{MapChange, MapState},
+    xdp::XdpDevice,
 };
 
 use crate::{
@@ -184,8 +185,9 @@ impl Dataplane {
     }
 
     /// Attaches `xdp_mesh` to the interface `ifname`, replacing in place what an earlier agent has attached there in the same
-    /// mode. Cheap when it is attached already. A driver may refuse; then nothing is attached.
-    pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode) -> Result<Attached, AttachError> {
+    /// mode. `mac` is the interface's: frames for another one are left to the stack. Cheap when it is attached already. A
+    /// driver may refuse; then nothing is attached.
+    pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode, mac: Mac) -> Result<Attached, AttachError> {
         let program = Program::XdpMesh;
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
@@ -197,10 +199,11 @@ impl Dataplane {
         let devices = &mut self.tables.xdp_devices;
         let map = |fault: MapFault| fail(AttachFault::kernel("note the device")(io::Error::other(fault)));
         let before = devices.get(&ifindex).map_err(map)?;
-        let attached = attach::xdp::attach(fd, id, mode, before, ifindex, &pin);
+        let attached = attach::xdp::attach(fd, id, mode, before.map(|device| device.mode), ifindex, &pin);
         let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail)?;
-        if before != Some(mode.number()) {
-            devices.put(ifindex, mode.number()).map_err(map)?;
+        let device = XdpDevice { mode: mode.number(), mac, ..XdpDevice::default() };
+        if before != Some(device) {
+            devices.put(ifindex, device).map_err(map)?;
         }
         Ok(attached)
     }

@@ -12,6 +12,7 @@ use dataplane_common::{
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     service::{AllowPrefix, PortKey, PublishedPort},
     state::SetKey,
+    xdp::XdpDevice,
 };
 
 use crate::{
@@ -39,7 +40,7 @@ pub(crate) struct Tables {
     pub(crate) targets: Table<TargetKey, Target>,
     pub(crate) allow: Trie<AllowPrefix, u32>,
     pub(crate) clients: Trie<ClientPrefix, ClientRule>,
-    pub(crate) xdp_devices: Table<u32, u32>,
+    pub(crate) xdp_devices: Table<u32, XdpDevice>,
     pub(crate) xdp_state: State,
     pub(crate) hops: Option<Hops>,
     pub(crate) paths: Option<Paths>,

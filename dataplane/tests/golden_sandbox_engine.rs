@@ -98,6 +98,7 @@ fn everything_else_passes_whatever_it_looks_like() -> Result<()> {
             ("multicast", frame(mac(LOCAL1.ip), [1, 0, 0x5e, 0, 0, 1], &ip(LOCAL1.ip, [224, 0, 0, 1]), &syn)),
             ("IPv6", ethernet(mac(LOCAL1.ip), ENGINES, 0x86dd, &[0x60; 60])),
             ("another protocol", ethernet(mac(LOCAL1.ip), ENGINES, 0x88cc, &[7; 60])),
+            // In the frame, as a container's own packet socket leaves it; the hook sees that as another protocol.
             ("with a VLAN", tagged),
             ("IP version 5", bad(14, 0x55)),
             ("IHL 4", bad(14, 0x44)),

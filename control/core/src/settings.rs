@@ -90,6 +90,8 @@ pub struct Facts {
     pub underlay_ifindex: u32,
     /// Its MTU.
     pub underlay_mtu: u16,
+    /// Its MAC; zero: it has none.
+    pub underlay_mac: [u8; 6],
     /// This node's addresses on its mesh interfaces, with the interface's index.
     pub node_addresses: BTreeMap<Ipv4Addr, u32>,
     /// A Docker engine here balances VIPs by itself (the kernel has IPVS): connections that began before us are its.

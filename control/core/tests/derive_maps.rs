@@ -48,6 +48,7 @@ fn three_replicas_on_n1() {
             mesh_vni: [0, 0xff, 0xff, 0xfe],
             vxlan_port: [0x12, 0xb5],
             underlay_mtu: 1500,
+            underlay_mac: [0x52, 0x54, 0, 0, 0, 1],
             gateway_ip: [172, 18, 0, 1],
             ingress_net: INGRESS,
             ingress_vxlan_ifindex: index["hwx4096"],

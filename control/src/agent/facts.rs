@@ -106,6 +106,7 @@ pub(super) fn facts(
     Ok(Facts {
         ifindex: links.iter().map(|(name, link)| (name.clone(), link.index)).collect(),
         underlay_ifindex: underlay.index,
+        underlay_mac: underlay.mac,
         underlay_mtu: u16::try_from(underlay.mtu).unwrap_or(u16::MAX),
         node_addresses: mesh::addresses(links, &gateway.name),
         engine_balances: std::path::Path::new(IPVS).exists(),

@@ -71,7 +71,7 @@ impl Xdp {
             if let Some(why) = self.refused.get(&key) {
                 return off(Some(why.clone()));
             }
-            match dataplane.attach_xdp(name, wanted) {
+            match dataplane.attach_xdp(name, wanted, link.mac) {
                 Ok(attached) => {
                     changes += usize::from(attached != Attached::Unchanged);
                     XdpStatus { interface: name.clone(), mode: shown(wanted), why: None }

@@ -5,6 +5,7 @@
 use core::arch::asm;
 
 use aya_ebpf::programs::XdpContext;
+use dataplane_common::addr::Mac;
 
 /// Where a frame lies, and where it came in. Not valid any more once the frame was moved.
 #[derive(Clone, Copy)]
@@ -115,15 +116,24 @@ pub(super) fn half(bytes: &[u8; 2]) -> u16 {
     unsafe { core::ptr::read(bytes.as_ptr().cast::<u16>()) }
 }
 
-// Where `word` and `half` are used.
+/// A MAC in a map's value, which lies at a multiple of four there: four bytes and two.
+#[inline(always)]
+pub(super) fn mac(bytes: &Mac) -> [u32; 2] {
+    let at = bytes.as_ptr();
+    // SAFETY: as many bytes, aligned as the caller says.
+    unsafe { [core::ptr::read(at.cast::<u32>()), u32::from(core::ptr::read(at.add(4).cast::<u16>()))] }
+}
+
+// Where `word`, `half` and `mac` are used.
 const _: () = {
     use core::mem::offset_of;
 
-    use dataplane_common::{config::Config, flow::Affinity};
+    use dataplane_common::{config::Config, flow::Affinity, xdp::XdpDevice};
 
     assert!(align_of::<Config>() == 4 && align_of::<Affinity>() == 8);
     assert!(offset_of!(Config, vtep).is_multiple_of(4) && offset_of!(Config, host_ip).is_multiple_of(4));
     assert!(offset_of!(Config, mesh_vni).is_multiple_of(4) && offset_of!(Config, vxlan_port).is_multiple_of(2));
     assert!(offset_of!(Affinity, ip).is_multiple_of(4) && offset_of!(Affinity, vtep).is_multiple_of(4));
+    assert!(offset_of!(Config, underlay_mac).is_multiple_of(4) && offset_of!(XdpDevice, mac).is_multiple_of(4));
     assert!(cfg!(target_endian = "little"));
 };

@@ -111,7 +111,7 @@ fn ask(ctx: *mut c_void, question: &Question, found: &mut Hop) {
 #[inline(never)]
 fn sends(from: u32, to: u32) -> bool {
     // SAFETY: entries are replaced as a whole by the agent.
-    let mode = |ifindex: u32| unsafe { XDP_DEVICES.get(ifindex) }.copied();
+    let mode = |ifindex: u32| unsafe { XDP_DEVICES.get(ifindex) }.map(|device| device.mode);
     match (mode(from), mode(to)) {
         (_, Some(xdp_mode::NATIVE)) => true,
         // In the stack every device can send.

@@ -16,10 +16,17 @@ mod reply;
 mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
-use dataplane_common::{flow::Affinity, headers::ipproto};
+use dataplane_common::{
+    config::Config,
+    flow::Affinity,
+    headers::{ETH_LEN, ipproto},
+};
 
 use self::access::{Frame, half, word};
-use crate::{flow, maps::config};
+use crate::{
+    flow,
+    maps::{XDP_DEVICES, config},
+};
 
 /// Entry of the hook.
 #[inline(always)]
@@ -33,6 +40,9 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::of(ctx);
     let packet = head::outer(frame)?;
     let config = config().ok()?;
+    if !is_own(frame, config)? {
+        return None;
+    }
     if packet.proto == ipproto::UDP && packet.dst == word(&config.vtep) && packet.dport() == half(&config.vxlan_port) {
         // On other interfaces nobody looks into a tunnel.
         if frame.ifindex != config.underlay_ifindex {
@@ -41,6 +51,21 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
         return reply::carry(ctx, frame, config, &packet);
     }
     forward::carry(ctx, frame, config, &packet)
+}
+
+/// Whether the frame is for the MAC of the interface that it came in through: [`crate::parse::is_own`] without an skb. A
+/// tag that is in the frame has left no IPv4 in sight; one that the NIC has taken off does not show.
+#[inline(always)]
+fn is_own(frame: Frame, config: &Config) -> Option<bool> {
+    let mac = if frame.ifindex == config.underlay_ifindex {
+        &config.underlay_mac
+    } else {
+        // SAFETY: entries are replaced as a whole by the agent.
+        unsafe { &XDP_DEVICES.get(frame.ifindex)?.mac }
+    };
+    let to = frame.part::<0, ETH_LEN>()?;
+    let [first, second] = access::mac(mac);
+    Some(to.four::<0>() == first && u32::from(to.two::<4>()) == second)
 }
 
 /// One in so many of the packets that would renew an entry's time goes to TC, which does that too.

@@ -21,7 +21,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
-    /// As in map `XDP_DEVICES`.
+    /// As in [`dataplane_common::xdp::XdpDevice::mode`].
     pub(crate) const fn number(self) -> u32 {
         match self {
             Self::Native => xdp_mode::NATIVE,

@@ -12,14 +12,14 @@ use aya::{
     programs::{ProgramError, tc},
 };
 use dataplane_common::{
-    addr::{Ip4, Tag},
+    addr::{Ip4, Mac, Tag},
     counter::Stat,
     drop_reason::DropReason,
     fragment::{FragmentKey, Fragmented},
     group,
     service::{PortKey, SetWord},
     state::{MapState, SetKey},
-    xdp::Hop,
+    xdp::{Hop, XdpDevice},
 };
 use zerocopy::IntoBytes as _;
 
@@ -192,8 +192,9 @@ impl Harness {
     }
 
     /// Notes that `xdp_mesh` is on the device, as attaching does.
-    pub fn put_xdp_device(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), HarnessError> {
-        Ok(self.tables.xdp_devices.put(ifindex, mode.number())?)
+    pub fn put_xdp_device(&mut self, ifindex: u32, mode: XdpMode, mac: Mac) -> Result<(), HarnessError> {
+        let device = XdpDevice { mode: mode.number(), mac, ..XdpDevice::default() };
+        Ok(self.tables.xdp_devices.put(ifindex, device)?)
     }
 
     /// Forgets that `xdp_mesh` is on the device.

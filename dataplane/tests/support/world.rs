@@ -190,6 +190,10 @@ fn devices() -> Result<Devices> {
         twin: veth("hwv9", "c9")?,
         stray: veth("stray", "strayp")?,
     };
+    // Frames for another MAC are the stack's.
+    for name in ["eth0", "eth1"] {
+        run(&format!("ip link set {name} address {}", text(NODE_MAC)))?;
+    }
     run("sysctl -qw net.ipv4.ip_forward=1")?;
     run("ip addr add 192.0.2.1/24 dev eth0")?;
     run("ip addr add 203.0.113.1/24 dev eth1")?;
@@ -201,10 +205,13 @@ fn devices() -> Result<Devices> {
         ("192.0.2.254", ROUTER_MAC, "eth0"),
         ("203.0.113.50", NEAR_MAC, "eth1"),
     ] {
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        run(&format!("ip neigh add {address} lladdr {mac} dev {dev} nud permanent"))?;
+        run(&format!("ip neigh add {address} lladdr {} dev {dev} nud permanent", text(mac)))?;
     }
     Ok(dev)
+}
+
+fn text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn state(dev: &Devices) -> MapState {
@@ -215,6 +222,7 @@ fn state(dev: &Devices) -> MapState {
             mesh_vni: MESH.to_be_bytes(),
             vxlan_port: 4789u16.to_be_bytes(),
             underlay_mtu: 1500,
+            underlay_mac: NODE_MAC,
             ..Config::default()
         },
         node_addresses: BTreeMap::from([

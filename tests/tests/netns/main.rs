@@ -33,4 +33,5 @@ mod support;
 mod takeover;
 mod translated_clients;
 mod vip;
+mod vlans;
 mod xdp;

@@ -43,6 +43,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         mesh_vni: settings.mesh_vni.to_be_bytes(),
         vxlan_port: settings.vxlan_port.to_be_bytes(),
         underlay_mtu: facts.underlay_mtu,
+        underlay_mac: facts.underlay_mac,
         gateway_ip: gateway_ip(desired, settings).map_or([0; 4], |ip| ip.octets()),
         ingress_net: ingress.map_or([0; 4], Network::net_id),
         ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),

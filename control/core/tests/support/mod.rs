@@ -54,6 +54,7 @@ pub(crate) fn facts(desired: &Desired) -> Facts {
         ifindex: names.into_iter().zip(100..).collect(),
         underlay_ifindex: 2,
         underlay_mtu: 1500,
+        underlay_mac: [0x52, 0x54, 0, 0, 0, 1],
         node_addresses: desired.vtep.map(|ip| (ip, 2)).into_iter().collect(),
         ..Facts::default()
     }
