@@ -21,5 +21,6 @@ pub mod status;
 pub mod swarm;
 pub mod sysctl;
 pub mod teardown;
+pub mod uplinks;
 pub mod validate;
 pub mod warnings;

@@ -12,23 +12,40 @@ use crate::cli::MeshInterfaces;
 
 const LOOPBACK: &str = "lo";
 
-/// The interfaces that clients arrive at, the underlay included. `gateway` is the gateway bridge.
+/// The interfaces that clients arrive at, the uplinks included. `gateway` is the gateway bridge.
 pub fn interfaces(
     links: &BTreeMap<String, Link>,
     wanted: &MeshInterfaces,
-    underlay: &str,
+    uplinks: &BTreeSet<String>,
     gateway: &str,
 ) -> BTreeSet<String> {
     let chosen: BTreeSet<String> = match wanted {
         MeshInterfaces::Named(names) => names.iter().filter(|name| links.contains_key(*name)).cloned().collect(),
         MeshInterfaces::All => {
             let arrives = |(name, link): &(&String, &Link)| {
-                *name != LOOPBACK && faces_clients(name, link, gateway) && link.addresses.iter().any(is_global)
+                *name != LOOPBACK
+                    && faces_clients(name, link, gateway)
+                    && link.layer.unsupported().is_none()
+                    && link.addresses.iter().any(is_global)
             };
             links.iter().filter(arrives).map(|(name, _)| name.clone()).collect()
         }
     };
-    chosen.into_iter().chain([underlay.to_owned()]).collect()
+    chosen.into_iter().chain(uplinks.iter().cloned()).collect()
+}
+
+/// The interfaces that `all` would name, did they not have a link type that no program knows; and why.
+pub fn left_out(links: &BTreeMap<String, Link>, wanted: &MeshInterfaces, gateway: &str) -> Vec<String> {
+    let named = |name: &String| match wanted {
+        MeshInterfaces::All => true,
+        MeshInterfaces::Named(names) => names.contains(name),
+    };
+    let why = |(name, link): (&String, &Link)| {
+        let why = link.layer.unsupported()?;
+        let meant = named(name) && faces_clients(name, link, gateway) && link.addresses.iter().any(is_global);
+        meant.then(|| format!("published ports do not answer on {name}: {why}"))
+    };
+    links.iter().filter_map(why).collect()
 }
 
 /// All addresses of this node, with the index of the interface that carries them: wherever clients arrive, every one
@@ -65,6 +82,8 @@ fn is_global(address: &Ipv4Net) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hiveway_core::observed::Layer;
+
     use super::*;
 
     fn link(index: u32, kind: Kind, alias: Option<&str>, address: &str) -> Link {
@@ -89,9 +108,25 @@ mod tests {
         ])
     }
 
+    fn eth0() -> BTreeSet<String> {
+        BTreeSet::from(["eth0".to_owned()])
+    }
+
+    #[test]
+    fn a_link_type_that_no_program_knows_is_left_out() {
+        let mut node = node();
+        assert_eq!(left_out(&node, &MeshInterfaces::All, "hw-gwbridge"), Vec::<String>::new());
+        node.get_mut("eth1").unwrap().layer = Layer::Other(32);
+        assert!(!interfaces(&node, &MeshInterfaces::All, &eth0(), "hw-gwbridge").contains("eth1"));
+        let why = left_out(&node, &MeshInterfaces::All, "hw-gwbridge");
+        assert!(why.len() == 1 && why[0].contains("on eth1: its link type 32"), "{why:?}");
+        node.get_mut("eth1").unwrap().layer = Layer::Ip;
+        assert!(interfaces(&node, &MeshInterfaces::All, &eth0(), "hw-gwbridge").contains("eth1"));
+    }
+
     #[test]
     fn all_means_where_clients_can_be() {
-        let found = interfaces(&node(), &MeshInterfaces::All, "eth0", "hw-gwbridge");
+        let found = interfaces(&node(), &MeshInterfaces::All, &eth0(), "hw-gwbridge");
         assert_eq!(found, ["br-lan", "eth0", "eth1"].map(str::to_owned).into());
     }
 
@@ -106,13 +141,13 @@ mod tests {
             ([203, 0, 113, 5].into(), 3),
         ];
         assert_eq!(addresses(&node, "hw-gwbridge"), want.into());
-        assert!(!interfaces(&node, &MeshInterfaces::All, "eth0", "hw-gwbridge").contains("lo"));
+        assert!(!interfaces(&node, &MeshInterfaces::All, &eth0(), "hw-gwbridge").contains("lo"));
     }
 
     #[test]
     fn the_underlay_is_always_one_of_them() {
         let named = MeshInterfaces::Named(vec!["eth1".into(), "gone".into()]);
-        let found = interfaces(&node(), &named, "eth0", "hw-gwbridge");
+        let found = interfaces(&node(), &named, &eth0(), "hw-gwbridge");
         assert_eq!(found, ["eth0", "eth1"].map(str::to_owned).into());
     }
 }

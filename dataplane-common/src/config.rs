@@ -10,7 +10,8 @@ use crate::addr::{Ip4, Mac, NetId, Port, VniBytes};
 pub struct Config {
     /// [`crate::ABI_VERSION`] of whoever wrote the maps; 0 in a map that was never written.
     pub abi: u32,
-    /// Interface that carries the VTEP.
+    /// The uplink, if there is exactly one: tunnels leave through it. 0: several, or none; the routing table is asked for
+    /// each packet.
     pub underlay_ifindex: u32,
     /// This node's tunnel address.
     pub vtep: Ip4,
@@ -18,7 +19,7 @@ pub struct Config {
     pub mesh_vni: VniBytes,
     /// UDP port of VXLAN.
     pub vxlan_port: Port,
-    /// MTU of the underlay interface, native order.
+    /// The smallest MTU of the uplinks, native order.
     pub underlay_mtu: u16,
     /// End of the host link where the node's own connections to published ports arrive as those of a client; 0: none.
     pub host_ifindex: u32,
@@ -37,7 +38,7 @@ pub struct Config {
     pub ingress_vni: VniBytes,
     /// One of [`mesh_return`].
     pub mesh_return: u32,
-    /// MAC of the underlay interface; XDP leaves frames for another one to the stack. Zero: it has none.
+    /// MAC of the interface `underlay_ifindex`; XDP leaves frames for another one to the stack. Zero: it has none.
     pub underlay_mac: Mac,
     /// Always zero.
     pub _pad: [u8; 2],

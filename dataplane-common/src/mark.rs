@@ -41,6 +41,16 @@ pub mod decision {
 /// `to_sandbox` run: the stub in front of them puts it there.
 pub const SANDBOX_ID: usize = 2;
 
+/// Indices of map `L3_PROGRAMS`, where packets of links without an Ethernet header go on.
+pub mod l3_program {
+    /// `from_underlay`.
+    pub const UNDERLAY: u32 = 0;
+    /// `from_client`.
+    pub const CLIENT: u32 = 1;
+    /// Number of entries.
+    pub const COUNT: u32 = 2;
+}
+
 /// Indices of map `SANDBOX_PROGRAMS`, where the stubs find their program.
 pub mod sandbox_program {
     /// `from_sandbox`.

@@ -10,6 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ip4, Mac, Port, Tag};
 
+/// How many addresses map `NODE_ADDRESSES` holds, the host link's included.
+pub const MAX_NODE_ADDRESSES: u32 = 16_384;
+
 /// Value of map `NODE_ADDRESSES` (hash, key: [`Ip4`]): addresses of this node at which published ports answer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -12,8 +12,8 @@ pub struct XdpDevice {
     pub mode: u32,
     /// MAC of the interface: XDP cannot see `skb->pkt_type`, which says to TC whether a frame is for another MAC.
     pub mac: Mac,
-    /// Always zero.
-    pub _pad: [u8; 2],
+    /// 1: an uplink, where tunnels arrive; 0 otherwise.
+    pub uplink: u16,
 }
 
 /// Values of [`XdpDevice::mode`].

@@ -19,7 +19,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     match parse::from_outside(ctx) {
         Some(packet) => {
             let config = config()?;
-            match mesh_ingress::from_outside(ctx, config, packet) {
+            match mesh_ingress::from_outside(ctx, config, packet, false) {
                 Ok(Action::Pass) => host::unserved(ctx, config, packet),
                 served => served,
             }

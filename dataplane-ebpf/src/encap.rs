@@ -19,6 +19,7 @@ use dataplane_common::{
 };
 
 use crate::{
+    fib::{self, Ends, Way},
     headers::{Headers, WORDS},
     maps,
     parse::{self, Fragment, Packet},
@@ -110,6 +111,10 @@ pub(crate) fn encapsulate(
     if ip_len > usize::from(u16::MAX) {
         return Err(DropReason::MtuExceeded);
     }
+    let out = match config.underlay_ifindex {
+        0 => egress(ctx, config, &vtep, source_port(hash))?,
+        only => only,
+    };
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
     let headers = Headers {
         // The kernel writes them when it has resolved the next hop.
@@ -130,7 +135,22 @@ pub(crate) fn encapsulate(
     // SAFETY: as above.
     ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)?;
     verdict::count(ctx, Counter::Encapsulated);
-    Ok(Action::Neigh(config.underlay_ifindex))
+    Ok(Action::Neigh(out))
+}
+
+/// The uplink that the route to `vtep` leads through; where it has several next hops, by the tunnel's ports if the node
+/// spreads by those (`net.ipv4.fib_multipath_hash_policy`).
+// Not inlined: nodes with one uplink never ask, and callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
+fn egress(ctx: &TcContext, config: &Config, vtep: &Ip4, sport: u16) -> Result<u32, DropReason> {
+    // No length: the packet has been compared with the smallest MTU of the uplinks.
+    let ends =
+        Ends { src: config.vtep, dst: *vtep, proto: ipproto::UDP, sport, dport: u16::from_be_bytes(config.vxlan_port) };
+    match fib::ask(ctx, &ends, 0)? {
+        Way::Interface { index, .. } => Ok(index),
+        Way::TooNarrow(_) => Err(DropReason::MtuExceeded),
+        Way::None => Err(DropReason::NoRoute),
+    }
 }
 
 #[inline(always)]

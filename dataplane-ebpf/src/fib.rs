@@ -11,6 +11,7 @@ use aya_ebpf::{
 use dataplane_common::{addr::Ip4, drop_reason::DropReason};
 
 use crate::{
+    encap,
     maps::scratch,
     parse::Packet,
     verdict::{Action, Verdict, ifindex},
@@ -21,7 +22,9 @@ const AF_INET: u8 = 2;
 /// Sends the packet out of the interface that the main routing table names.
 #[inline(always)]
 pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Verdict {
-    match ask(ctx, packet.src, packet.dst, packet.proto, 0)? {
+    // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
+    let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
+    match ask(ctx, &Ends::of(packet.src, packet.dst, packet.proto), len)? {
         Way::Interface { index, .. } => Ok(Action::Neigh(index)),
         // Nobody would fragment it between here and the interface.
         Way::TooNarrow(_) => Err(DropReason::MtuExceeded),
@@ -39,10 +42,29 @@ pub(crate) enum Way {
     None,
 }
 
+/// What the routing table is asked about.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    pub src: Ip4,
+    pub dst: Ip4,
+    pub proto: u8,
+    /// Ports, as numbers; 0 where the table has no need of them.
+    pub sport: u16,
+    pub dport: u16,
+}
+
+impl Ends {
+    /// Without ports.
+    #[inline(always)]
+    pub(crate) fn of(src: Ip4, dst: Ip4, proto: u8) -> Self {
+        Self { src, dst, proto, sport: 0, dport: 0 }
+    }
+}
+
 /// Asks for the way of a forwarded packet. `len`: of the packet from the IP header on, to be compared with the route's MTU;
 /// 0: the kernel compares the packet at hand with the interface's, if it is no GSO packet.
 #[inline(always)]
-pub(crate) fn ask(ctx: &TcContext, src: Ip4, dst: Ip4, proto: u8, len: u16) -> Result<Way, DropReason> {
+pub(crate) fn ask(ctx: &TcContext, ends: &Ends, len: u16) -> Result<Way, DropReason> {
     let params = &mut scratch()?.fib;
     const { assert!(size_of::<Params>() == 64 && align_of::<Params>() == 4) };
     // In words, and none left out: LLVM would clear it with a function that goes byte by byte.
@@ -52,11 +74,13 @@ pub(crate) fn ask(ctx: &TcContext, src: Ip4, dst: Ip4, proto: u8, len: u16) -> R
         unsafe { core::ptr::from_mut(params).cast::<u32>().add(word).write_volatile(0) };
     }
     params.family = AF_INET;
-    params.l4_protocol = proto;
+    params.l4_protocol = ends.proto;
+    params.sport = ends.sport.to_be();
+    params.dport = ends.dport.to_be();
     params.ifindex = ifindex(ctx);
     params.__bindgen_anon_1.tot_len = len;
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(ends.src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(ends.dst);
     // SAFETY: the parameter block lives in scratch memory and has the size that is given.
     let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *params, size_of::<Params>() as i32, 0) };
     // Without a neighbour entry the interface is known all the same; the kernel resolves the rest.

@@ -38,6 +38,7 @@ mod mesh_ingress;
 mod mesh_stock;
 mod mss;
 mod nat;
+mod no_ethernet;
 mod outside;
 mod parse;
 mod path;
@@ -57,6 +58,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use dataplane_common::{headers::ETH_LEN, mark::l3_program};
 
 // Each is inlined into the function that its macro makes, which would be a frame more otherwise.
 
@@ -88,6 +90,20 @@ pub fn from_client(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, client::handle(&ctx))
 }
 
+/// `from_underlay` on a link without an Ethernet header.
+#[classifier]
+#[inline(always)]
+pub fn from_underlay_l3(ctx: TcContext) -> i32 {
+    no_ethernet::enter(&ctx, l3_program::UNDERLAY)
+}
+
+/// `from_client` on a link without an Ethernet header.
+#[classifier]
+#[inline(always)]
+pub fn from_client_l3(ctx: TcContext) -> i32 {
+    no_ethernet::enter(&ctx, l3_program::CLIENT)
+}
+
 /// A kernel vxlan device: the slow path's receiving end.
 #[classifier]
 #[inline(always)]
@@ -99,7 +115,14 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_outside(ctx: TcContext) -> i32 {
-    verdict::fold(&ctx, outside::handle(&ctx))
+    verdict::fold(&ctx, outside::handle::<ETH_LEN>(&ctx))
+}
+
+/// `to_outside` on a link without an Ethernet header.
+#[classifier]
+#[inline(always)]
+pub fn to_outside_l3(ctx: TcContext) -> i32 {
+    verdict::fold(&ctx, outside::handle::<0>(&ctx))
 }
 
 /// A container's own interface on a network that the engine carries, its way out. Called by the interface's stub.

@@ -14,8 +14,8 @@ use dataplane_common::{
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING},
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
-    mark::sandbox_program,
-    mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    mark::{l3_program, sandbox_program},
+    mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
     service::{AllowPrefix, Backend, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
@@ -37,7 +37,7 @@ pub(crate) static VNIS: HashMap<VniBytes, VniInfo, 4_096, GROWING> = HashMap::ne
 #[btf_map]
 pub(crate) static VTEPS: HashMap<Ip4, Vtep, 16_384, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static NODE_ADDRESSES: HashMap<Ip4, NodeAddress, 1_024, GROWING> = HashMap::new();
+pub(crate) static NODE_ADDRESSES: HashMap<Ip4, NodeAddress, { MAX_NODE_ADDRESSES as usize }, GROWING> = HashMap::new();
 #[btf_map]
 pub(crate) static PORTS: HashMap<PortKey, PublishedPort, 65_536, GROWING> = HashMap::new();
 #[btf_map]
@@ -75,6 +75,9 @@ pub(crate) static PATH_STATE: Array<PathState, 1, { BPF_F_MMAPABLE as usize }> =
 /// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();
+/// Where `from_underlay_l3` and `from_client_l3` find the program to go on in.
+#[btf_map]
+pub(crate) static L3_PROGRAMS: ProgramArray<{ l3_program::COUNT as usize }> = ProgramArray::new();
 // Not pinned, these two: what they hold outlives neither a minute nor an agent.
 #[btf_map]
 pub(crate) static FRAGS: LruHashMap<FragmentKey, Fragmented, { MAX_FRAGMENTED as usize }> = LruHashMap::new();

@@ -18,7 +18,7 @@ use dataplane_common::{
 
 use crate::{
     encap,
-    fib::{self, Way},
+    fib::{self, Ends, Way},
     flow, host,
     nat::Translation,
     parse::Packet,
@@ -104,7 +104,7 @@ pub(crate) enum Leaves {
 #[inline(never)]
 pub(crate) fn ask(ctx: &TcContext, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
-    Ok(match fib::ask(ctx, to.src, to.dst, packet.proto, len)? {
+    Ok(match fib::ask(ctx, &Ends::of(to.src, to.dst, packet.proto), len)? {
         // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
         Way::Interface { via, .. } if via == ingress => Leaves::Tunnel,
         Way::Interface { index, .. } => Leaves::Directly(index),

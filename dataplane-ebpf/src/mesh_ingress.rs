@@ -22,9 +22,9 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// A packet from outside. Whatever is not for a published port of ours is the stack's.
+/// A packet from outside. Whatever is not for a published port of ours is the stack's. `uplink`: tunnels arrive here too.
 #[inline(always)]
-pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, uplink: bool) -> Verdict {
     let mut slow = false;
     let (task, vtep, stock) = if packet.proto == ipproto::ICMP {
         match icmp::given_away(ctx, packet) {
@@ -36,7 +36,9 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet) ->
         }
     } else if packet.fragment == Fragment::Later {
         if !fragment::recall(ctx, packet, MESH_ZONE, place::INGRESS) {
-            underlay::unclaimed(ctx, config, packet);
+            if uplink {
+                underlay::unclaimed(ctx, config, packet);
+            }
             return Ok(Action::Pass);
         }
         let first = &scratch()?.fragmented;

@@ -10,7 +10,7 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, flag},
-    headers::{ETH_LEN, IPV4_LEN, OUTER_UDP, UDP_LEN, ethertype, ipproto},
+    headers::{IPV4_LEN, UDP_LEN, ethertype, ipproto},
     mark,
     service::PortKey,
 };
@@ -18,13 +18,14 @@ use dataplane_common::{
 use crate::{
     affinity, flow,
     maps::{AFFINITY_PENDING, NODE_ADDRESSES, PORTS, config},
+    no_ethernet,
     parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
 };
 
-/// Entry of the hook. Every packet goes on, whatever is found.
+/// Entry of the hook. Every packet goes on, whatever is found. `NET`: length of the link's header, 14 or 0.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle<const NET: usize>(ctx: &TcContext) -> Verdict {
     // SAFETY: the context pointer is valid for the program's run.
     if unsafe { (*ctx.skb.skb).mark } == mark::MESH_REPLY {
         ctx.set_mark(0);
@@ -35,10 +36,11 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return Ok(Action::Pass);
     }
     let config = config()?;
-    if !may_be_own(ctx, config) {
+    if !may_be_own::<NET>(ctx, config) {
         return Ok(Action::Pass);
     }
-    match parse::from_outside(ctx) {
+    let packet = if NET == 0 { parse::outer(ctx, 0).ok() } else { parse::from_outside(ctx) };
+    match packet {
         Some(packet) => own(ctx, config, packet),
         None => Ok(Action::Pass),
     }
@@ -47,21 +49,24 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 /// Whether the frame has to be looked at: UDP and no tunnel. Every encapsulated packet comes by here, so this reads the
 /// headers where they are.
 #[inline(always)]
-fn may_be_own(ctx: &TcContext, config: &Config) -> bool {
-    const HEAD: usize = OUTER_UDP + UDP_LEN;
-    const PROTO: usize = ETH_LEN + 9;
-    const DPORT: usize = ETH_LEN + IPV4_LEN + 2;
-    let (data, end) = (ctx.data(), ctx.data_end());
-    if data + HEAD > end {
+fn may_be_own<const NET: usize>(ctx: &TcContext, config: &Config) -> bool {
+    const HEAD: usize = IPV4_LEN + UDP_LEN;
+    const PROTO: usize = 9;
+    const DPORT: usize = IPV4_LEN + 2;
+    if no_ethernet::protocol(ctx) != u32::from(u16::from_ne_bytes(ethertype::IPV4)) {
+        return false;
+    }
+    let (ip, end) = (ctx.data() + NET, ctx.data_end());
+    if ip + HEAD > end {
         // Not in one piece; read with care.
         return true;
     }
     // SAFETY: that many bytes are there, and any bytes are valid.
-    let head = unsafe { &*(data as *const [u8; HEAD]) };
-    if [head[ETH_LEN - 2], head[ETH_LEN - 1]] != ethertype::IPV4 || head[PROTO] != ipproto::UDP {
+    let head = unsafe { &*(ip as *const [u8; HEAD]) };
+    if head[PROTO] != ipproto::UDP {
         return false;
     }
-    head[ETH_LEN] != 0x45 || [head[DPORT], head[DPORT + 1]] != config.vxlan_port
+    head[0] != 0x45 || [head[DPORT], head[DPORT + 1]] != config.vxlan_port
 }
 
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Hook `from_underlay`: a packet arrives on the interface that carries the VTEP: a tunnel's frame, a client of the
+//! Hook `from_underlay`: a packet arrives on an uplink: a tunnel's frame, a client of the
 //! routing mesh, or somebody else's business.
 
 use aya_ebpf::programs::TcContext;
@@ -10,7 +10,7 @@ use crate::{
     mesh_ingress,
     parse::{self, Fragment, Packet},
     tunnel,
-    verdict::{self, Action, Verdict},
+    verdict::{Action, Verdict},
 };
 
 /// Entry of the hook. What is not ours passes, however broken it is.
@@ -31,14 +31,14 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
             outer_fragment(ctx, packet);
             Ok(Action::Pass)
         }
-        _ => mesh_ingress::from_outside(ctx, config, packet),
+        _ => mesh_ingress::from_outside(ctx, config, packet, true),
     }
 }
 
 /// A later fragment that is no client's, as far as we know: perhaps a tunnel's.
 #[inline(always)]
 pub(crate) fn unclaimed(ctx: &TcContext, config: &Config, packet: &Packet) {
-    if packet.proto == ipproto::UDP && packet.dst == config.vtep && verdict::ifindex(ctx) == config.underlay_ifindex {
+    if packet.proto == ipproto::UDP && packet.dst == config.vtep {
         outer_fragment(ctx, packet);
     }
 }

@@ -12,12 +12,13 @@ use dataplane_common::{
     addr::{Ip4, Mac},
     counter::{Counter, Stat},
     drop_reason::DropReason,
+    mark::l3_program,
     state::{MapChange, MapState},
     xdp::XdpDevice,
 };
 
 use crate::{
-    MapFault, Options, Program,
+    MapFault, MapName, Options, Program,
     adopt::{self, AdoptError},
     apply::ApplyError,
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, XdpMode},
@@ -117,6 +118,8 @@ impl Dataplane {
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let tables = Tables::take(&mut ebpf)?;
+        let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
+        sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
         // Last: from here on the stubs that are attached already call the new programs.
         let sandboxes = Sandboxes::take(&mut ebpf)?;
         Ok(Self {
@@ -185,9 +188,9 @@ impl Dataplane {
     }
 
     /// Attaches `xdp_mesh` to the interface `ifname`, replacing in place what an earlier agent has attached there in the same
-    /// mode. `mac` is the interface's: frames for another one are left to the stack. Cheap when it is attached already. A
+    /// mode. `mac` is the interface's: frames for another one are left to the stack. `uplink`: tunnels arrive there. Cheap when it is attached already. A
     /// driver may refuse; then nothing is attached.
-    pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode, mac: Mac) -> Result<Attached, AttachError> {
+    pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode, mac: Mac, uplink: bool) -> Result<Attached, AttachError> {
         let program = Program::XdpMesh;
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
@@ -201,7 +204,7 @@ impl Dataplane {
         let before = devices.get(&ifindex).map_err(map)?;
         let attached = attach::xdp::attach(fd, id, mode, before.map(|device| device.mode), ifindex, &pin);
         let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail)?;
-        let device = XdpDevice { mode: mode.number(), mac, ..XdpDevice::default() };
+        let device = XdpDevice { mode: mode.number(), mac, uplink: u16::from(uplink) };
         if before != Some(device) {
             devices.put(ifindex, device).map_err(map)?;
         }

@@ -53,6 +53,8 @@ pub enum MapName {
     PathState,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
+    /// Where packets of links without an Ethernet header go on.
+    L3Programs,
     /// Dropped packets by reason.
     Drops,
     /// Handled packets by what was done.
@@ -86,6 +88,7 @@ impl MapName {
         Self::Paths,
         Self::PathState,
         Self::SandboxPrograms,
+        Self::L3Programs,
         Self::Drops,
         Self::Counters,
     ];
@@ -117,6 +120,7 @@ impl MapName {
             Self::Paths => "PATHS",
             Self::PathState => "PATH_STATE",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
+            Self::L3Programs => "L3_PROGRAMS",
             Self::Drops => "DROPS",
             Self::Counters => "COUNTERS",
         }

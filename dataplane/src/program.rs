@@ -27,6 +27,12 @@ pub enum Program {
     /// In front of `from_underlay` and `from_client`, where XDP is wanted: the mesh's hot path. Attached by
     /// [`Dataplane::attach_xdp`](crate::Dataplane::attach_xdp) only.
     XdpMesh = 8,
+    /// As `FromUnderlay`, on a link without an Ethernet header.
+    FromUnderlayL3 = 9,
+    /// As `FromClient`, on a link without an Ethernet header.
+    FromClientL3 = 10,
+    /// As `ToOutside`, on a link without an Ethernet header.
+    ToOutsideL3 = 11,
 }
 
 /// Which side of a device a program runs at.
@@ -50,6 +56,9 @@ impl Program {
         Self::FromSandbox,
         Self::ToSandbox,
         Self::XdpMesh,
+        Self::FromUnderlayL3,
+        Self::FromClientL3,
+        Self::ToOutsideL3,
     ];
 
     /// Name of the function in the object, and part of the names of pinned links.
@@ -64,13 +73,16 @@ impl Program {
             Self::FromSandbox => "from_sandbox",
             Self::ToSandbox => "to_sandbox",
             Self::XdpMesh => "xdp_mesh",
+            Self::FromUnderlayL3 => "from_underlay_l3",
+            Self::FromClientL3 => "from_client_l3",
+            Self::ToOutsideL3 => "to_outside_l3",
         }
     }
 
     /// Where it runs.
     pub const fn direction(self) -> Direction {
         match self {
-            Self::ToOutside | Self::FromSandbox => Direction::Egress,
+            Self::ToOutside | Self::ToOutsideL3 | Self::FromSandbox => Direction::Egress,
             _ => Direction::Ingress,
         }
     }

@@ -200,27 +200,27 @@ fn xdp_outlives_the_agent_is_replaced_in_place_and_taken_down() -> Result<()> {
         for tc_hook in [TcHook::Clsact, TcHook::Auto] {
             let options = Options { tc_hook, ..options(bpffs) };
             let mut dataplane = Dataplane::open(&options)?;
-            assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Native, [0; 6])?, Attached::New);
-            assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Native, [0; 6])?, Attached::Unchanged);
+            assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?, Attached::New);
+            assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?, Attached::Unchanged);
             assert_eq!(mode()?, Some("xdp"));
             drop(dataplane);
             assert_eq!(mode()?, Some("xdp"));
 
             let mut next = Dataplane::open(&options)?;
-            assert_eq!(next.attach_xdp("eth0", XdpMode::Native, [0; 6])?, Attached::Replaced);
-            assert_eq!(next.attach_xdp("eth0", XdpMode::Native, [0; 6])?, Attached::Unchanged);
+            assert_eq!(next.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?, Attached::Replaced);
+            assert_eq!(next.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?, Attached::Unchanged);
             next.attach(Program::FromClient, "eth0")?;
             let both = [Program::FromClient, Program::XdpMesh].map(|program| (program, "eth0".to_owned()));
             assert_eq!(next.attachments()?, both.clone().into());
             assert_eq!(next.detach_all_except(&both.clone().into()).detached, []);
             assert_eq!(mode()?, Some("xdp"));
-            assert_eq!(next.attach_xdp("eth0", XdpMode::Generic, [0; 6])?, Attached::New);
+            assert_eq!(next.attach_xdp("eth0", XdpMode::Generic, [0; 6], false)?, Attached::New);
             assert_eq!(mode()?, Some("xdpgeneric"));
 
             let keep = BTreeSet::from([both[0].clone()]);
             assert_eq!(next.detach_all_except(&keep).detached, [both[1].clone()]);
             assert_eq!(mode()?, None);
-            next.attach_xdp("eth0", XdpMode::Generic, [0; 6])?;
+            next.attach_xdp("eth0", XdpMode::Generic, [0; 6], false)?;
             drop(next);
             assert_eq!(teardown(&options.bpffs)?.failures, [""; 0]);
             assert_eq!(mode()?, None);
@@ -233,16 +233,16 @@ fn xdp_outlives_the_agent_is_replaced_in_place_and_taken_down() -> Result<()> {
 fn a_driver_without_xdp_refuses_and_another_one_is_noticed() -> Result<()> {
     sandbox(|bpffs| {
         let mut dataplane = Dataplane::open(&options(bpffs))?;
-        let error = dataplane.attach_xdp("lo", XdpMode::Native, [0; 6]).err().map(|error| error.to_string());
+        let error = dataplane.attach_xdp("lo", XdpMode::Native, [0; 6], false).err().map(|error| error.to_string());
         assert!(error.as_ref().is_some_and(|error| error.contains("in the driver")), "{error:?}");
-        assert_eq!(dataplane.attach_xdp("lo", XdpMode::Generic, [0; 6])?, Attached::New);
+        assert_eq!(dataplane.attach_xdp("lo", XdpMode::Generic, [0; 6], false)?, Attached::New);
         // Another device of the same name.
         veth("eth0", "peer0")?;
-        assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6])?, Attached::New);
+        assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6], false)?, Attached::New);
         run("ip link del eth0")?;
-        assert!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6]).is_err_and(|error| error.no_interface()));
+        assert!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6], false).is_err_and(|error| error.no_interface()));
         veth("eth0", "peer0")?;
-        assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6])?, Attached::New);
+        assert_eq!(dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6], false)?, Attached::New);
         Ok(())
     })
 }

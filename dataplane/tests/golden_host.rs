@@ -20,7 +20,7 @@ use support::{
     golden::{Golden, golden},
     mesh::*,
     packets::{Ip, Ip4, L4, frame, ip, tcp, udp, vxlan},
-    sandbox::veth,
+    sandbox::{run, veth},
     world::*,
 };
 
@@ -32,6 +32,8 @@ const ELSEWHERE: Ip4 = [198, 51, 100, 53];
 /// The world with a host link; returns the index of its far end.
 fn linked(world: &mut World) -> Result<u32> {
     let link = veth("hw-mesh", "hw-host")?;
+    let mac = HOST_PEER_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    run(&format!("ip link set hw-mesh address {mac}"))?;
     world.state.config.host_ifindex = link;
     world.state.config.host_ip = HOST_IP;
     world.state.node_addresses.insert(HOST_IP, NodeAddress { ifindex: link });

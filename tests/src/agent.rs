@@ -105,19 +105,21 @@ impl Agent {
     }
 
     fn arguments(&self) -> Vec<String> {
+        let extra = self.extra.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut pairs = vec![
             ("--node", self.options.node.clone()),
             ("--table", self.options.table.clone()),
-            ("--underlay", "eth0".to_owned()),
             ("--bpffs", self.bpffs.display().to_string()),
             ("--state-dir", self.state_dir().display().to_string()),
             ("--socket", self.socket().display().to_string()),
         ];
+        if !extra.iter().any(|word| word == "--underlay") {
+            pairs.push(("--underlay", "eth0".to_owned()));
+        }
         if let Some(directory) = &self.options.netns_dir {
             pairs.push(("--netns-dir", directory.display().to_string()));
         }
         let pairs = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let extra = self.extra.lock().unwrap_or_else(PoisonError::into_inner).clone();
         pairs.chain(extra).chain(self.of_lab.iter().cloned()).collect()
     }
 

@@ -47,6 +47,8 @@ pub struct Link {
     pub index: u32,
     /// What it is.
     pub kind: Kind,
+    /// What its packets begin with.
+    pub layer: Layer,
     /// Alias, `None` if it has none.
     pub alias: Option<String>,
     /// Name of the bridge (or other master) that it belongs to.
@@ -73,6 +75,7 @@ impl Link {
         Self {
             index,
             kind,
+            layer: Layer::Ethernet,
             alias: None,
             master: None,
             mtu: 1500,
@@ -82,6 +85,30 @@ impl Link {
             isolated: false,
             fdb: BTreeSet::new(),
             neighbours: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a link's packets begin with, by its type (`ARPHRD_…` of `<linux/if_arp.h>`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layer {
+    /// An Ethernet header; the loopback device has one, too.
+    #[default]
+    Ethernet,
+    /// The IP header: WireGuard, tun, IP tunnels, PPP.
+    Ip,
+    /// Another header, which no program knows; the type's number.
+    Other(u16),
+}
+
+impl Layer {
+    /// Why nothing can be served on such a link, if so.
+    pub fn unsupported(self) -> Option<String> {
+        match self {
+            Self::Ethernet | Self::Ip => None,
+            Self::Other(number) => Some(format!(
+                "its link type {number} is neither Ethernet nor without a header (WireGuard, tun, IP tunnels, PPP)"
+            )),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use dataplane_common::mesh::MAX_NODE_ADDRESSES;
 use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
     observed::{Kind, Link},
@@ -12,6 +13,7 @@ use hiveway_core::{
 use crate::{
     cli::{AgentArgs, MeshReturn},
     mesh,
+    uplinks::{self, Underlay, Uplinks},
 };
 
 const DOCKER_BRIDGE: &str = "docker_gwbridge";
@@ -50,6 +52,7 @@ pub(super) fn settings(
     vxlan_port: u16,
     gateway: &Gateway,
     links: &BTreeMap<String, Link>,
+    uplinks: &Uplinks,
 ) -> Result<Settings, String> {
     let subnet = match links.get(&gateway.name).filter(|_| !gateway.ours) {
         None => args.gwbridge_subnet,
@@ -66,9 +69,7 @@ pub(super) fn settings(
         mesh_vni: args.mesh_vni,
         gwbridge: gateway.name.clone(),
         gwbridge_subnet: subnet,
-        gateway_mtu: links
-            .get(&args.underlay)
-            .map_or(DEFAULT_GATEWAY_MTU, |underlay| underlay.mtu.min(DEFAULT_GATEWAY_MTU)),
+        gateway_mtu: uplinks.mtu.min(DEFAULT_GATEWAY_MTU),
         mesh_allow: args.mesh_allow(),
         direct_return: args.mesh_return == MeshReturn::Dsr,
         host_ip: DEFAULT_HOST_IP,
@@ -76,40 +77,75 @@ pub(super) fn settings(
     })
 }
 
-/// Whether the underlay still carries the tunnel address.
+/// Whether tunnels can still arrive: the tunnel address is on an interface, and the uplinks are there and up.
 ///
 /// # Errors
-/// What it carries instead.
-pub(super) fn underlay(args: &AgentArgs, vtep: Ipv4Addr, links: &BTreeMap<String, Link>) -> Result<(), String> {
-    let name = &args.underlay;
-    let link = links.get(name).ok_or_else(|| format!("interface {name} is gone"))?;
-    let addresses: Vec<_> = link.addresses.iter().map(|address| address.addr()).collect();
-    if !addresses.contains(&vtep) {
-        return Err(format!("interface {name} does not carry the tunnel address {vtep} but {addresses:?}"));
+/// What is wrong.
+pub(super) fn underlay(
+    args: &AgentArgs,
+    vtep: Ipv4Addr,
+    links: &BTreeMap<String, Link>,
+    uplinks: &Uplinks,
+) -> Result<(), String> {
+    if let Underlay::Named(names) = args.underlay()
+        && let Some(gone) = names.iter().find(|name| !links.contains_key(*name))
+    {
+        return Err(format!("interface {gone} is gone"));
     }
-    if link.up { Ok(()) } else { Err(format!("interface {name} is down")) }
+    uplinks::check(&args.underlay(), links, vtep)?;
+    let down = uplinks.names.iter().find(|name| links.get(*name).is_some_and(|link| !link.up));
+    down.map_or(Ok(()), |name| Err(format!("interface {name} is down")))
 }
 
 /// Interface indices and the addresses that clients talk to.
 ///
 /// # Errors
-/// When the underlay interface is gone.
+/// When the interfaces that `--underlay` names are gone.
 pub(super) fn facts(
     args: &AgentArgs,
     links: &BTreeMap<String, Link>,
     gateway: &Gateway,
     sandboxes: &BTreeMap<String, Sandbox>,
+    uplinks: &Uplinks,
 ) -> Result<Facts, String> {
-    let underlay = links.get(&args.underlay).ok_or_else(|| {
-        format!("underlay interface {} is gone; maps stay as they are until it is back", args.underlay)
-    })?;
+    if let Underlay::Named(names) = args.underlay()
+        && uplinks.names.is_empty()
+    {
+        return Err(format!(
+            "underlay interface {} is gone; maps stay as they are until it is back",
+            Underlay::Named(names)
+        ));
+    }
+    let mut node_addresses = mesh::addresses(links, &gateway.name);
+    while node_addresses.len() > MAX_ANSWERING {
+        node_addresses.pop_last();
+    }
     Ok(Facts {
         ifindex: links.iter().map(|(name, link)| (name.clone(), link.index)).collect(),
-        underlay_ifindex: underlay.index,
-        underlay_mac: underlay.mac,
-        underlay_mtu: u16::try_from(underlay.mtu).unwrap_or(u16::MAX),
-        node_addresses: mesh::addresses(links, &gateway.name),
+        underlay_ifindex: uplinks.only,
+        underlay_mac: uplinks.mac,
+        underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
+        node_addresses,
         engine_balances: std::path::Path::new(IPVS).exists(),
         sandboxes: sandboxes.clone(),
     })
+}
+
+/// Addresses of this node that published ports can answer at: all that the map holds, but for the host link's.
+pub const MAX_ANSWERING: usize = MAX_NODE_ADDRESSES as usize - 1;
+
+/// Whether published ports answer at all addresses of this node.
+///
+/// # Errors
+/// How many they do not answer at.
+pub(super) fn addresses(links: &BTreeMap<String, Link>, gateway: &Gateway) -> Result<(), String> {
+    let there = mesh::addresses(links, &gateway.name).len();
+    if there <= MAX_ANSWERING {
+        return Ok(());
+    }
+    Err(format!(
+        "this node has {there} addresses, and published ports answer at {MAX_ANSWERING} of them at most: the last {} in \
+         numerical order are left to the stack",
+        there - MAX_ANSWERING
+    ))
 }

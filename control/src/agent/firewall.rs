@@ -6,7 +6,10 @@ use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
 use hiveway_core::{Desired, Model, Settings, names, observed::Link};
 
 use super::facts::Gateway;
-use crate::nft::{Firewall, HostRules, Masquerade};
+use crate::{
+    nft::{Firewall, HostRules, Masquerade},
+    uplinks::Uplinks,
+};
 
 /// Published TCP and UDP ports, whichever protocol.
 pub(super) fn ports(desired: &Desired) -> BTreeSet<u16> {
@@ -20,7 +23,7 @@ pub(super) fn firewall(
     settings: &Settings,
     gateway: &Gateway,
     links: &BTreeMap<String, Link>,
-    underlay: &str,
+    uplinks: &Uplinks,
 ) -> Firewall {
     let masquerade = desired
         .gateway
@@ -36,18 +39,18 @@ pub(super) fn firewall(
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
-        host: host(desired, gateway, links, underlay),
+        host: host(desired, gateway, links, uplinks),
     }
 }
 
 /// Translations into the host link, once both of its ends are up: before, they would lead nowhere.
-fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, underlay: &str) -> Option<HostRules> {
+fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, uplinks: &Uplinks) -> Option<HostRules> {
     let (link, vtep) = (desired.host_link?, desired.vtep?);
     let up = |name: &str| links.get(name).is_some_and(|link| link.up && link.is_ours(name));
     if !up(names::HOST) || !up(names::HOST_FAR) {
         return None;
     }
-    let room = links.get(underlay)?.mtu.saturating_sub((ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32);
+    let room = uplinks.mtu.saturating_sub((ENCAP_LEN + IPV4_LEN + TCP_LEN) as u32);
     Some(HostRules {
         ip: link.ip,
         vtep,

@@ -21,4 +21,5 @@ pub mod tags;
 pub mod takeover;
 pub mod xdp;
 
+pub use facts::MAX_ANSWERING;
 pub use run::run;

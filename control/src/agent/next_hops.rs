@@ -44,8 +44,10 @@ const AT_ONCE: usize = 64;
 /// What is to be followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Index of the interface that carries the tunnel address.
+    /// Index of the only uplink; 0: there are several, and the kernel is asked for each packet.
     pub(super) underlay: u32,
+    /// The smallest MTU of the uplinks.
+    pub(super) mtu: u32,
     /// Tunnel addresses, and where the next hop of each is stored.
     pub(super) nodes: BTreeMap<Ip4, u16>,
     /// XDP runs somewhere and needs the next hops.
@@ -167,7 +169,10 @@ impl Follower {
     /// Stores how it is now.
     async fn look(&mut self, wanted: &Wanted, ask: bool) -> Result<(), Trouble> {
         if ask {
-            self.underlay = underlay(&self.socket, wanted.underlay).await?;
+            self.underlay = match wanted.underlay {
+                0 => None,
+                only => underlay(&self.socket, only).await?,
+            };
             self.ways = self.ask_ways(wanted).await?;
             self.limit_paths(wanted)?;
         }
@@ -200,9 +205,8 @@ impl Follower {
 
     /// Has packets keep to the MTUs that the routing table has for the paths: of routes, and what the kernel was told of.
     fn limit_paths(&mut self, wanted: &Wanted) -> Result<(), Trouble> {
-        let Some(underlay) = self.underlay else { return Ok(()) };
         self.paths.believe(sysctl::path_mtu());
-        let interface = u16::try_from(underlay.mtu).unwrap_or(u16::MAX);
+        let interface = u16::try_from(wanted.mtu).unwrap_or(u16::MAX);
         let limit = |vtep: &Ip4| PathLimit { route: route_mtu(self.ways.get(vtep), interface), ..PathLimit::default() };
         let limits = wanted.nodes.keys().map(|vtep| (*vtep, limit(vtep))).collect();
         self.paths.limit(&limits, interface)?;

@@ -4,7 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::Program;
 use dataplane_common::headers::ipproto::UDP;
-use hiveway_core::{Desired, desired::Role, names, observed::Link, plan::Item, sandbox::Sandbox};
+use hiveway_core::{
+    Desired,
+    desired::Role,
+    names,
+    observed::{Layer, Link},
+    plan::Item,
+    sandbox::Sandbox,
+};
 
 /// Where a program belongs, and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +25,7 @@ pub(super) struct Attachment {
 pub(super) fn wanted(
     desired: &Desired,
     links: &BTreeMap<String, Link>,
-    underlay: &str,
+    uplinks: &BTreeSet<String>,
     mesh_interfaces: &BTreeSet<String>,
     sandboxes: &BTreeMap<String, Sandbox>,
 ) -> Vec<Attachment> {
@@ -30,15 +37,19 @@ pub(super) fn wanted(
     };
     // Only UDP is noted on its way out, and everything that leaves the node would have to be looked at.
     let watched = desired.published.iter().any(|(proto, _)| *proto == UDP);
-    let mut arrive = |program, interface: &str, item: String| {
-        add(program, interface, item.clone());
+    for interface in uplinks.union(mesh_interfaces) {
+        let uplink = uplinks.contains(interface);
+        let (arrives, leaves) = match (uplink, links.get(interface).map(|link| link.layer)) {
+            (true, Some(Layer::Ip)) => (Program::FromUnderlayL3, Program::ToOutsideL3),
+            (true, _) => (Program::FromUnderlay, Program::ToOutside),
+            (false, Some(Layer::Ip)) => (Program::FromClientL3, Program::ToOutsideL3),
+            (false, _) => (Program::FromClient, Program::ToOutside),
+        };
+        let item = format!("{} {interface}", if uplink { "underlay" } else { "mesh interface" });
+        add(arrives, interface, item.clone());
         if watched {
-            add(Program::ToOutside, interface, item);
+            add(leaves, interface, item);
         }
-    };
-    arrive(Program::FromUnderlay, underlay, format!("underlay {underlay}"));
-    for interface in mesh_interfaces.iter().filter(|name| *name != underlay) {
-        arrive(Program::FromClient, interface, format!("mesh interface {interface}"));
     }
     if desired.host_link.is_some() {
         add(Program::FromClient, names::HOST_FAR, Item::HostLink.to_string());
@@ -81,7 +92,8 @@ mod tests {
         let clients = BTreeSet::from(["eth0".to_owned(), "eth1".to_owned(), "eth9".to_owned()]);
         let programs = |published: &[(u8, u16)]| {
             let desired = Desired { published: published.iter().copied().collect(), ..Desired::default() };
-            let wanted = wanted(&desired, &links, "eth0", &clients, &BTreeMap::new());
+            let uplinks = BTreeSet::from(["eth0".to_owned()]);
+            let wanted = wanted(&desired, &links, &uplinks, &clients, &BTreeMap::new());
             wanted.into_iter().map(|a| (a.program, a.interface)).collect::<BTreeSet<_>>()
         };
         let [eth0, eth1] = ["eth0", "eth1"].map(str::to_owned);
@@ -90,5 +102,18 @@ mod tests {
         assert_eq!(programs(&[(6, 80)]), arriving);
         let leaving = BTreeSet::from([(Program::ToOutside, eth0), (Program::ToOutside, eth1)]);
         assert_eq!(programs(&[(6, 80), (17, 53)]), &arriving | &leaving);
+    }
+
+    #[test]
+    fn links_without_ethernet_header_have_programs_of_their_own() {
+        let tunnel = |index| Link { layer: Layer::Ip, ..link(index) };
+        let links = BTreeMap::from([("wg0".to_owned(), tunnel(2)), ("tun1".to_owned(), tunnel(3))]);
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let desired = Desired { published: BTreeSet::from([(17, 53)]), ..Desired::default() };
+        let wanted = wanted(&desired, &links, &names(&["wg0"]), &names(&["wg0", "tun1"]), &BTreeMap::new());
+        let found: Vec<_> = wanted.iter().map(|a| (a.program, a.interface.as_str())).collect();
+        use Program::{FromClientL3, FromUnderlayL3, ToOutsideL3};
+        let want = [(FromClientL3, "tun1"), (ToOutsideL3, "tun1"), (FromUnderlayL3, "wg0"), (ToOutsideL3, "wg0")];
+        assert_eq!(found, want);
     }
 }

@@ -26,7 +26,8 @@ pub(super) async fn keep_waiting(starting: Option<&Starting>) {
 }
 
 /// Prints the `ready:` line on stderr and notifies systemd, if it started us.
-pub(super) fn announce(snapshot: &Snapshot, underlay: &str) {
+pub(super) fn announce(snapshot: &Snapshot) {
+    let underlay = snapshot.uplinks.text();
     let vtep = snapshot.vtep.map(|vtep| vtep.to_string()).unwrap_or_default();
     eprintln!(
         "ready: node {}, tunnel address {vtep} on {underlay}, {} local tasks ({} waiting, {} items failing)",

@@ -29,7 +29,7 @@ use tokio::task::block_in_place;
 use super::{
     apply::Round,
     backoff::Backoff,
-    facts::{Gateway, facts, gateway, settings, underlay},
+    facts::{Gateway, addresses, facts, gateway, settings, underlay},
     firewall::{firewall, ports},
     memory,
     newcomer::Newcomer,
@@ -51,6 +51,7 @@ use crate::{
     source::Hub,
     state_dir::StateDir,
     sysctl,
+    uplinks::{self, Uplinks},
 };
 
 /// The agent's own state.
@@ -78,6 +79,8 @@ pub(super) struct Agent {
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
+    /// What `--underlay` means now.
+    pub(super) uplinks: Uplinks,
     /// Processor time of the last round.
     pub(super) cost: Duration,
     /// What the maps show, as far as we know: small changes of it are seen at once.
@@ -121,13 +124,16 @@ impl Agent {
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
         let mut links = observe_links(&self.socket).await?;
-        let carried = underlay(&self.args, self.vtep(), &links);
+        self.find_uplinks(&links, round).await;
+        let carried = underlay(&self.args, self.vtep(), &links, &self.uplinks);
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
+        round.note(&mut self.backoff, "addresses", addresses(&links, &gateway));
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
-        let mut settings = settings(&self.args, vxlan_port, &gateway, &links).map_err(anyhow::Error::msg)?;
+        let mut settings =
+            settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
         let firewall = self.mesh_refused(&links, &gateway, cause);
         settings.mesh_refused =
             firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
@@ -153,7 +159,7 @@ impl Agent {
             Some(link) => observe_host(&self.socket, link.index).await?,
             None => HostEnd::default(),
         };
-        let underlay_mtu = links.get(&self.args.underlay).map_or(0, |link| link.mtu);
+        let underlay_mtu = self.uplinks.mtu;
         self.look_into_sandboxes(&desired, &settings, &links, &namespaces, round);
         let observed = Observed { links, namespaces, host };
         let tunnel = Tunnel { vtep: self.vtep(), port: vxlan_port, underlay_mtu };
@@ -234,7 +240,7 @@ impl Agent {
         round: &mut Round,
     ) {
         let model = &self.table.model;
-        let wanted = (firewall(model, desired, settings, gateway, links, &self.args.underlay), ports(desired));
+        let wanted = (firewall(model, desired, settings, gateway, links, &self.uplinks), ports(desired));
         if cause == Cause::Kernel && self.guarded.as_ref() == Some(&wanted) {
             return;
         }
@@ -275,7 +281,7 @@ impl Agent {
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let found = facts(&self.args, links, gateway, &self.sandboxes);
+        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks);
         let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
@@ -297,7 +303,7 @@ impl Agent {
 
     /// Interfaces where clients arrive.
     fn clients(&self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
-        mesh::interfaces(links, &self.args.mesh_interfaces, &self.args.underlay, &gateway.name)
+        mesh::interfaces(links, &self.args.mesh_interfaces, &self.uplinks.names, &gateway.name)
     }
 
     /// Attaches what notes the node's own use of published ports: it must be there before the ports are.
@@ -308,7 +314,7 @@ impl Agent {
         clients: &BTreeSet<String>,
         round: &mut Round,
     ) {
-        let mut wanted = programs::wanted(desired, links, &self.args.underlay, clients, &self.sandboxes);
+        let mut wanted = programs::wanted(desired, links, &self.uplinks.names, clients, &self.sandboxes);
         wanted.retain(|attachment| attachment.program == Program::ToOutside);
         self.attach(&wanted, round);
     }
@@ -320,11 +326,12 @@ impl Agent {
         clients: &BTreeSet<String>,
         round: &mut Round,
     ) {
-        let wanted = programs::wanted(desired, links, &self.args.underlay, clients, &self.sandboxes);
+        let wanted = programs::wanted(desired, links, &self.uplinks.names, clients, &self.sandboxes);
         self.attach(&wanted, round);
-        let (xdp, changes) = self.xdp.attach(self.args.xdp, &mut self.shared.dataplane(), clients, links);
+        let (xdp, changes) =
+            self.xdp.attach(self.args.xdp, &mut self.shared.dataplane(), (clients, &self.uplinks.names), links);
         round.changes += changes;
-        let ways = self.ways(&xdp, links);
+        let ways = self.ways(&xdp);
         if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {
             self.next_hops.follow(ways);
         }
@@ -338,14 +345,27 @@ impl Agent {
     }
 
     /// The ways that are to be followed.
-    fn ways(&self, xdp: &[XdpStatus], links: &BTreeMap<String, Link>) -> Result<Wanted, MapFault> {
-        match links.get(&self.args.underlay) {
-            Some(underlay) => Ok(Wanted {
-                underlay: underlay.index,
-                nodes: self.shared.dataplane().hop_numbers()?,
-                xdp: xdp::kept(xdp).next().is_some(),
-            }),
-            None => Ok(Wanted::default()),
+    fn ways(&self, xdp: &[XdpStatus]) -> Result<Wanted, MapFault> {
+        Ok(Wanted {
+            underlay: self.uplinks.only,
+            mtu: self.uplinks.mtu,
+            nodes: self.shared.dataplane().hop_numbers()?,
+            // With several uplinks the kernel spreads connections over them: XDP asks it for each packet.
+            xdp: self.uplinks.only != 0 && xdp::kept(xdp).next().is_some(),
+        })
+    }
+
+    /// What `--underlay` means now. What the kernel does not tell stays as it was.
+    async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
+        let (underlay, vtep) = (self.args.underlay(), self.vtep());
+        let model = self.table.model.clone();
+        let others = model.nodes.values().map(|node| node.vtep).filter(|other| *other != vtep);
+        let routes = uplinks::routes(&self.socket, &underlay, vtep, others).await;
+        let Some(routes) = round.note(&mut self.backoff, "uplinks", routes) else { return };
+        let found = uplinks::choose(&underlay, links, vtep, &routes);
+        if found != self.uplinks {
+            tracing::info!("VXLAN of other nodes arrives on {}", found.text());
+            self.uplinks = found;
         }
     }
 
@@ -386,10 +406,12 @@ impl Agent {
         self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
         self.last.vxlan_port = Some(settings.vxlan_port);
+        self.last.uplinks = self.uplinks.clone();
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
         self.last.mesh_interfaces = clients.into_iter().collect();
+        self.last.unsupported = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
         self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
         self.last.takeover =

@@ -78,7 +78,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         mesh_allow: args.mesh_allow(),
         mesh_return: args.mesh_return,
         source: args.table.to_string(),
-        underlay: args.underlay.clone(),
         bpffs: args.bpffs.display().to_string(),
         timeouts: args.connections.timeouts(),
         sizes: args.connections.sizes(),
@@ -128,6 +127,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         newcomer,
         xdp: Default::default(),
         next_hops,
+        uplinks: Default::default(),
         programmed: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
@@ -143,7 +143,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             cause => agent.reconcile(cause).await,
         }
         if agent.last.ready && !announced {
-            ready::announce(&agent.last, &agent.args.underlay);
+            ready::announce(&agent.last);
             announced = true;
             ready.send_replace(true);
             agent.newcomer.ready(std::time::Instant::now());

@@ -10,7 +10,7 @@ use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 use tokio::sync::watch;
 
 use super::{tags::Tags, takeover::Takeover, xdp::XdpStatus};
-use crate::{cli::MeshReturn, engine::EngineView, relay::Board, source::Live};
+use crate::{cli::MeshReturn, engine::EngineView, relay::Board, source::Live, uplinks::Uplinks};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -70,12 +70,16 @@ pub struct Snapshot {
     pub vtep: Option<std::net::Ipv4Addr>,
     /// UDP port of VXLAN.
     pub vxlan_port: Option<u16>,
+    /// Where other nodes' VXLAN arrives.
+    pub uplinks: Uplinks,
     /// Gateway bridge, and whether it is ours.
     pub gateway: Option<(String, bool)>,
     /// The gateway bridge's subnet.
     pub gateway_subnet: Option<ipnet::Ipv4Net>,
     /// Interfaces that clients arrive at.
     pub mesh_interfaces: Vec<String>,
+    /// Interfaces that clients do not arrive at because of their link type, and why.
+    pub unsupported: Vec<String>,
     /// What XDP does there.
     pub xdp: Vec<XdpStatus>,
     /// Addresses at which published ports answer.
@@ -104,7 +108,7 @@ pub struct Snapshot {
 
 /// Shared by the loop, the status socket and the metrics.
 pub struct Shared {
-    /// Source, underlay interface and directories, for display.
+    /// Source and directories, for display.
     pub about: About,
     snapshot: RwLock<Arc<Snapshot>>,
     dataplane: Mutex<Dataplane>,
@@ -133,8 +137,6 @@ pub struct About {
     pub mesh_return: MeshReturn,
     /// Table source.
     pub source: String,
-    /// Underlay interface.
-    pub underlay: String,
     /// Pins.
     pub bpffs: String,
     /// How long idle connections are remembered.

@@ -12,13 +12,14 @@ use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
     metrics,
-    netlink::{Socket, observe_node},
+    netlink::{Socket, observe_links},
     source::Conductor,
     state_dir::StateDir,
     status::{
         report::{Answers, Starting},
         server::Server,
     },
+    uplinks::{self, Underlay},
 };
 
 /// What a start that is not refused has.
@@ -35,7 +36,7 @@ pub(super) struct Started {
 
 /// Checks and opens everything, what changes nothing first.
 ///
-/// With a live source `args` gets what was left out: node and underlay interface.
+/// With a live source `args` gets the node if that was left out.
 ///
 /// The status socket of a live source answers before the first table, which may be long in coming.
 pub(super) async fn start(
@@ -101,37 +102,14 @@ pub(super) async fn start(
     Ok(Started { table, socket, state, dataplane, newcomer, status, metrics, instance })
 }
 
-async fn interfaces(args: &mut AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
-    let links = observe_node(socket).await?;
+async fn interfaces(args: &AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
+    let links = observe_links(socket).await?;
     let known = || links.keys().filter(|name| *name != "lo").cloned().collect::<Vec<_>>().join(", ");
-    if args.underlay.is_empty() {
-        let carries = links.iter().find(|(_, link)| link.addresses.iter().any(|address| address.addr() == vtep));
-        let Some((name, _)) = carries else {
-            bail!("no interface carries this node's tunnel address {vtep}; name one with --underlay");
-        };
-        args.underlay.clone_from(name);
-    }
-    let Some(underlay) = links.get(&args.underlay) else {
-        bail!("--underlay: there is no interface {} in this network namespace; there are: {}", args.underlay, known());
-    };
-    let addresses: Vec<_> = underlay.addresses.iter().map(|address| address.addr()).collect();
-    if addresses.is_empty() {
-        bail!(
-            "--underlay: interface {} has no IPv4 address; give it the node's tunnel address {vtep} first",
-            args.underlay
-        );
-    }
-    if !addresses.contains(&vtep) {
-        let there: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        bail!(
-            "--underlay: interface {} does not carry this node's tunnel address {vtep} (it has {}); name the interface \
-             that does, or correct the node's `address` or `vtep` in the table",
-            args.underlay,
-            there.join(", ")
-        );
-    }
-    if !underlay.up {
-        tracing::warn!("underlay interface {} is down; set it up", args.underlay);
+    uplinks::check(&args.underlay(), &links, vtep).map_err(anyhow::Error::msg)?;
+    if let Underlay::Named(names) = args.underlay() {
+        for name in names.iter().filter(|name| links.get(*name).is_some_and(|link| !link.up)) {
+            tracing::warn!("underlay interface {name} is down; set it up");
+        }
     }
     let named: &[String] = match &args.mesh_interfaces {
         MeshInterfaces::All => &[],
@@ -139,6 +117,10 @@ async fn interfaces(args: &mut AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> an
     };
     if let Some(missing) = named.iter().find(|name| !links.contains_key(*name)) {
         bail!("--mesh-interfaces: there is no interface {missing} in this network namespace; there are: {}", known());
+    }
+    let unsupported = |name: &String| Some((name.clone(), links.get(name)?.layer.unsupported()?));
+    if let Some((name, why)) = named.iter().find_map(unsupported) {
+        bail!("--mesh-interfaces: published ports cannot answer on {name}: {why}; leave it out");
     }
     Ok(())
 }

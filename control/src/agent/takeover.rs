@@ -78,7 +78,7 @@ impl Agent {
             self.host_rules = HostFirewall::default();
             return None;
         }
-        let clients = mesh::interfaces(links, &self.args.mesh_interfaces, &self.args.underlay, &gateway.name);
+        let clients = mesh::interfaces(links, &self.args.mesh_interfaces, &self.uplinks.names, &gateway.name);
         let about = Some((published, clients));
         if cause != Cause::Kernel || self.host_rules.about != about {
             let read = tokio::task::block_in_place(|| {

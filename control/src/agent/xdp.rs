@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::{Attached, Dataplane, Program};
-use hiveway_core::observed::{Kind, Link};
+use hiveway_core::observed::{Kind, Layer, Link};
 use serde::Serialize;
 
 use crate::cli::XdpMode;
@@ -30,6 +30,11 @@ enum Choice {
 fn choose(mode: XdpMode, link: &Link) -> Choice {
     match (mode, &link.kind) {
         (XdpMode::Off, _) => Choice::Off(None),
+        (_, _) if link.layer != Layer::Ethernet => Choice::Off(Some("its packets have no Ethernet header")),
+        (XdpMode::Native, Kind::Other(kind)) if kind == "bond" || kind == "team" => Choice::Off(Some(
+            "a bond runs the driver's programs on its slaves, whose interfaces have no addresses; --xdp generic runs on the \
+             bond itself",
+        )),
         (XdpMode::Native, _) => Choice::On(dataplane::XdpMode::Native),
         (XdpMode::Generic, _) => Choice::On(dataplane::XdpMode::Generic),
         (XdpMode::Auto, Kind::Veth { .. }) => Choice::Off(Some(
@@ -55,7 +60,7 @@ impl Xdp {
         &mut self,
         mode: XdpMode,
         dataplane: &mut Dataplane,
-        clients: &BTreeSet<String>,
+        (clients, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
         links: &BTreeMap<String, Link>,
     ) -> (Vec<XdpStatus>, usize) {
         let present = |(name, index): &(String, u32)| links.get(name).is_some_and(|link| link.index == *index);
@@ -71,7 +76,7 @@ impl Xdp {
             if let Some(why) = self.refused.get(&key) {
                 return off(Some(why.clone()));
             }
-            match dataplane.attach_xdp(name, wanted, link.mac) {
+            match dataplane.attach_xdp(name, wanted, link.mac, uplinks.contains(name)) {
                 Ok(attached) => {
                     changes += usize::from(attached != Attached::Unchanged);
                     XdpStatus { interface: name.clone(), mode: shown(wanted), why: None }
@@ -123,6 +128,18 @@ mod tests {
         };
         assert!(why(&veth).contains("a veth"));
         assert!(why(&nic).contains("not measured"));
+    }
+
+    #[test]
+    fn bonds_and_links_without_ethernet_header_say_why_not() {
+        let bond = link(Kind::Other("bond".into()));
+        assert!(matches!(choose(XdpMode::Native, &bond), Choice::Off(Some(why)) if why.contains("slaves")));
+        assert_eq!(choose(XdpMode::Generic, &bond), Choice::On(dataplane::XdpMode::Generic));
+        let tunnel = Link { layer: Layer::Ip, ..link(Kind::Other("wireguard".into())) };
+        for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Auto] {
+            assert!(matches!(choose(mode, &tunnel), Choice::Off(Some(why)) if why.contains("no Ethernet header")));
+        }
+        assert_eq!(choose(XdpMode::Off, &tunnel), Choice::Off(None));
     }
 
     #[test]

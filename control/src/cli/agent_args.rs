@@ -7,7 +7,7 @@ use hiveway_core::model::{AllowEntry, AllowList};
 use ipnet::Ipv4Net;
 
 use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR, EngineArgs, RelayArgs};
-use crate::source::Source;
+use crate::{source::Source, uplinks::Underlay};
 
 /// Arguments of `hiveway agent`.
 #[derive(Clone, Debug, Args)]
@@ -21,10 +21,11 @@ pub struct AgentArgs {
     /// relay:HOST:PORT (another node's agent).
     #[arg(long, value_name = "SOURCE")]
     pub table: Source,
-    /// Interface that carries this node's tunnel address (VTEP); VXLAN is accepted there only. With the live sources it
-    /// may be left out.
-    #[arg(long, value_name = "IFACE", default_value = "", hide_default_value = true)]
-    pub underlay: String,
+    /// Interfaces where other nodes' VXLAN arrives, separated by commas: the one that carries this node's tunnel address
+    /// (VTEP), or those that lead to other nodes. `auto`: that one, unless it is the loopback device, and those that routes
+    /// to other nodes lead through. With the live sources `auto` if left out.
+    #[arg(long, value_name = "IFACE,...|auto")]
+    pub underlay: Option<Underlay>,
     /// This node's engine, for live sources.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -140,9 +141,14 @@ impl FromStr for MeshInterfaces {
 impl AgentArgs {
     /// What is missing, as a message naming the flag.
     pub fn missing(&self) -> Option<String> {
-        let flags = [("--node ID", &self.node), ("--underlay IFACE", &self.underlay)];
-        let missing = flags.into_iter().find(|(_, value)| value.is_empty() && !self.table.is_live());
+        let flags = [("--node ID", self.node.is_empty()), ("--underlay IFACE", self.underlay.is_none())];
+        let missing = flags.into_iter().find(|(_, missing)| *missing && !self.table.is_live());
         missing.map(|(flag, _)| format!("{flag} is required with --table {}", self.table))
+    }
+
+    /// `--underlay`.
+    pub fn underlay(&self) -> Underlay {
+        self.underlay.clone().unwrap_or_default()
     }
 
     /// `--mesh-allow`; `None` without the flag. IPv6 entries allow no IPv4 client.

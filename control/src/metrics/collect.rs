@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::agent::shared::Shared;
+use crate::agent::{MAX_ANSWERING, shared::Shared};
 
 /// Reads the agent's state and the maps at each scrape.
 #[derive(Debug)]
@@ -37,6 +37,10 @@ impl Collector for Agent {
         gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
         gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
+        let addresses = snapshot.addresses.len() as i64;
+        gauge(out, "node_addresses", "Addresses of this node, where published ports answer", addresses)?;
+        let room = MAX_ANSWERING as i64;
+        gauge(out, "node_addresses_max", "At how many of them published ports can answer", room)?;
         self.connections(out)?;
         self.dataplane(out)
     }

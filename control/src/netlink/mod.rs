@@ -18,7 +18,7 @@ pub use host::observe_host;
 pub use observe::{observe_entries, observe_links, observe_node};
 pub use socket::Socket;
 pub use spaces::{Space, Spaces};
-pub use ways::{confirm, neighbours, underlay, way};
+pub use ways::{confirm, leading, neighbours, underlay, way};
 
 use std::io;
 

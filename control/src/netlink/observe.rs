@@ -6,13 +6,14 @@ use std::{
 };
 
 use futures::TryStreamExt;
-use hiveway_core::observed::{Kind, Link, Vxlan};
+use hiveway_core::observed::{Kind, Layer, Link, Vxlan};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
@@ -111,6 +112,7 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
     let mut link = Link {
         index: message.header.index,
         kind: Kind::Other(String::new()),
+        layer: layer(message.header.link_layer_type),
         alias: None,
         master: None,
         mtu: 0,
@@ -146,6 +148,16 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
         }
     }
     link
+}
+
+/// As the kernel's `dev_is_mac_header_xmit` has it.
+fn layer(kind: LinkLayerType) -> Layer {
+    use LinkLayerType as L;
+    match kind {
+        L::Ether | L::Loopback => Layer::Ethernet,
+        L::None | L::Rawip | L::Ppp | L::Tunnel | L::Tunnel6 | L::Sit | L::Ipgre | L::Ip6gre => Layer::Ip,
+        other => Layer::Other(other.into()),
+    }
 }
 
 pub(super) fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {

@@ -1,6 +1,6 @@
 //! Asks the kernel for the ways to other nodes: routes and neighbours.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use futures::StreamExt;
 use hiveway_core::next_hop::{Neighbour, Neighbours, Underlay, Way};
@@ -8,7 +8,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMetric, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMetric, RouteType},
 };
 use rtnetlink::RouteMessageBuilder;
 
@@ -82,6 +82,37 @@ pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option
         }
     }
     Ok(Some(way))
+}
+
+/// Indices of all interfaces that packets from `from` to `to` may leave through, by the route that the kernel finds: more
+/// than one if it has several next hops. Empty: no route, or none that leaves the node.
+///
+/// # Errors
+/// When the request fails; that there is no route is no error.
+pub async fn leading(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr) -> Result<BTreeSet<u32>, Error> {
+    let mut request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).source_prefix(from, 32).build();
+    // The route with all its next hops, instead of the one that a packet would get.
+    request.header.flags = RouteFlags::FibMatch;
+    let mut answer = socket.handle().route().get(request).execute();
+    let route = match answer.next().await {
+        Some(Ok(route)) => route,
+        Some(Err(error)) => {
+            return match Error::from_rtnetlink(format!("ask for the routes to {to}"), error) {
+                Error::Kernel { .. } => Ok(BTreeSet::new()),
+                error => Err(error),
+            };
+        }
+        None => return Ok(BTreeSet::new()),
+    };
+    let mut found = BTreeSet::new();
+    for attribute in route.attributes.iter().filter(|_| route.header.kind == RouteType::Unicast) {
+        match attribute {
+            RouteAttribute::Oif(index) => drop(found.insert(*index)),
+            RouteAttribute::MultiPath(hops) => found.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// The neighbours on an interface that the kernel would send to.

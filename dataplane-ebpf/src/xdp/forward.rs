@@ -81,7 +81,10 @@ fn hop(
         return None;
     }
     let route = Route { src: word(&config.vtep), dst: vtep, proto: ipproto::UDP, len: outer_len(frame) };
-    hop::through(ctx, frame, &route, config.underlay_ifindex)
+    match config.underlay_ifindex {
+        0 => hop::forwarded(ctx, frame, &route),
+        only => hop::through(ctx, frame, &route, only),
+    }
 }
 
 /// The way to the node with the tunnel address `vtep` if the agent keeps it.

@@ -40,12 +40,10 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::of(ctx);
     let packet = head::outer(frame)?;
     let config = config().ok()?;
-    if !is_own(frame, config)? {
-        return None;
-    }
+    let uplink = own(frame, config)?;
     if packet.proto == ipproto::UDP && packet.dst == word(&config.vtep) && packet.dport() == half(&config.vxlan_port) {
         // On other interfaces nobody looks into a tunnel.
-        if frame.ifindex != config.underlay_ifindex {
+        if !uplink {
             return None;
         }
         return reply::carry(ctx, frame, config, &packet);
@@ -53,19 +51,21 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     forward::carry(ctx, frame, config, &packet)
 }
 
-/// Whether the frame is for the MAC of the interface that it came in through: [`crate::parse::is_own`] without an skb. A
-/// tag that is in the frame has left no IPv4 in sight; one that the NIC has taken off does not show.
+/// Whether the interface that the frame came in through is an uplink. `None`: the frame is for another MAC than its, as
+/// [`crate::parse::is_own`] says where there is an skb. A tag that is in the frame has left no IPv4 in sight; one that the
+/// NIC has taken off does not show.
 #[inline(always)]
-fn is_own(frame: Frame, config: &Config) -> Option<bool> {
-    let mac = if frame.ifindex == config.underlay_ifindex {
-        &config.underlay_mac
+fn own(frame: Frame, config: &Config) -> Option<bool> {
+    let (mac, uplink) = if frame.ifindex == config.underlay_ifindex {
+        (&config.underlay_mac, true)
     } else {
         // SAFETY: entries are replaced as a whole by the agent.
-        unsafe { &XDP_DEVICES.get(frame.ifindex)?.mac }
+        let device = unsafe { XDP_DEVICES.get(frame.ifindex) }?;
+        (&device.mac, device.uplink != 0)
     };
     let to = frame.part::<0, ETH_LEN>()?;
     let [first, second] = access::mac(mac);
-    Some(to.four::<0>() == first && u32::from(to.two::<4>()) == second)
+    (to.four::<0>() == first && u32::from(to.two::<4>()) == second).then_some(uplink)
 }
 
 /// One in so many of the packets that would renew an entry's time goes to TC, which does that too.

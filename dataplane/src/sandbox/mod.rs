@@ -32,6 +32,24 @@ use crate::{
 /// Replies are translated before there can be any.
 const PROGRAMS: [Program; 2] = [Program::ToSandbox, Program::FromSandbox];
 
+/// Puts loaded programs into a map of programs that others call. The map is pinned: without a holder in user space the
+/// kernel would empty it. Returns its descriptor.
+pub(crate) fn callable(ebpf: &mut Ebpf, map: MapName, entries: &[(u32, Program)]) -> Result<OwnedFd, TakeError> {
+    let fault = |source| TakeError::Map(MapFault { map, source });
+    let missing = || fault(MapError::InvalidName { name: map.name().to_owned() });
+    let handle = ebpf.take_map(map.name()).ok_or_else(missing)?;
+    let Map::ProgramArray(data) = &handle else { return Err(missing()) };
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| fault(error.into()))?;
+    let mut programs = ProgramArray::try_from(handle).map_err(fault)?;
+    for &(index, program) in entries {
+        let loaded = load::classifier(ebpf, program)?;
+        let fd =
+            loaded.fd().map_err(|source| TakeError::Load(LoadError::Program { program, source: Box::new(source) }))?;
+        programs.set(index, fd, 0).map_err(fault)?;
+    }
+    Ok(fd)
+}
+
 /// The stubs of one data plane.
 pub(crate) struct Sandboxes {
     /// Map `SANDBOX_PROGRAMS`. It is pinned: without a holder in user space the kernel would empty it.
@@ -43,22 +61,8 @@ pub(crate) struct Sandboxes {
 impl Sandboxes {
     /// Lets all stubs call the programs of `ebpf` from now on, also those that an earlier agent has attached.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, TakeError> {
-        let map = MapName::SandboxPrograms;
-        let fault = |source| TakeError::Map(MapFault { map, source });
-        let missing = || fault(MapError::InvalidName { name: map.name().to_owned() });
-        let handle = ebpf.take_map(map.name()).ok_or_else(missing)?;
-        let Map::ProgramArray(data) = &handle else { return Err(missing()) };
-        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| fault(error.into()))?;
-        let mut programs = ProgramArray::try_from(handle).map_err(fault)?;
-        for (index, program) in
-            [(sandbox_program::FROM, Program::FromSandbox), (sandbox_program::TO, Program::ToSandbox)]
-        {
-            let loaded = load::classifier(ebpf, program)?;
-            let fd = loaded
-                .fd()
-                .map_err(|source| TakeError::Load(LoadError::Program { program, source: Box::new(source) }))?;
-            programs.set(index, fd, 0).map_err(fault)?;
-        }
+        let programs = [(sandbox_program::FROM, Program::FromSandbox), (sandbox_program::TO, Program::ToSandbox)];
+        let fd = callable(ebpf, MapName::SandboxPrograms, &programs)?;
         Ok(Self { programs: fd, stubs: BTreeMap::new() })
     }
 

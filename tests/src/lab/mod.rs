@@ -8,6 +8,7 @@ mod netns;
 mod offload;
 mod process;
 mod topology;
+mod tun;
 mod wait;
 mod xdp;
 
@@ -18,5 +19,6 @@ pub use netns::Netns;
 pub use offload::Offloads;
 pub use process::Process;
 pub use topology::{Lab, scenario, scenario_alone, with_and_without_offloads};
+pub use tun::Tunnels;
 pub use wait::{PATIENCE, wait_for, wait_until};
 pub(crate) use xdp::mode as xdp_mode;

@@ -32,6 +32,7 @@ mod sockets;
 mod support;
 mod takeover;
 mod translated_clients;
+mod uplinks;
 mod vip;
 mod vlans;
 mod xdp;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     desired::{GatewayBridge, HostLink, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
-    observed::{GATEWAY_ALIAS, Inside, Kind, Link, Namespace},
+    observed::{GATEWAY_ALIAS, Inside, Kind, Layer, Link, Namespace},
 };
 use dataplane_common::addr::Mac;
 use kernel::Kernel;
@@ -269,6 +269,7 @@ fn bare(index: u32, kind: Kind, alias: Option<String>, mtu: u32) -> Link {
     Link {
         index,
         kind,
+        layer: Layer::Ethernet,
         alias,
         master: None,
         mtu,

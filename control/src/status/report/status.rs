@@ -221,7 +221,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             state: node.map(|node| node.state.name().to_owned()),
             vtep: snapshot.vtep,
             vxlan_port: snapshot.vxlan_port,
-            underlay: shared.about.underlay.clone(),
+            underlay: snapshot.uplinks.text(),
             gateway_bridge: snapshot
                 .gateway
                 .as_ref()
@@ -258,10 +258,14 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         shadowed: shadowed(&listeners, mesh),
         ipv6: not_served(!snapshot.published.is_empty(), &listeners)
             .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,
-        warnings: warnings(
-            snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
-            !snapshot.published.is_empty(),
-        ),
+        warnings: [
+            snapshot.unsupported.clone(),
+            warnings(
+                snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
+                !snapshot.published.is_empty(),
+            ),
+        ]
+        .concat(),
         reconcile: Reconcile {
             runs: snapshot.runs,
             errors: snapshot.errors,

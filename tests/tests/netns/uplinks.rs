@@ -1,0 +1,154 @@
+//! What carries VXLAN and clients besides one Ethernet interface: links without an Ethernet header, several uplinks, the
+//! tunnel address on the loopback device.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, ensure};
+use hiveway_tests::{
+    lab::{Lab, Netns, PATIENCE, Tunnels, scenario, wait_for, with_and_without_offloads},
+    peer,
+    table::Table,
+};
+use serde_json::json;
+
+use crate::support::{Cluster, assert_even, assert_peer, assert_refused, web_table};
+
+const WEB: [&str; 2] = ["web.1", "web.2"];
+
+/// web.1 and web.2 on n1 and n2, published; n3 has only user.1. Nodes have these addresses.
+fn web(addresses: [&str; 3], mtu: u32) -> Table {
+    let mut table = web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53), ("tcp", 8081, 81)], "n3");
+    for (node, address) in ["n1", "n2", "n3"].into_iter().zip(addresses) {
+        table.item_mut("nodes", node)["address"] = json!(address);
+    }
+    for network in ["ingress", "app"] {
+        table.item_mut("networks", network)["mtu"] = json!(mtu);
+    }
+    table
+}
+
+fn nodes(lab: &Lab) -> Result<Vec<Netns>> {
+    (1..=3).map(|n| lab.node(&format!("n{n}"), 10 + n)).collect()
+}
+
+/// Overlay, VIP and routing mesh between the nodes, small and large.
+fn everything_works(cluster: &Cluster<'_>, client: &Netns, node: &str, seen: &str) -> Result<()> {
+    let user = cluster.task("user.1");
+    for (name, task) in [("web.1", "10.0.1.3"), ("web.2", "10.0.1.4")] {
+        assert_even(&peer::tcp_load(user, &format!("{task}:80"), 4, 1)?, &[name], 4)?;
+        peer::transfer(user, &format!("{task}:80"), 1_000_000)?;
+    }
+    assert_even(&peer::tcp_load(user, "10.0.1.2:80", 10, 2)?, &WEB, 5)?;
+    peer::transfer(user, "10.0.1.2:80", 1_000_000)?;
+    let tcp = peer::tcp_load(client, &format!("{node}:8080"), 10, 2)?;
+    assert_even(&tcp, &WEB, 5)?;
+    assert_peer(&tcp, seen)?;
+    for _ in WEB {
+        peer::transfer(client, &format!("{node}:8080"), 1_000_000)?;
+    }
+    let udp = peer::udp_load(client, &format!("{node}:5353"), 10)?;
+    assert_even(&udp, &WEB, 5)?;
+    assert_peer(&udp, seen)
+}
+
+#[test]
+fn a_link_without_ethernet_header_is_the_underlay() {
+    with_and_without_offloads(|lab| {
+        let client = lab.client()?;
+        let nodes = nodes(lab)?;
+        let address = |host: u8| Ipv4Addr::new(10, 8, 0, host);
+        let ends: Vec<_> = nodes.iter().zip(11..).map(|(node, host)| (node, address(host))).collect();
+        let _tunnels = Tunnels::start("tun1", 1420, &ends)?;
+        let table = web(["10.8.0.11", "10.8.0.12", "10.8.0.13"], 1370);
+        let mut cluster = Cluster::start_on(lab, nodes, table, &["--underlay", "tun1", "--xdp", "generic"])?;
+        cluster.serve(&WEB)?;
+        everything_works(&cluster, &client, "192.168.77.13", "192.168.77.100")?;
+        // The slow path: what must be fragmented, and broadcast.
+        let large = peer::udp_echo_fragmentable(cluster.task("user.1"), "10.0.1.2:53", 3000, 4)?;
+        ensure!(large.ok == 4, "datagrams of 3000 bytes: {large:?}");
+        cluster.task("web.1").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
+        let answers = cluster.task("user.1").run("ping -b -c 1 -W 5 10.0.1.255")?;
+        ensure!(answers.contains("from 10.0.1.3"), "broadcast: {answers}");
+        let status = cluster.agents[2].cli(&["status"])?;
+        ensure!(status.contains("10.8.0.13 on tun1") && status.contains("no Ethernet header"), "{status}");
+        Ok(())
+    });
+}
+
+#[test]
+fn clients_behind_a_link_without_ethernet_header_are_served() {
+    with_and_without_offloads(|lab| {
+        let (client, nodes) = (lab.namespace("vpn")?, nodes(lab)?);
+        // Beside the backend of web.1, and where there is none.
+        let (here, there) = (Ipv4Addr::new(10, 9, 1, 1), Ipv4Addr::new(10, 9, 3, 1));
+        let _tunnels = [
+            Tunnels::start("tun1", 1420, &[(&nodes[0], here), (&client, Ipv4Addr::new(10, 9, 1, 100))])?,
+            Tunnels::start("tun3", 1420, &[(&nodes[2], there), (&client, Ipv4Addr::new(10, 9, 3, 100))])?,
+        ];
+        let table = web(["192.168.77.11", "192.168.77.12", "192.168.77.13"], 1450);
+        let mut cluster = Cluster::start_on(lab, nodes, table, &[])?;
+        cluster.serve(&WEB)?;
+        everything_works(&cluster, &client, "10.9.1.1", "10.9.1.100")?;
+        everything_works(&cluster, &client, "10.9.3.1", "10.9.3.100")?;
+        // Refused at once: nothing listens at the target port, nor at one that is not published.
+        for port in [8081, 8082] {
+            assert_refused(&peer::attempts(&client, "tcp", &format!("10.9.3.1:{port}"), 4)?, 4)?;
+        }
+        let used = peer::udp_from_port(&cluster.nodes[2], "10.9.3.100:9", 5353, 1, false)?;
+        ensure!(used.ok == 0, "{used:?}");
+        ensure!(cluster.agents[2].counter("own_noted")? >= 1, "the node's own use of a published port is not noted");
+        Ok(())
+    });
+}
+
+/// As in a routed fabric: each node has its tunnel address on the loopback device and two uplinks, each to a router of its
+/// own, over which packets are spread.
+#[test]
+fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
+    scenario(|lab| {
+        let nodes = nodes(lab)?;
+        let switch = lab.switch();
+        switch.run("ip link add br1 type bridge forward_delay 0 mcast_snooping 0")?;
+        switch.run("ip link set br1 up")?;
+        for (node, host) in nodes.iter().zip(11..) {
+            let port = format!("{}-b", node.label());
+            switch.run(&format!("ip link add {port} type veth peer name eth1 netns {}", node.name()))?;
+            switch.run(&format!("ip link set {port} master br1 up"))?;
+            node.run(&format!("ip addr add 192.168.78.{host}/24 dev eth1"))?;
+            node.run("ip link set eth1 up")?;
+            node.run(&format!("ip addr add 10.255.0.{host}/32 dev lo"))?;
+            node.run("sysctl -qw net.ipv4.fib_multipath_hash_policy=1")?;
+        }
+        for (node, host) in nodes.iter().zip(11..) {
+            for other in (11..14).filter(|other| *other != host) {
+                let hops = format!("nexthop via 192.168.77.{other} nexthop via 192.168.78.{other}");
+                node.run(&format!("ip route add 10.255.0.{other} src 10.255.0.{host} {hops}"))?;
+            }
+        }
+        let client = lab.client()?;
+        let table = web(["10.255.0.11", "10.255.0.12", "10.255.0.13"], 1450);
+        let mut cluster = Cluster::start_on(lab, nodes, table, &["--underlay", "auto"])?;
+        cluster.serve(&WEB)?;
+        everything_works(&cluster, &client, "192.168.77.13", "192.168.77.100")?;
+        let tunnelled = |interface: &str| -> Result<u64> {
+            let link = cluster.nodes[2].run(&format!("ip -s -o link show dev {interface}"))?;
+            let rx = link.split("RX:").nth(1).and_then(|rest| rest.split_whitespace().nth(7));
+            Ok(rx.and_then(|packets| packets.parse().ok()).unwrap_or(0))
+        };
+        let before = tunnelled("eth1")?;
+        assert_even(&peer::tcp_load(&client, "192.168.77.13:8080", 40, 2)?, &WEB, 20)?;
+        ensure!(tunnelled("eth1")? > before, "nothing arrives on the second uplink");
+        let status = cluster.agents[2].json(&["status"])?;
+        ensure!(status["node"]["underlay"] == "eth0,eth1", "{}", status["node"]);
+        // One of the uplinks fails, and the routes with it.
+        for node in &cluster.nodes {
+            node.run("ip link set eth1 down")?;
+        }
+        wait_for("the other uplink to carry everything", PATIENCE, || {
+            assert_even(&peer::tcp_load(&client, "192.168.77.13:8080", 20, 2)?, &WEB, 10)
+        })?;
+        let status = cluster.agents[2].json(&["status"])?;
+        ensure!(status["healthy"] == true, "{status}");
+        Ok(())
+    });
+}
