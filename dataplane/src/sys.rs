@@ -84,6 +84,15 @@ fn link_info(fd: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
 
 /// The kernel's id of the program `fd`.
 pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(program_info(fd)?.id)
+}
+
+/// The tag of the program `fd`: a digest of its instructions, the same for the same instructions loaded again.
+pub(crate) fn program_tag(fd: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
+    Ok(program_info(fd)?.tag)
+}
+
+fn program_info(fd: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: plain integers; all zeroes is a valid value.
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     let mut attr = attributes();
@@ -91,7 +100,7 @@ pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = &raw mut info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info.id)
+    Ok(info)
 }
 
 /// Attaches a program to a device of this thread's network namespace, in front of all others there.
@@ -288,9 +297,36 @@ pub(crate) fn test_run(
     Ok(unsafe { attr.test.data_size_out } as usize)
 }
 
+/// The kernel's id of the BTF of the program `fd`; 0 if it has none.
+pub(crate) fn program_btf(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(program_info(fd)?.btf_id)
+}
+
+/// Opens the BTF with that id.
+pub(crate) fn btf_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    let fd = bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// What the kernel must know of a program's functions where one is passed to a helper: their BTF, and records of
+/// `struct bpf_func_info`, each that many bytes long.
+pub(crate) struct FunctionInfo<'a> {
+    pub(crate) btf: BorrowedFd<'a>,
+    pub(crate) records: &'a [u8],
+    pub(crate) record_len: usize,
+}
+
 /// Loads a program only to see the verifier's statistics; returns its log, which ends with a zero byte. `xdp`: an XDP
 /// program, otherwise a TC program.
-pub(crate) fn load_with_statistics(instructions: &[bpf_insn], license: &CStr, xdp: bool) -> io::Result<Vec<u8>> {
+pub(crate) fn load_with_statistics(
+    instructions: &[bpf_insn],
+    license: &CStr,
+    xdp: bool,
+    functions: &FunctionInfo<'_>,
+) -> io::Result<Vec<u8>> {
     /// `BPF_LOG_STATS`.
     const STATISTICS: u32 = 4;
     let mut log = vec![0u8; 64 * 1024];
@@ -300,6 +336,10 @@ pub(crate) fn load_with_statistics(instructions: &[bpf_insn], license: &CStr, xd
         load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
         load.expected_attach_type = bpf_attach_type::BPF_XDP as u32;
     }
+    load.prog_btf_fd = functions.btf.as_raw_fd() as u32;
+    load.func_info_rec_size = functions.record_len as u32;
+    load.func_info = functions.records.as_ptr() as u64;
+    load.func_info_cnt = (functions.records.len() / functions.record_len.max(1)) as u32;
     load.log_level = STATISTICS;
     load.log_size = log.len() as u32;
     load.log_buf = log.as_mut_ptr() as u64;

@@ -5,10 +5,10 @@ mod stack;
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use aya::maps::Map;
+use aya::{Ebpf, maps::Map};
 use aya_obj::{Object, ParseError, relocation::EbpfRelocationError};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     load::{self, Maps},
     object::OBJECT,
     preflight,
-    sys::load_with_statistics,
+    sys::{self, FunctionInfo, load_with_statistics},
     table::map_fd,
 };
 
@@ -76,7 +76,8 @@ pub enum VerifyError {
 /// the first.
 pub fn verify() -> Result<Vec<Verified>, VerifyError> {
     preflight::check_machine(TcHook::Auto)?;
-    let loaded = load::load(&Maps::Private(&[]), 0)?;
+    let mut loaded = load::load(&Maps::Private(&[]), 0)?;
+    let btf = btf(&mut loaded)?;
     let mut object = Object::parse(OBJECT)?;
     let definitions = std::mem::take(&mut object.maps);
     let maps = loaded.maps().filter_map(|(name, map)| {
@@ -87,7 +88,17 @@ pub fn verify() -> Result<Vec<Verified>, VerifyError> {
     object.relocate_maps(maps, &sections)?;
     object.relocate_calls(&sections)?;
     object.sanitize_functions(aya::features());
-    Program::ALL.iter().map(|program| figures(&object, *program)).collect()
+    Program::ALL.iter().map(|program| figures(&object, btf.as_fd(), *program)).collect()
+}
+
+/// The BTF that the loaded programs share.
+fn btf(loaded: &mut Ebpf) -> Result<OwnedFd, VerifyError> {
+    let program = Program::FromContainer;
+    let fail = |source| VerifyError::Statistics { program, source };
+    let fd = load::classifier(loaded, program)?
+        .fd()
+        .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+    sys::program_btf(fd.as_fd()).and_then(sys::btf_by_id).map_err(fail)
 }
 
 /// The descriptor of a map; `None` for kinds that the object has none of.
@@ -98,11 +109,13 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     }
 }
 
-fn figures(object: &Object, program: Program) -> Result<Verified, VerifyError> {
+fn figures(object: &Object, btf: BorrowedFd<'_>, program: Program) -> Result<Verified, VerifyError> {
     let missing = || VerifyError::Load(LoadError::Missing(program));
     let definition = object.programs.get(program.name()).ok_or_else(missing)?;
     let function = object.functions.get(&definition.function_key()).ok_or_else(missing)?;
-    let log = load_with_statistics(&function.instructions, &definition.license, program.is_xdp())
+    let records = function.func_info.func_info_bytes();
+    let functions = FunctionInfo { btf, records: &records, record_len: function.func_info_rec_size };
+    let log = load_with_statistics(&function.instructions, &definition.license, program.is_xdp(), &functions)
         .map_err(|source| VerifyError::Statistics { program, source })?;
     let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
     let (length, stack) = (function.instructions.len(), stack::deepest(&function.instructions));

@@ -143,3 +143,50 @@ fn a_teardown_finds_the_namespaces_and_leaves_nothing() -> Result<()> {
         Ok(())
     })
 }
+
+/// The kernel gives the inode of a namespace that is gone to the next one.
+#[test]
+fn a_namespace_with_a_used_inode_keeps_its_programs_when_the_former_one_is_cleared_away() -> Result<()> {
+    sandbox(|bpffs| {
+        let options = &Options { tc_hook: TcHook::Clsact, ..options(bpffs) };
+        let one = container()?;
+        let mut dataplane = Dataplane::open(options)?;
+        dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?;
+        let inode = one.inode()?;
+        drop(one);
+        let two = with_inode(inode)?;
+        two.run("ip link add eth0 index 77 type veth peer name peer0 index 78")?;
+        // In the order of an update: the new container is there before the old one is let go.
+        let mut tenant = two.tenant()?;
+        assert_eq!(dataplane.attach_sandbox(two.as_fd(), "eth0", TWO)?, Attached::New);
+        let detached = dataplane.detach_sandboxes_except(&BTreeSet::from([TWO]));
+        let kept = stubs(&two, false)?;
+        // What is really there goes.
+        let last = dataplane.detach_sandboxes_except(&BTreeSet::new());
+        let left = stubs(&two, false)?;
+        tenant.kill()?;
+        tenant.wait()?;
+        assert_eq!((detached.failures.len(), detached.detached.len()), (0, 2), "{detached:?}");
+        assert_eq!(kept, names(TWO), "another container was disarmed");
+        assert_eq!((last.failures.len(), left), (0, [vec![], vec![]]), "{last:?}");
+        assert!(!two.run("tc qdisc show dev eth0")?.contains("clsact"), "the clsact qdisc was left behind");
+        Ok(())
+    })
+}
+
+/// A new namespace with that inode, which was another's: the lowest free number is given out next.
+fn with_inode(inode: u64) -> Result<Netns> {
+    // A namespace that nothing uses is destroyed in the background.
+    for _ in 0..200 {
+        let mut tried = Vec::new();
+        for _ in 0..20 {
+            let netns = Netns::new()?;
+            if netns.inode()? == inode {
+                return Ok(netns);
+            }
+            tried.push(netns);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    anyhow::bail!("no new namespace has the inode {inode} again")
+}

@@ -5,16 +5,17 @@
 
 use std::{
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
 use aya::programs::{
-    Link as _, ProgramError, SchedClassifier,
+    Link as _, ProgramError, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 
 use super::{AttachFault, Attached, qdisc, side};
-use crate::Program;
+use crate::{Program, sys};
 
 /// Before what users add by hand (49152 and down) and what other tools commonly take.
 const PRIORITY: u16 = 72;
@@ -59,6 +60,18 @@ pub(crate) fn attach(
     unpin(pin)?;
     loaded.pin(pin)?;
     Ok(if replaced { Attached::Replaced } else { Attached::New })
+}
+
+/// Whether the filter `program` of the device `ifname` runs a program with the same instructions as the one pinned at
+/// `pin`. `false` also where there is no such filter, device or pin.
+pub(crate) fn runs(pin: &Path, program: Program, ifname: &str) -> io::Result<bool> {
+    let Ok(ifindex) = super::ifindex(ifname) else { return Ok(false) };
+    let pinned = match sys::object_get(pin) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        pinned => sys::program_tag(pinned?.as_fd())?,
+    };
+    let egress = side(program) == TcAttachType::Egress;
+    Ok(qdisc::filter_tag(ifindex, egress, PRIORITY, handle(program).into())? == Some(pinned))
 }
 
 /// Removes our filter and the note. What is gone already is fine.

@@ -39,6 +39,10 @@ pub(super) fn attach(
 }
 
 /// Removes the filter, if its namespace is still there, and the notes.
+///
+/// The kernel gives the inode of a namespace that is gone to the next one, whose interface has the same name. What is
+/// found there may be another container's filter: only one that runs this container's stub is removed. Stubs differ by
+/// their constant, so their tags do.
 pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
     let place = note(pin).and_then(|note| fs::read_link(note).ok());
     let found = place.as_deref().and_then(|place| {
@@ -47,8 +51,14 @@ pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
         Some((netns::find(inode)?, ifname))
     });
     match found {
-        Some((namespace, ifname)) => netns::inside(namespace.as_fd(), || clsact::detach(pin, name.program, &ifname))
-            .map_err(AttachFault::kernel("enter the network namespace"))??,
+        Some((namespace, ifname)) => netns::inside(namespace.as_fd(), || {
+            if clsact::runs(pin, name.program, &ifname).map_err(AttachFault::kernel("read the filter"))? {
+                clsact::detach(pin, name.program, &ifname)
+            } else {
+                clsact::forget(pin)
+            }
+        })
+        .map_err(AttachFault::kernel("enter the network namespace"))??,
         // The filter went with its interface.
         None => clsact::forget(pin)?,
     }

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use aya_obj::generated::{
-    BPF_ADD, BPF_ALU64, BPF_CALL, BPF_JMP, BPF_K, BPF_LDX, BPF_MOV, BPF_PSEUDO_CALL, BPF_ST, BPF_STX, BPF_X, bpf_insn,
+    BPF_ADD, BPF_ALU64, BPF_CALL, BPF_DW, BPF_IMM, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MOV, BPF_PSEUDO_CALL,
+    BPF_PSEUDO_FUNC, BPF_ST, BPF_STX, BPF_X, bpf_insn,
 };
 
 /// What kernels before 6.10 round each frame up to (`check_max_stack_depth` in `kernel/bpf/verifier.c`).
@@ -13,6 +14,7 @@ const ROUNDED: u64 = 32;
 const FRAME: u8 = 10;
 
 const CALL: u8 = (BPF_JMP | BPF_CALL) as u8;
+const LOAD: u8 = (BPF_LD | BPF_IMM | BPF_DW) as u8;
 const MOVE: u8 = (BPF_ALU64 | BPF_MOV | BPF_X) as u8;
 const ADD: u8 = (BPF_ALU64 | BPF_ADD | BPF_K) as u8;
 
@@ -37,9 +39,11 @@ fn chain(subprogram: usize, callees: &[BTreeSet<usize>], frames: &[u64]) -> u64 
     frames[subprogram].max(1).next_multiple_of(ROUNDED) + below
 }
 
-/// If the instruction calls a subprogram: where it is, and where the subprogram starts.
+/// If the instruction calls a subprogram, or passes it to a helper that does: where it is, and where the subprogram starts.
 fn called(at: usize, instruction: &bpf_insn) -> Option<(usize, usize)> {
-    let calls = instruction.code == CALL && u32::from(instruction.src_reg()) == BPF_PSEUDO_CALL;
+    let source = u32::from(instruction.src_reg());
+    let calls = (instruction.code == CALL && source == BPF_PSEUDO_CALL)
+        || (instruction.code == LOAD && source == BPF_PSEUDO_FUNC);
     calls.then(|| (at + 1).checked_add_signed(instruction.imm as isize)).flatten().map(|start| (at, start))
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     process::{self, Child, Command},
     thread,
 };
@@ -24,6 +27,11 @@ impl Netns {
             Ok(File::open("/proc/thread-self/ns/net")?)
         })?;
         Ok(Self(file))
+    }
+
+    /// What the kernel calls it: its inode.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(self.0.metadata()?.ino())
     }
 
     /// Runs `work` inside, on a thread of its own.
