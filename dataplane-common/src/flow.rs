@@ -77,7 +77,8 @@ pub struct Flow {
     /// Bits of [`flag`].
     pub flags: u8,
     /// Reply entries of TCP in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with which
-    /// the client completes the handshake; zero before the SYN-ACK was seen.
+    /// the client completes the handshake; zero before the SYN-ACK was seen. In `FLOWS`: the upper 24 bits of the sequence
+    /// number behind the client's FIN, big endian; zero before that was seen.
     pub expected_ack: [u8; 3],
 }
 

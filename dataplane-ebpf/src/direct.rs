@@ -81,7 +81,7 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
         return Some(packet.sport);
     }
     if known.tag == backend.tag && !(flow::is_syn(packet) && flow::closed(known)) {
-        flow::touch(known, packet);
+        flow::touch_forward(ctx, local.net, known, packet);
         return Some(known.sport);
     }
     flow::forget(&key, known);
@@ -134,7 +134,7 @@ fn another_port(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Pac
     let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = flow::NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };
-    flow::open(packet, new)?;
+    flow::open(ctx, packet, new)?;
     if let Some(gate) = DIRECT_GATE.get_ptr_mut(0) {
         // SAFETY: aligned, in a live array map; the agent only reads this field.
         unsafe { service::fetch_add(&raw mut (*gate).created, 1) };

@@ -9,15 +9,17 @@
 //! only `last_seen`, `flags` and `expected_ack` change. Who moves an entry puts it into `FLOWS` before it takes it out
 //! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
     programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, NetId, Port, Tag},
     drop_reason::DropReason,
-    flow::{Flow, FlowKey, flag},
+    flow::{Flow, FlowKey, STOCK_ZONE, flag},
     headers::{ipproto, sctpchunk, tcpflag},
 };
 
@@ -178,7 +180,8 @@ pub(crate) fn note_at(last_seen: &mut u64, flags: &mut u8, bits: u8, now: u64) {
 /// Whether a packet at `now` renews an entry's time.
 #[inline(always)]
 pub(crate) fn old(last_seen: u64, now: u64) -> bool {
-    now.wrapping_sub(last_seen) > TOUCH_NS
+    // No difference: coarse clocks of two CPUs may differ by a tick.
+    now > last_seen.wrapping_add(TOUCH_NS)
 }
 
 /// The connection has ended as far as this entry knows; a new SYN may take its place.
@@ -238,6 +241,16 @@ pub(crate) fn answers(reply: &Flow, forward: &FlowKey) -> bool {
         && reply.sport == forward.dport
 }
 
+/// The same for a packet instead of its key.
+#[inline(always)]
+fn answers_to(reply: &Flow, packet: &Packet) -> bool {
+    reply.flags & flag::REPLY != 0
+        && reply.dst == packet.src
+        && reply.src == packet.dst
+        && reply.dport == packet.sport
+        && reply.sport == packet.dport
+}
+
 /// A new connection.
 #[repr(C)]
 pub(crate) struct NewFlow {
@@ -253,27 +266,31 @@ pub(crate) struct NewFlow {
     pub flags: u8,
 }
 
-/// How many source ports are tried when the backend already talks to the same address and port.
-const PORT_TRIES: u16 = 8;
+/// How many source ports are tried when the backend already talks to the same address and port: first only those that
+/// are free, then also those of ended connections that the backend may still hold in TIME-WAIT.
+const FREE_TRIES: u64 = 8;
+const PORT_TRIES: u32 = 40;
 
 /// Enters both directions of a connection whose first packet is `packet`. When the reply direction is taken by another
-/// live connection (two services or two ingress nodes lead one client port to one backend), the source port that the
-/// backend sees is changed, in `new.to`; after a bounded number of tries the packet is dropped and counted. Protocols
-/// other than TCP and UDP have no port to change.
+/// live connection (two services or two ingress nodes lead one client port to one backend, or all clients are shown to it
+/// with one address), the source port that the backend sees is changed, in `new.to`, to one at random; after a bounded
+/// number of tries the packet is dropped and counted, and its retransmission tries others. Protocols other than TCP and
+/// UDP have no port to change.
 // Not inlined, as `enter_reply`: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn open(packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
-    let wanted = new.to.sport;
+pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
     let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
-    let mut entered = enter_reply(packet, new);
-    for attempt in 1..tries {
-        if entered != Err(DropReason::FlowCollision) {
-            break;
-        }
-        new.to.sport = another_port(wanted, attempt);
-        entered = enter_reply(packet, new);
+    let shared = scratch()?;
+    (shared.isn, shared.port_found) = (initial_sequence(ctx, packet), 0);
+    let mut search = PortSearch { packet, new };
+    // VERIFIER(6.1): by the helper, which walks the body once. A loop would be walked as often as it runs.
+    // SAFETY: the callback has the signature that the helper calls, and its context outlives the call.
+    unsafe { bpf_loop(tries, try_port as *mut c_void, (&raw mut search).cast(), 0) };
+    if shared.port_found == 0 {
+        return Err(DropReason::FlowCollision);
     }
-    entered?;
+    let new = search.new;
+    enter_reply(packet, new)?;
     let now = now();
     let forward = &mut scratch()?.flow;
     *forward = Flow::new(
@@ -289,36 +306,125 @@ pub(crate) fn open(packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason>
     FLOWS_PENDING.insert(&*key_slot, forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
 }
 
-#[inline(always)]
-fn another_port(port: Port, attempt: u16) -> Port {
-    // The upper half only: never a service's port. Odd multiplier, so different attempts give different ports.
-    let mixed = u16::from_be_bytes(port).wrapping_mul(31).wrapping_add(attempt.wrapping_mul(7919));
-    (mixed | 0x8000).to_be_bytes()
+/// A search for a source port.
+#[repr(C)]
+struct PortSearch<'a> {
+    packet: &'a Packet,
+    new: &'a mut NewFlow,
 }
 
-/// Makes the reply entry if its key is free, held by this very connection's former life, or by one that ended long
-/// enough ago; `FlowCollision` otherwise.
-#[inline(never)]
-fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
-    let reply_key = &mut scratch()?.key;
-    *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
-    let reply_key = &*reply_key;
-    let now = now();
+/// One try: the port in `new.to`. If it is taken, puts another there. Returns 1 when the search is over.
+extern "C" fn try_port(attempt: u64, search: *mut PortSearch<'_>) -> u64 {
+    // SAFETY: `open` has passed a valid pointer, and uses it only after the loop.
+    let search = unsafe { &mut *search };
+    let Ok(scratch) = scratch() else { return 1 };
+    if usable(search.packet, search.new, if attempt < FREE_TRIES { NO_SEQUENCE } else { scratch.isn }) {
+        scratch.port_found = 1;
+        return 1;
+    }
+    search.new.to.sport = random_port(&search.new.zone);
+    0
+}
+
+/// A port for a source address. At the node's own ingress address, which all clients of a backend on a node without
+/// Hiveway share and where nothing else has ports, all above the privileged ones. At a client's address the upper half
+/// only: there is never a service's port, from which the client could talk to the backend on its own account.
+#[inline(always)]
+fn random_port(zone: &NetId) -> Port {
+    const PRIVILEGED: u32 = 1024;
+    let first: u32 = if *zone == STOCK_ZONE { PRIVILEGED } else { 0x8000 };
+    // SAFETY: plain helper call.
+    let random = unsafe { bpf_get_prandom_u32() } as u32 & 0xffff;
+    ((first + (random * (0x1_0000 - first) >> 16)) as u16).to_be_bytes()
+}
+
+/// No sequence number has so many bits.
+const NO_SEQUENCE: u64 = u64::MAX;
+
+/// The sequence number of a SYN; [`NO_SEQUENCE`] of any other packet.
+#[inline(always)]
+fn initial_sequence(ctx: &TcContext, packet: &Packet) -> u64 {
+    if packet.proto != ipproto::TCP || !is_syn(packet) {
+        return NO_SEQUENCE;
+    }
+    ctx.load(packet.l4 + pending::SEQUENCE).map_or(NO_SEQUENCE, |sequence| u32::from_be_bytes(sequence).into())
+}
+
+/// Whether the reply direction's key is free, held by this very connection's former life, or by one that ended long
+/// enough ago; or, for a SYN with the sequence number `isn`, by one whose end it does not disturb.
+#[inline(always)]
+fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> bool {
+    let Ok(scratch) = scratch() else { return false };
+    scratch.key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     // In this order: see the module's note on concurrency.
-    let existing = match pending(reply_key) {
-        None => established(reply_key),
+    let existing = match pending(&scratch.key) {
+        None => established(&scratch.key),
         found => found,
     };
-    if let Some(existing) = existing {
-        if !answers(existing, &key(new.zone, packet)) && !outlived(existing, new.zone, packet.proto, now) {
-            return Err(DropReason::FlowCollision);
+    existing.is_none_or(|existing| {
+        succeeds(existing, isn) || answers_to(existing, packet) || outlived(existing, new.zone, packet.proto, now())
+    })
+}
+
+/// Whether a SYN with the sequence number `isn` opens a new connection at a backend that keeps the one of this reply
+/// entry in TIME-WAIT. As Linux has it (RFC 9293 section 3.10.7.4; RFC 6191): its number lies behind all that the backend
+/// has received. Both sides' FIN must have been seen, for what only a client says ends no connection.
+#[inline(always)]
+fn succeeds(reply: &Flow, isn: u64) -> bool {
+    let [a, b, c] = reply.expected_ack;
+    let end = u32::from_be_bytes([0, a, b, c]);
+    let ahead = (isn as u32 >> 8).wrapping_sub(end) & 0xff_ffff;
+    isn != NO_SEQUENCE && reply.flags & flag::FIN != 0 && end != 0 && ahead != 0 && ahead < 0x80_0000
+}
+
+/// Notes that `packet` of the client's went by the forward entry `known`; and, where it is the client's last, up to which
+/// sequence number, in the reply entry of a connection that has proved itself.
+#[inline(always)]
+pub(crate) fn touch_forward(ctx: &TcContext, zone: NetId, known: &mut Flow, packet: &Packet) {
+    if packet.proto == ipproto::TCP && packet.flags & tcpflag::FIN != 0 && known.flags & flag::REPLY == 0 {
+        note_end(ctx, zone, known, packet);
+    }
+    touch(known, packet);
+}
+
+// Not inlined, and its keys in scratch memory: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
+fn note_end(ctx: &TcContext, zone: NetId, forward: &Flow, packet: &Packet) {
+    let Ok(scratch) = scratch() else { return };
+    scratch.reply_key = reply_key(zone, forward, packet.proto);
+    let (Some(reply), Ok(sequence)) = (established(&scratch.reply_key), ctx.load(packet.l4 + pending::SEQUENCE)) else {
+        return;
+    };
+    let headers = (packet.l4 - packet.net) as u32 + u32::from(packet.tcp_len);
+    let payload = u32::from(packet.total_len).wrapping_sub(headers);
+    // The FIN counts as one.
+    let end = u32::from_be_bytes(sequence).wrapping_add(payload).wrapping_add(1);
+    let [a, b, c, _] = end.to_be_bytes();
+    reply.expected_ack = [a, b, c];
+}
+
+/// Makes the reply entry, under a key that is [`usable`]. `FlowCollision`: another CPU was faster.
+#[inline(never)]
+fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
+    let scratch = scratch()?;
+    let reply_key = &mut scratch.key;
+    *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
+    let reply_key = &*reply_key;
+    if let Some(existing) = get(reply_key) {
+        // What the former connection's client still sends must not reach the new one.
+        let forward_key = &mut scratch.reply_key;
+        *forward_key = self::forward_key(new.zone, existing, packet.proto);
+        let forward_key = &*forward_key;
+        if get(forward_key).is_some_and(|forward| leads_to(forward, reply_key)) {
+            let _ = FLOWS.remove(forward_key);
+            let _ = FLOWS_PENDING.remove(forward_key);
         }
         let _ = FLOWS.remove(reply_key);
         let _ = FLOWS_PENDING.remove(reply_key);
     }
-    let reply = &mut scratch()?.flow;
+    let reply = &mut scratch.flow;
     *reply = Flow::new(
-        now,
+        now(),
         new.tag,
         (packet.dst, packet.dport),
         (packet.src, packet.sport),
@@ -328,14 +434,31 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     enter(reply_key, reply)
 }
 
+/// Whether packets of the forward entry `forward` are answered under `reply_key`.
+#[inline(always)]
+fn leads_to(forward: &Flow, reply_key: &FlowKey) -> bool {
+    forward.flags & flag::REPLY == 0
+        && forward.dst == reply_key.src
+        && forward.src == reply_key.dst
+        && forward.dport == reply_key.sport
+        && forward.sport == reply_key.dport
+}
+
 /// Whether the connection of a reply entry has ended, and so long ago that its key may be used again.
 #[inline(always)]
 pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8, now: u64) -> bool {
     // A direct connection that was only noted has no forward entry.
-    let ended = closed(reply)
-        || (reply.flags & flag::DIRECT == 0
-            && get(&forward_key(zone, reply, proto)).is_none_or(|forward| closed(forward)));
-    ended && now.wrapping_sub(reply.last_seen) > TIME_WAIT_NS
+    let ended = closed(reply) || (reply.flags & flag::DIRECT == 0 && forward_ended(zone, reply, proto));
+    ended && now.saturating_sub(reply.last_seen) > TIME_WAIT_NS
+}
+
+/// Whether the forward entry of a reply entry is gone, or has seen the end.
+#[inline(always)]
+fn forward_ended(zone: NetId, reply: &Flow, proto: u8) -> bool {
+    // In scratch memory: the callers have little of the 512 bytes of stack to spare.
+    let Ok(scratch) = scratch() else { return false };
+    scratch.reply_key = forward_key(zone, reply, proto);
+    get(&scratch.reply_key).is_none_or(|forward| closed(forward))
 }
 
 /// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.

@@ -110,6 +110,9 @@ pub(crate) struct Scratch {
     pub(crate) reply_key: FlowKey,
     /// A connection that is being opened.
     pub(crate) new: NewFlow,
+    /// The sequence number of its SYN, see `flow::usable`, and whether a source port was found for it (1).
+    pub(crate) isn: u64,
+    pub(crate) port_found: u64,
     /// A question to the routing table.
     pub(crate) fib: bpf_fib_lookup,
     /// What a first fragment leaves or has left.

@@ -98,7 +98,7 @@ fn established(
         flow::forget(&key, known);
         return Ok(None);
     }
-    flow::touch(known, packet);
+    flow::touch_forward(ctx, MESH_ZONE, known, packet);
     Ok(Some(flow::translation(known)))
 }
 
@@ -118,7 +118,7 @@ fn open(
     let to = Translation { src, dst: target.ip, sport: packet.sport, dport: target.port };
     let new = &mut scratch()?.new;
     *new = flow::NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task, flags: 0 };
-    flow::open(packet, new)?;
+    flow::open(ctx, packet, new)?;
     Ok(new.to)
 }
 

@@ -80,7 +80,7 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
 #[inline(always)]
 fn silent(packet: &Packet, known: &Flow, now: u64) -> bool {
     let key = flow::forward_key(MESH_ZONE, known, packet.proto);
-    flow::get(&key).is_none_or(|forward| now.wrapping_sub(forward.last_seen) > SILENT_NS)
+    flow::get(&key).is_none_or(|forward| now.saturating_sub(forward.last_seen) > SILENT_NS)
 }
 
 /// Once in about 17 seconds, each connection at its own time: whatever the ingress node has missed, it catches up.

@@ -64,7 +64,7 @@ fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) 
     if let Some(known) = flow::forward(ctx, &key, packet) {
         let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;
         if same && !(flow::is_syn(packet) && flow::closed(known)) {
-            flow::touch(known, packet);
+            flow::touch_forward(ctx, STOCK_ZONE, known, packet);
             scratch()?.new.to = flow::translation(known);
             return Ok(());
         }
@@ -73,7 +73,7 @@ fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) 
     let to = Translation { src: *ingress_ip, dst: given.ip, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = flow::NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
-    flow::open(packet, new)?;
+    flow::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::MeshStock);
     Ok(())
 }

@@ -141,6 +141,8 @@ pub(crate) fn promote(ctx: &TcContext) -> bool {
     // A direct connection that was only noted has no forward entry.
     let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
     scratch.flow = *reply;
+    // From here on it says where the client's stream ends.
+    scratch.flow.expected_ack = [0; 3];
     if FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
         return false;
     }

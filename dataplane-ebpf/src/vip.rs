@@ -131,7 +131,7 @@ fn established(
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip: known.dst });
     match backend {
         Some(backend) if !fresh_start && backend.tag == known.tag => {
-            flow::touch(known, packet);
+            flow::touch_forward(ctx, local.net, known, packet);
             maps::scratch()?.new.to = flow::translation(known);
             *found = Some(backend);
             Ok(())
@@ -164,7 +164,7 @@ fn open(
     let to = Translation { src, dst: chosen.ip, sport: packet.sport, dport: packet.dport };
     let new = &mut maps::scratch()?.new;
     *new = flow::NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4], flags: 0 };
-    flow::open(packet, new)?;
+    flow::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::VipFlow);
     *found = Some(backend);
     Ok(())

@@ -3,16 +3,21 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use dataplane::{
-    Kind, Program,
-    testing::Decision::{Drop, Neigh, Pass, Refuse},
+    Kind, MapName, Program,
+    testing::{
+        Decision::{Drop, Neigh, Pass, Refuse},
+        Harness,
+    },
 };
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     endpoint::Vtep,
-    flow::{STOCK_ZONE, flag},
+    flow::{Flow, FlowKey, STOCK_ZONE, flag},
     mark,
     service::Backend,
 };
@@ -126,7 +131,12 @@ fn a_connection_goes_and_comes_back_translated() -> Result<()> {
         }
         assert_eq!(world.harness.established_affinity()?.len(), 2);
         assert!(world.harness.established_affinity()?.values().all(|entry| entry.flags & flag::STOCK != 0));
-        assert_eq!(world.harness.established_flows()?.len(), 4);
+        let flows = world.harness.established_flows()?;
+        assert_eq!(flows.len(), 4);
+        let end = (1001u32 >> 8) as u8;
+        let ends: Vec<_> =
+            flows.values().filter(|flow| flow.flags & flag::REPLY != 0).map(|f| f.expected_ack).collect();
+        assert_eq!(ends, [[0, 0, end]; 2], "behind the client's FIN");
         // One row for both tables.
         let rows = world.harness.rows()?;
         assert_eq!(rows.len(), 2, "{rows:?}");
@@ -158,7 +168,7 @@ fn two_clients_with_one_port_are_told_apart() -> Result<()> {
         let outcome = underlay(world, "the second", packet, Pass).run(&mut world.harness)?;
         assert_eq!(outcome.decision, Some(Neigh(world.dev.underlay)));
         let port = u16::from_be_bytes([outcome.packet[84], outcome.packet[85]]);
-        assert!(port >= 0x8000 && port != CLIENT_PORT, "{port}");
+        assert!(port >= 1024 && port != CLIENT_PORT, "{port}");
         let back = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &udp(PUBLISHED, port));
         let heard = frame(ROUTER_MAC, NODE_MAC, &ip(VTEP, other), &udp(PUBLISHED, CLIENT_PORT));
         underlay(world, "answer to the second", back, Neigh(world.dev.underlay))
@@ -167,6 +177,82 @@ fn two_clients_with_one_port_are_told_apart() -> Result<()> {
             .becomes(heard)
             .check(&mut world.harness)?;
         answered(world, "answer to the first", &ON_PLAIN, &udp(PUBLISHED, CLIENT_PORT), &udp(PUBLISHED, CLIENT_PORT))
+    })
+}
+
+/// The port that the backend sees of a packet.
+fn shown_port(packet: &[u8]) -> u16 {
+    u16::from_be_bytes([packet[84], packet[85]])
+}
+
+#[test]
+fn thousands_of_clients_with_one_port_all_get_one_of_their_own() -> Result<()> {
+    stock(|world| {
+        let mut ports = BTreeSet::new();
+        for client in 0..500u16 {
+            world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+            let [high, low] = client.to_be_bytes();
+            let syn = tcp(CLIENT_PORT, PUBLISHED, "S");
+            let packet = frame(ROUTER_MAC, NODE_MAC, &ip([198, 18, high, low], VTEP), &syn);
+            let outcome = underlay(world, "SYN", packet, Pass).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Neigh(world.dev.underlay)), "client {client}");
+            assert!(ports.insert(shown_port(&outcome.packet)), "client {client} got a port that is in use");
+        }
+        assert!(ports.range(..1024).next().is_none() && ports.range(1024..0x8000).next().is_some());
+        Ok(())
+    })
+}
+
+/// Every port but a client's own is taken by a connection that ended a moment ago.
+#[test]
+fn a_syn_takes_the_port_of_an_ended_connection_whose_end_it_lies_behind() -> Result<()> {
+    stock(|world| {
+        let syn = |client: u8| {
+            frame(ROUTER_MAC, NODE_MAC, &ip([198, 18, 0, client], VTEP), &tcp(CLIENT_PORT, PUBLISHED, "S"))
+        };
+        world.harness = Harness::with_sizes(&[(MapName::Flows, 1 << 17)])?;
+        world.harness.apply(&world.state)?;
+        // The upper 24 bits of its sequence number.
+        let isn = {
+            let packet = syn(1);
+            u32::from_be_bytes([packet[38], packet[39], packet[40], packet[41]]) >> 8
+        };
+        assert!(isn > 1, "a multiple of 256 must fit below it: {isn}");
+        // Whether a SYN gets through when all connections to the backend have ended with these flags and that number.
+        let mut tried = |flags: u8, end: u32, what: &str| -> Result<bool> {
+            world.harness.forget_connections()?;
+            world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+            let now = dataplane::monotonic_now();
+            let [_, a, b, c] = end.to_be_bytes();
+            for port in 0..=u16::MAX {
+                let key =
+                    FlowKey::new(STOCK_ZONE, (ON_PLAIN.ingress, PUBLISHED.to_be_bytes()), (OWN, port.to_be_bytes()), 6);
+                let was = Flow {
+                    last_seen: now,
+                    created: now,
+                    tag: ON_PLAIN.tag,
+                    src: VTEP,
+                    dst: CLIENT,
+                    sport: PUBLISHED.to_be_bytes(),
+                    dport: port.to_be_bytes(),
+                    peer: PLAIN,
+                    task: ON_PLAIN.ingress,
+                    flags: flag::REPLY | flag::SEEN | flags,
+                    expected_ack: [a, b, c],
+                };
+                world.harness.put_flow(key, was)?;
+            }
+            let outcome = underlay(world, "SYN", syn(2), Pass).run(&mut world.harness)?;
+            let through = outcome.decision == Some(Neigh(world.dev.underlay));
+            assert!(through || outcome.decision == Some(Drop(DropReason::FlowCollision)), "{what}: {outcome:?}");
+            Ok(through)
+        };
+        assert!(tried(flag::FIN, isn - 1, "behind its end")?);
+        assert!(!tried(flag::FIN, isn, "not surely behind it")?);
+        assert!(!tried(flag::FIN, isn + 1, "before it")?);
+        assert!(!tried(flag::FIN, 0, "the client has not ended it")?);
+        assert!(!tried(0, isn - 1, "the backend has not ended it")?);
+        Ok(())
     })
 }
 
