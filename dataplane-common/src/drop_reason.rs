@@ -79,6 +79,8 @@ drop_reasons! {
     GroupRate = 27, "group_rate";
     /// An ICMP error that quotes no connection we know.
     IcmpUnmatched = 28, "icmp_unmatched";
+    /// A packet that is to be segmented later (GSO), of a kind that a tunnel cannot be put around or taken off.
+    UnsupportedGso = 29, "unsupported_gso";
 }
 
 /// Number of slots in map `DROPS`; leaves room so that a new reason does not change the map.

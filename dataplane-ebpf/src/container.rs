@@ -103,7 +103,7 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
             reject::too_big(ctx, packet, encap::room(config, &to.vtep))
         };
     }
-    if !fits || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {
+    if !fits || encap::is_packet_list(ctx) || (packet.fragment != Fragment::Whole && behind(ctx, local, packet)) {
         fragment::decided(ctx, packet, local.net, place::SLOW, Fragmented::default())?;
         // The bridge finds the vxlan device, which fragments the outer packet.
         ctx.store(0, &to.mac, 0).map_err(|_| DropReason::RewriteFailed)?;

@@ -39,6 +39,16 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 const SOURCE_PORT_BASE: u16 = 49152;
 const SOURCE_PORT_MASK: u32 = 0x3fff;
 
+/// `gso_size` of packets that are a list of finished ones, as SCTP makes them (`<linux/skbuff.h>`). The kernel's helper does
+/// not put a tunnel around those.
+const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// Whether only the kernel's own tunnel device can carry the packet.
+#[inline(always)]
+pub(crate) fn is_packet_list(ctx: &TcContext) -> bool {
+    parse::gso_size(ctx) == GSO_BY_FRAGS
+}
+
 /// Whether the packet, or each segment of a GSO packet, fits the path to `vtep` once encapsulated.
 #[inline(always)]
 pub(crate) fn fits(ctx: &TcContext, config: &Config, vtep: &Ip4, packet: &Packet) -> bool {
@@ -51,6 +61,10 @@ pub(crate) fn network_len(ctx: &TcContext, packet: &Packet) -> u32 {
     let gso_size = parse::gso_size(ctx);
     if gso_size == 0 {
         return u32::from(packet.total_len);
+    }
+    if gso_size == GSO_BY_FRAGS {
+        // Cut by its sender's path MTU already; how large the largest piece is cannot be seen.
+        return 0;
     }
     let transport = if packet.proto == ipproto::TCP { u32::from(packet.tcp_len) } else { UDP_LEN as u32 };
     (packet.l4 - packet.net) as u32 + transport + gso_size
@@ -107,8 +121,14 @@ pub(crate) fn encapsulate(
     tos: u8,
     hash: u32,
 ) -> Verdict {
-    let ip_len = ctx.len() as usize - ETH_LEN + ENCAP_LEN;
-    if ip_len > usize::from(u16::MAX) {
+    let gso_size = parse::gso_size(ctx);
+    if gso_size == GSO_BY_FRAGS {
+        return Err(DropReason::UnsupportedGso);
+    }
+    let ip_len = ctx.len() - ETH_LEN as u32 + ENCAP_LEN as u32;
+    // Of a GSO packet every segment gets a length of its own when it is cut: here or, where the devices on the way take
+    // more than 64 kB at once (BIG TCP), further on.
+    if ip_len > u32::from(u16::MAX) && gso_size == 0 {
         return Err(DropReason::MtuExceeded);
     }
     let out = match config.underlay_ifindex {
@@ -121,7 +141,7 @@ pub(crate) fn encapsulate(
         eth: (0, 0),
         vtep: u32::from_le_bytes(vtep),
         tos,
-        ip_len: ip_len as u16,
+        ip_len: u16::try_from(ip_len).unwrap_or(0),
         sport: source_port(hash),
         vni: u32::from_le_bytes(vni),
         inner_dst: of_mac(inner_dst),

@@ -17,7 +17,8 @@ pub(crate) struct Headers {
     pub vtep: u32,
     /// Inner type of service.
     pub tos: u8,
-    /// Length of the outer IP packet, as a number.
+    /// Length of the outer IP packet, as a number; 0 if it is more than 65,535 bytes long, and segmentation is to write that of
+    /// each segment (as the kernel's `iph_set_totlen`).
     pub ip_len: u16,
     /// Source port, as a number.
     pub sport: u16,
@@ -40,7 +41,7 @@ impl Headers {
         let third = u32::from_le_bytes([64, ipproto::UDP, 0, 0]);
         let sum = u64::from(first) + u64::from(second) + u64::from(third) + u64::from(src) + u64::from(dst);
         let third = third | u32::from(checksum(sum)) << 16;
-        let udp_len = (self.ip_len - IPV4_LEN as u16).swap_bytes();
+        let udp_len = self.ip_len.wrapping_sub(IPV4_LEN as u16).swap_bytes();
         // Its first byte is zero.
         let vni = u64::from(self.vni >> 8);
         [

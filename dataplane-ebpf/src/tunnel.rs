@@ -80,7 +80,7 @@ fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &
     };
     // The sender's kernel cut this datagram's first piece once more: the small one behind it must not overtake.
     let behind = inner.fragment != Fragment::Whole && !outer.dont_fragment;
-    if eth.is_group() || behind {
+    if eth.is_group() || behind || decap::is_datagrams(ctx, inner) {
         return leave(ctx, vni);
     }
     let to = maps::endpoint(&EndpointKey { net, ip: inner.dst }).ok_or(DropReason::UnknownDestination)?;

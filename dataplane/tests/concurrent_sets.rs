@@ -78,7 +78,7 @@ struct Clients<'a> {
 impl<'a> Clients<'a> {
     fn new(underlay: &'a Shooter, ifindex: u32, cpu: u8, count: u32) -> Self {
         let packet = from_client(&tcp(1, SERVICES[0], "S"));
-        Self { underlay, syn: Input { packet, ifindex, mark: 0, sandbox: 0 }, cpu, count }
+        Self { underlay, syn: Input { packet, ifindex, ..Input::default() }, cpu, count }
     }
 
     /// Opens a flow to a service from an address that nobody has used; checks that what it was given to is a member of

@@ -50,7 +50,7 @@ impl Field {
     }
 
     fn shoot(&self, from: &Shooter, ifindex: u32, packet: Vec<u8>) -> Result<Option<Decision>> {
-        Ok(from.run(&Input { packet, ifindex, mark: 0, sandbox: 0 })?.decision)
+        Ok(from.run(&Input { packet, ifindex, ..Input::default() })?.decision)
     }
 
     /// A connection through a VIP (whose only backend is LOCAL2), one to a published port with its backend on another

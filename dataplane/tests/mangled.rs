@@ -73,7 +73,7 @@ fn run(
             let packet = mangle(&seeds, &damage);
             let mut world = world.borrow_mut();
             let dev = world.dev;
-            let input = Input { packet: packet.clone(), ifindex: ifindex(&dev), mark: 0, sandbox: 0 };
+            let input = Input { packet: packet.clone(), ifindex: ifindex(&dev), ..Input::default() };
             let outcome = match world.harness.run(program, &input) {
                 Ok(outcome) => outcome,
                 // The kernel takes no packet without a whole network header into a run.

@@ -58,6 +58,13 @@ pub fn tcp_load(netns: &Netns, target: &str, count: u32, concurrency: u32) -> Re
     run(netns, &[&load[..], &["--count", &count, "--concurrency", &concurrency]].concat())
 }
 
+/// As [`tcp_load`], from these ports: `first_port` and up, whoever has used them before.
+pub fn tcp_load_from(netns: &Netns, target: &str, first_port: u16, count: u64, concurrency: u32) -> Result<Tally> {
+    let (port, count, concurrency) = (first_port.to_string(), count.to_string(), concurrency.to_string());
+    let load = ["tcp-load", "--target", target, "--first-port", &port];
+    run(netns, &[&load[..], &["--count", &count, "--concurrency", &concurrency]].concat())
+}
+
 /// `count` UDP requests from a port each that no load has used before: each is a new flow.
 pub fn udp_load(netns: &Netns, target: &str, count: u32) -> Result<Tally> {
     let port = fresh_ports(count);
@@ -104,6 +111,13 @@ pub fn udp_echo_fragmentable(netns: &Netns, target: &str, size: u32, count: u32)
 pub fn udp_segmented(netns: &Netns, target: &str, size: u32, segments: u32) -> Result<Tally> {
     let (size, segments) = (size.to_string(), segments.to_string());
     run(netns, &["udp-load", "--target", target, "--count", "5", "--size", &size, "--segments", &segments])
+}
+
+/// Lets IPv4 packets that are segmented or were merged be `size` bytes large on an interface (BIG TCP).
+pub fn big_tcp(netns: &Netns, interface: &str, size: u32) -> Result<()> {
+    let output = command(netns, &["big-tcp", "--interface", interface, "--size", &size.to_string()])?.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// Uploads and downloads `bytes` over HTTP; both checksums must match.

@@ -47,7 +47,8 @@ impl SkbContext {
     pub(super) fn of(input: &Input) -> Self {
         let mut cb = [0; 5];
         cb[SANDBOX_ID] = input.sandbox;
-        Self { ifindex: input.ifindex, mark: input.mark, cb, ..Self::default() }
+        let gso_segs = u32::from(input.gso_size != 0);
+        Self { ifindex: input.ifindex, mark: input.mark, cb, gso_segs, gso_size: input.gso_size, ..Self::default() }
     }
 }
 
@@ -71,7 +72,7 @@ impl XdpContext {
 }
 
 /// A packet on its way into a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Input {
     /// From the Ethernet header on; at least 14 bytes.
     pub packet: Vec<u8>,
@@ -81,4 +82,6 @@ pub struct Input {
     pub mark: u32,
     /// The id that a stub has left for `from_sandbox` and `to_sandbox`; 0 for other programs.
     pub sandbox: u32,
+    /// Payload bytes per segment of a GSO packet; 0: it is none. TC programs only.
+    pub gso_size: u32,
 }

@@ -35,7 +35,7 @@ pub struct Golden {
 
 /// Begins a description: `program` sees `packet` on `ifindex` and comes to `decision`.
 pub fn golden(what: &'static str, program: Program, ifindex: u32, packet: Vec<u8>, decision: Decision) -> Golden {
-    let input = Input { packet, ifindex, mark: 0, sandbox: 0 };
+    let input = Input { packet, ifindex, ..Input::default() };
     Golden { what, program, input, decision, packet: None, mark: 0, counters: BTreeMap::new() }
 }
 
@@ -43,6 +43,12 @@ impl Golden {
     /// The id that a stub has left.
     pub fn of_sandbox(mut self, id: u32) -> Self {
         self.input.sandbox = id;
+        self
+    }
+
+    /// It is a GSO packet with segments of so many bytes.
+    pub fn segments(mut self, gso_size: u32) -> Self {
+        self.input.gso_size = gso_size;
         self
     }
 

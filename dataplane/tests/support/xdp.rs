@@ -73,7 +73,7 @@ pub fn through_tc(world: &mut World, packet: Vec<u8>) -> Result<()> {
 }
 
 pub fn through_xdp(world: &mut World, packet: &[u8], ifindex: u32) -> Result<XdpOutcome> {
-    Ok(world.harness.run_xdp(&Input { packet: packet.to_vec(), ifindex, mark: 0, sandbox: 0 })?)
+    Ok(world.harness.run_xdp(&Input { packet: packet.to_vec(), ifindex, ..Input::default() })?)
 }
 
 /// The MAC of a device of this test.

@@ -13,6 +13,8 @@ mod fragments;
 mod frames;
 mod gateway;
 mod group_traffic;
+mod gso;
+
 mod host;
 mod host_mode;
 mod hostile;
@@ -29,6 +31,7 @@ mod plain_linux;
 mod scaling;
 mod snapshot;
 mod sockets;
+mod stock_backend;
 mod support;
 mod takeover;
 mod translated_clients;

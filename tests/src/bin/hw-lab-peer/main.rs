@@ -1,6 +1,7 @@
 //! Small servers and load generators for the lab. They say `listening` on stderr when they are, and print results as
 //! one line of JSON on stdout.
 
+mod big_tcp;
 mod flood;
 mod http;
 mod progress;
@@ -53,6 +54,14 @@ enum Command {
     UdpLoad(udp::Options),
     /// Packets of connections that never go on, until stdin is closed.
     Flood(flood::Options),
+    /// Lets IPv4 packets that are segmented or were merged be this large on an interface.
+    BigTcp {
+        #[arg(long)]
+        interface: String,
+        /// In bytes.
+        #[arg(long)]
+        size: u32,
+    },
     /// One large upload and one large download, checksums compared.
     Transfer {
         #[arg(long)]
@@ -73,6 +82,7 @@ fn main() -> anyhow::Result<()> {
         Command::TcpLoad(options) => report(&tcp_load::run(&options)),
         Command::UdpLoad(options) => report(&udp::run(&options)),
         Command::Flood(options) => flood::run(&options),
+        Command::BigTcp { interface, size } => big_tcp::set(&interface, size),
         Command::Transfer { target, bytes, timeout_ms } => report(&tcp_load::transfer(&target, bytes, timeout_ms)),
     }
 }
