@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;
+pub mod preflight;
 pub mod relay;
 pub mod shadowed;
 pub mod source;

@@ -56,7 +56,7 @@ pub use crate::{
     map_name::MapName,
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
-    preflight::{PreflightError, preflight},
+    preflight::{Check, PreflightError, checks, preflight, try_clsact},
     program::{Direction, Program, UnknownProgram},
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},

@@ -3,35 +3,31 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
+use aya::programs::{TcAttachType, tc};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::TcHook;
-
-/// The oldest kernel that the programs are tried on.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
-/// The first kernel with TCX.
-const FIRST_TCX: (u32, u32) = (6, 6);
+use crate::{
+    MapName, Program, TcHook,
+    load::{self, Maps},
+    sys,
+};
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
 
 /// This machine, or this way of starting, will not do.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     /// The process lacks capabilities.
-    #[error("missing {0}: run as root, or with at least CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
+    #[error("missing {0}: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")]
     Privilege(String),
-    /// The kernel is too old.
-    #[error("the kernel is {found}, but at least {}.{} is needed: boot a newer one", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
-    Kernel {
-        /// Its version, as the kernel says.
-        found: String,
-    },
     /// TCX was asked for, and the kernel has none.
-    #[error("the kernel ({found}) has no TCX, which came with {}.{}: leave the choice of the hook to the agent", FIRST_TCX.0, FIRST_TCX.1)]
+    #[error("the kernel ({found}) has no TCX, which came with 6.6: leave the choice of the hook to the agent")]
     NoTcx {
         /// Its version, as the kernel says.
         found: String,
@@ -44,6 +40,9 @@ pub enum PreflightError {
         /// The directory.
         path: PathBuf,
     },
+    /// The kernel has no place for programs that it should have.
+    #[error("the kernel refuses to say what is attached to an interface: {0}")]
+    Hook(#[source] io::Error),
     /// Something about the machine could not be found out.
     #[error("cannot read {path}: {source}")]
     Unreadable {
@@ -69,24 +68,94 @@ pub fn preflight(bpffs: &Path) -> Result<(), PreflightError> {
     check_bpffs(bpffs)
 }
 
-/// Privileges and kernel. Returns whether TCX is to be used.
+/// Privileges and hook. Returns whether TCX is to be used. Whether the programs load is seen by loading them: a version says
+/// little about a kernel with backports.
 pub(crate) fn check_machine(hook: TcHook) -> Result<bool, PreflightError> {
     check_privilege()?;
-    let release = read(Path::new("/proc/sys/kernel/osrelease"))?;
-    let found = release.trim();
-    choose(found, hook)
+    match hook {
+        TcHook::Clsact => Ok(false),
+        TcHook::Auto => has_tcx(),
+        TcHook::Tcx if has_tcx()? => Ok(true),
+        TcHook::Tcx => Err(PreflightError::NoTcx { found: release() }),
+    }
 }
 
-fn choose(found: &str, hook: TcHook) -> Result<bool, PreflightError> {
-    let Some(version) = version(found).filter(|version| *version >= OLDEST_KERNEL) else {
-        return Err(PreflightError::Kernel { found: found.to_owned() });
-    };
-    match hook {
-        TcHook::Auto => Ok(version >= FIRST_TCX),
-        TcHook::Clsact => Ok(false),
-        TcHook::Tcx if version >= FIRST_TCX => Ok(true),
-        TcHook::Tcx => Err(PreflightError::NoTcx { found: found.to_owned() }),
+/// Whether programs can be attached as TCX links: the kernel is asked for those of the loopback.
+fn has_tcx() -> Result<bool, PreflightError> {
+    /// The same in every network namespace.
+    const LOOPBACK: u32 = 1;
+    match sys::tcx_links(LOOPBACK, TcAttachType::Ingress) {
+        Ok(_) => Ok(true),
+        // No such kind of hook.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(PreflightError::Hook(error)),
     }
+}
+
+/// The kernel's version as it calls itself.
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+/// One thing that was tried, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What, in a word.
+    pub name: &'static str,
+    /// What was found; or what is missing, with the remedy.
+    pub result: Result<String, String>,
+}
+
+/// Tries what the data plane needs of this machine: privileges, a BPF file system for `bpffs`, the way to attach, and with
+/// `programs` all maps and programs, which takes seconds. Nothing of it stays.
+pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
+    let said = |result: Result<String, PreflightError>| result.map_err(|error| error.to_string());
+    let tcx = |tcx| if tcx { "TCX links" } else { "clsact filters (no TCX before 6.6)" };
+    let mut checks = vec![
+        Check { name: "privileges", result: said(check_privilege().map(|()| "enough capabilities".to_owned())) },
+        Check { name: "bpffs", result: said(check_bpffs(bpffs).map(|()| bpffs.display().to_string())) },
+        Check { name: "hook", result: said(has_tcx().map(|found| tcx(found).to_owned())) },
+    ];
+    if programs {
+        checks.push(Check { name: "programs", result: try_programs() });
+    }
+    checks
+}
+
+/// Loads everything into maps of its own.
+fn try_programs() -> Result<String, String> {
+    let started = Instant::now();
+    match load::load(&Maps::Private(&SMALL), 0) {
+        Ok(_) => {
+            Ok(format!("kernel {} takes all {} ({} ms)", release(), Program::ALL.len(), started.elapsed().as_millis()))
+        }
+        Err(error) => Err(format!(
+            "{}; kernel {} lacks what the programs need (tried: 6.1 and newer; BPF JIT, CONFIG_DEBUG_INFO_BTF): boot \
+             another one, or report this",
+            shortened(&error.to_string()),
+            release()
+        )),
+    }
+}
+
+/// Whether filters of the clsact qdisc can be attached in this thread's network namespace: adds the qdisc to its loopback. For
+/// namespaces that are thrown away.
+///
+/// # Errors
+/// The kernel's.
+pub fn try_clsact() -> io::Result<()> {
+    tc::qdisc_add_clsact("lo").map_err(io::Error::other)
+}
+
+/// Maps whose memory is taken at once.
+const SMALL: [(MapName, u32); 2] = [(MapName::FlowsPending, 1024), (MapName::AffinityPending, 1024)];
+
+/// The beginning and the end of a verifier's log.
+fn shortened(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let [first, .., before, last] = lines[..] else { return text.to_owned() };
+    format!("{first} … {before} {last}")
 }
 
 /// Whether `path`, or the closest directory above it that exists, is on a BPF file system.
@@ -118,16 +187,17 @@ fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     if effective & (CAP_BPF | CAP_SYS_ADMIN) == 0 {
         missing.push("CAP_BPF");
     }
+    if effective & (CAP_PERFMON | CAP_SYS_ADMIN) == 0 {
+        missing.push("CAP_PERFMON");
+    }
     if effective & CAP_NET_ADMIN == 0 {
         missing.push("CAP_NET_ADMIN");
     }
+    // To enter the tasks' network namespaces.
+    if effective & CAP_SYS_ADMIN == 0 {
+        missing.push("CAP_SYS_ADMIN");
+    }
     missing
-}
-
-/// Major and minor version of a kernel release such as `6.1.0-31-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(['.', '-']);
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -135,23 +205,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_kernel_releases() {
-        assert_eq!(version("6.1.0-31-amd64"), Some((6, 1)));
-        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
-        assert_eq!(version("7.0-rc1"), Some((7, 0)));
-        assert_eq!(version("linux"), None);
-        assert!(version("5.15.0").unwrap() < OLDEST_KERNEL);
+    fn the_hook_that_is_asked_for_is_the_one() {
+        assert!(!check_machine(TcHook::Clsact).unwrap(), "as root");
+        let tcx = has_tcx().unwrap();
+        assert_eq!(check_machine(TcHook::Auto).unwrap(), tcx);
+        assert_eq!(check_machine(TcHook::Tcx).is_ok(), tcx);
+        let refused = PreflightError::NoTcx { found: "6.1.0-31-amd64".to_owned() }.to_string();
+        assert!(refused.contains("6.1.0-31-amd64") && refused.contains("6.6"), "{refused}");
     }
 
     #[test]
-    fn old_kernels_are_refused_and_the_hook_follows_the_kernel() {
-        let old = choose("5.15.0-91-generic", TcHook::Auto).unwrap_err().to_string();
-        assert!(old.contains("5.15.0-91-generic") && old.contains("6.1"), "{old}");
-        assert!(matches!(choose("nonsense", TcHook::Auto), Err(PreflightError::Kernel { .. })));
-        assert!(matches!(choose("6.1.0", TcHook::Auto), Ok(false)));
-        assert!(matches!(choose("6.6.0", TcHook::Auto), Ok(true)));
-        assert!(matches!(choose("6.18.44", TcHook::Clsact), Ok(false)));
-        assert!(matches!(choose("6.1.0", TcHook::Tcx), Err(PreflightError::NoTcx { .. })));
+    fn everything_is_tried_and_what_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let checks = checks(dir.path(), true);
+        let names: Vec<_> = checks.iter().map(|check| check.name).collect();
+        assert_eq!(names, ["privileges", "bpffs", "hook", "programs"]);
+        let failed: Vec<_> = checks.iter().filter(|check| check.result.is_err()).map(|check| check.name).collect();
+        assert_eq!(failed, ["bpffs"], "{checks:?}");
+        let all = format!("takes all {} ", Program::ALL.len());
+        assert!(checks[3].result.as_ref().unwrap().contains(&all), "{checks:?}");
+    }
+
+    #[test]
+    fn of_a_verifiers_log_the_ends_are_shown() {
+        assert_eq!(shortened("one\ntwo"), "one\ntwo");
+        assert_eq!(shortened("refused\n0: r1\n1: r2\nR1 invalid\nprocessed 2"), "refused … R1 invalid processed 2");
     }
 
     #[test]
@@ -160,9 +238,9 @@ mod tests {
         assert!(missing_capabilities(effective_capabilities(status)).is_empty());
         assert_eq!(
             missing_capabilities(effective_capabilities("CapEff:\t0000000000000000\n")),
-            ["CAP_BPF", "CAP_NET_ADMIN"]
+            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_ADMIN"]
         );
-        assert_eq!(missing_capabilities(CAP_BPF), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_capabilities(CAP_BPF | CAP_NET_ADMIN), ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
         assert_eq!(missing_capabilities(CAP_SYS_ADMIN | CAP_NET_ADMIN), [""; 0]);
     }
 

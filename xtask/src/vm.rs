@@ -19,7 +19,7 @@ pub(crate) use suite::Suite;
 use crate::test::Tally;
 use crate::{build_ebpf, setup, sh};
 
-/// Debian 12's kernel, and the newer one of its backports.
+/// Debian 12's kernel, the newer one of its backports, and the newest that Debian has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kernel {
     /// linux-image-amd64: no TCX, the oldest that Hiveway runs on
@@ -28,6 +28,9 @@ pub(crate) enum Kernel {
     /// linux-image-6.12-amd64
     #[value(name = "6.12")]
     V6_12,
+    /// linux-image-amd64 of Debian's unstable suite: 7.x
+    #[value(name = "newest")]
+    Newest,
 }
 
 /// Runs one suite or all, each on the kernels that it is for or on the one asked for.

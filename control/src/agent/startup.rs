@@ -13,6 +13,7 @@ use crate::{
     instance::Instance,
     metrics,
     netlink::{Socket, observe_links},
+    preflight,
     source::Conductor,
     state_dir::StateDir,
     status::{
@@ -65,7 +66,13 @@ pub(super) async fn start(
     let socket = Socket::open().context("cannot open a netlink socket")?;
     interfaces(args, node.vtep, &socket).await?;
     let args = &*args;
-    dataplane::preflight(&args.bpffs)?;
+    let bpffs = args.bpffs.clone();
+    let checks = tokio::task::spawn_blocking(move || preflight::checks(&bpffs, false)).await.context("preflight")?;
+    let missing: Vec<String> =
+        checks.iter().filter_map(|check| Some(format!("{}: {}", check.name, check.result.as_ref().err()?))).collect();
+    if !missing.is_empty() {
+        bail!("this machine lacks what the agent needs (hiveway preflight shows all of it):\n{}", missing.join("\n"));
+    }
     let instance = Instance::take()?;
     if early.is_none() {
         free_socket(&args.socket)?;

@@ -66,6 +66,8 @@ pub enum Command {
     Flow(List),
     /// Dropped packets by reason.
     Drops(ShowArgs),
+    /// Tries what Hiveway needs of this machine and names what is missing, with the remedy. Changes nothing.
+    Preflight(PreflightArgs),
     /// Removes everything that the agent owns on this node, and nothing else. The agent must be stopped.
     Teardown(TeardownArgs),
 }
@@ -105,6 +107,17 @@ pub struct ShowArgs {
     /// The agent's status socket.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+}
+
+/// `preflight`.
+#[derive(Debug, Args)]
+pub struct PreflightArgs {
+    /// Prints JSON with documented, stable keys (docs/cli.md).
+    #[arg(long)]
+    pub json: bool,
+    /// Directory on a BPF file system where the agent is to pin its maps and links.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
 }
 
 /// `teardown`.

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 use super::{AgentArgs, Cli, Command, List, ShowArgs, exit, show};
-use crate::{agent, status::protocol::Request, teardown, validate};
+use crate::{agent, preflight, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: Cli) -> u8 {
@@ -20,6 +20,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Endpoint(list) => listed(Request::Endpoints, list),
         Command::Flow(list) => listed(Request::Flows, list),
         Command::Drops(args) => shown(Request::Drops, args),
+        Command::Preflight(args) => preflight::run(&args.bpffs, args.json),
         Command::Teardown(args) => teardown::run(&args.bpffs, &args.state_dir),
     }
 }

@@ -23,15 +23,63 @@ impl Kernel {
     /// The package that depends on the newest one of this series.
     fn package(self) -> &'static str {
         match self {
-            Self::V6_1 => "linux-image-amd64",
+            Self::V6_1 | Self::Newest => "linux-image-amd64",
             Self::V6_12 => "linux-image-6.12-amd64",
         }
+    }
+
+    /// Where its packages come from.
+    fn repository(self) -> Result<Repository> {
+        match self {
+            Self::V6_1 | Self::V6_12 => Ok(Repository::default()),
+            Self::Newest => Repository::sid(),
+        }
+    }
+}
+
+/// What apt is told of package lists other than the machine's own.
+#[derive(Default)]
+struct Repository(Vec<String>);
+
+impl Repository {
+    /// Debian's unstable suite, on the mirror that this machine's own lists come from. The lists are kept apart, so that
+    /// the machine goes on to know nothing of them.
+    fn sid() -> Result<Self> {
+        const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        let format = "$(ORIGIN) $(LABEL) $(REPO_URI)";
+        let said =
+            sh::output(sh::command("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+        let mirror = said.lines().find_map(|line| line.strip_prefix("Debian Debian "));
+        let mirror = mirror.context("no list of this machine's is Debian's own; is this Debian 12?")?;
+        let directory = super::directory()?.join("sid");
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        let sources = directory.join("sources.list");
+        fs::write(&sources, format!("deb [signed-by={KEYS}] {mirror} sid main\n"))?;
+        let at = |part: &str| directory.join(part).display().to_string();
+        let repository = Self(vec![
+            format!("-oDir::Etc::SourceList={}", sources.display()),
+            "-oDir::Etc::SourceParts=/dev/null".to_owned(),
+            format!("-oDir::State::Lists={}", at("lists")),
+            format!("-oDir::Cache={}", at("cache")),
+            "-oAPT::Sandbox::User=root".to_owned(),
+        ]);
+        sh::output(repository.command("apt-get").args(["update", "--quiet"])).context("apt-get update")?;
+        Ok(repository)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = sh::command(program);
+        command.args(&self.0);
+        command
     }
 }
 
 /// Downloads and unpacks the newest of its series, unless that has been done.
 pub(crate) fn fetch(kernel: Kernel) -> Result<Image> {
-    let package = newest(kernel.package())?;
+    let repository = kernel.repository()?;
+    let package = newest(&repository, kernel.package())?;
     let release = package.trim_start_matches("linux-image-").to_owned();
     let root = super::directory()?.join(&release);
     let image = Image { vmlinux: root.join("vmlinux"), release, root };
@@ -39,22 +87,23 @@ pub(crate) fn fetch(kernel: Kernel) -> Result<Image> {
     if !image.vmlinux.is_file() {
         let _ = fs::remove_dir_all(&image.root);
         fs::create_dir_all(&image.root)?;
-        unpack(&package, &image).with_context(|| format!("unpacking {package}"))?;
+        unpack(&repository, &package, &image).with_context(|| format!("unpacking {package}"))?;
     }
     Ok(image)
 }
 
 /// The package of one version, such as linux-image-6.1.0-56-amd64.
-fn newest(package: &str) -> Result<String> {
-    let said = sh::output(sh::command("apt-cache").args(["depends", package]))?;
+fn newest(repository: &Repository, package: &str) -> Result<String> {
+    let said = sh::output(repository.command("apt-cache").args(["depends", package]))?;
     let depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     let found = depends.map(str::trim).find(|name| name.starts_with("linux-image-")).map(str::to_owned);
     found.with_context(|| format!("{package} depends on no kernel; is this Debian 12 with its security updates?"))
 }
 
-fn unpack(package: &str, image: &Image) -> Result<()> {
+fn unpack(repository: &Repository, package: &str, image: &Image) -> Result<()> {
     eprintln!("vm-test: downloading {package}");
-    let said = sh::output(sh::command("apt-get").args(["download", "--quiet", package]).current_dir(&image.root));
+    let said =
+        sh::output(repository.command("apt-get").args(["download", "--quiet", package]).current_dir(&image.root));
     said.context("apt-get download")?;
     let archive = fs::read_dir(&image.root)?.flatten().map(|entry| entry.path()).find(|path| is(path, "deb"));
     let archive = archive.context("apt-get has downloaded nothing")?;

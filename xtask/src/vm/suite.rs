@@ -28,7 +28,7 @@ const KERNEL_DEPENDENT: [&str; 11] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
-    /// Attaching and golden packets, on 6.1 and 6.12: the files whose outcome may depend on the kernel, those named, or `all`
+    /// Attaching and golden packets, on 6.1, 6.12 and the newest kernel: the files whose outcome may depend on the kernel, those named, or `all`
     Packets,
     /// Stories on a Docker Swarm whose engines can balance by themselves (IPVS, ESP), on 6.12
     Swarm,
@@ -40,7 +40,7 @@ impl Suite {
     /// Those that it is run on unless one is asked for.
     pub(super) fn kernels(self) -> &'static [Kernel] {
         match self {
-            Self::Packets => &[Kernel::V6_1, Kernel::V6_12],
+            Self::Packets => &[Kernel::V6_1, Kernel::V6_12, Kernel::Newest],
             Self::Swarm | Self::Run => &[Kernel::V6_12],
         }
     }

@@ -1,0 +1,178 @@
+//! `hiveway preflight`, and what the agent asks before it starts: everything that the agent needs of the machine is tried, in a
+//! network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version says little:
+//! enterprise kernels have backports.
+
+use std::{io, path::Path, process::Command, thread};
+
+use dataplane::Check;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use serde_json::{Value, json};
+
+use crate::{
+    child::{self, Limits},
+    cli::exit,
+    netlink::Socket,
+};
+
+/// A ruleset with all that ours needs: NAT, connection tracking, the routing table's opinion, marks, counters.
+const RULES: &str = "table inet hiveway_preflight {
+    counter seen { }
+    set ports { type inet_service; flags interval; elements = { 1-2, 80 } }
+    chain post { type nat hook postrouting priority 100; ip saddr 192.0.2.0/24 masquerade random; }
+    chain out { type nat hook output priority -100; tcp dport @ports fib daddr type local dnat ip to 192.0.2.1; }
+    chain pass { type filter hook forward priority -10; udp dport 4789 ct state new counter name seen meta mark 1 drop; }
+}
+";
+
+/// Prints every check, as lines or as JSON; the exit code says whether all have passed.
+pub fn run(bpffs: &Path, as_json: bool) -> u8 {
+    let checks = checks(bpffs, true);
+    let ok = checks.iter().all(|check| check.result.is_ok());
+    if as_json {
+        println!("{:#}", report(&checks));
+    } else {
+        for check in &checks {
+            match &check.result {
+                Ok(found) => println!("ok      {:12}{found}", check.name),
+                Err(missing) => println!("MISSING {:12}{missing}", check.name),
+            }
+        }
+        println!("{}", if ok { "This machine has what Hiveway needs." } else { "Hiveway cannot run here as it is." });
+    }
+    if ok { exit::OK } else { exit::FAILED }
+}
+
+fn report(checks: &[Check]) -> Value {
+    let each = |check: &Check| match &check.result {
+        Ok(found) => json!({"check": check.name, "ok": true, "found": found}),
+        Err(missing) => json!({"check": check.name, "ok": false, "missing": missing}),
+    };
+    json!({
+        "ok": checks.iter().all(|check| check.result.is_ok()),
+        "checks": checks.iter().map(each).collect::<Vec<_>>(),
+    })
+}
+
+/// Tries everything. Without `programs` these are not loaded, which takes seconds: for the agent, which loads them next.
+pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
+    let mut checks = dataplane::checks(bpffs, programs);
+    let inside = thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => in_namespace(),
+        Err(errno) => vec![Check {
+            name: "namespace",
+            result: Err(format!("no network namespace can be made: {errno}; run as root, or with CAP_SYS_ADMIN")),
+        }],
+    });
+    // It has done nothing to this process's namespaces, whatever happens.
+    checks.extend(inside.join().unwrap_or_default());
+    checks
+}
+
+/// What can be tried without disturbing the node: the thread is in a namespace of its own.
+fn in_namespace() -> Vec<Check> {
+    let rules = Check { name: "nft", result: nft(RULES) };
+    let qdisc = Check { name: "clsact", result: clsact() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let mut checks = match runtime {
+        Ok(runtime) => runtime.block_on(links()),
+        Err(error) => vec![Check { name: "links", result: Err(error.to_string()) }],
+    };
+    checks.extend([qdisc, rules]);
+    checks
+}
+
+/// Makes one interface of each kind.
+async fn links() -> Vec<Check> {
+    let socket = match Socket::open() {
+        Ok(socket) => socket,
+        Err(error) => return vec![Check { name: "netlink", result: Err(error.to_string()) }],
+    };
+    let peer = LinkMessageBuilder::<LinkUnspec>::new().name("p1".to_owned()).build();
+    let veth = LinkMessageBuilder::<LinkVeth>::new("p0", "p1").set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    let vxlan = LinkMessageBuilder::<LinkVxlan>::new("vx").id(4096).port(4789).udp_csum(false);
+    vec![
+        link(&socket, "veth", veth.build()).await,
+        link(&socket, "bridge", LinkMessageBuilder::<LinkBridge>::new("br").build()).await,
+        link(&socket, "vxlan", vxlan.build()).await,
+    ]
+}
+
+async fn link(socket: &Socket, name: &'static str, message: LinkMessage) -> Check {
+    let made = socket.handle().link().add(message).execute().await;
+    let missing = |error| format!("the kernel makes no interface of this kind: {error}; `modprobe {name}`");
+    Check { name, result: made.map(|()| "can be made".to_owned()).map_err(missing) }
+}
+
+/// What kernels without TCX need, and what gives the others the same hooks.
+fn clsact() -> Result<String, String> {
+    match dataplane::try_clsact() {
+        Ok(()) => Ok("can be attached".to_owned()),
+        Err(error) => Err(format!("no clsact qdisc: {error}; `modprobe sch_ingress cls_bpf`")),
+    }
+}
+
+/// Has `nft` take such rules.
+fn nft(rules: &str) -> Result<String, String> {
+    let limits = Limits { time: std::time::Duration::from_secs(5), bytes: 64 * 1024 };
+    let output = child::run("nft", &["-f", "-"], rules.as_bytes(), limits).map_err(|error| {
+        if error.is_missing() {
+            "there is no `nft`: install the package nftables".to_owned()
+        } else {
+            error.to_string()
+        }
+    })?;
+    if output.status.success() {
+        return Ok(version().unwrap_or_else(|_| "takes our kind of rules".to_owned()));
+    }
+    let complaint = output.stderr.lines().next().unwrap_or_default().to_owned();
+    Err(format!(
+        "nft refuses our kind of rules: {complaint}; the kernel needs nf_tables, nft_nat, nft_masq, nft_ct, nft_fib_inet and \
+         nf_conntrack (`modprobe`)"
+    ))
+}
+
+fn version() -> io::Result<String> {
+    let output = Command::new("nft").arg("--version").output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_with_its_remedy_and_nothing_stays() {
+        let before = std::fs::read_to_string("/proc/net/dev").unwrap();
+        let found = checks(Path::new("/sys/fs/bpf/hiveway-preflight"), false);
+        let names: Vec<_> = found.iter().map(|check| check.name).collect();
+        assert_eq!(names, ["privileges", "bpffs", "hook", "veth", "bridge", "vxlan", "clsact", "nft"]);
+        assert!(found.iter().all(|check| check.result.is_ok()), "as root, with a BPF file system: {found:?}");
+        let interfaces = |text: &str| {
+            text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect::<Vec<_>>()
+        };
+        let after = std::fs::read_to_string("/proc/net/dev").unwrap();
+        assert_eq!(interfaces(&before), interfaces(&after));
+    }
+
+    #[test]
+    fn rules_that_nft_refuses_are_quoted() {
+        let refused = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            nft("table inet t { chain c { no such thing } }").unwrap_err()
+        });
+        let refused = refused.join().unwrap();
+        assert!(refused.contains("syntax error") && refused.contains("nft_fib_inet"), "{refused}");
+    }
+
+    #[test]
+    fn the_report_says_whether_all_is_there() {
+        let good = Check { name: "a", result: Ok("there".to_owned()) };
+        let bad = Check { name: "b", result: Err("gone".to_owned()) };
+        assert_eq!(report(std::slice::from_ref(&good))["ok"], true);
+        let both = report(&[good, bad]);
+        assert_eq!(both["ok"], false);
+        assert_eq!(both["checks"][1], json!({"check": "b", "ok": false, "missing": "gone"}));
+    }
+}
