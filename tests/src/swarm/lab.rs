@@ -89,20 +89,43 @@ impl Swarm {
             image::import(node, &archive)
         })?;
         fs::remove_file(archive)?;
-        self.join_all(&nodes)
+        self.join_all(&nodes, &[], |_| Vec::new())
     }
 
-    fn join_all(&self, nodes: &[Node]) -> Result<()> {
+    /// Makes the swarm anew under the running engines: every node leaves, the first makes another one with the flags
+    /// `init`, the others join it, and all of them with the flags `each`. Services, networks and containers of the swarm
+    /// are gone with the old one.
+    pub fn remake(&self, init: &[&str], each: impl Fn(&Node) -> Vec<String> + Sync) -> Result<()> {
+        let nodes = self.nodes();
+        // Workers first: a manager that is alone takes the swarm with it.
+        nodes.iter().rev().try_for_each(|node| node.docker(&["swarm", "leave", "--force"]).map(drop))?;
+        self.join_all(&nodes, init, each)
+    }
+
+    fn join_all(&self, nodes: &[Node], init: &[&str], each: impl Fn(&Node) -> Vec<String> + Sync) -> Result<()> {
         let first = nodes.first().context("no nodes")?;
         let address = first.address().to_string();
-        first.docker(&["swarm", "init", "--advertise-addr", &address])?;
+        let swarm = |node: &Node, words: &[&str]| -> Result<()> {
+            let flags = each(node);
+            let mut line = vec!["swarm"];
+            line.extend(words);
+            // Where the client outside and the other nodes find it, whatever other interfaces it has.
+            let own = node.address().to_string();
+            line.extend(["--advertise-addr", &own]);
+            line.extend(flags.iter().map(String::as_str));
+            if words[0] == "join" {
+                line.push(&address);
+            }
+            node.docker(&line).map(drop)
+        };
+        swarm(first, &[&["init"], init].concat())?;
         let (managers, workers) = nodes.split_at(self.shape.managers.into());
         // Managers one after the other: each changes the raft group.
         for node in &managers[1..] {
-            node.docker(&["swarm", "join", "--token", &token(first, "manager")?, &address])?;
+            swarm(node, &["join", "--token", &token(first, "manager")?])?;
         }
         let token = token(first, "worker")?;
-        for_each(workers, |node| node.docker(&["swarm", "join", "--token", &token, &address]).map(|_| ()))
+        for_each(workers, |node| swarm(node, &["join", "--token", &token]))
     }
 
     /// All nodes, in order.

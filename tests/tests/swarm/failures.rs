@@ -23,6 +23,39 @@ pub(crate) fn node_death_and_return(stage: &mut Stage) -> Result<()> {
     stage.wait_mesh("web", 8080)
 }
 
+/// A worker, then the manager, is rebooted before the swarm has called it down: engine, tasks and agent end at once, the
+/// kernel forgets what it had, and all of them are started at the same time.
+pub(crate) fn nodes_rebooted(stage: &mut Stage) -> Result<()> {
+    stage.network("app", "")?;
+    stage.create("web", "--replicas 4 --network app --publish 8080:80 demo/web:1")?;
+    stage.create("client", "--mode global --network app demo/web:1")?;
+    stage.wait_mesh("web", 8080)?;
+    for label in ["n3", "n1"] {
+        let (node, agent) = (stage.node(label)?, stage.agent(label)?);
+        let before: Vec<_> = stage.tasks()?.into_iter().filter(|task| task.lives()).collect();
+        node.die()?;
+        node.plug_in()?;
+        node.start_engine()?;
+        wait_for(&format!("{label} to start its first processes"), PATIENCE, || node.ensure_up())?;
+        agent.launch(&[])?;
+        node.wait_engine()?;
+        agent.wait_ready()?;
+        stage.wait_node(label, true)?;
+        wait_for(&format!("the tasks of {label} to be replaced"), PATIENCE, || {
+            let (nodes, now) = (stage.swarm_nodes()?, stage.tasks()?);
+            let id = nodes.iter().find(|node| node.hostname == label).map(|node| node.id.as_str());
+            let stale = now.iter().filter(|task| {
+                task.lives() && Some(task.node.as_str()) == id && before.iter().any(|old| old.id == task.id)
+            });
+            ensure!(stale.count() == 0, "some are still those of before");
+            Ok(())
+        })?;
+        stage.agree().with_context(|| format!("after the reboot of {label}"))?;
+    }
+    stage.scale("web", 6)?;
+    stage.wait_mesh("web", 8080)
+}
+
 /// The agent of each node in turn is killed under load: traffic does not notice, and it finds everything again.
 pub(crate) fn agents_killed(stage: &mut Stage) -> Result<()> {
     stage.network("app", "")?;

@@ -8,8 +8,12 @@ mod balancer;
 mod balancer_encrypted;
 mod certificates;
 mod coming_and_going;
+mod data_path;
 mod failures;
+mod interfaces;
+mod jobs;
 mod mesh;
+mod other_drivers;
 mod plain;
 mod scaling;
 mod stacks;
@@ -19,10 +23,14 @@ mod vip;
 
 use std::process::ExitCode;
 
+use hiveway_tests::swarm::Version;
 use support::{
-    Needs::{Balancer, Engines, Hiveway},
+    Needs::{Balancer, Engines, Hiveway, HivewaySince},
     Story,
 };
+
+/// The engine that began to name interfaces as it is told, and to choose their MACs at random.
+const INTERFACES_OF_28: Version = Version([28, 0, 0]);
 
 const STORIES: &[Story] = &[
     Story { name: "plain_overlay_across_nodes", needs: Engines, run: plain::overlay_across_nodes },
@@ -53,6 +61,18 @@ const STORIES: &[Story] = &[
     Story { name: "mixed_cluster", needs: Hiveway, run: coming_and_going::mixed_cluster },
     Story { name: "roll_back", needs: Hiveway, run: coming_and_going::roll_back },
     Story { name: "swarm_leave", needs: Hiveway, run: coming_and_going::swarm_leave },
+    Story { name: "node_rebooted", needs: Hiveway, run: failures::nodes_rebooted },
+    Story { name: "ports_come_and_go", needs: Hiveway, run: scaling::ports_come_and_go },
+    Story { name: "stack_with_healthcheck", needs: Hiveway, run: stacks::with_healthcheck },
+    Story { name: "interface_names", needs: HivewaySince(INTERFACES_OF_28), run: interfaces::names },
+    Story { name: "random_macs", needs: HivewaySince(INTERFACES_OF_28), run: interfaces::random_macs },
+    Story { name: "ipv6_network", needs: Hiveway, run: interfaces::ipv6 },
+    Story { name: "global_job", needs: Hiveway, run: jobs::global },
+    Story { name: "replicated_job", needs: Hiveway, run: jobs::replicated },
+    Story { name: "swarm_scoped_bridge", needs: Hiveway, run: other_drivers::bridge },
+    Story { name: "swarm_scoped_macvlan", needs: Hiveway, run: other_drivers::macvlan },
+    Story { name: "data_path_port", needs: Hiveway, run: data_path::port },
+    Story { name: "data_path_address", needs: Hiveway, run: data_path::address },
     Story { name: "engines_balance_by_themselves", needs: Balancer, run: balancer::engines_alone },
     Story { name: "installed_under_load", needs: Balancer, run: balancer::installed_under_load },
     Story { name: "vip_of_ours_beside_the_engines", needs: Balancer, run: balancer::vip },

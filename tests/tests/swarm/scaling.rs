@@ -91,6 +91,42 @@ pub(crate) fn ports_change(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// `--publish-add` on a service that has published nothing, of both protocols; `--publish-rm` until nothing is left.
+pub(crate) fn ports_come_and_go(stage: &mut Stage) -> Result<()> {
+    stage.network("app", "")?;
+    stage.create("web", "--replicas 3 --network app --update-monitor 1s --update-parallelism 3 demo/health:1")?;
+    stage.create("beside", "--replicas 3 --network app --publish 8090:80 demo/health:1")?;
+    let nodes: Vec<_> = stage.nodes().iter().map(|node| node.address()).collect();
+    let load = Recorder::tcp(stage, &nodes, 8090)?;
+    let closed = |port: u16| -> Result<()> {
+        for address in &nodes {
+            wait_for(&format!("port {port} of {address} to be refused"), PATIENCE, || {
+                let tally = stage.ask_mesh(*address, port, 1)?;
+                ensure!(tally.errors.keys().any(|error| error.to_lowercase().contains("refused")), "{tally:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    };
+    closed(8080)?;
+    stage.update("web", "--publish-add 8080:80 --publish-add published=5300,target=53,protocol=udp")?;
+    wait_update(stage, "web")?;
+    stage.wait_mesh("web", 8080)?;
+    stage.agree()?;
+    stage.update("web", "--publish-rm 80 --publish-add 8081:80")?;
+    wait_update(stage, "web")?;
+    closed(8080)?;
+    stage.wait_mesh("web", 8081)?;
+    stage.agree()?;
+    stage.update("web", "--publish-rm 53/udp --publish-rm 80")?;
+    wait_update(stage, "web")?;
+    closed(8081)?;
+    ensure!(stage.service("web")?.ports.is_empty(), "{:?}", stage.service("web")?.ports);
+    // The name goes on, and so does the service beside it.
+    stage.agree()?;
+    load.stop_without_loss().map(drop)
+}
+
 /// Waits until an update has been carried through.
 pub(crate) fn wait_update(stage: &Stage, name: &str) -> Result<()> {
     wait_for(&format!("the update of {name}"), PATIENCE * 3, || {

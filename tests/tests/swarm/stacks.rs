@@ -2,10 +2,13 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::lab::wait_for;
 
-use crate::support::{Recorder, Stage, stage::PATIENCE, traffic::names};
+use crate::{
+    scaling::wait_update,
+    support::{Recorder, Stage, stage::PATIENCE, traffic::names},
+};
 
 /// Two stacks have a service `web` each, on a network of their own: a name means one's own.
 pub(crate) fn same_names(stage: &mut Stage) -> Result<()> {
@@ -54,9 +57,46 @@ pub(crate) fn removed_under_load(stage: &mut Stage) -> Result<()> {
     stage.agree()
 }
 
+/// `docker stack deploy` with a health check in the file: who fails it is out of rotation and replaced, and a second
+/// deployment changes what the file changes.
+pub(crate) fn with_healthcheck(stage: &mut Stage) -> Result<()> {
+    let file = |image: &str, replicas: u32| {
+        format!(
+            "version: '3.8'
+services:
+  web:
+    image: {image}
+    ports: ['8080:80']
+    stop_grace_period: 2s
+    healthcheck: {{test: [CMD, test, '!', -e, /tmp/sick], interval: 1s, timeout: 5s, retries: 2}}
+    deploy: {{replicas: {replicas}, update_config: {{parallelism: 1, monitor: 1s}}}}
+"
+        )
+    };
+    deploy_file(stage, "one", &file("demo/web:1", 3))?;
+    stage.settle()?;
+    stage.wait_mesh("one_web", 8080)?;
+    let nodes: Vec<_> = stage.nodes().iter().map(|node| node.address()).collect();
+    let load = Recorder::tcp(stage, &nodes, 8080)?;
+    let victim = stage.serving("one_web")?.into_iter().next().context("no task")?;
+    stage.in_task(&victim, "touch /tmp/sick")?;
+    wait_for("the sick task to be replaced", PATIENCE, || {
+        let serving = stage.serving("one_web")?;
+        let replaced = serving.len() == 3 && serving.iter().all(|task| task.id != victim.id);
+        ensure!(replaced, "{} serve", serving.len());
+        Ok(())
+    })?;
+    stage.agree()?;
+    deploy_file(stage, "one", &file("demo/web:2", 5))?;
+    wait_update(stage, "one_web")?;
+    ensure!(stage.serving("one_web")?.len() == 5, "five replicas");
+    stage.wait_mesh("one_web", 8080)?;
+    load.stop_without_loss()?;
+    stage.agree()
+}
+
 /// A stack of two services on a network of its own.
 fn deploy(stage: &Stage, stack: &str, port: u16) -> Result<()> {
-    let file = stage.swarm.place().directory().join(format!("{stack}.yml"));
     let text = format!(
         "version: '3.8'
 services:
@@ -71,6 +111,11 @@ services:
     deploy: {{mode: global}}
 "
     );
+    deploy_file(stage, stack, &text)
+}
+
+fn deploy_file(stage: &Stage, stack: &str, text: &str) -> Result<()> {
+    let file = stage.swarm.place().directory().join(format!("{stack}.yml"));
     fs::write(&file, text)?;
     let how = "stack deploy --resolve-image never --compose-file";
     stage.docker(&format!("{how} {} {stack}", file.display())).map(drop)

@@ -55,6 +55,7 @@ pub(crate) fn fetch(wanted: &Wanted) -> Result<PathBuf> {
     };
     let directory = directory()?.join(&offer.version);
     if !directory.is_dir() {
+        sweep()?;
         let part = directory.with_extension(format!("part{}", std::process::id()));
         let outcome = unpack(offer, &part).with_context(|| format!("engine {} of {}", offer.upstream, offer.suite));
         if outcome.is_err() {
@@ -72,6 +73,18 @@ fn directory() -> Result<PathBuf> {
     let directory = sh::target_dir().join("engines");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     directory.canonicalize().with_context(|| directory.display().to_string())
+}
+
+/// Removes what processes that have ended have begun to unpack.
+fn sweep() -> Result<()> {
+    for entry in fs::read_dir(directory()?)?.flatten() {
+        let path = entry.path();
+        let owner = path.extension().and_then(|name| name.to_str()?.strip_prefix("part")?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// The newest wanted one of those that have been unpacked before.

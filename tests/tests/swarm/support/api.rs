@@ -46,9 +46,9 @@ impl Task {
         self.container.get(..12).unwrap_or("?")
     }
 
-    /// Serves, and is to go on.
+    /// Serves, and is to go on; a job's until it has ended.
     pub(crate) fn serves(&self) -> bool {
-        self.desired == "running" && self.state == "running"
+        matches!(self.desired.as_str(), "running" | "complete") && self.state == "running"
     }
 
     /// Has not ended.
@@ -65,7 +65,7 @@ impl Task {
 pub(crate) struct Service {
     pub(crate) id: String,
     pub(crate) name: String,
-    /// `None` for a global one.
+    /// How many run at a time; `None` for a global one: as many as there are nodes.
     pub(crate) replicas: Option<u64>,
     /// By the network's id.
     pub(crate) vips: BTreeMap<String, Ipv4Addr>,
@@ -84,7 +84,10 @@ impl Service {
         Self {
             id: text(&service["ID"]),
             name: text(&service["Spec"]["Name"]),
-            replicas: service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64(),
+            replicas: {
+                let mode = &service["Spec"]["Mode"];
+                mode["Replicated"]["Replicas"].as_u64().or_else(|| mode["ReplicatedJob"]["MaxConcurrent"].as_u64())
+            },
             vips: vips.filter_map(|vip| Some((text(&vip["NetworkID"]), address(vip["Addr"].as_str()?)?))).collect(),
             ports: ports
                 .filter(|port| port["PublishMode"] != "host")

@@ -34,7 +34,8 @@ impl Stage {
         Ok(())
     }
 
-    fn remove_all(&self) -> Result<()> {
+    /// No containers, services and networks of stories any more.
+    pub(crate) fn remove_all(&self) -> Result<()> {
         for node in self.nodes() {
             // Standalone containers; those of services go with their services.
             let containers = self.docker_on(&node, "ps --all --quiet --filter label=story")?;
@@ -50,10 +51,17 @@ impl Stage {
             ensure!(left == 0, "{left} live");
             Ok(())
         })?;
-        for (id, name) in self.network_ids()? {
-            if name != "ingress" {
-                // Refused until the last task has let go of it.
-                wait_for(&format!("network {name} to go"), PATIENCE, || self.docker(&format!("network rm {id}")))?;
+        let list = "network ls --no-trunc --filter type=custom --format {{.ID}}={{.Name}}";
+        let of_story = |(_, name): &(&str, &str)| !matches!(*name, "ingress" | "docker_gwbridge");
+        let said = self.docker(&format!("{list} --filter scope=swarm"))?;
+        for (id, name) in said.lines().filter_map(|line| line.split_once('=')).filter(of_story) {
+            // Refused until the last task has let go of it.
+            wait_for(&format!("network {name} to go"), PATIENCE, || self.docker(&format!("network rm {id}")))?;
+        }
+        for node in self.nodes() {
+            let said = self.docker_on(&node, &format!("{list} --filter scope=local"))?;
+            for (id, _) in said.lines().filter_map(|line| line.split_once('=')).filter(of_story) {
+                self.docker_on(&node, &format!("network rm {id}"))?;
             }
         }
         Ok(())
