@@ -55,6 +55,16 @@ pub fn addresses(links: &BTreeMap<String, Link>, gateway: &str) -> BTreeMap<Ipv4
     mine.flat_map(|(_, link)| link.addresses.iter().filter(|a| is_global(a)).map(|a| (a.addr(), link.index))).collect()
 }
 
+/// Bridges whose ports are containers of this node, which reach published ports through the host link: the gateway
+/// bridge, and those that a Docker engine has made.
+pub fn container_bridges<'l>(
+    links: &'l BTreeMap<String, Link>,
+    gateway: &'l str,
+) -> impl Iterator<Item = (&'l String, &'l Link)> {
+    let is_one = move |name: &str| name == gateway || is_engines_bridge(name);
+    links.iter().filter(move |(name, link)| link.kind == Kind::Bridge && is_one(name))
+}
+
 /// Neither a bridge of containers nor anything else of ours.
 fn faces_clients(name: &str, link: &Link, gateway: &str) -> bool {
     let docker = is_engines_bridge(name);
@@ -128,6 +138,14 @@ mod tests {
     fn all_means_where_clients_can_be() {
         let found = interfaces(&node(), &MeshInterfaces::All, &eth0(), "hw-gwbridge");
         assert_eq!(found, ["br-lan", "eth0", "eth1"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn bridges_of_containers_are_the_gateway_bridge_and_an_engines() {
+        let mut node = node();
+        node.insert("br-fedcba987654".to_owned(), link(9, Kind::Other("vlan".into()), None, "172.20.0.1/16"));
+        let found: Vec<_> = container_bridges(&node, "hw-gwbridge").map(|(name, _)| name.as_str()).collect();
+        assert_eq!(found, ["br-0123456789ab", "docker0", "hw-gwbridge"]);
     }
 
     #[test]

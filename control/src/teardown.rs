@@ -1,7 +1,7 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
 #![expect(clippy::print_stdout, reason = "stdout is this command's result")]
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use dataplane::TeardownError;
 use hiveway_core::{
@@ -12,7 +12,7 @@ use hiveway_core::{
 use crate::{
     cli::exit,
     instance::Instance,
-    netlink::{Socket, Spaces, apply, forget_connections, observe_node},
+    netlink::{Socket, Spaces, Stale, apply, forget_connections, observe_node},
     nft, relay,
     state_dir::StateDir,
     sysctl,
@@ -64,7 +64,7 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     }
     links(&mut report);
     firewall(&mut report);
-    if let Err(error) = forget_connections(DEFAULT_HOST_IP, &BTreeSet::new()) {
+    if let Err(error) = forget_connections(&Stale::unpublished(DEFAULT_HOST_IP)) {
         report.failed(format_args!("connections of the host link are still tracked: {error}"));
     }
     state(state_dir, &mut report);

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use control::{
-    nft::{self, Firewall, HostRules, Masquerade},
+    nft::{self, Bound, Firewall, HostRules, Masquerade},
     state_dir::StateDir,
     sysctl,
 };
@@ -16,8 +16,16 @@ fn host() -> HostRules {
     HostRules {
         ip: [169, 254, 72, 1].into(),
         vtep: [192, 0, 2, 1].into(),
-        bridge: Some("hw-gwbridge".into()),
+        bridges: ["docker0", "hw-gwbridge"].map(str::to_owned).into(),
         ports: BTreeSet::from([(6, 8080), (6, 80), (17, 53), (132, 9)]),
+        bound: vec![
+            Bound { ports: [(6, 7), (17, 7)].into(), nets: vec!["127.0.0.0/8".parse().unwrap()] },
+            Bound {
+                ports: [(6, 8)].into(),
+                nets: ["192.0.2.1/32", "198.51.100.0/24"].map(|net| net.parse().unwrap()).into(),
+            },
+            Bound { ports: [(6, 9)].into(), nets: vec![] },
+        ],
         mss: 1410,
     }
 }
@@ -56,7 +64,7 @@ fn the_table_is_replaced_only_when_it_differs() {
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
             assert!(!nft::ensure(&firewall()).unwrap());
         }
-        let tcp_only = Some(HostRules { bridge: None, ports: BTreeSet::from([(6, 80)]), ..host() });
+        let tcp_only = Some(HostRules { bridges: BTreeSet::new(), ports: BTreeSet::from([(6, 80)]), ..host() });
         let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), vtep: None, host: tcp_only, ..firewall() };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());

@@ -12,8 +12,9 @@ fn firewall() -> Firewall {
     let host = HostRules {
         ip: [169, 254, 72, 1].into(),
         vtep: [192, 0, 2, 1].into(),
-        bridge: Some("hw-gwbridge".into()),
+        bridges: BTreeSet::from(["hw-gwbridge".into()]),
         ports: BTreeSet::from([(6, 8080)]),
+        bound: Vec::new(),
         mss: 1410,
     };
     Firewall {

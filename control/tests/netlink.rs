@@ -68,7 +68,7 @@ fn desired(space: &Netns) -> Desired {
 }
 
 async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
-    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns")).await;
+    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), "172.18.0.0/16".parse().unwrap()).await;
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
         Some(link) => observe_host(socket, link.index).await.unwrap(),

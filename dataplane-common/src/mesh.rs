@@ -19,6 +19,8 @@ pub const MAX_NODE_ADDRESSES: u32 = 16_384;
 pub struct NodeAddress {
     /// Interface that carries the address, native order.
     pub ifindex: u32,
+    /// Bit [`crate::service::PublishedPort::class`] of a bound port: the port answers at this address.
+    pub classes: u32,
 }
 
 /// Key of map `MESH_TARGETS` (hash): a local task as mesh frames name it.
@@ -65,8 +67,8 @@ pub mod target_flag {
 }
 
 /// Data of the keys of map `CLIENTS` (longest prefix match): clients whose replies would not leave the container by its
-/// gateway, because their address lies in a subnet that is connected there. A prefix length counts from the start of
-/// this structure: 32 + the subnet's.
+/// gateway, because their address lies in a subnet that is connected there or has a route of its own. A prefix length
+/// counts from the start of this structure: 32 + the subnet's.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -92,12 +94,15 @@ pub struct ClientRule {
 pub mod shown_as {
     /// The ingress node's tunnel address: for clients in the gateway bridge's subnet, which is the same on every node.
     pub const INGRESS_NODE: u8 = 1;
-    /// The backend's node's address on the gateway bridge: for clients in an overlay subnet of the task.
+    /// The backend's node's address on the gateway bridge: for clients in an overlay subnet of the task, and others to
+    /// whom a route of the task's namespace leads elsewhere.
     pub const GATEWAY: u8 = 2;
+    /// Its own: for clients inside such a route's range to whom a more specific one leads by the gateway bridge again.
+    pub const ITSELF: u8 = 3;
 }
 
 crate::assert_layout!(
-    NodeAddress: size 4 align 4,
+    NodeAddress: size 8 align 4,
     TargetKey: size 8 align 4,
     Target: size 28 align 4,
     ClientPrefix: size 8 align 1,

@@ -73,18 +73,39 @@ pub struct PublishedPort {
     pub set: u32,
     /// Bits of [`port_flag`].
     pub flags: u8,
+    /// With [`port_flag::BOUND`]: which bit of [`crate::mesh::NodeAddress::classes`] an address must have so that
+    /// connections are opened at it. Less than [`CLASSES`], or [`NOWHERE`].
+    pub class: u8,
     /// Always zero.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
 }
+
+/// How many different sets of addresses the bound ports of a node may have.
+pub const CLASSES: u8 = 31;
+/// The class that no address is of.
+pub const NOWHERE: u8 = 31;
 
 /// Bits of [`PublishedPort::flags`].
 pub mod port_flag {
-    /// Only clients with an entry in map `ALLOW` may open connections.
+    /// Connections are opened at some of the node's addresses only; elsewhere the port is the stack's.
+    pub const BOUND: u8 = 2;
+    /// Only clients whose longest prefix in map `ALLOW` says so may open connections.
     pub const RESTRICTED: u8 = 1;
 }
 
-/// Data of the keys of map `ALLOW` (longest prefix match, value: 1): who may use a restricted port. A prefix length counts
-/// from the start of this structure: 32 + that of the allowed CIDR.
+/// Values of map `ALLOW`: what is true for clients with that longest prefix. Clients without any may not.
+pub mod access {
+    /// They may open connections.
+    pub const ALLOWED: u32 = 1;
+    /// They may not.
+    pub const DENIED: u32 = 2;
+}
+
+/// How many entries map `ALLOW` has, for all restricted ports together.
+pub const MAX_ACCESS: u32 = 65_536;
+
+/// Data of the keys of map `ALLOW` (longest prefix match, value: one of [`access`]): who may use a restricted port. A
+/// prefix length counts from the start of this structure: 32 + that of the CIDR.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -56,6 +56,10 @@ pub struct MapState {
     pub restricted: BTreeSet<PortKey>,
     /// Who they are: (prefix length as in map `ALLOW`, prefix). A restricted port without any is closed to all.
     pub allow: BTreeSet<(u32, AllowPrefix)>,
+    /// Who they are not, although a shorter prefix in `allow` holds them.
+    pub deny: BTreeSet<(u32, AllowPrefix)>,
+    /// Published ports that answer at some of this node's addresses only, with their class.
+    pub bound: BTreeMap<PortKey, u8>,
     /// Clients that are shown with another address: (prefix length as in map `CLIENTS`, prefix) → rule.
     pub clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }

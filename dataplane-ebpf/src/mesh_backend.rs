@@ -130,6 +130,9 @@ fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingr
     let Some(rule) = CLIENTS.get(&Key::new(8 * size_of::<ClientPrefix>() as u32, data)) else {
         return client;
     };
+    if rule.shown_as == shown_as::ITSELF {
+        return client;
+    }
     verdict::count(ctx, Counter::ClientTranslated);
     if rule.shown_as == shown_as::INGRESS_NODE { ingress } else { config.gateway_ip }
 }

@@ -10,7 +10,7 @@ use dataplane_common::{
     flow::{Affinity, MESH_ZONE, flag},
     fragment::{Fragmented, place},
     headers::{ipproto, tcpflag},
-    service::{AllowPrefix, PortKey, PublishedPort, port_flag},
+    service::{AllowPrefix, PortKey, PublishedPort, access, port_flag},
 };
 
 use crate::{
@@ -52,12 +52,14 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
             return Ok(Action::Pass);
         };
         // SAFETY: as above.
-        if unsafe { NODE_ADDRESSES.get(packet.dst) }.is_none()
-            || host::misplaced(config, || verdict::ifindex(ctx), packet)
-        {
+        let Some(address) = (unsafe { NODE_ADDRESSES.get(packet.dst) }) else {
+            return Ok(Action::Pass);
+        };
+        if host::misplaced(config, || verdict::ifindex(ctx), packet) {
             return Ok(Action::Pass);
         }
-        let Some(chosen) = affinity(ctx, port, packet)? else {
+        let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
+        let Some(chosen) = affinity(ctx, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
         };
         chosen
@@ -95,11 +97,16 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
     encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
 }
 
-/// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or TCP in the middle of a connection
-/// that did not begin with us, or one of this node's own; the stack goes on with it, or answers with a reset or an ICMP
-/// error.
+/// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or
+/// not at this address, or TCP in the middle of a connection that did not begin with us, or one of this node's own; the
+/// stack goes on with it, or answers with a reset or an ICMP error.
 #[inline(always)]
-fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
+fn affinity(
+    ctx: &TcContext,
+    port: &PublishedPort,
+    elsewhere: bool,
+    packet: &Packet,
+) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
         && !(flow::is_syn(packet) && known.flags & (flag::FIN | flag::RST) != 0)
@@ -109,7 +116,7 @@ fn affinity(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<Op
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
-    if !flow::may_open(packet) {
+    if elsewhere || !flow::may_open(packet) {
         return Ok(None);
     }
     if port.flags & port_flag::RESTRICTED != 0 && !allowed(packet) {
@@ -131,11 +138,12 @@ fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
 }
 
-/// Whether the client is on the list of a restricted port.
+/// Whether the lists of a restricted port let the client in.
 #[inline(always)]
 fn allowed(packet: &Packet) -> bool {
     let port = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
-    ALLOW.get(&Key::new(8 * size_of::<AllowPrefix>() as u32, AllowPrefix { port, ip: packet.src })).is_some()
+    let found = ALLOW.get(&Key::new(8 * size_of::<AllowPrefix>() as u32, AllowPrefix { port, ip: packet.src }));
+    found.is_some_and(|access| *access == access::ALLOWED)
 }
 
 /// A reply in the tunnel. It leaves only if it comes from the backend that this very connection was given: its source

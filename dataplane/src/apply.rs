@@ -2,13 +2,17 @@
 //! written before what points to it, and removed after it. Ports are closed before anything is opened: whoever may use
 //! a restricted port is known before it is restricted, and it is restricted before its backends are published.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
 
 use dataplane_common::{
+    addr::Ip4,
     config::Config,
     endpoint::{Endpoint, EndpointKey, kind},
-    mesh::{ClientPrefix, ClientRule},
-    service::{AllowPrefix, PortKey, PublishedPort, port_flag},
+    mesh::{ClientPrefix, ClientRule, NodeAddress},
+    service::{AllowPrefix, PortKey, PublishedPort, access, port_flag},
     state::{MapChange, MapState, SetKey},
 };
 
@@ -43,8 +47,13 @@ impl Tables {
         }
 
         self.put_config(&want.config, have.config, &mut changes);
-        let allow: BTreeMap<_, _> = want.allow.iter().map(|prefix| (*prefix, ALLOWED)).collect();
-        put(&mut self.allow, &have.allow, &allow, &mut changes);
+        let of = |prefixes: &BTreeSet<_>, access| -> BTreeMap<_, _> {
+            prefixes.iter().map(|prefix| (*prefix, access)).collect()
+        };
+        let deny = of(&want.deny, access::DENIED);
+        put(&mut self.allow, &have.allow, &deny, &mut changes);
+        let allow = overlaid(&of(&want.allow, access::ALLOWED), &deny);
+        put(&mut self.allow, &overlaid(&have.allow, &deny), &allow, &mut changes);
         let closed = closed_ports(&have.ports, want);
         put(&mut self.ports, &have.ports, &closed, &mut changes);
         // What an entry allows in a port that is not to be restricted any more, it allows until the port is open.
@@ -59,12 +68,16 @@ impl Tables {
         put(&mut self.locals, &have.locals, &want.locals, &mut changes);
         put(&mut self.clients, &have.clients, &want.clients, &mut changes);
         put(&mut self.targets, &have.targets, &want.targets, &mut changes);
-        put(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
+        // Which ports an address answers at is narrowed before the ports' classes change, and widened after it.
+        let narrowed = narrowed(&have.node_addresses, &want.node_addresses);
+        put(&mut self.node_addresses, &have.node_addresses, &narrowed, &mut changes);
         self.sets.put(&want.sets, now, &mut changes);
         let vips = self.with_sets(&want.endpoints, &mut changes);
         let ports = self.published_ports(want);
         put(&mut self.endpoints, &have.endpoints, &vips, &mut changes);
         put(&mut self.ports, &overlaid(&have.ports, &closed), &ports, &mut changes);
+        let addresses = overlaid(&have.node_addresses, &narrowed);
+        put(&mut self.node_addresses, &addresses, &want.node_addresses, &mut changes);
 
         if lost(&have.ports, |key, _| ports.contains_key(key))
             || lost(&have.node_addresses, |key, _| want.node_addresses.contains_key(key))
@@ -165,8 +178,9 @@ impl Tables {
                 SetKey::Port { proto, port } => {
                     let set = self.sets.id(key)?;
                     let key = PortKey { proto: *proto, _pad: 0, port: *port };
-                    let flags = if want.restricted.contains(&key) { port_flag::RESTRICTED } else { 0 };
-                    Some((key, PublishedPort { set, flags, ..PublishedPort::default() }))
+                    let restricted = if want.restricted.contains(&key) { port_flag::RESTRICTED } else { 0 };
+                    let (bound, class) = want.bound.get(&key).map_or((0, 0), |class| (port_flag::BOUND, *class));
+                    Some((key, PublishedPort { set, flags: restricted | bound, class, ..PublishedPort::default() }))
                 }
                 SetKey::Vip { .. } => None,
             })
@@ -191,7 +205,7 @@ struct Held {
     endpoints: Vec<(EndpointKey, Endpoint)>,
     vnis: BTreeMap<[u8; 4], dataplane_common::endpoint::VniInfo>,
     vteps: BTreeMap<[u8; 4], dataplane_common::endpoint::Vtep>,
-    node_addresses: BTreeMap<[u8; 4], dataplane_common::mesh::NodeAddress>,
+    node_addresses: BTreeMap<Ip4, NodeAddress>,
     ports: BTreeMap<PortKey, PublishedPort>,
     targets: BTreeMap<dataplane_common::mesh::TargetKey, dataplane_common::mesh::Target>,
     allow: BTreeMap<(u32, AllowPrefix), u32>,
@@ -200,8 +214,6 @@ struct Held {
 
 /// Entries written with one system call.
 const AT_ONCE: usize = 1024;
-/// Value of entries in map `ALLOW`.
-const ALLOWED: u32 = 1;
 
 /// Ports that are open and are to be restricted, with that flag.
 fn closed_ports(have: &BTreeMap<PortKey, PublishedPort>, want: &MapState) -> BTreeMap<PortKey, PublishedPort> {
@@ -209,6 +221,15 @@ fn closed_ports(have: &BTreeMap<PortKey, PublishedPort>, want: &MapState) -> BTr
         .filter(|(key, port)| want.restricted.contains(key) && port.flags & port_flag::RESTRICTED == 0)
         .map(|(key, port)| (*key, PublishedPort { flags: port.flags | port_flag::RESTRICTED, ..*port }))
         .collect()
+}
+
+/// Addresses that stay, each with the classes that it had and will have.
+fn narrowed(have: &BTreeMap<Ip4, NodeAddress>, want: &BTreeMap<Ip4, NodeAddress>) -> BTreeMap<Ip4, NodeAddress> {
+    let stays = |(ip, had): (&Ip4, &NodeAddress)| {
+        let wanted = want.get(ip)?;
+        Some((*ip, NodeAddress { classes: had.classes & wanted.classes, ..*wanted }))
+    };
+    have.iter().filter_map(stays).collect()
 }
 
 /// `over` where it says something, `under` otherwise.

@@ -29,10 +29,14 @@ fn only_listed_clients_open_connections_to_a_restricted_port() -> Result<()> {
         world.state.restricted.insert(PORT);
         world.state.allow.insert((32 + 24, AllowPrefix { port: PORT, ip: [198, 51, 100, 0] }));
         world.state.allow.insert((32 + 32, AllowPrefix { port: PORT, ip: [203, 0, 113, 7] }));
+        world.state.deny.insert((32 + 25, AllowPrefix { port: PORT, ip: [198, 51, 100, 128] }));
         world.harness.apply(&world.state)?;
+        assert!(world.harness.apply(&world.state)?.maps.is_empty(), "a second time changes nothing");
         for (source, allowed) in [
             ([198, 51, 100, 0], true),
-            ([198, 51, 100, 255], true),
+            ([198, 51, 100, 127], true),
+            ([198, 51, 100, 128], false),
+            ([198, 51, 100, 255], false),
             ([198, 51, 101, 0], false),
             ([198, 51, 99, 255], false),
             ([203, 0, 113, 7], true),
@@ -64,6 +68,39 @@ fn a_restricted_port_without_a_list_is_closed_and_old_connections_go_on() -> Res
         given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
         world.state.restricted.clear();
         world.harness.apply(&world.state)?;
+        given_to(world, "open again", &REMOTE2, &tcp(1001, PUBLISHED, "S"), true)
+    })
+}
+
+#[test]
+fn a_bound_port_opens_connections_at_its_addresses_alone() -> Result<()> {
+    world(|world| {
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        given_to(world, "before", &REMOTE1, &tcp(1000, PUBLISHED, "S"), true)?;
+        world.state.bound.insert(PORT, 3);
+        for (address, classes) in [(VTEP, !(1 << 3)), (NODE2, 1 << 3)] {
+            world.state.node_addresses.get_mut(&address).expect("an address of the node").classes = classes;
+        }
+        world.harness.apply(&world.state)?;
+        underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), Pass)
+            .check(&mut world.harness)?;
+        given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
+        let opened = |world: &mut World, l4: &L4| -> Result<bool> {
+            let packet = frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, NODE2), l4);
+            let outcome = underlay(world, "to its address", packet, Pass).run(&mut world.harness)?;
+            Ok(outcome.counters.contains_key(&Counter::MeshFlow))
+        };
+        assert!(opened(world, &tcp(1002, PUBLISHED, "S"))?);
+        // The other protocol's port is not bound.
+        let udp = underlay(world, "UDP", from_client(&udp(1003, PUBLISHED)), Pass).run(&mut world.harness)?;
+        assert!(udp.counters.contains_key(&Counter::MeshFlow));
+        // In a class that no address is of it answers nowhere.
+        world.state.bound.insert(PORT, 31);
+        world.harness.apply(&world.state)?;
+        assert!(!opened(world, &tcp(1004, PUBLISHED, "S"))?);
+        world.state.bound.clear();
+        world.harness.apply(&world.state)?;
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 2)?;
         given_to(world, "open again", &REMOTE2, &tcp(1001, PUBLISHED, "S"), true)
     })
 }

@@ -36,7 +36,7 @@ fn linked(world: &mut World) -> Result<u32> {
     run(&format!("ip link set hw-mesh address {mac}"))?;
     world.state.config.host_ifindex = link;
     world.state.config.host_ip = HOST_IP;
-    world.state.node_addresses.insert(HOST_IP, NodeAddress { ifindex: link });
+    world.state.node_addresses.insert(HOST_IP, NodeAddress { ifindex: link, ..NodeAddress::default() });
     world.harness.apply(&world.state)?;
     Ok(link)
 }

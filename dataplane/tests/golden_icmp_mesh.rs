@@ -324,7 +324,7 @@ fn an_error_to_the_node_itself_leaves_by_the_host_link() -> Result<()> {
         let host: Ip4 = [169, 254, 72, 1];
         run(&format!("ip link set stray address {}", HOST_PEER_MAC.map(|byte| format!("{byte:02x}")).join(":")))?;
         (world.state.config.host_ip, world.state.config.host_ifindex) = (host, world.dev.stray);
-        let address = dataplane_common::mesh::NodeAddress { ifindex: world.dev.stray };
+        let address = dataplane_common::mesh::NodeAddress { ifindex: world.dev.stray, ..Default::default() };
         world.state.node_addresses.insert(host, address);
         world.harness.apply(&world.state)?;
         world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;

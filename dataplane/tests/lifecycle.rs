@@ -55,7 +55,7 @@ fn state() -> MapState {
         locals: BTreeMap::from([(7, Local { tag: [1; 8], net: NET, ip: [10, 0, 1, 100], ..Local::default() })]),
         vnis: BTreeMap::from([(NET, VniInfo { net: NET, vxlan_ifindex: 9 })]),
         vteps: BTreeMap::from([([192, 0, 2, 2], Vtep { hiveway: 1, ..Vtep::default() })]),
-        node_addresses: BTreeMap::from([([192, 0, 2, 1], NodeAddress { ifindex: 1 })]),
+        node_addresses: BTreeMap::from([([192, 0, 2, 1], NodeAddress { ifindex: 1, ..NodeAddress::default() })]),
         targets: BTreeMap::from([(
             TargetKey { ip: [10, 0, 0, 6], port: [31, 144], proto: 6, _pad: 0 },
             Target { tag: [1; 8], ifindex: 8, ip: [172, 18, 0, 2], port: [0, 80], ..Target::default() },

@@ -119,9 +119,13 @@ fn a_full_map_in_the_middle_of_a_batch() -> Result<()> {
         let mut dataplane = Dataplane::open(&options(bpffs))?;
         let mut state = state();
         // In the middle of the others, by key.
-        state.node_addresses.extend((500..600).map(|number| (address(number), NodeAddress { ifindex: 1 })));
+        state
+            .node_addresses
+            .extend((500..600).map(|number| (address(number), NodeAddress { ifindex: 1, ..NodeAddress::default() })));
         dataplane.apply(&state)?;
-        state.node_addresses.extend((0..ROOM + 76).map(|number| (address(number), NodeAddress { ifindex: 2 })));
+        state.node_addresses.extend(
+            (0..ROOM + 76).map(|number| (address(number), NodeAddress { ifindex: 2, ..NodeAddress::default() })),
+        );
         state.sets.insert(port(8081), backends(1));
         let changes = dataplane.apply(&state)?;
         let addresses = changes.maps[&MapName::NodeAddresses];

@@ -10,6 +10,8 @@ use std::{
 use dataplane_common::addr::{Mac, Tag};
 use ipnet::Ipv4Net;
 
+use crate::binding::Binding;
+
 /// A network interface's name: at most 15 bytes. Ours begin with `hw`.
 pub type IfName = String;
 
@@ -34,6 +36,8 @@ pub struct Desired {
     /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks in
     /// host mode. (IP protocol number, port).
     pub published: BTreeSet<(u8, u16)>,
+    /// Those of them that answer at some of this node's addresses only.
+    pub bound: BTreeMap<(u8, u16), Binding>,
     /// All other nodes' tunnel addresses.
     pub vteps: BTreeSet<Ipv4Addr>,
     /// What was left out of the table, and why; shown in `status`.

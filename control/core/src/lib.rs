@@ -11,6 +11,7 @@
 //! ```
 
 pub mod agreement;
+pub mod binding;
 pub mod change;
 mod clashes;
 pub mod derive;

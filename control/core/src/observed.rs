@@ -166,6 +166,18 @@ pub struct Inside {
     pub loopback_up: bool,
     /// All other links.
     pub links: BTreeMap<IfName, InnerLink>,
+    /// Where replies go.
+    pub replies: Replies,
+}
+
+/// Which clients' replies leave a task's namespace by its interface on the gateway bridge, as its routing tables and
+/// rules say. A client belongs to the longest prefix that holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replies {
+    /// The prefixes of its routes, and whether replies go **elsewhere**.
+    pub elsewhere: BTreeMap<Ipv4Net, bool>,
+    /// How many more there are that were not looked at: the longest ones.
+    pub more: usize,
 }
 
 /// A link inside a task's namespace.

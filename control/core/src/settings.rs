@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use crate::{desired::IfName, model::AllowList, sandbox::Sandbox};
+use crate::{
+    desired::IfName,
+    model::{AllowList, Places},
+    observed::Replies,
+    sandbox::Sandbox,
+};
 
 /// Default of `--vxlan-port` (IANA's number for VXLAN).
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
@@ -35,6 +40,10 @@ pub struct Settings {
     pub gateway_mtu: u32,
     /// `--mesh-allow`; `None`: published ports are open to all.
     pub mesh_allow: Option<AllowList>,
+    /// `--mesh-deny`.
+    pub mesh_deny: AllowList,
+    /// `--mesh-addresses`; `None`: published ports answer at all addresses of the node.
+    pub mesh_addresses: Option<Places>,
     /// `--mesh-return dsr`: replies of this node's tasks leave directly for the clients of other ingress nodes.
     pub direct_return: bool,
     /// See [`DEFAULT_HOST_IP`].
@@ -58,6 +67,8 @@ impl Settings {
             gwbridge_subnet: Ipv4Net::new_assert(Ipv4Addr::new(172, 18, 0, 0), 16),
             gateway_mtu: DEFAULT_GATEWAY_MTU,
             mesh_allow: None,
+            mesh_deny: AllowList::default(),
+            mesh_addresses: None,
             direct_return: false,
             host_ip: DEFAULT_HOST_IP,
             mesh_refused: None,
@@ -98,4 +109,6 @@ pub struct Facts {
     pub engine_balances: bool,
     /// What was found in the sandboxes of tapped tasks, by task id.
     pub sandboxes: BTreeMap<String, Sandbox>,
+    /// Where replies of this node's tasks go, by task id, as far as that is known.
+    pub replies: BTreeMap<String, Replies>,
 }

@@ -57,6 +57,10 @@ pub struct ServiceView {
     pub ports: Vec<Port>,
     /// Who may use its published ports at this node; `null`: everybody.
     pub allow: Option<AllowList>,
+    /// At which addresses of a node they answer, by its label: CIDRs and interfaces; `null`: at all.
+    pub addresses: Option<Vec<String>>,
+    /// Who may not, whatever `allow` says; empty: no client.
+    pub deny: AllowList,
     /// Tasks with flows, by id.
     pub backends: Vec<BackendView>,
     /// The manager has deleted it; its tasks drain.
@@ -160,8 +164,8 @@ pub fn networks(model: &Model, node: &str) -> Vec<NetworkView> {
     views
 }
 
-/// `service ls`, by name; `node_allow` is what this node allows for all services.
-pub fn services(model: &Model, node_allow: Option<&AllowList>) -> Vec<ServiceView> {
+/// `service ls`, by name; `node_allow` and `node_deny` are what this node says for all services.
+pub fn services(model: &Model, node_allow: Option<&AllowList>, node_deny: &AllowList) -> Vec<ServiceView> {
     let mut backends: BTreeMap<&str, Vec<BackendView>> = BTreeMap::new();
     for task in model.tasks.values() {
         if let (Some(service), Some(view)) = (&task.service, backend(model, task)) {
@@ -185,6 +189,8 @@ pub fn services(model: &Model, node_allow: Option<&AllowList>) -> Vec<ServiceVie
                 vips,
                 ports: service.ports.to_vec(),
                 allow: service.allowed(node_allow),
+                addresses: service.places().map(|at| at.all().iter().map(ToString::to_string).collect()),
+                deny: service.denied(node_deny),
                 backends: backends.remove(service.id.as_str()).unwrap_or_default(),
                 vanished: service.vanished,
             }

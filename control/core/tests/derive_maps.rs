@@ -79,7 +79,10 @@ fn three_replicas_on_n1() {
     assert_eq!(vteps, [(12, 1), (13, 1)]);
     assert_eq!(
         state.node_addresses,
-        BTreeMap::from([(own, NodeAddress { ifindex: 2 }), ([203, 0, 113, 7], NodeAddress { ifindex: 3 }),])
+        BTreeMap::from([
+            (own, NodeAddress { ifindex: 2, ..NodeAddress::default() }),
+            ([203, 0, 113, 7], NodeAddress { ifindex: 3, ..NodeAddress::default() }),
+        ])
     );
 
     let endpoint = |last: u8| state.endpoints[&EndpointKey { net: APP1, ip: [10, 0, 1, last] }];

@@ -10,10 +10,10 @@ use std::{
 
 use dataplane_common::{
     endpoint::{endpoint_flag::VIP_BACKEND, kind},
-    mesh::shown_as::{GATEWAY, INGRESS_NODE},
+    mesh::shown_as::{GATEWAY, INGRESS_NODE, ITSELF},
     state::MapState,
 };
-use hiveway_core::{Desired, GatewayAddresses, Model, Settings, derive, names};
+use hiveway_core::{Desired, GatewayAddresses, Model, Settings, derive, names, observed::Replies};
 use support::{
     BASE, base_with, capture,
     maps::{APP1, INGRESS, maps, maps_with, table},
@@ -26,7 +26,7 @@ fn clients(state: &MapState, ifindex: u32) -> BTreeMap<String, u8> {
         .collect()
 }
 
-fn rules<const N: usize>(expected: [(&str, u8); N]) -> BTreeMap<String, u8> {
+fn rules(expected: impl IntoIterator<Item = (&'static str, u8)>) -> BTreeMap<String, u8> {
     expected.into_iter().map(|(subnet, rule)| (subnet.to_owned(), rule)).collect()
 }
 
@@ -77,6 +77,39 @@ fn every_subnet_of_a_connected_network_counts() {
         f.ifindex.retain(|name, _| *name != names::veth("web.1", names::GATEWAY))
     });
     assert!(bare.clients.is_empty(), "nothing is keyed by an interface that does not exist");
+}
+
+/// A VPN's routes: what they lead elsewhere has the longest prefix's say.
+#[test]
+fn clients_with_a_route_of_their_own_are_shown_as_the_gateway_bridge() {
+    let net = |text: &str| text.parse::<ipnet::Ipv4Net>().expect("a CIDR");
+    let mut gateway = 0;
+    let mut with = |routes: &[(&str, bool)]| {
+        let state = maps_with(&table(BASE), "n1", |_, facts| {
+            gateway = facts.ifindex[&names::veth("web.1", names::GATEWAY)];
+            let elsewhere = routes.iter().map(|(to, elsewhere)| (net(to), *elsewhere)).collect();
+            facts.replies.insert("web.1".into(), Replies { elsewhere, more: 0 });
+        });
+        clients(&state, gateway)
+    };
+    let own = [("0.0.0.0/0", false), ("10.0.0.0/24", true), ("10.0.1.0/24", true), ("172.18.0.0/16", false)];
+    let usual = [
+        ("10.0.0.0/24", GATEWAY),
+        ("10.0.1.0/24", GATEWAY),
+        ("127.0.0.0/8", INGRESS_NODE),
+        ("172.18.0.0/16", INGRESS_NODE),
+    ];
+    assert_eq!(with(&own), rules(usual), "as without looking");
+    let office = [&own[..], &[("198.51.100.0/24", true), ("198.51.100.128/25", false)]].concat();
+    let more = [("198.51.100.0/24", GATEWAY), ("198.51.100.128/25", ITSELF)];
+    assert_eq!(with(&office), rules(usual.into_iter().chain(more)));
+    // The default route leads elsewhere, and with it the way to the ingress node's address.
+    let all = [&[("0.0.0.0/0", true)], &own[1..]].concat();
+    let lost = usual.map(|(net, _)| (net, GATEWAY)).into_iter().chain([("0.0.0.0/0", GATEWAY)]);
+    assert_eq!(with(&all), rules(lost.clone()));
+    let nodes = [&all[..], &[("192.168.77.0/24", false)]].concat();
+    let kept = usual.into_iter().chain([("0.0.0.0/0", GATEWAY), ("192.168.77.0/24", ITSELF)]);
+    assert_eq!(with(&nodes), rules(kept));
 }
 
 /// Nodes and overlays may share a range; a container would look for such a node on its overlay.

@@ -11,7 +11,7 @@ use dataplane_common::{
 };
 use hiveway_core::{
     Desired, GatewayAddresses, Model, Settings, derive, map_state,
-    model::{AllowList, Service, Task, parse_allow},
+    model::{AllowEntry, AllowList, Service, Task, parse_allow},
     names, tag,
 };
 use support::{
@@ -268,6 +268,49 @@ fn allow_lists_of_node_and_service_both_count() {
 }
 
 #[test]
+fn deny_lists_of_node_and_service_win_over_allow_lists() {
+    let labels = |labels: &str| base_with("labels: {}", &format!("labels: {{{labels}}}"));
+    for (text, node, allow, deny) in [
+        (BASE.to_owned(), "192.0.2.0/24", "0.0.0.0/0", "192.0.2.0/24"),
+        (
+            labels("hiveway.deny: \"192.0.2.7,198.51.100.0/24\""),
+            "192.0.2.0/24",
+            "0.0.0.0/0",
+            "192.0.2.0/24 198.51.100.0/24",
+        ),
+        (
+            labels("hiveway.allow: \"10.0.0.0/8,192.0.2.9\", hiveway.deny: 10.1.0.0/16"),
+            "192.0.2.0/24",
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+        ),
+        (labels("hiveway.deny: \"fd00::/8\""), "192.0.2.0/24", "0.0.0.0/0", "192.0.2.0/24"),
+    ] {
+        let settings =
+            Settings { mesh_deny: AllowList::new(&parse_allow(node).expect("a list")), ..Settings::new("n1") };
+        let model = table(&text);
+        let desired = derive(&model, &settings, &mut GatewayAddresses::new()).expect("derivable");
+        let state = map_state(&model, &desired, &settings, &facts(&desired));
+        assert_eq!(restricted(&state), [format!("6 8080: {allow}")], "{text}");
+        let denied = MapState { allow: state.deny.clone(), ..state };
+        assert_eq!(restricted(&denied), [format!("6 8080: {deny}")], "{text}");
+    }
+    let (_, open) = with_settings(&table(&labels("hiveway.deny: \"fd00::/8\"")), None);
+    assert_eq!(restricted(&open), [""; 0], "no IPv4 client is denied");
+}
+
+#[test]
+fn lists_that_the_map_has_no_room_for_close_their_port_and_are_named() {
+    let model = table(BASE);
+    let hosts = (0..70_000u32).map(|n| AllowEntry::V4(std::net::Ipv4Addr::from_bits(0x0a00_0000 + 2 * n).into()));
+    let settings = Settings { mesh_deny: AllowList::new(&hosts.collect::<Vec<_>>()), ..Settings::new("n1") };
+    let desired = derive(&model, &settings, &mut GatewayAddresses::new()).expect("derivable");
+    let state = map_state(&model, &desired, &settings, &facts(&desired));
+    assert_eq!((restricted(&state), state.deny.len()), (vec!["6 8080: ".to_owned()], 0));
+    assert!(desired.left_out.iter().any(|l| l.what.starts_with("port 8080") && l.why.contains("closed to all")));
+}
+
+#[test]
 fn a_label_that_cannot_be_read_closes_the_ports_of_its_service_alone() {
     let mut model = table(&base_with(
         PORTS,
@@ -290,8 +333,66 @@ fn views_show_who_may_use_a_port() {
     let model = table(&base_with("labels: {}", "labels: {hiveway.allow: \"10.1.0.0/16,192.0.2.7\"}"));
     let node = AllowList::new(&parse_allow("10.0.0.0/8").expect("a list"));
     let shown = |node: Option<&AllowList>| {
-        serde_json::to_value(hiveway_core::views::services(&model, node)).expect("JSON")[0]["allow"].clone()
+        let views = hiveway_core::views::services(&model, node, &AllowList::default());
+        serde_json::to_value(views).expect("JSON")[0]["allow"].clone()
     };
     assert_eq!(shown(None), serde_json::json!(["10.1.0.0/16", "192.0.2.7/32"]));
     assert_eq!(shown(Some(&node)), serde_json::json!(["10.1.0.0/16"]));
+}
+
+/// `192.0.2.1: 1` for each address, with the bits of its classes.
+fn bound(label: Option<&str>, node: Option<&str>) -> (Vec<String>, Option<u8>) {
+    let text = label.map_or_else(
+        || BASE.to_owned(),
+        |label| base_with("labels: {}", &format!("labels: {{hiveway.addresses: \"{label}\"}}")),
+    );
+    let places = |text: &str| hiveway_core::model::Places::parse(text).expect("places");
+    let settings = Settings { mesh_addresses: node.map(places), ..Settings::new("n1") };
+    let model = table(&text);
+    let desired = derive(&model, &settings, &mut GatewayAddresses::new()).expect("derivable");
+    let mut facts = facts(&desired);
+    facts.ifindex.insert("eth1".into(), 3);
+    facts.node_addresses.insert(Ipv4Addr::new(203, 0, 113, 5), 3);
+    let state = map_state(&model, &desired, &settings, &facts);
+    let line = |(ip, address): (&[u8; 4], &dataplane_common::mesh::NodeAddress)| {
+        format!("{}: {:x}", Ipv4Addr::from(*ip), address.classes)
+    };
+    (state.node_addresses.iter().map(line).collect(), state.bound.values().next().copied())
+}
+
+#[test]
+fn bound_ports_have_a_class_of_addresses() {
+    assert_eq!(bound(None, None).1, None);
+    for (label, node, own, other) in [
+        (Some("192.168.77.0/24"), None, "1", "0"),
+        (Some("eth1"), None, "0", "1"),
+        (None, Some("eth1,192.168.77.11"), "1", "1"),
+        (Some("0.0.0.0/0"), Some("eth1"), "0", "1"),
+        (Some("192.168.77.0/24"), Some("eth1"), "0", "0"),
+        (Some("gone0"), None, "0", "0"),
+    ] {
+        let (addresses, class) = bound(label, node);
+        let own = [format!("192.168.77.11: {own}"), format!("203.0.113.5: {other}")];
+        assert!(own.iter().all(|line| addresses.contains(line)), "{label:?} {node:?}: {addresses:?}");
+        assert_eq!(class, Some(0));
+    }
+}
+
+#[test]
+fn ports_of_too_many_different_bindings_answer_nowhere_and_are_named() {
+    let mut model = table(BASE);
+    let web = Service::clone(&model.services["web"]);
+    for n in 0..40u16 {
+        let mut service = web.clone();
+        (service.id, service.name) = (format!("s{n:02}").into(), format!("s{n:02}"));
+        service.virtual_ips.clear();
+        service.ports.change(|port| port.published_port = (9000 + n).try_into().ok());
+        service.labels.insert("hiveway.addresses".into(), format!("10.0.0.{n}"));
+        model.services.insert(service.id.clone(), service.into());
+    }
+    let (desired, state) = with_settings(&model, None);
+    assert_eq!(state.bound.values().filter(|class| **class == 31).count(), 9);
+    let named = desired.left_out.iter().filter(|l| l.why.contains("different sets of addresses"));
+    assert_eq!(named.count(), 9, "{:?}", desired.left_out);
+    assert!(state.node_addresses.values().all(|address| address.classes >> 31 == 0));
 }

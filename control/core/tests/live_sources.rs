@@ -119,6 +119,15 @@ fn an_allow_label_that_makes_no_sense() {
     let state = map_state(&loaded.model, &desired, &settings, &facts(&desired));
     assert_eq!((state.restricted.len(), state.allow.len()), (1, 0));
 
+    for label in ["hiveway.deny", "hiveway.addresses"] {
+        files.services[0]["Spec"]["Labels"] = json!({label: "10.0.0.1/8"});
+        let loaded = files.load();
+        let [why] = &left_out(&loaded)[..] else { panic!("{:?}", loaded.left_out) };
+        assert!(why.starts_with(&format!("label {label} of service web ")) && why.ends_with("closed to all"), "{why}");
+        let state = map_state(&loaded.model, &desired, &settings, &facts(&desired));
+        assert_eq!((state.restricted.len(), state.allow.len() + state.deny.len()), (1, 0), "{label}");
+    }
+
     files.services[0]["Spec"]["Labels"] = json!({"hiveway.allow": "fd00::/8,10.0.0.0/8"});
     let loaded = files.load();
     let what = "fd00::/8 in label hiveway.allow of service web (xqxsv2mjdqjbymxtrni2mv8bw): IPv6 is not supported yet";

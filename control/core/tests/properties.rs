@@ -16,6 +16,7 @@ use hiveway_core::{
     Desired, GatewayAddresses, Model, Settings, TaskRole, derive,
     engine::{EngineCapture, parse},
     map_state,
+    model::AllowList,
     table::parse_file,
     views,
 };
@@ -52,7 +53,7 @@ fn use_model(model: &Model) {
         views::networks(model, node);
         views::endpoints(model, node);
     }
-    views::services(model, None);
+    views::services(model, None, &AllowList::default());
 }
 
 proptest! {

@@ -70,6 +70,7 @@ fn found_of(desired: &Desired, links: &[(&str, Link)], inside: Option<&[(&str, I
         Some(inner) => Namespace::Present(Inside {
             loopback_up: true,
             links: inner.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect(),
+            ..Inside::default()
         }),
     };
     sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]))

@@ -2,7 +2,7 @@
 
 mod support;
 
-use hiveway_core::views;
+use hiveway_core::{model::AllowList, views};
 use serde_json::{Value, json};
 use support::capture;
 
@@ -32,6 +32,8 @@ fn services() {
         ],
         "ports": [{"protocol": "tcp", "published_port": 8080, "target_port": 80, "publish_mode": "ingress"}],
         "allow": null,
+        "addresses": null,
+        "deny": [],
         "backends": [
             backend("i4n1sks3cev4et8cxzws8oonl", n1, 16, "active"),
             backend("pj51huva8uo8ys3df4xl0fx2h", n2, 15, "active"),
@@ -42,13 +44,13 @@ fn services() {
         ],
         "vanished": false,
     }]);
-    assert_eq!(json_of(views::services(&model, None)), expected);
+    assert_eq!(json_of(views::services(&model, None, &AllowList::default())), expected);
 }
 
 #[test]
 fn services_by_name() {
     let model = capture("30a-n3-down-mid").model;
-    let views = views::services(&model, None);
+    let views = views::services(&model, None, &AllowList::default());
     let shown: Vec<_> = views.iter().map(|s| format!("{} {}", s.name, s.backends.len())).collect();
     let expected =
         "badimg 0, crash 0, glob 0, hostp 2, inside 2, multi 1, pend 0, rr 2, six 0, small 2, udp 2, vn 2, web 1";

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use dataplane_common::mesh::MAX_NODE_ADDRESSES;
 use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
-    observed::{Kind, Link},
+    observed::{Kind, Link, Replies},
     plan::DEFAULT_GATEWAY_BRIDGE,
     sandbox::Sandbox,
 };
@@ -71,6 +71,8 @@ pub(super) fn settings(
         gwbridge_subnet: subnet,
         gateway_mtu: uplinks.mtu.min(DEFAULT_GATEWAY_MTU),
         mesh_allow: args.mesh_allow(),
+        mesh_deny: args.mesh_deny(),
+        mesh_addresses: args.mesh_addresses(),
         direct_return: args.mesh_return == MeshReturn::Dsr,
         host_ip: DEFAULT_HOST_IP,
         mesh_refused: None,
@@ -107,6 +109,7 @@ pub(super) fn facts(
     gateway: &Gateway,
     sandboxes: &BTreeMap<String, Sandbox>,
     uplinks: &Uplinks,
+    replies: &BTreeMap<String, Replies>,
 ) -> Result<Facts, String> {
     if let Underlay::Named(names) = args.underlay()
         && uplinks.names.is_empty()
@@ -128,6 +131,7 @@ pub(super) fn facts(
         node_addresses,
         engine_balances: std::path::Path::new(IPVS).exists(),
         sandboxes: sandboxes.clone(),
+        replies: replies.clone(),
     })
 }
 

@@ -1,15 +1,29 @@
 //! The firewall and the sysctls that a desired state asks for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
-use hiveway_core::{Desired, Model, Settings, names, observed::Link};
+use hiveway_core::{Desired, Model, Settings, binding::Binding, names, observed::Link};
+use ipnet::Ipv4Net;
 
 use super::facts::Gateway;
 use crate::{
-    nft::{Firewall, HostRules, Masquerade},
+    mesh,
+    netlink::{Stale, forget_connections},
+    nft::{Bound, Firewall, HostRules, Masquerade},
     uplinks::Uplinks,
 };
+
+/// Every address in it is the node's.
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
+/// When processes of the node that had a port before it was published are expected to have answered the last time: from
+/// each time to the next.
+const LATE_ANSWERS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(3)];
 
 /// Published TCP and UDP ports, whichever protocol.
 pub(super) fn ports(desired: &Desired) -> BTreeSet<u16> {
@@ -54,9 +68,65 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
     Some(HostRules {
         ip: link.ip,
         vtep,
-        // Containers of a stock engine may be on it before a task of ours is.
-        bridge: links.contains_key(&gateway.name).then(|| gateway.name.clone()),
-        ports: desired.published.clone(),
+        // Containers of a stock engine may be on one before a task of ours is.
+        bridges: mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone()).collect(),
+        ports: desired.published.iter().filter(|key| !desired.bound.contains_key(key)).copied().collect(),
+        bound: bound(desired, links),
         mss: u16::try_from(room).unwrap_or(u16::MAX),
     })
+}
+
+/// Bound ports, by where they answer. The whole of a loopback device's subnets is the node's.
+fn bound(desired: &Desired, links: &BTreeMap<String, Link>) -> Vec<Bound> {
+    let addresses = |name: &str| -> Vec<Ipv4Net> {
+        let own = links.get(name).into_iter().flat_map(|link| &link.addresses);
+        own.map(|net| if net.addr().is_loopback() { net.trunc() } else { net.addr().into() }).collect()
+    };
+    let mut groups = BTreeMap::<_, BTreeSet<_>>::new();
+    for (key, binding) in &desired.bound {
+        groups.entry(binding).or_default().insert(*key);
+    }
+    let nets = |binding: &Binding| binding.nets(&addresses).nets().to_vec();
+    groups.into_iter().map(|(binding, ports)| Bound { ports, nets: nets(binding) }).collect()
+}
+
+/// Connections that are not as `firewall` leads them, because they are older.
+pub(super) fn stale(
+    firewall: &Firewall,
+    settings: &Settings,
+    gateway: &Gateway,
+    links: &BTreeMap<String, Link>,
+) -> Stale {
+    let Some(host) = &firewall.host else {
+        return Stale::unpublished(settings.host_ip);
+    };
+    let own = links.values().flat_map(|link| &link.addresses).map(|address| Ipv4Net::from(address.addr()));
+    let bridges = mesh::container_bridges(links, &gateway.name);
+    Stale {
+        host: host.ip,
+        published: host.published(),
+        local: own.chain([LOOPBACK]).collect(),
+        containers: bridges.flat_map(|(_, bridge)| bridge.addresses.iter().map(Ipv4Net::trunc)).collect(),
+        forgotten: Vec::new(),
+    }
+}
+
+/// Has connection tracking forget what is not as the firewall leads it. Blocks.
+pub(super) fn forget(mut stale: Stale) {
+    let failed = |error| tracing::warn!("the node's own older connections keep their ways: {error}");
+    match forget_connections(&stale) {
+        Ok(forgotten) if forgotten.is_empty() => {}
+        Ok(forgotten) => {
+            stale.forgotten = forgotten;
+            tokio::spawn(async move {
+                for pause in LATE_ANSWERS {
+                    tokio::time::sleep(pause).await;
+                    if let Err(error) = tokio::task::block_in_place(|| forget_connections(&stale)) {
+                        failed(error);
+                    }
+                }
+            });
+        }
+        Err(error) => failed(error),
+    }
 }

@@ -20,7 +20,7 @@ use hiveway_core::{
     agreement::vxlan_ports,
     change::Programmed,
     derive, map_state, names,
-    observed::{HostEnd, Link, Observed},
+    observed::{HostEnd, Link, Observed, Replies},
     plan::{Stage, Tunnel, plan},
     sandbox::Sandbox,
 };
@@ -30,7 +30,7 @@ use super::{
     apply::Round,
     backoff::Backoff,
     facts::{Gateway, addresses, facts, gateway, settings, underlay},
-    firewall::{firewall, ports},
+    firewall::{self, firewall, ports, stale},
     memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
@@ -46,7 +46,7 @@ use super::{
 use crate::{
     cli::AgentArgs,
     mesh,
-    netlink::{Socket, Spaces, forget_connections, observe_entries, observe_host, observe_links, observe_node},
+    netlink::{Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
     source::Hub,
     state_dir::StateDir,
@@ -71,6 +71,8 @@ pub(super) struct Agent {
     pub(super) sandboxes: BTreeMap<String, Sandbox>,
     /// Running tasks that were seen without an interface on the gateway bridge, and since when.
     pub(super) without_gateway: BTreeMap<String, Instant>,
+    /// Where replies of this node's tasks go, as the last round found it.
+    pub(super) replies: BTreeMap<String, Replies>,
     /// An interface was missing in one of them.
     pub(super) incomplete: bool,
     /// The host's own rules about published ports, as last read.
@@ -154,7 +156,11 @@ impl Agent {
         self.guard(&desired, &settings, &gateway, &links, cause, round);
 
         observe_entries(&self.socket, &mut links).await?;
-        let (spaces, namespaces) = Spaces::open(&desired, &self.args.netns_dir).await;
+        let (spaces, namespaces) = {
+            let gateway = settings.gwbridge_subnet.trunc();
+            Spaces::open(&desired, &self.args.netns_dir, gateway).await
+        };
+        self.note_replies(&namespaces, round);
         let host = match links.get(names::HOST) {
             Some(link) => observe_host(&self.socket, link.index).await?,
             None => HostEnd::default(),
@@ -251,10 +257,8 @@ impl Agent {
                 Some(changed) => {
                     round.changes += usize::from(changed);
                     if changed {
-                        let keep = wanted.0.host.as_ref().map(|host| host.ports.clone()).unwrap_or_default();
-                        if let Err(error) = block_in_place(|| forget_connections(settings.host_ip, &keep)) {
-                            tracing::warn!("connections to unpublished ports are still tracked: {error}");
-                        }
+                        let stale = stale(&wanted.0, settings, gateway, links);
+                        block_in_place(|| firewall::forget(stale));
                     }
                 }
                 None => guarded = false,
@@ -281,7 +285,7 @@ impl Agent {
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks);
+        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies);
         let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
@@ -410,6 +414,11 @@ impl Agent {
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
+        if let Some(bound) = &settings.mesh_addresses {
+            let on = |name: &str| links.get(name).map(|l| l.addresses.iter().map(|a| a.addr().into()).collect());
+            let nets = bound.nets(&|name| on(name).unwrap_or_default());
+            self.last.addresses.retain(|ip| nets.contains(*ip));
+        }
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.unsupported = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
         self.last.published = desired.published.clone();

@@ -76,6 +76,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
+        mesh_deny: args.mesh_deny(),
         mesh_return: args.mesh_return,
         source: args.table.to_string(),
         bpffs: args.bpffs.display().to_string(),
@@ -122,6 +123,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         sweeper,
         sandboxes: Default::default(),
         without_gateway: BTreeMap::new(),
+        replies: Default::default(),
         incomplete: false,
         host_rules: Default::default(),
         newcomer,

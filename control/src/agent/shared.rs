@@ -133,6 +133,8 @@ pub struct Sweeps {
 pub struct About {
     /// `--mesh-allow`.
     pub mesh_allow: Option<AllowList>,
+    /// `--mesh-deny`.
+    pub mesh_deny: AllowList,
     /// `--mesh-return`.
     pub mesh_return: MeshReturn,
     /// Table source.

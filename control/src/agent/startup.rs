@@ -4,7 +4,10 @@ use std::{net::Ipv4Addr, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context, bail};
 use dataplane::{Dataplane, LogLevel, Options};
-use hiveway_core::{model::AllowEntry, table::Reserved};
+use hiveway_core::{
+    model::{AllowEntry, Place},
+    table::Reserved,
+};
 use tokio::net::TcpListener;
 
 use super::{newcomer::Newcomer, table::Table};
@@ -83,8 +86,13 @@ pub(super) async fn start(
             args.netns_dir.display()
         );
     }
-    for entry in args.mesh_allow.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
-        tracing::warn!("--mesh-allow: {entry} is ignored: IPv6 is not supported yet");
+    for (flag, entries) in [("--mesh-allow", &args.mesh_allow), ("--mesh-deny", &args.mesh_deny)] {
+        for entry in entries.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
+            tracing::warn!("{flag}: {entry} is ignored: IPv6 is not supported yet");
+        }
+    }
+    for place in args.mesh_addresses.iter().filter(|place| matches!(place, Place::V6(_))) {
+        tracing::warn!("--mesh-addresses: {place} is ignored: IPv6 is not supported yet");
     }
     let options = options(args)?;
     let metrics = match args.metrics {

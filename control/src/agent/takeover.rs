@@ -149,6 +149,26 @@ impl Agent {
         });
     }
 
+    /// Keeps what was found of where tasks' replies go, and names tasks with more routes than are looked at.
+    pub(super) fn note_replies(&mut self, namespaces: &BTreeMap<String, Namespace>, round: &mut Round) {
+        let found = namespaces.iter().filter_map(|(task, namespace)| match namespace {
+            Namespace::Present(inside) => Some((task, &inside.replies)),
+            _ => None,
+        });
+        self.replies = found.map(|(task, replies)| (task.clone(), replies.clone())).collect();
+        let cut = self.replies.iter().filter(|(_, replies)| replies.more > 0);
+        round.waiting.extend(cut.map(|(task, replies)| Trouble {
+            item: Item::Task(task.clone()).to_string(),
+            why: format!(
+                "its namespace has {} more routes than are looked at: clients of published ports behind them may not get \
+                 its replies",
+                replies.more
+            ),
+            attempts: 0,
+            retry: None,
+        }));
+    }
+
     /// Programs on the containers' own interfaces.
     pub(super) fn taps(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
         let mut dataplane = self.shared.dataplane();

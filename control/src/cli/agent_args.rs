@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, ValueEnum};
-use hiveway_core::model::{AllowEntry, AllowList};
+use hiveway_core::model::{AllowEntry, AllowList, Place, Places};
 use ipnet::Ipv4Net;
 
 use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR, EngineArgs, RelayArgs};
@@ -78,6 +78,15 @@ pub struct AgentArgs {
     /// label `hiveway.allow` can only narrow it down.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     pub mesh_allow: Vec<AllowEntry>,
+    /// Clients that may not use published ports at this node, of any service, whatever `--mesh-allow` and
+    /// `hiveway.allow` say. A service's label `hiveway.deny` names further ones.
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub mesh_deny: Vec<AllowEntry>,
+    /// Addresses of this node at which published ports answer, of all services: CIDRs and interfaces that carry them;
+    /// without the flag every address. A service's label `hiveway.addresses` can only narrow it down. What is for
+    /// another address is left to the stack.
+    #[arg(long, value_name = "CIDR|IFACE,...", value_delimiter = ',')]
+    pub mesh_addresses: Vec<Place>,
     /// Take over a Docker engine's routing mesh even where the chain DOCKER-USER or the host's own firewall keeps clients
     /// from published ports: they would not be asked.
     #[arg(long)]
@@ -154,6 +163,18 @@ impl AgentArgs {
     /// `--mesh-allow`; `None` without the flag. IPv6 entries allow no IPv4 client.
     pub fn mesh_allow(&self) -> Option<AllowList> {
         (!self.mesh_allow.is_empty()).then(|| AllowList::new(&self.mesh_allow))
+    }
+}
+
+impl AgentArgs {
+    /// `--mesh-addresses`; `None` without the flag.
+    pub fn mesh_addresses(&self) -> Option<Places> {
+        (!self.mesh_addresses.is_empty()).then(|| Places::new(self.mesh_addresses.iter().cloned()))
+    }
+
+    /// `--mesh-deny`.
+    pub fn mesh_deny(&self) -> AllowList {
+        AllowList::new(&self.mesh_deny)
     }
 }
 
@@ -252,6 +273,9 @@ mod tests {
             ["--mesh-allow", "all"],
             ["--mesh-allow", ""],
             ["--mesh-allow", "10.0.0.1/8"],
+            ["--mesh-deny", "10.0.0.1/8"],
+            ["--mesh-addresses", "10.0.0.1/8"],
+            ["--mesh-addresses", "eth0,"],
         ] {
             assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }

@@ -126,9 +126,18 @@ fn allow(service: &Value) -> String {
     let published = service["ports"].as_array().into_iter().flatten().any(|port| !port["published_port"].is_null());
     match service["allow"].as_array().map(Vec::as_slice) {
         _ if !published => String::new(),
-        None => "all".to_owned(),
+        None => format!("all{}", denied(service)),
         Some([]) => "nobody".to_owned(),
-        Some(nets) => nets.iter().map(text).collect::<Vec<_>>().join(","),
+        Some(nets) => nets.iter().map(text).collect::<Vec<_>>().join(",") + &denied(service),
+    }
+}
+
+/// A deny list may be long.
+fn denied(service: &Value) -> String {
+    match service["deny"].as_array().map(Vec::as_slice) {
+        None | Some([]) => String::new(),
+        Some([one]) => format!(" but {}", text(one)),
+        Some([first, more @ ..]) => format!(" but {} and {} more", text(first), more.len()),
     }
 }
 

@@ -7,13 +7,14 @@ mod inside;
 pub mod monitor;
 mod observe;
 mod offload;
+mod replies;
 mod routes;
 mod socket;
 mod spaces;
 mod ways;
 
 pub use apply::{apply, fill};
-pub use conntrack::forget_connections;
+pub use conntrack::{Ends, Stale, forget_connections};
 pub use host::observe_host;
 pub use observe::{observe_entries, observe_links, observe_node};
 pub use socket::Socket;

@@ -15,7 +15,7 @@ use hiveway_core::{
 };
 use ipnet::Ipv4Net;
 
-use super::{Socket, inside::observe_inside};
+use super::{Socket, inside::observe_inside, replies::replies};
 
 /// A task's namespace: the file that names it, and a socket inside.
 #[derive(Debug)]
@@ -42,8 +42,9 @@ fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item =
 }
 
 impl Spaces {
-    /// Opens and observes the namespaces of this node's tasks; what is missing or unusable is said in the result.
-    pub async fn open(desired: &Desired, netns_dir: &Path) -> (Self, BTreeMap<String, Namespace>) {
+    /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`; what is
+    /// missing or unusable is said in the result.
+    pub async fn open(desired: &Desired, netns_dir: &Path, gateway: Ipv4Net) -> (Self, BTreeMap<String, Namespace>) {
         let mut spaces = Self::default();
         let mut namespaces = BTreeMap::new();
         for (task, path) in wanted(desired, netns_dir) {
@@ -63,6 +64,11 @@ impl Spaces {
             namespaces.insert(task.to_owned(), namespace);
         }
         spaces.search(desired, &mut namespaces).await;
+        for (task, namespace) in &mut namespaces {
+            let (Namespace::Present(inside), Some(space)) = (namespace, spaces.0.get(task)) else { continue };
+            // Without an answer clients are shown as they are; a namespace that has just gone gives none.
+            inside.replies = replies(&space.socket, inside, gateway).await.unwrap_or_default();
+        }
         (spaces, namespaces)
     }
 

@@ -1,5 +1,5 @@
-//! The node's own connections to published ports, and those of containers on the gateway bridge, turn into a client's on
-//! the host link: the destination becomes the address that stands for published ports, the source the tunnel address.
+//! The node's own connections to published ports, and those of containers on its bridges, turn into a client's on the
+//! host link: the destination becomes the address that stands for published ports, the source the tunnel address.
 //! Connection tracking undoes both on the way back, down to 127.0.0.1.
 
 use std::{
@@ -9,6 +9,7 @@ use std::{
 
 use dataplane_common::headers::ipproto;
 use hiveway_core::names;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::{
@@ -31,22 +32,43 @@ pub struct HostRules {
     pub ip: Ipv4Addr,
     /// The tunnel address, which the node's connections show.
     pub vtep: Ipv4Addr,
-    /// The gateway bridge, ours or adopted.
-    pub bridge: Option<String>,
-    /// Published ports: (IP protocol number, port).
+    /// Bridges of containers: the gateway bridge, ours or adopted, and those that an engine has made for containers of
+    /// this node alone.
+    pub bridges: BTreeSet<String>,
+    /// Published ports that answer at all addresses of the node: (IP protocol number, port).
     pub ports: BTreeSet<(u8, u16)>,
+    /// Those that answer at some only, together with the others that answer at the same ones.
+    pub bound: Vec<Bound>,
     /// Largest TCP segment that fits the tunnel. The sockets would go by the loopback device's MTU.
     pub mss: u16,
 }
 
+/// Published ports that answer at some addresses of the node only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// (IP protocol number, port).
+    pub ports: BTreeSet<(u8, u16)>,
+    /// The addresses, sorted, none of them inside another.
+    pub nets: Vec<Ipv4Net>,
+}
+
 impl HostRules {
+    /// All published ports.
+    pub fn published(&self) -> BTreeSet<(u8, u16)> {
+        self.ports.iter().chain(self.bound.iter().flat_map(|bound| &bound.ports)).copied().collect()
+    }
+
     /// One set per protocol.
     pub(super) fn sets(&self) -> Vec<Value> {
         let (family, table) = TABLE;
-        let sets = self.by_protocol().into_iter().map(|(protocol, ports)| {
+        let sets = self.groups().into_iter().flat_map(|group| {
+            let named = by_protocol(group.ports).into_iter();
+            named.map(move |(protocol, ports)| (set_name(protocol, group.number), ports))
+        });
+        let sets = sets.map(|(name, ports)| {
             let mut elements: Vec<Value> = ports.into_iter().map(|port| json!(port)).collect();
             elements.sort_by_key(Value::to_string);
-            json!({"set": {"family": family, "name": set_name(protocol), "table": table, "type": "inet_service",
+            json!({"set": {"family": family, "name": name, "table": table, "type": "inet_service",
                            "elem": elements}})
         });
         sets.collect()
@@ -67,7 +89,7 @@ impl HostRules {
     /// In the order of the chains.
     pub(super) fn rules(&self) -> Vec<Value> {
         let mut rules: Vec<_> = self.destination(&[]).map(|statements| rule("host_output", statements)).collect();
-        if let Some(bridge) = &self.bridge {
+        for bridge in &self.bridges {
             let from = [named("==", "iifname", bridge)];
             rules.extend(self.destination(&from).map(|statements| rule("host_prerouting", statements)));
         }
@@ -79,40 +101,75 @@ impl HostRules {
         rules
     }
 
-    /// Published ports at whatever address of this node, floating ones too.
+    /// Published ports at whatever address of this node, floating ones too; bound ones at theirs.
     fn destination<'a>(&'a self, head: &'a [Value]) -> impl Iterator<Item = Vec<Value>> + 'a {
         let local = json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}},
                                      "right": "local"}});
         let to = json!({"dnat": {"family": "ip", "addr": self.ip}});
-        self.by_protocol().into_keys().map(move |protocol| {
-            let set = format!("@{}", set_name(protocol));
-            let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
-            head.iter().cloned().chain([port, local.clone(), to.clone()]).collect()
+        let matches = self.groups().into_iter().flat_map(|group| {
+            let protocols: Vec<_> = by_protocol(group.ports).into_keys().collect();
+            protocols.into_iter().flat_map(move |protocol| {
+                let set = format!("@{}", set_name(protocol, group.number));
+                let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
+                let nets = group.nets.map_or(vec![None], |nets| nets.iter().copied().map(Some).collect());
+                nets.into_iter().map(move |net| net.map(to_net).into_iter().chain([port.clone()]).collect::<Vec<_>>())
+            })
+        });
+        matches.map(move |found| {
+            let head = head.iter().cloned();
+            head.chain(found).chain([local.clone(), to.clone()]).collect()
         })
+    }
+
+    /// Ports that are led alike: those of all addresses, then the bound ones.
+    fn groups(&self) -> Vec<Group<'_>> {
+        let bound = self.bound.iter().enumerate();
+        let bound = bound.map(|(n, bound)| Group { number: Some(n), ports: &bound.ports, nets: Some(&bound.nets) });
+        [Group { number: None, ports: &self.ports, nets: None }].into_iter().chain(bound).collect()
     }
 
     fn clamp(&self) -> Value {
         json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": self.mss}})
     }
+}
 
-    /// Protocols that nftables has names for.
-    fn by_protocol(&self) -> BTreeMap<&'static str, BTreeSet<u16>> {
-        let mut found = BTreeMap::<_, BTreeSet<_>>::new();
-        for (protocol, port) in &self.ports {
-            let name = match *protocol {
-                ipproto::TCP => "tcp",
-                ipproto::UDP => "udp",
-                ipproto::SCTP => "sctp",
-                _ => continue,
-            };
-            found.entry(name).or_default().insert(*port);
-        }
-        found
+/// Ports with one rule per protocol, and per net of those that are bound.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    number: Option<usize>,
+    ports: &'a BTreeSet<(u8, u16)>,
+    nets: Option<&'a Vec<Ipv4Net>>,
+}
+
+/// Protocols that nftables has names for.
+fn by_protocol(ports: &BTreeSet<(u8, u16)>) -> BTreeMap<&'static str, BTreeSet<u16>> {
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for (protocol, port) in ports {
+        let name = match *protocol {
+            ipproto::TCP => "tcp",
+            ipproto::UDP => "udp",
+            ipproto::SCTP => "sctp",
+            _ => continue,
+        };
+        found.entry(name).or_default().insert(*port);
+    }
+    found
+}
+
+fn set_name(protocol: &str, group: Option<usize>) -> String {
+    match group {
+        None => format!("{protocol}_ports"),
+        Some(number) => format!("{protocol}_bound_{number}"),
     }
 }
 
-fn set_name(protocol: &str) -> String {
-    format!("{protocol}_ports")
+/// As `nft` lists it: a whole address without its prefix length.
+fn to_net(net: Ipv4Net) -> Value {
+    let right = match net.prefix_len() {
+        32 => json!(net.addr()),
+        length => json!({"prefix": {"addr": net.network(), "len": length}}),
+    };
+    json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": right}})
 }
 
 fn is_syn() -> Value {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::child::{self, ChildError, Limits};
 
-pub use host::HostRules;
+pub use host::{Bound, HostRules};
 pub use ruleset::{Firewall, Masquerade, port_range};
 
 /// The program.

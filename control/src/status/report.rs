@@ -52,7 +52,10 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
     let value = match request {
         Request::Status => serde_json::to_value(status::status(shared, &snapshot)?),
         Request::Networks => serde_json::to_value(views::networks(&snapshot.model, &snapshot.node)),
-        Request::Services => serde_json::to_value(views::services(&snapshot.model, shared.about.mesh_allow.as_ref())),
+        Request::Services => {
+            let about = &shared.about;
+            serde_json::to_value(views::services(&snapshot.model, about.mesh_allow.as_ref(), &about.mesh_deny))
+        }
         Request::Endpoints => serde_json::to_value(views::endpoints(&snapshot.model, &snapshot.node)),
         Request::Flows => serde_json::to_value(flows::flows(shared, &snapshot)?),
         Request::Drops => serde_json::to_value(drops(shared)?),

@@ -90,7 +90,7 @@ fn open(
     port: &PublishedPort,
     now: u64,
 ) -> Option<(&'static mut Affinity, Hop)> {
-    if !packet.may_open() || port.flags & port_flag::RESTRICTED != 0 {
+    if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND) != 0 {
         return None;
     }
     for _ in 0..TRIES {

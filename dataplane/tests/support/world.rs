@@ -226,8 +226,8 @@ fn state(dev: &Devices) -> MapState {
             ..Config::default()
         },
         node_addresses: BTreeMap::from([
-            (VTEP, NodeAddress { ifindex: dev.underlay }),
-            (NODE2, NodeAddress { ifindex: dev.client }),
+            (VTEP, NodeAddress { ifindex: dev.underlay, ..NodeAddress::default() }),
+            (NODE2, NodeAddress { ifindex: dev.client, ..NodeAddress::default() }),
         ]),
         vteps: BTreeMap::from([(PEER, Vtep { hiveway: 1, ..Vtep::default() }), (PLAIN, Vtep::default())]),
         vnis: BTreeMap::from([

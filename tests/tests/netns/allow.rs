@@ -127,3 +127,30 @@ fn the_nodes_own_list_and_the_label_both_count() {
         Ok(())
     });
 }
+
+#[test]
+fn denied_clients_are_shut_out_whatever_is_allowed_and_what_they_have_open_goes_on() {
+    scenario(|lab| {
+        let (near, far) = (lab.client()?, lab.far_client()?);
+        let own = ["--mesh-deny", "192.168.88.0/24"];
+        let mut cluster = Cluster::start_with(lab, 2, web("192.168.0.0/16"), &own)?;
+        cluster.serve(&["web.1"])?;
+        in_force(&cluster, &json!(["192.168.0.0/16"]))?;
+        served(&near, NEAR, &cluster)?;
+        shut_out(&far, &cluster)?;
+        ensure!(cluster.agents[0].cli(&["service", "ls"])?.contains("but 192.168.88.0/24"), "not shown");
+
+        let kept = LoadLoop::tcp(lab, &near, "192.168.77.12:8080", 1, true)?;
+        cluster.change(|table| table.item_mut("services", "web")["labels"] = json!({"hiveway.deny": NEAR}))?;
+        in_force(&cluster, &Value::Null)?;
+        shut_out(&near, &cluster)?;
+        let tally = kept.stop()?;
+        ensure!(tally.failed == 0 && tally.ok > 5, "an established connection broke: {tally:?}");
+        // The nodes themselves are still let in.
+        served(&cluster.nodes[1], "192.168.77.12", &cluster)?;
+        cluster.change(|table| table.item_mut("services", "web")["labels"] = json!({}))?;
+        in_force(&cluster, &Value::Null)?;
+        wait_for("the label's list to be gone", PATIENCE, || served(&near, NEAR, &cluster))?;
+        shut_out(&far, &cluster)
+    });
+}

@@ -267,3 +267,131 @@ fn a_socket_that_never_falls_silent_follows_its_port_when_it_is_unpublished() {
         assert_even(&tcp, &WEB, 2)
     });
 }
+
+/// A bridge as an engine makes it for containers of this node alone, with its rules around, and a container on it.
+fn container_on(lab: &Lab, node: &Netns, bridge: &str, subnet: &str) -> Result<Netns> {
+    let container = lab.namespace(&format!("c-{}-{bridge}", node.label()))?;
+    node.run(&format!("ip link add {bridge} type bridge forward_delay 0 mcast_snooping 0"))?;
+    node.run(&format!("ip addr add {subnet}.1/16 dev {bridge}"))?;
+    node.run(&format!("ip link set {bridge} up"))?;
+    let port = format!("v{}", &bridge[..6]);
+    node.run(&format!("ip link add {port} type veth peer name eth0 netns {}", container.name()))?;
+    node.run(&format!("ip link set {port} master {bridge} up"))?;
+    container.run(&format!("ip addr add {subnet}.2/16 dev eth0"))?;
+    container.run("ip link set eth0 up")?;
+    container.run(&format!("ip route add default via {subnet}.1"))?;
+    node.run("nft add table ip engine")?;
+    node.run("nft add chain ip engine FORWARD { type filter hook forward priority 0 ; policy drop ; }")?;
+    node.run("nft add chain ip engine POSTROUTING { type nat hook postrouting priority 100 ; }")?;
+    for rule in [
+        format!("FORWARD oifname {bridge} ct state related,established accept"),
+        format!("FORWARD iifname {bridge} oifname != {bridge} accept"),
+        format!("POSTROUTING ip saddr {subnet}.0/16 oifname != {bridge} masquerade"),
+    ] {
+        node.run(&format!("nft add rule ip engine {rule}"))?;
+    }
+    Ok(container)
+}
+
+#[test]
+fn containers_on_bridges_of_their_node_alone_reach_published_ports_at_every_address_of_it() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        strict(&cluster)?;
+        cluster.serve(&WEB)?;
+        for (index, own) in [(0, "192.168.77.11"), (2, "192.168.77.13")] {
+            let node = cluster.nodes[index].clone();
+            for (bridge, subnet) in [("docker0", "172.17.0"), ("br-0123456789ab", "172.20.0")] {
+                let container = container_on(lab, &node, bridge, subnet)?;
+                lab.refresh_offloads()?;
+                // The agent sees the bridge come.
+                wait_for("the container's first answer", PATIENCE, || {
+                    let first = peer::tcp_load(&container, &format!("{own}:8080"), 2, 1)?;
+                    ensure!(first.failed == 0, "{first:?}");
+                    Ok(())
+                })?;
+                for offloads in Offloads::BOTH {
+                    lab.set_offloads(offloads)?;
+                    for address in [own, &format!("{subnet}.1"), "172.18.0.1", "192.168.77.12"] {
+                        answers(&container, address, own).with_context(|| format!("{bridge}, {offloads:?}"))?;
+                    }
+                    for address in [own, &format!("{subnet}.1")] {
+                        peer::transfer(&container, &format!("{address}:8080"), 3_000_000)?;
+                        let echo = peer::udp_echo(&container, &format!("{address}:5353"), 1400, 4)?;
+                        ensure!(echo.ok == 4, "{echo:?}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn udp_that_is_older_than_its_port_finds_the_service_when_that_is_published() {
+    scenario(|lab| {
+        let mut table = web();
+        let tcp = json!([{"protocol": "tcp", "target_port": 80, "published_port": 8080}]);
+        let both = table.item_mut("services", "web")["ports"].clone();
+        table.item_mut("services", "web")["ports"] = tcp;
+        let mut cluster = Cluster::start(lab, 3, table)?;
+        cluster.serve(&WEB)?;
+        let node = cluster.nodes[2].clone();
+        let container = container_on(lab, &node, "docker0", "172.17.0")?;
+        // A process of the node answers on the port before it is published, and as its own client on another one.
+        let _own = [peer::udp_server(lab, &node, 5353, "node")?, peer::udp_server(lab, &node, 5354, "other")?];
+        let outside = lab.client()?;
+        let mut older = Vec::new();
+        for (client, target, port) in [
+            (&node, "127.0.0.1:5353", 20_000),
+            (&node, "192.168.77.13:5353", 20_001),
+            (&container, "172.17.0.1:5353", 20_002),
+        ] {
+            older.push(LoadLoop::udp_from_port(lab, client, target, port)?);
+        }
+        // The process answers this one from the bridge's address; what is asked never gets an answer, as with syslog.
+        let target = "192.168.77.13:5353";
+        let arguments = LoadLoop::arguments("udp-load", target);
+        let more = ["--same-port", "--first-port", "20003", "--timeout-ms", "300", "--unconnected"];
+        let command = peer::command(&container, &[&arguments[..], &more].concat())?;
+        older.push(LoadLoop::spawn(command, lab.directory(), "one-way", target, 1)?);
+        let unconcerned = [
+            LoadLoop::udp_from_port(lab, &node, "127.0.0.1:5354", 20_004)?,
+            LoadLoop::udp_from_port(lab, &outside, "192.168.77.13:5354", 20_005)?,
+        ];
+        cluster.change(|table| table.item_mut("services", "web")["ports"] = both)?;
+        for client in &older {
+            client.wait_answers(200)?;
+        }
+        for client in older {
+            let tally = client.stop()?;
+            let served: u64 = WEB.iter().filter_map(|task| tally.names.get(*task)).sum();
+            ensure!(served >= 100, "still the process's: {tally:?}");
+            ensure!(tally.failed <= 1, "{tally:?}");
+        }
+        for client in unconcerned {
+            let tally = client.stop()?;
+            ensure!(tally.failed == 0 && tally.names.len() == 1, "{tally:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn ipv6_clients_are_said_not_to_be_served_and_listeners_for_them_alone_are_not_shadowed() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 1, web_table(&["n1", "n1"], &[("tcp", 8080, 80)], "n1"))?;
+        let node = &cluster.nodes[0];
+        let status = || cluster.agents[0].json(&["status"]);
+        ensure!(status()?["ipv6"].is_null(), "{:#}", status()?["ipv6"]);
+        node.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0")?;
+        node.run("ip addr add 2001:db8::11/64 dev eth0 nodad")?;
+        let text = cluster.agents[0].cli(&["status"])?;
+        ensure!(
+            text.contains("NOT served: published ports answer at IPv4 addresses only; not at 2001:db8::11"),
+            "{text}"
+        );
+        ensure!(status()?["ipv6"]["addresses"] == json!(["2001:db8::11"]), "{:#}", status()?["ipv6"]);
+        Ok(())
+    });
+}

@@ -3,6 +3,7 @@
 mod agent_life;
 mod allow;
 mod bad_input;
+mod bound;
 mod collisions;
 mod drain;
 mod dsr;

@@ -87,3 +87,67 @@ fn such_clients_are_served_just_the_same_where_replies_leave_directly() {
     scenario(|lab| served_as(lab, "10.0.1", "172.18.0.1", &DSR));
     scenario(|lab| served_as(lab, "172.18.200", "192.168.77.13", &DSR));
 }
+
+/// Waits until requests from `client` are answered by both tasks, which see exactly these addresses.
+fn seen_as(client: &Netns, seen: &[&str]) -> Result<()> {
+    wait_for(&format!("clients to be seen as {seen:?}"), PATIENCE, || {
+        let tally = peer::attempts(client, "udp", "192.168.77.13:5353", 4)?;
+        ensure!(tally.failed == 0, "{tally:?}");
+        let tcp = peer::tcp_load(client, "192.168.77.13:8080", 4, 1)?;
+        assert_even(&tcp, &["web.1", "web.2"], 2)?;
+        for tally in [tally, tcp] {
+            let peers: Vec<_> = tally.peers.keys().map(String::as_str).collect();
+            ensure!(peers == seen, "{peers:?}");
+        }
+        Ok(())
+    })
+}
+
+/// A VPN in a container, or a network that Hiveway does not know: the kernel's routes, tables and rules there decide.
+#[test]
+fn a_client_to_whom_a_task_has_a_route_of_its_own_is_shown_as_the_gateway_bridge() {
+    scenario(|lab| {
+        let (near, far) = (lab.client()?, lab.far_client()?);
+        let table = web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n3");
+        let mut cluster = Cluster::start(lab, 3, table)?;
+        cluster.serve(&["web.1", "web.2"])?;
+        let task = cluster.task("web.1").clone();
+        seen_as(&far, &["192.168.88.100"])?;
+        // What goes there is lost.
+        task.run("ip link add vpn0 type veth peer name vpn1")?;
+        task.run("ip addr add 10.99.0.1/24 dev vpn0")?;
+        task.run("ip link set vpn0 up")?;
+        task.run("ip link set vpn1 up")?;
+        task.run("ip route add 192.168.88.0/24 via 10.99.0.2")?;
+        seen_as(&far, &["172.18.0.1", "192.168.88.100"])?;
+        seen_as(&near, &["192.168.77.100"])?;
+        task.run("ip route del 192.168.88.0/24 via 10.99.0.2")?;
+        seen_as(&far, &["192.168.88.100"])?;
+        // All of it, as some VPNs do it: with two halves; but for some by the gateway bridge still.
+        for half in ["0.0.0.0/1", "128.0.0.0/1"] {
+            task.run(&format!("ip route add {half} via 10.99.0.2"))?;
+        }
+        task.run("ip route add 192.168.77.0/24 via 172.18.0.1")?;
+        seen_as(&far, &["172.18.0.1", "192.168.88.100"])?;
+        seen_as(&near, &["192.168.77.100"])?;
+        // As others do it: replies from the task's own address have a table of their own. That helps TCP; a UDP socket
+        // that is bound to no address finds its route before its source.
+        let own = task.run("ip -4 -o addr show")?;
+        let own = own.split_whitespace().find(|word| word.starts_with("172.18.")).context("no address")?;
+        let own = own.split('/').next().unwrap_or_default();
+        task.run("ip route add default via 172.18.0.1 table 100")?;
+        task.run(&format!("ip rule add from {own} lookup 100"))?;
+        let runs = || -> Result<u64> {
+            let status = cluster.agents[0].json(&["status"])?;
+            status["reconcile"]["runs"].as_u64().context("no number of runs")
+        };
+        let before = runs()?;
+        wait_for("the agent to look at the rules", PATIENCE, || {
+            ensure!(runs()? > before + 1, "not yet");
+            Ok(())
+        })?;
+        seen_as(&far, &["172.18.0.1", "192.168.88.100"])?;
+        task.run("ip rule add pref 100 lookup 100")?;
+        seen_as(&far, &["192.168.88.100"])
+    });
+}

@@ -1,5 +1,6 @@
 //! Model and desired state → contents of the BPF maps.
 
+mod access;
 mod mesh;
 mod tapped;
 
@@ -11,11 +12,12 @@ use dataplane_common::{
     config::{Config, mesh_return},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag, vtep_mesh},
     mesh::NodeAddress,
-    service::Backend,
+    service::{Backend, NOWHERE},
     state::{MapState, SetKey},
 };
 
 use crate::{
+    binding::classes,
     desired::{Desired, Role},
     model::{Carrier, Dataplane, Model, Network, Service, Task},
     names,
@@ -25,6 +27,7 @@ use crate::{
     topology::{Placed, Topology},
 };
 
+pub(super) use access::{restricted, without_class};
 use mesh::GatewayEnd;
 
 /// Everything in the maps that packets don't write themselves. `desired` must have been derived from the same `model`
@@ -94,8 +97,10 @@ impl Maps<'_> {
                 self.state.vteps.insert(node.vtep.octets(), Vtep { hiveway, ..Vtep::default() });
             }
         }
+        let nets = self.classes();
         for (ip, ifindex) in &self.facts.node_addresses {
-            self.state.node_addresses.insert(ip.octets(), NodeAddress { ifindex: *ifindex });
+            let address = NodeAddress { ifindex: *ifindex, classes: classes(&nets, *ip) };
+            self.state.node_addresses.insert(ip.octets(), address);
         }
     }
 
@@ -105,7 +110,9 @@ impl Maps<'_> {
         let Some(&ifindex) = self.facts.ifindex.get(names::HOST_FAR) else { return };
         self.state.config.host_ifindex = ifindex;
         self.state.config.host_ip = link.ip.octets();
-        self.state.node_addresses.insert(link.ip.octets(), NodeAddress { ifindex });
+        // The firewall leads there only what is for an address of the port's.
+        let address = NodeAddress { ifindex, classes: (1 << NOWHERE) - 1 };
+        self.state.node_addresses.insert(link.ip.octets(), address);
     }
 
     /// VNIs, gateways, node addresses and remote tasks of joined networks; of the ingress network in any case, because

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 pub use maps::map_state;
 
 use crate::{
+    binding::bindings,
     desired::{Desired, GatewayAddresses, GatewayBridge, HostLink, LeftOut},
     model::{Carrier, Dataplane, Model, NodeLookup},
     roles::TaskRole,
@@ -55,6 +56,9 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         });
     }
     outside_the_mesh(&topology, &mut left_out);
+    left_out.extend(maps::restricted(&topology, settings).1);
+    let bound = bindings(&topology, settings);
+    left_out.extend(maps::without_class(&topology, &bound));
     left_out.sort();
     left_out.dedup();
     let published: BTreeSet<_> =
@@ -68,6 +72,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         gateway,
         host_link: (!published.is_empty()).then_some(HostLink { ip: settings.host_ip }),
         published,
+        bound,
         vteps: other_vteps(model, &me.id, vtep).collect(),
         left_out,
     })

@@ -9,10 +9,7 @@ use std::{
 use super::{api, load::insert, networks::Networks};
 use crate::{
     desired::LeftOut,
-    model::{
-        ALLOW_LABEL, AllowEntry, ByNetwork, EndpointMode, Id, Network, Port, Protocol, PublishMode, Service,
-        parse_allow,
-    },
+    model::{ByNetwork, EndpointMode, Id, Network, Oddity, Port, Protocol, PublishMode, Service, oddities},
 };
 
 pub(super) fn load(raw: Vec<api::Service>, networks: &Networks, left_out: &mut Vec<LeftOut>) -> BTreeMap<Id, Service> {
@@ -51,7 +48,7 @@ pub(super) fn load(raw: Vec<api::Service>, networks: &Networks, left_out: &mut V
             }
         }
         if !ports.is_empty() {
-            allow(&raw.spec.labels, &what, left_out);
+            name_oddities(&raw.spec.labels, &what, left_out);
         }
         let service = Service {
             id: Id::from(raw.id),
@@ -67,20 +64,18 @@ pub(super) fn load(raw: Vec<api::Service>, networks: &Networks, left_out: &mut V
     services
 }
 
-/// Names what of the allow list is not programmed. A list that can't be read closes the ports to all.
-fn allow(labels: &BTreeMap<String, String>, what: &str, left_out: &mut Vec<LeftOut>) {
-    let Some(text) = labels.get(ALLOW_LABEL) else { return };
-    match parse_allow(text) {
-        Ok(entries) => {
-            for entry in entries.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
-                let what = format!("{entry} in label {ALLOW_LABEL} of {what}");
-                left_out.push(LeftOut { what, why: "IPv6 is not supported yet".into() });
+/// Names what of our labels is not programmed. One that can't be read closes the ports to all.
+fn name_oddities(labels: &BTreeMap<String, String>, what: &str, left_out: &mut Vec<LeftOut>) {
+    for (key, text) in labels {
+        left_out.extend(oddities(key, text).into_iter().map(|oddity| match oddity {
+            Oddity::Ignored(entry) => {
+                LeftOut { what: format!("{entry} in label {key} of {what}"), why: "IPv6 is not supported yet".into() }
             }
-        }
-        Err(why) => left_out.push(LeftOut {
-            what: format!("label {ALLOW_LABEL} of {what}"),
-            why: format!("{why}; until it is right its published ports are closed to all"),
-        }),
+            Oddity::Unreadable(why) => LeftOut {
+                what: format!("label {key} of {what}"),
+                why: format!("{why}; until it is right its published ports are closed to all"),
+            },
+        }));
     }
 }
 

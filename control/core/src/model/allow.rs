@@ -8,10 +8,14 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+/// The service label that names clients who may not use the service's published ports.
+pub const DENY_LABEL: &str = "hiveway.deny";
+
 /// The service label that restricts who may use the service's published ports.
 pub const ALLOW_LABEL: &str = "hiveway.allow";
 
-/// Clients that may use published ports, as CIDRs none of which lies in another; an empty list allows nobody.
+/// Clients that may use published ports, or may not, as CIDRs none of which lies in another; an empty list names
+/// nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct AllowList(Vec<Ipv4Net>);
 
@@ -69,7 +73,7 @@ impl AllowList {
         Self::of(ipv4.collect())
     }
 
-    fn of(mut nets: Vec<Ipv4Net>) -> Self {
+    pub(super) fn of(mut nets: Vec<Ipv4Net>) -> Self {
         // In this order a net comes right before all that lie inside it.
         nets.sort();
         nets.dedup_by(|inner, outer| outer.contains(&*inner));
@@ -84,9 +88,39 @@ impl AllowList {
         Self::of([of(self, other), of(other, self)].concat())
     }
 
+    /// Clients that one of both names.
+    pub fn or(&self, other: &Self) -> Self {
+        Self::of([self.0.as_slice(), &other.0].concat())
+    }
+
+    /// Whether the list names `ip`.
+    pub fn contains(&self, ip: Ipv4Addr) -> bool {
+        self.0.iter().any(|net| net.contains(&ip))
+    }
+
     /// The CIDRs, sorted.
     pub fn nets(&self) -> &[Ipv4Net] {
         &self.0
+    }
+}
+
+/// Who may use a published port, as a look-up for the longest CIDR that holds a client tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Clients that may.
+    pub allow: Vec<Ipv4Net>,
+    /// Clients that may not, each inside one that may: other clients may not in any case.
+    pub deny: Vec<Ipv4Net>,
+}
+
+impl Access {
+    /// `deny` wins. `allow` is `None` where everybody else may.
+    pub fn new(allow: Option<AllowList>, deny: &AllowList) -> Self {
+        let inside = |net: &Ipv4Net, list: &AllowList| list.0.iter().any(|outer| outer.contains(net));
+        let allow = allow.unwrap_or_else(|| AllowList(vec![Ipv4Net::default()]));
+        let left = AllowList(allow.0.into_iter().filter(|net| !inside(net, deny)).collect());
+        let deny = deny.0.iter().copied().filter(|net| inside(net, &left)).collect();
+        Self { allow: left.0, deny }
     }
 }
 
@@ -143,7 +177,41 @@ mod tests {
         list.nets().iter().any(|net| net.contains(&ip))
     }
 
+    #[test]
+    fn denied_clients_are_none_of_the_allowed() {
+        let access = |allow: Option<&str>, deny: &str| {
+            let Access { allow, deny } = Access::new(allow.map(list), &list(deny));
+            (shown(&AllowList(allow)), shown(&AllowList(deny)))
+        };
+        let of = |allow: &str, deny: &str| (allow.to_owned(), deny.to_owned());
+        assert_eq!(access(None, "192.0.2.0/24"), of("0.0.0.0/0", "192.0.2.0/24"));
+        assert_eq!(access(Some("10.0.0.0/8"), "192.0.2.0/24,10.1.0.0/16"), of("10.0.0.0/8", "10.1.0.0/16"));
+        assert_eq!(access(Some("10.1.2.0/24,10.9.0.0/16"), "10.1.0.0/16"), of("10.9.0.0/16", ""));
+        assert_eq!(access(Some("10.0.0.0/8"), "10.0.0.0/8"), of("", ""));
+        assert_eq!(access(None, "0.0.0.0/0"), of("", ""));
+    }
+
     proptest! {
+        /// What a longest-prefix look-up finds is what the two lists say.
+        #[test]
+        fn the_longest_prefix_decides_as_both_lists_do(
+            allow in prop::option::of(prop::collection::vec((any::<u32>(), 0u8..=32), 0..6)),
+            deny in prop::collection::vec((any::<u32>(), 0u8..=32), 0..6),
+            client in any::<u32>(),
+        ) {
+            let of = |nets: Vec<(u32, u8)>| {
+                // Close together, so that they overlap.
+                let net = |(bits, length)| Ipv4Net::new_assert(Ipv4Addr::from_bits(bits & 0x0303), length).trunc();
+                AllowList::of(nets.into_iter().map(net).collect())
+            };
+            let (allow, deny, client) = (allow.map(of), of(deny), Ipv4Addr::from_bits(client & 0x0303));
+            let may = allow.as_ref().is_none_or(|list| list.contains(client)) && !deny.contains(client);
+            let access = Access::new(allow, &deny);
+            let all = access.allow.iter().map(|net| (net, true)).chain(access.deny.iter().map(|net| (net, false)));
+            let longest = all.filter(|(net, _)| net.contains(&client)).max_by_key(|(net, _)| net.prefix_len());
+            prop_assert_eq!(longest.is_some_and(|(_, allowed)| allowed), may);
+        }
+
         /// Who is allowed by both lists is allowed by their intersection, and nobody else.
         #[test]
         fn intersection_is_that_of_sets(a in lists(), b in lists(), far in any::<u32>(), near in any::<(u8, u8)>()) {

@@ -12,7 +12,9 @@ mod allow;
 mod by_network;
 mod find;
 mod id;
+mod labels;
 mod net;
+mod places;
 mod port;
 mod state;
 mod time;
@@ -21,11 +23,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, 
 
 use dataplane_common::addr::{Mac, TASK_MAC_PREFIX, mac_of};
 
-pub use allow::{ALLOW_LABEL, AllowEntry, AllowList, parse_allow};
+pub use allow::{ALLOW_LABEL, Access, AllowEntry, AllowList, DENY_LABEL, parse_allow};
 pub use by_network::ByNetwork;
 pub use find::NodeLookup;
 pub use id::{Id, Ids};
+pub use labels::{Oddity, oddities};
 pub use net::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, checked_mac, parse_mac};
+pub use places::{ADDRESSES_LABEL, Place, Places};
 pub use port::{Port, Ports, Protocol, PublishMode};
 pub use state::{NodeState, TaskState};
 pub use time::Timestamp;
@@ -148,13 +152,31 @@ fn share<T: PartialEq>(items: &mut BTreeMap<Id, Arc<T>>, before: &BTreeMap<Id, A
 
 impl Service {
     /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both. A
-    /// label that can't be read allows nobody.
+    /// label that can't be read allows nobody, whichever of ours it is.
     pub fn allowed(&self, node: Option<&AllowList>) -> Option<AllowList> {
+        let unreadable =
+            |label: &str, read: &dyn Fn(&str) -> bool| self.labels.get(label).is_some_and(|text| !read(text));
+        if unreadable(DENY_LABEL, &|text| parse_allow(text).is_ok())
+            || unreadable(ADDRESSES_LABEL, &|text| Places::parse(text).is_ok())
+        {
+            return Some(AllowList::default());
+        }
         let own = self.labels.get(ALLOW_LABEL).map(|text| AllowList::new(&parse_allow(text).unwrap_or_default()));
         match (own, node) {
             (Some(own), Some(node)) => Some(own.and(node)),
             (own, node) => own.or_else(|| node.cloned()),
         }
+    }
+
+    /// Who may not use its published ports at a node where `node` says it for all services.
+    pub fn denied(&self, node: &AllowList) -> AllowList {
+        let own = self.labels.get(DENY_LABEL).and_then(|text| parse_allow(text).ok());
+        own.map_or_else(|| node.clone(), |own| AllowList::new(&own).or(node))
+    }
+
+    /// At which addresses its published ports answer, if not at all of a node's.
+    pub fn places(&self) -> Option<Places> {
+        self.labels.get(ADDRESSES_LABEL).and_then(|text| Places::parse(text).ok())
     }
 }
 

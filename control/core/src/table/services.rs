@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        ALLOW_LABEL, AllowEntry, ByNetwork, EndpointMode, Id, Network, Port, Ports, Protocol, PublishMode, Service,
-        Task, TaskState, parse_allow,
+        ByNetwork, EndpointMode, Id, Network, Oddity, Port, Ports, Protocol, PublishMode, Service, Task, TaskState,
+        oddities,
     },
     problem::Problem,
 };
@@ -88,15 +88,15 @@ fn answering_everywhere(raw: &[Placed<RawService>]) -> BTreeMap<(u8, u16), Eleme
 
 /// Checks the labels that mean something to us.
 fn labels(raw: Vec<Keyed<String>>, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
-    for label in raw.iter().filter(|label| label.entry.key == ALLOW_LABEL) {
-        match parse_allow(&label.value) {
-            Ok(entries) => {
-                for entry in entries.iter().filter(|entry| matches!(entry, AllowEntry::V6(_))) {
-                    let message = format!("{entry} is ignored: IPv6 is not supported yet");
-                    problems.push(Problem::warning(label.entry.to_string(), message));
+    for label in &raw {
+        for oddity in oddities(&label.entry.key, &label.value) {
+            let place = label.entry.to_string();
+            problems.push(match oddity {
+                Oddity::Ignored(entry) => {
+                    Problem::warning(place, format!("{entry} is ignored: IPv6 is not supported yet"))
                 }
-            }
-            Err(why) => problems.push(Problem::error(label.entry.to_string(), why)),
+                Oddity::Unreadable(why) => Problem::error(place, why),
+            });
         }
     }
     raw.into_iter().map(|label| (label.entry.key.into(), label.value)).collect()

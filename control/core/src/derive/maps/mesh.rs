@@ -1,6 +1,6 @@
 //! The routing mesh's maps: published ports, the tasks behind them, and whose clients can't be shown as they are.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use dataplane_common::{
     addr::{Mac, Tag},
@@ -10,10 +10,10 @@ use dataplane_common::{
 };
 use ipnet::Ipv4Net;
 
-use super::Maps;
+use super::{Maps, restricted};
 use crate::{
     desired::{LocalTask, Role},
-    model::{Network, Protocol, Service, Task},
+    model::{Access, Network, Protocol, Task},
     settings::Settings,
     tag::tag,
     topology::Placed,
@@ -70,19 +70,29 @@ impl Maps<'_> {
         }
     }
 
-    /// Clients whose address is connected inside the task's namespace, other subnets of its networks included: replies to
-    /// them would not leave by the default route.
+    /// Clients whose address is connected inside the task's namespace, other subnets of its networks included, or to
+    /// whom a route of that namespace leads elsewhere: replies to them would not leave by the gateway bridge.
     fn clients(&mut self, placed: &Placed<'_>, gateway: &GatewayEnd) {
         let subnets = |network: &Network| network.subnets.iter().map(|s| s.subnet).collect::<Vec<_>>();
-        let overlays: Vec<Ipv4Net> = self.topology.networks_of(placed.task).flat_map(subnets).collect();
+        let overlays = self.topology.networks_of(placed.task).flat_map(subnets).map(|subnet| (subnet, true));
+        let routes = self.facts.replies.get(placed.task.id.as_str());
+        let routes =
+            routes.into_iter().flat_map(|replies| &replies.elsewhere).map(|(net, elsewhere)| (*net, *elsewhere));
+        // The table knows of an overlay before its interface is there.
+        let lost: BTreeMap<Ipv4Net, bool> = routes.chain(overlays).collect();
         // Nor would replies to a node whose tunnel address lies in one of them.
-        let lost = |vtep: &Ipv4Addr| overlays.iter().any(|subnet| subnet.contains(vtep));
-        let some_lost = self.desired.vteps.iter().chain([&self.topology.vtep]).any(lost);
-        let elsewhere = if some_lost { shown_as::GATEWAY } else { shown_as::INGRESS_NODE };
-        let rules = overlays
+        let loses = |vtep: &Ipv4Addr| {
+            let holds = lost.iter().filter(|(net, _)| net.contains(vtep));
+            holds.max_by_key(|(net, _)| net.prefix_len()).is_some_and(|(_, lost)| *lost)
+        };
+        let some_lost = self.desired.vteps.iter().chain([&self.topology.vtep]).any(loses);
+        let instead = if some_lost { shown_as::GATEWAY } else { shown_as::INGRESS_NODE };
+        let exception = |net: &Ipv4Net| lost.iter().any(|(outer, lost)| *lost && outer != net && outer.contains(net));
+        let rules = lost
             .iter()
-            .map(|subnet| (*subnet, shown_as::GATEWAY))
-            .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, elsewhere)));
+            .filter(|(net, lost)| **lost || exception(net))
+            .map(|(net, lost)| (*net, if *lost { shown_as::GATEWAY } else { shown_as::ITSELF }))
+            .chain([gateway.address.trunc(), LOOPBACK].map(|subnet| (subnet, instead)));
         for (subnet, shown_as) in rules {
             let prefix = ClientPrefix { ifindex: gateway.ifindex.to_be_bytes(), ip: subnet.network().octets() };
             let length = PREFIX_BITS + u32::from(subnet.prefix_len());
@@ -107,13 +117,15 @@ impl Maps<'_> {
                 }),
                 _ => Vec::new(),
             };
-            self.port(*key, set, service, settings);
+            self.port(*key, set);
         }
         for (key, port) in &topology.host_ports {
             let local = port.backend.and_then(|id| self.desired.tasks.iter().find(|t| t.id == id));
             let set = local.and_then(|task| self.here(task, *key)).into_iter().collect();
-            let service = topology.model.services.get(port.service).map(AsRef::as_ref);
-            self.port(*key, set, service, settings);
+            self.port(*key, set);
+        }
+        for (key, access) in restricted(topology, settings).0 {
+            self.restrict(key, &access);
         }
     }
 
@@ -126,16 +138,18 @@ impl Maps<'_> {
         (target.tag == task.tag).then_some(backend)
     }
 
-    fn port(&mut self, (proto, port): (u8, u16), set: Vec<Backend>, service: Option<&Service>, settings: &Settings) {
-        let port = port.to_be_bytes();
-        self.state.sets.insert(SetKey::Port { proto, port }, set);
-        let Some(allowed) = service.and_then(|s| s.allowed(settings.mesh_allow.as_ref())) else { return };
-        let key = PortKey { proto, _pad: 0, port };
-        self.state.restricted.insert(key);
-        for net in allowed.nets() {
-            let prefix = AllowPrefix { port: key, ip: net.network().octets() };
-            self.state.allow.insert((PREFIX_BITS + u32::from(net.prefix_len()), prefix));
-        }
+    fn port(&mut self, (proto, port): (u8, u16), set: Vec<Backend>) {
+        self.state.sets.insert(SetKey::Port { proto, port: port.to_be_bytes() }, set);
+    }
+
+    fn restrict(&mut self, (proto, port): (u8, u16), access: &Access) {
+        let port = PortKey { proto, _pad: 0, port: port.to_be_bytes() };
+        self.state.restricted.insert(port);
+        let prefix = |net: &Ipv4Net| {
+            (PREFIX_BITS + u32::from(net.prefix_len()), AllowPrefix { port, ip: net.network().octets() })
+        };
+        self.state.allow.extend(access.allow.iter().map(prefix));
+        self.state.deny.extend(access.deny.iter().map(prefix));
     }
 
     fn has_target(&self, task: &Task, key: (u8, u16), ip: Ipv4Addr) -> bool {
