@@ -177,6 +177,8 @@ impl Dataplane {
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
         let name = PinName { program, ifname: ifname.to_owned() };
+        attach::follow_rename(&self.bpffs, &name, ifindex)
+            .map_err(|error| fail(AttachFault::kernel("rename the pin of a renamed interface")(error)))?;
         let loaded = load::classifier(&mut self.ebpf, program)
             .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
         let id = loaded.info().map_err(|error| fail(error.into()))?.id();
@@ -194,7 +196,10 @@ impl Dataplane {
         let program = Program::XdpMesh;
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
-        let pin = self.xdp_pin(&PinName { program, ifname: ifname.to_owned() });
+        let name = PinName { program, ifname: ifname.to_owned() };
+        attach::follow_rename(&self.bpffs, &name, ifindex)
+            .map_err(|error| fail(AttachFault::kernel("rename the pin of a renamed interface")(error)))?;
+        let pin = self.xdp_pin(&name);
         let loaded = load::xdp(&mut self.ebpf, program)
             .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
         let id = loaded.info().map_err(|error| fail(error.into()))?.id();

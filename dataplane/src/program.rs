@@ -92,6 +92,11 @@ impl Program {
         matches!(self, Self::XdpMesh)
     }
 
+    /// Whether it runs on the host's own interfaces, which are renamed now and then, unlike those that the agent makes.
+    pub(crate) const fn on_hosts_interfaces(self) -> bool {
+        !self.in_sandbox() && !matches!(self, Self::FromContainer | Self::FromGateway | Self::FromVxlan)
+    }
+
     /// Whether it runs in containers' own namespaces, behind a stub. Such programs are attached by
     /// [`Dataplane::attach_sandbox`](crate::Dataplane::attach_sandbox) only.
     pub const fn in_sandbox(self) -> bool {

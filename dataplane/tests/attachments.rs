@@ -246,3 +246,61 @@ fn a_driver_without_xdp_refuses_and_another_one_is_noticed() -> Result<()> {
         Ok(())
     })
 }
+
+/// Renames an interface; it is down for a moment.
+fn rename(from: &str, to: &str) -> Result<()> {
+    for line in [format!("ip link set {from} down"), format!("ip link set {from} name {to} up")] {
+        run(&line)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_renamed_interface_keeps_its_links() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("eth0", "peer0")?;
+        let options = Options { tc_hook: TcHook::Tcx, ..options(bpffs) };
+        if refuses_links(&options)? {
+            return Ok(());
+        }
+        let mut dataplane = Dataplane::open(&options)?;
+        dataplane.attach(Program::FromClient, "eth0")?;
+        dataplane.attach_xdp("eth0", XdpMode::Generic, [0; 6], false)?;
+        rename("eth0", "uplink0")?;
+        assert_eq!(dataplane.attach(Program::FromClient, "uplink0")?, Attached::Unchanged);
+        // Refused as busy, if it were another one.
+        assert_eq!(dataplane.attach_xdp("uplink0", XdpMode::Generic, [0; 6], false)?, Attached::Unchanged);
+        let keep: BTreeSet<_> =
+            [Program::FromClient, Program::XdpMesh].map(|program| (program, "uplink0".to_owned())).into();
+        assert_eq!(dataplane.detach_all_except(&keep).detached, []);
+        assert_eq!(dataplane.attachments()?, keep);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_renamed_interface_loses_its_filter_at_teardown() -> Result<()> {
+    sandbox(|bpffs| {
+        let options = Options { tc_hook: TcHook::Clsact, ..options(bpffs) };
+        // Renamed while nobody looks, and while an agent does.
+        for looks in [false, true] {
+            veth("eth0", "peer0")?;
+            let mut dataplane = Dataplane::open(&options)?;
+            dataplane.attach(Program::FromClient, "eth0")?;
+            rename("eth0", "uplink0")?;
+            if looks {
+                dataplane.attach(Program::FromClient, "uplink0")?;
+                let keep = BTreeSet::from([(Program::FromClient, "uplink0".to_owned())]);
+                assert_eq!(dataplane.detach_all_except(&keep).failures, [""; 0]);
+                assert_eq!((filters("uplink0")?, dataplane.attachments()?), (1, keep));
+            }
+            drop(dataplane);
+            let report = teardown(&options.bpffs)?;
+            assert_eq!((report.failures, report.foreign), (vec![], vec![]), "looks: {looks}");
+            assert_eq!(filters("uplink0")?, 0, "looks: {looks}");
+            assert!(!run("tc qdisc show dev uplink0")?.contains("clsact"), "looks: {looks}");
+            run("ip link del uplink0")?;
+        }
+        Ok(())
+    })
+}

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::symlink},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,9 @@ use aya::programs::{
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 
-use super::{AttachFault, Attached, qdisc, side};
+use nix::net::if_::if_indextoname;
+
+use super::{AttachFault, Attached, PinName, qdisc, side};
 use crate::{Program, sys};
 
 /// Before what users add by hand (49152 and down) and what other tools commonly take.
@@ -88,6 +90,50 @@ pub(crate) fn detach(pin: &Path, program: Program, ifname: &str) -> Result<(), A
     }
     unpin(pin)?;
     remove_qdisc(pin, ifname)
+}
+
+/// Notes which device the filter of that pin is on, as what a symbolic link `at/<pin>` points to: its name may change.
+pub(crate) fn note_device(pin: &Path, ifindex: u32) -> Result<(), AttachFault> {
+    let failed = AttachFault::kernel("note the interface");
+    let Some(note) = device_note(pin) else { return Ok(()) };
+    let device = PathBuf::from(ifindex.to_string());
+    match fs::read_link(&note) {
+        Ok(noted) if noted == device => return Ok(()),
+        Ok(_) => fs::remove_file(&note).map_err(&failed)?,
+        Err(_) => note.parent().map_or(Ok(()), fs::create_dir_all).map_err(&failed)?,
+    }
+    symlink(device, note).map_err(failed)
+}
+
+/// As [`detach`], wherever the device is by now called something else.
+pub(crate) fn detach_noted(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
+    let noted = device_note(pin).and_then(|note| fs::read_link(note).ok());
+    let now = noted.and_then(|index| if_indextoname(index.to_str()?.parse().ok()?).ok()?.into_string().ok());
+    match now.filter(|now| *now != name.ifname) {
+        None => detach(pin, name.program, &name.ifname)?,
+        Some(now) => {
+            let successor = pin.with_file_name(PinName { program: name.program, ifname: now.clone() }.to_string());
+            if successor.exists() {
+                // Attached anew under the device's name of today, in the same place: the filter is that one's now.
+                unpin(pin)?;
+                if let (Some(old), Some(new)) = (qdisc_note(pin).filter(|note| note.exists()), qdisc_note(&successor)) {
+                    let moved = if new.exists() { fs::remove_dir(old) } else { fs::rename(old, new) };
+                    moved.map_err(AttachFault::kernel("note the clsact qdisc"))?;
+                }
+            } else {
+                detach(pin, name.program, &now)?;
+            }
+        }
+    }
+    let Some(note) = device_note(pin) else { return Ok(()) };
+    unpin(&note)?;
+    // The last one takes the directory with it; it is no matter if others are there.
+    let _ = note.parent().map(fs::remove_dir);
+    Ok(())
+}
+
+fn device_note(pin: &Path) -> Option<PathBuf> {
+    Some(pin.parent()?.join("at").join(pin.file_name()?))
 }
 
 /// Removes the notes of a filter that went with its device.

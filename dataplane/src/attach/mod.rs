@@ -22,7 +22,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 
 pub(crate) use self::pin_name::PinName;
 pub use self::xdp::XdpMode;
-use crate::{Direction, Program};
+use crate::{Direction, Program, sys};
 
 /// What an `attach` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +59,7 @@ impl Hook {
         let pin = self.directory(bpffs).join(name.to_string());
         match self {
             Self::Tcx => tcx::detach(&pin),
-            Self::Clsact => clsact::detach(&pin, name.program, &name.ifname),
+            Self::Clsact => clsact::detach_noted(&pin, name),
         }
         .map_err(|source| AttachError::new(name.program, &name.ifname, source))
     }
@@ -134,7 +134,11 @@ impl Target<'_> {
         let PinName { program, ifname } = &self.name;
         match hook {
             Hook::Tcx => tcx::attach(self.program.fd()?.as_fd(), self.id, side(*program), self.ifindex, &pin),
-            Hook::Clsact => clsact::attach(self.program, *program, ifname, &pin, attached_before),
+            Hook::Clsact => {
+                let attached = clsact::attach(self.program, *program, ifname, &pin, attached_before)?;
+                clsact::note_device(&pin, self.ifindex)?;
+                Ok(attached)
+            }
         }
     }
 }
@@ -145,6 +149,33 @@ pub(crate) fn ifindex(ifname: &str) -> Result<u32, AttachFault> {
         nix::Error::ENODEV | nix::Error::ENXIO => AttachFault::NoInterface,
         other => AttachFault::Kernel { doing: "look up the interface", source: other.into() },
     })
+}
+
+/// If there is no pin of that name, and the device has a link of that program under a name that no device has any more, the
+/// device was renamed: so is the pin. A device takes one XDP link only.
+pub(crate) fn follow_rename(bpffs: &Path, name: &PinName, ifindex: u32) -> io::Result<()> {
+    let directory = Hook::Tcx.directory(bpffs);
+    let pin = directory.join(name.to_string());
+    if pin.exists() || !name.program.on_hosts_interfaces() {
+        return Ok(());
+    }
+    for other in pinned(Hook::Tcx, bpffs)?.into_iter().filter(|other| other.program == name.program) {
+        let at = directory.join(other.to_string());
+        if matches!(self::ifindex(&other.ifname), Err(AttachFault::NoInterface))
+            && device(name.program, &at) == Some(ifindex)
+        {
+            return fs::rename(at, pin);
+        }
+    }
+    Ok(())
+}
+
+/// The device that the link pinned at `pin` is on.
+fn device(program: Program, pin: &Path) -> Option<u32> {
+    match program.is_xdp() {
+        true => xdp::device(pin),
+        false => sys::tcx_link(sys::object_get(pin).ok()?.as_fd()).ok().map(|info| info.ifindex),
+    }
 }
 
 /// What is attached in that way, as the pins say. Names that are not of our making are left out.
