@@ -2,6 +2,8 @@
 //! network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version says little:
 //! enterprise kernels have backports.
 
+#![allow(clippy::print_stdout, reason = "what was found is what it was run for")]
+
 use std::{io, path::Path, process::Command, thread};
 
 use dataplane::Check;

@@ -56,7 +56,7 @@ fn packets_of_more_than_64_kilobytes_are_not_lost() {
         let before = sent(&cluster.nodes[0], "eth0")?;
         peer::transfer(user, "10.0.1.3:80", 30_000_000)?;
         let after = sent(&cluster.nodes[0], "eth0")?;
-        println!("{} bytes in {} packets left the node", after.0 - before.0, after.1 - before.1);
+        eprintln!("{} bytes in {} packets left the node", after.0 - before.0, after.1 - before.1);
         ensure!(dropped(&cluster, "mtu_exceeded")? == 0, "packets were lost");
         Ok(())
     });

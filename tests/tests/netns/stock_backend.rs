@@ -53,7 +53,7 @@ fn short_connections_of_many_clients_do_not_run_out_of_source_ports() {
             assert_peer(&tally, SHOWN)?;
         }
         let rate = u64::from(CLIENTS) * CONNECTIONS * 1000 / started.elapsed().as_millis().max(1) as u64;
-        println!("{rate} connections a second");
+        eprintln!("{rate} connections a second");
         ensure!(cluster.agents[0].dropped("flow_collision")? == 0, "at {rate} connections a second");
         let counters = &cluster.agents[0].json(&["status"])?["dataplane"]["counters"];
         let flows = counters["mesh_stock"].as_u64();
