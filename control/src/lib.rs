@@ -9,6 +9,7 @@ pub mod host_firewall;
 pub mod instance;
 pub mod ipv6;
 pub mod listeners;
+pub mod local_address;
 pub mod mesh;
 pub mod metrics;
 pub mod netlink;

@@ -156,7 +156,8 @@ pub fn check(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Addr
         ),
         false => format!(
             "--underlay: {plural} {underlay} {verb} not carry this node's tunnel address {vtep} (it has {}); name the \
-             interface that does, or correct the node's `address` or `vtep` in the table",
+             interface that does, or correct the node's `address` or `vtep` in the table; behind a 1:1 NAT, say with \
+             --underlay-address which one is its own",
             addresses.join(", ")
         ),
     })

@@ -13,7 +13,7 @@ use hiveway_core::{
 };
 use support::{Netns, in_fresh_netns, node::eventually, run};
 
-const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
+const TUNNEL: Tunnel = Tunnel { local: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
 
 fn desired(space: &Netns) -> Desired {
     let vtep = [192, 0, 2, 2].into();

@@ -148,7 +148,7 @@ pub(crate) fn encapsulate(
         inner_src: of_mac(inner_src),
     };
     const { assert!(size_of::<[u64; WORDS]>() <= size_of::<maps::Buffer>()) };
-    let words = headers.words(config, u32::from_le_bytes(config.vtep));
+    let words = headers.words(config, u32::from_le_bytes(config.underlay_ip));
     let buffer = maps::scratch()?.packet.0.as_mut_ptr().cast::<[u64; WORDS]>();
     // SAFETY: the buffer is large enough and aligned; any bytes are valid.
     unsafe { buffer.write(words) };
@@ -164,8 +164,13 @@ pub(crate) fn encapsulate(
 #[inline(never)]
 fn egress(ctx: &TcContext, config: &Config, vtep: &Ip4, sport: u16) -> Result<u32, DropReason> {
     // No length: the packet has been compared with the smallest MTU of the uplinks.
-    let ends =
-        Ends { src: config.vtep, dst: *vtep, proto: ipproto::UDP, sport, dport: u16::from_be_bytes(config.vxlan_port) };
+    let ends = Ends {
+        src: config.underlay_ip,
+        dst: *vtep,
+        proto: ipproto::UDP,
+        sport,
+        dport: u16::from_be_bytes(config.vxlan_port),
+    };
     match fib::ask(ctx, &ends, 0)? {
         Way::Interface { index, .. } => Ok(index),
         Way::TooNarrow(_) => Err(DropReason::MtuExceeded),

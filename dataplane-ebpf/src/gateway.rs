@@ -56,5 +56,5 @@ fn ipv4(ctx: &TcContext, local: &Local) -> Verdict {
 fn forges_tunnel(config: &Config, packet: &Packet) -> bool {
     packet.proto == ipproto::UDP
         && packet.dport == config.vxlan_port
-        && (packet.dst == config.vtep || maps::vtep(&packet.dst).is_some())
+        && (packet.dst == config.vtep || packet.dst == config.underlay_ip || maps::vtep(&packet.dst).is_some())
 }

@@ -30,7 +30,7 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
-    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum. `src` is this node's tunnel address.
+    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum. `src` is this node's underlay address.
     #[inline(always)]
     pub(crate) fn words(&self, config: &Config, src: u32) -> [u64; WORDS] {
         const TYPE: u64 = u16::from_le_bytes(ethertype::IPV4) as u64;

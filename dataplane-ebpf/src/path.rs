@@ -59,7 +59,7 @@ const LOOKED_AT: usize = ICMP_LEN + IPV4_LEN + 4;
 /// configured minimum; a router quotes a packet that is longer than what it says fits.
 #[inline(never)]
 pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {
-    if packet.flags != UNREACHABLE || packet.fragment != Fragment::Whole || packet.dst != config.vtep {
+    if packet.flags != UNREACHABLE || packet.fragment != Fragment::Whole || packet.dst != config.underlay_ip {
         return;
     }
     let Ok(Copied::<LOOKED_AT>(error)) = ctx.load(packet.l4) else { return };
@@ -74,7 +74,7 @@ pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {
         || fragment_high & 0x1f != 0
         || fragment_low != 0
         || error[17] != ipproto::UDP
-        || src != config.vtep
+        || src != config.underlay_ip
         || [error[30], error[31]] != config.vxlan_port
         || maps::vtep(&vtep).is_none()
     {

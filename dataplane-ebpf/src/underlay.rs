@@ -23,7 +23,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return Ok(Action::Pass);
     };
     let config = config()?;
-    let ours = packet.proto == ipproto::UDP && packet.dst == config.vtep && packet.dport == config.vxlan_port;
+    let ours = packet.proto == ipproto::UDP && packet.dst == config.underlay_ip && packet.dport == config.vxlan_port;
     match packet.fragment {
         Fragment::Whole if ours => tunnel::handle(ctx, config, packet),
         Fragment::First if ours => {
@@ -38,7 +38,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 /// A later fragment that is no client's, as far as we know: perhaps a tunnel's.
 #[inline(always)]
 pub(crate) fn unclaimed(ctx: &TcContext, config: &Config, packet: &Packet) {
-    if packet.proto == ipproto::UDP && packet.dst == config.vtep {
+    if packet.proto == ipproto::UDP && packet.dst == config.underlay_ip {
         outer_fragment(ctx, packet);
     }
 }

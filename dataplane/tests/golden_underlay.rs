@@ -342,7 +342,7 @@ fn decapsulation_undoes_encapsulation() -> Result<()> {
         let sent = frame(mac(LOCAL1.ip), mac(REMOTE1.ip), &ip(LOCAL1.ip, REMOTE1.ip), &tcp(1000, 80, "PA"));
         let out = golden("out", Program::FromContainer, dev.veth1, sent.clone(), Pass).run(&mut world.harness)?;
         let mut state = world.state.clone();
-        state.config.vtep = PEER;
+        (state.config.vtep, state.config.underlay_ip) = (PEER, PEER);
         state.vteps.insert(VTEP, state.vteps[&PEER]);
         for (task, vtep, kind) in [(LOCAL1, VTEP, 2), (REMOTE1, PEER, 1)] {
             let key = dataplane_common::endpoint::EndpointKey { net: net(APP), ip: task.ip };

@@ -51,7 +51,13 @@ fn backends(count: u8) -> Vec<Backend> {
 /// A bit of everything.
 fn state() -> MapState {
     let mut state = MapState {
-        config: Config { underlay_ifindex: 1, vtep: [192, 0, 2, 1], underlay_mtu: 1500, ..Config::default() },
+        config: Config {
+            underlay_ifindex: 1,
+            vtep: [192, 0, 2, 1],
+            underlay_ip: [192, 0, 2, 1],
+            underlay_mtu: 1500,
+            ..Config::default()
+        },
         locals: BTreeMap::from([(7, Local { tag: [1; 8], net: NET, ip: [10, 0, 1, 100], ..Local::default() })]),
         vnis: BTreeMap::from([(NET, VniInfo { net: NET, vxlan_ifindex: 9 })]),
         vteps: BTreeMap::from([([192, 0, 2, 2], Vtep { hiveway: 1, ..Vtep::default() })]),

@@ -32,7 +32,13 @@ fn backends(count: u8) -> Vec<Backend> {
 
 fn state() -> MapState {
     let mut state = MapState {
-        config: Config { underlay_ifindex: 1, vtep: [192, 0, 2, 1], underlay_mtu: 1500, ..Config::default() },
+        config: Config {
+            underlay_ifindex: 1,
+            vtep: [192, 0, 2, 1],
+            underlay_ip: [192, 0, 2, 1],
+            underlay_mtu: 1500,
+            ..Config::default()
+        },
         vteps: BTreeMap::from([([192, 0, 2, 2], Vtep { hiveway: 1, ..Vtep::default() })]),
         ..MapState::default()
     };

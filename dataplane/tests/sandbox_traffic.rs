@@ -92,7 +92,7 @@ impl Bridged {
 
 fn state() -> MapState {
     let mut state = MapState {
-        config: Config { underlay_mtu: 1500, vtep: [192, 0, 2, 1], ..Config::default() },
+        config: Config { underlay_mtu: 1500, vtep: [192, 0, 2, 1], underlay_ip: [192, 0, 2, 1], ..Config::default() },
         ..MapState::default()
     };
     for (id, ip, tag) in [(IDS[0], CLIENT, [1; 8]), (IDS[1], SERVER, [2; 8])] {

@@ -21,8 +21,8 @@ use crate::{desired::Desired, observed::Observed};
 /// Node-wide facts that the plan needs besides the desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// This node's tunnel address.
-    pub vtep: std::net::Ipv4Addr,
+    /// The underlay's own address, from which tunnels leave.
+    pub local: std::net::Ipv4Addr,
     /// UDP port of VXLAN.
     pub port: u16,
     /// MTU of the underlay interface.

@@ -103,6 +103,8 @@ pub struct Facts {
     pub underlay_mtu: u16,
     /// Its MAC; zero: it has none.
     pub underlay_mac: [u8; 6],
+    /// Its own address, where that is not the node's tunnel address: a 1:1 NAT announces another.
+    pub underlay_ip: Option<Ipv4Addr>,
     /// This node's addresses on its mesh interfaces, with the interface's index.
     pub node_addresses: BTreeMap<Ipv4Addr, u32>,
     /// A Docker engine here balances VIPs by itself (the kernel has IPVS): connections that began before us are its.

@@ -45,6 +45,7 @@ fn three_replicas_on_n1() {
             abi: ABI_VERSION,
             underlay_ifindex: 2,
             vtep: own,
+            underlay_ip: own,
             mesh_vni: [0, 0xff, 0xff, 0xfe],
             vxlan_port: [0x12, 0xb5],
             underlay_mtu: 1500,

@@ -127,7 +127,7 @@ impl Agent {
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
         let mut links = observe_links(&self.socket).await?;
         self.find_uplinks(&links, round).await;
-        let carried = underlay(&self.args, self.vtep(), &links, &self.uplinks);
+        let carried = underlay(&self.args, self.local(), &links, &self.uplinks);
         round.note(&mut self.backoff, "underlay", carried);
         let gateway = gateway(&self.args, &links);
         round.note(&mut self.backoff, "addresses", addresses(&links, &gateway));
@@ -168,7 +168,7 @@ impl Agent {
         let underlay_mtu = self.uplinks.mtu;
         self.look_into_sandboxes(&desired, &settings, &links, &namespaces, round);
         let observed = Observed { links, namespaces, host };
-        let tunnel = Tunnel { vtep: self.vtep(), port: vxlan_port, underlay_mtu };
+        let tunnel = Tunnel { local: self.local(), port: vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
         links = observed.links;
         round.blocked(&mut self.backoff, &plan);
@@ -211,6 +211,11 @@ impl Agent {
     fn vtep(&self) -> std::net::Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
         node.map_or(std::net::Ipv4Addr::UNSPECIFIED, |node| node.vtep)
+    }
+
+    /// The node's own address where tunnels arrive.
+    fn local(&self) -> std::net::Ipv4Addr {
+        self.args.underlay_address.unwrap_or_else(|| self.vtep())
     }
 
     /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
@@ -361,12 +366,12 @@ impl Agent {
 
     /// What `--underlay` means now. What the kernel does not tell stays as it was.
     async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
-        let (underlay, vtep) = (self.args.underlay(), self.vtep());
+        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local());
         let model = self.table.model.clone();
         let others = model.nodes.values().map(|node| node.vtep).filter(|other| *other != vtep);
-        let routes = uplinks::routes(&self.socket, &underlay, vtep, others).await;
+        let routes = uplinks::routes(&self.socket, &underlay, local, others).await;
         let Some(routes) = round.note(&mut self.backoff, "uplinks", routes) else { return };
-        let found = uplinks::choose(&underlay, links, vtep, &routes);
+        let found = uplinks::choose(&underlay, links, local, &routes);
         if found != self.uplinks {
             tracing::info!("VXLAN of other nodes arrives on {}", found.text());
             self.uplinks = found;
@@ -409,6 +414,7 @@ impl Agent {
         left_out.dedup();
         self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
+        self.last.underlay_address = self.args.underlay_address;
         self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.uplinks = self.uplinks.clone();
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));

@@ -68,6 +68,8 @@ pub struct Snapshot {
     pub waiting: Vec<Trouble>,
     /// Tunnel address.
     pub vtep: Option<std::net::Ipv4Addr>,
+    /// The underlay's own address, where that is another.
+    pub underlay_address: Option<std::net::Ipv4Addr>,
     /// UDP port of VXLAN.
     pub vxlan_port: Option<u16>,
     /// Where other nodes' VXLAN arrives.

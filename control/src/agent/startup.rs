@@ -14,7 +14,7 @@ use super::{newcomer::Newcomer, table::Table};
 use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
-    metrics,
+    local_address, metrics,
     netlink::{Socket, observe_links},
     preflight,
     source::Conductor,
@@ -67,7 +67,7 @@ pub(super) async fn start(
     args.node.clone_from(&table.node);
     let node = table.model.find_node(&args.node)?;
     let socket = Socket::open().context("cannot open a netlink socket")?;
-    interfaces(args, node.vtep, &socket).await?;
+    interfaces(args, node.vtep, live, &socket).await?;
     let args = &*args;
     let bpffs = args.bpffs.clone();
     let checks = tokio::task::spawn_blocking(move || preflight::checks(&bpffs, false)).await.context("preflight")?;
@@ -117,11 +117,24 @@ pub(super) async fn start(
     Ok(Started { table, socket, state, dataplane, newcomer, status, metrics, instance })
 }
 
-async fn interfaces(args: &AgentArgs, vtep: Ipv4Addr, socket: &Socket) -> anyhow::Result<()> {
+async fn interfaces(
+    args: &mut AgentArgs,
+    vtep: Ipv4Addr,
+    live: Option<&Conductor>,
+    socket: &Socket,
+) -> anyhow::Result<()> {
     let links = observe_links(socket).await?;
     let known = || links.keys().filter(|name| *name != "lo").cloned().collect::<Vec<_>>().join(", ");
-    uplinks::check(&args.underlay(), &links, vtep).map_err(anyhow::Error::msg)?;
-    if let Underlay::Named(names) = args.underlay() {
+    let underlay = args.underlay();
+    let own = live.map(|live| local_address::candidates(&live.hub.engine.borrow()));
+    args.underlay_address = local_address::find(args.underlay_address, &underlay, &links, vtep, own.as_deref())
+        .map_err(anyhow::Error::msg)?;
+    let local = args.underlay_address.unwrap_or(vtep);
+    if local != vtep {
+        tracing::warn!("{vtep}, as other nodes know this one, is taken to lead to {local} here: a NAT stands between");
+    }
+    uplinks::check(&underlay, &links, local).map_err(anyhow::Error::msg)?;
+    if let Underlay::Named(names) = underlay {
         for name in names.iter().filter(|name| links.get(*name).is_some_and(|link| !link.up)) {
             tracing::warn!("underlay interface {name} is down; set it up");
         }

@@ -1,6 +1,11 @@
 //! `hiveway agent`: all flags of the contract.
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use clap::{Args, ValueEnum};
 use hiveway_core::model::{AllowEntry, AllowList, Place, Places};
@@ -26,6 +31,10 @@ pub struct AgentArgs {
     /// to other nodes lead through. With the live sources `auto` if left out.
     #[arg(long, value_name = "IFACE,...|auto")]
     pub underlay: Option<Underlay>,
+    /// The node's own address where tunnels arrive, where a 1:1 NAT announces another one to the other nodes. With the live
+    /// sources it is found by itself.
+    #[arg(long, value_name = "ADDR")]
+    pub underlay_address: Option<Ipv4Addr>,
     /// This node's engine, for live sources.
     #[command(flatten)]
     pub engine: EngineArgs,

@@ -158,7 +158,11 @@ fn tunnel(node: &Value) -> String {
         Value::Null => String::new(),
         port => format!(", UDP port {}", text(port)),
     };
-    format!("{} on {}{port}", text(&node["vtep"]), text(&node["underlay"]))
+    let own = match &node["underlay_address"] {
+        Value::Null => String::new(),
+        own => format!(" (NAT, here {})", text(own)),
+    };
+    format!("{}{own} on {}{port}", text(&node["vtep"]), text(&node["underlay"]))
 }
 
 /// The node's engine, where there is one.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     path::Path,
 };
@@ -22,6 +22,8 @@ const STATE: &str = "docker-state.json";
 struct State {
     /// As an address; empty: the node's address.
     data_path_addr: String,
+    /// The node's own; empty on nodes that have joined.
+    local_addr: String,
 }
 
 /// Brings `view` up to date; its containers stay.
@@ -38,7 +40,10 @@ pub(super) fn apply(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) 
     }
     view.manager = swarm.control_available == Some(true);
     view.local.node = swarm.node_id.clone().filter(|id| !id.is_empty());
-    view.local.vtep = data_path(swarm_dir).or_else(|| swarm.node_addr.as_ref()?.parse().ok());
+    let state = state(swarm_dir);
+    let announced = || swarm.node_addr.as_ref()?.parse().ok();
+    view.local.vtep = state.data_path_addr.parse().ok().or_else(announced);
+    view.local_addr = state.local_addr.parse().ok();
     let port = swarm.cluster.as_ref().and_then(|cluster| cluster.data_path_port);
     view.data_path_port = port.and_then(|port| NonZeroU16::new(u16::try_from(port).ok()?));
     view.managers = managers(swarm);
@@ -50,10 +55,10 @@ fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
     remote.filter_map(|peer| Some((address(peer.addr.as_ref()?)?, peer.node_id.clone().unwrap_or_default()))).collect()
 }
 
-fn data_path(swarm_dir: &Path) -> Option<Ipv4Addr> {
-    let text = fs::read(swarm_dir.join(STATE)).ok()?;
-    let state: State = serde_json::from_slice(&text).ok()?;
-    state.data_path_addr.parse().ok()
+/// All empty where it cannot be read.
+fn state(swarm_dir: &Path) -> State {
+    let read = || serde_json::from_slice(&fs::read(swarm_dir.join(STATE)).ok()?).ok();
+    read().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -79,9 +84,13 @@ mod tests {
         assert_eq!(view.managers, BTreeMap::from([([192, 0, 2, 11].into(), "m".to_owned())]));
 
         // Another address carries the data.
-        fs::write(directory.path().join(STATE), r#"{"DataPathAddr": "198.51.100.13", "DataPathPort": 0}"#).unwrap();
+        fs::write(
+            directory.path().join(STATE),
+            r#"{"LocalAddr": "10.0.0.13", "DataPathAddr": "198.51.100.13", "DataPathPort": 0}"#,
+        )
+        .unwrap();
         apply(&mut view, &swarm(WORKER), directory.path());
-        assert_eq!(view.local.vtep, Some([198, 51, 100, 13].into()));
+        assert_eq!((view.local.vtep, view.local_addr), (Some([198, 51, 100, 13].into()), Some([10, 0, 0, 13].into())));
 
         // While the engine starts it does not say, and it stays as it was.
         let before = view.clone();

@@ -6,7 +6,14 @@ mod info;
 mod questions;
 mod session;
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use hiveway_core::merge::LocalView;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
@@ -31,6 +38,8 @@ pub struct EngineView {
     pub managers: BTreeMap<IpAddr, String>,
     /// UDP port of the engine's VXLAN, where it says so (managers).
     pub data_path_port: Option<NonZeroU16>,
+    /// This node's own address where the engine listens, which it may announce another one for.
+    pub local_addr: Option<Ipv4Addr>,
     /// Its program and the API version that is used; `None` before it has answered.
     pub version: Option<EngineVersion>,
     /// Containers that it could not be asked about, by id, and why: what was known of them stays.

@@ -1,6 +1,7 @@
 //! The relay of one agent: what runs when, as the node's engine says.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -239,7 +240,14 @@ async fn serve(
             return;
         }
         let Some(address) = listen_address(&mut hub, options.listen).await else { continue };
-        let listener = match TcpListener::bind(address).await {
+        let mut listener = TcpListener::bind(address).await;
+        if listener.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+            && options.listen.is_none()
+        {
+            // Behind a NAT the swarm's address is on no interface.
+            listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+        }
+        let listener = match listener {
             Ok(listener) => listener,
             Err(error) => {
                 let why = format!("cannot listen at {address}: {error}; choose another address with --relay-listen");

@@ -80,7 +80,7 @@ fn hop(
     if is_sample(known, now) {
         return None;
     }
-    let route = Route { src: word(&config.vtep), dst: vtep, proto: ipproto::UDP, len: outer_len(frame) };
+    let route = Route { src: word(&config.underlay_ip), dst: vtep, proto: ipproto::UDP, len: outer_len(frame) };
     match config.underlay_ifindex {
         0 => hop::forwarded(ctx, frame, &route),
         only => hop::through(ctx, frame, &route, only),

@@ -41,7 +41,8 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let packet = head::outer(frame)?;
     let config = config().ok()?;
     let uplink = own(frame, config)?;
-    if packet.proto == ipproto::UDP && packet.dst == word(&config.vtep) && packet.dport() == half(&config.vxlan_port) {
+    let to_us = packet.proto == ipproto::UDP && packet.dst == word(&config.underlay_ip);
+    if to_us && packet.dport() == half(&config.vxlan_port) {
         // On other interfaces nobody looks into a tunnel.
         if !uplink {
             return None;

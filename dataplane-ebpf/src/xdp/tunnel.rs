@@ -30,7 +30,6 @@ impl Part<INNER_NET> {
     pub(super) fn put_headers(self, config: &Config, hop: &Hop, tunnel: &Tunnel, inner: &Head) {
         const TASK: u64 = u16::from_le_bytes(TASK_MAC_PREFIX) as u64;
         const NODE: u64 = u16::from_le_bytes(NODE_MAC_PREFIX) as u64;
-        let src = word(&config.vtep);
         let headers = Headers {
             eth: (hop.first, hop.second),
             vtep: tunnel.vtep,
@@ -39,9 +38,9 @@ impl Part<INNER_NET> {
             sport: encap::source_port(hash::flow_of_words(inner.src, inner.dst, inner.ports, inner.proto)),
             vni: word(&config.mesh_vni),
             inner_dst: TASK | u64::from(tunnel.task) << 16,
-            inner_src: NODE | u64::from(src) << 16,
+            inner_src: NODE | u64::from(word(&config.vtep)) << 16,
         };
-        let words = headers.words(config, src);
+        let words = headers.words(config, word(&config.underlay_ip));
         self.put_eight::<0>(words[0]);
         self.put_eight::<8>(words[1]);
         self.put_eight::<16>(words[2]);

@@ -219,6 +219,7 @@ fn state(dev: &Devices) -> MapState {
         config: Config {
             underlay_ifindex: dev.underlay,
             vtep: VTEP,
+            underlay_ip: VTEP,
             mesh_vni: MESH.to_be_bytes(),
             vxlan_port: 4789u16.to_be_bytes(),
             underlay_mtu: 1500,

@@ -25,6 +25,7 @@ mod mesh;
 mod mesh_edges;
 mod mtu;
 mod namespaces;
+mod nat;
 mod next_hops;
 mod overlay;
 mod paths;

@@ -41,6 +41,17 @@ impl<'l> Cluster<'l> {
 
     /// As [`Cluster::start_with`], on nodes that are there already.
     pub(crate) fn start_on(lab: &'l Lab, nodes: Vec<Netns>, table: Table, extra: &[&str]) -> Result<Self> {
+        let extra: Vec<_> = extra.iter().map(|&word| word.to_owned()).collect();
+        Self::start_each(lab, nodes, table, |_| extra.clone())
+    }
+
+    /// As [`Cluster::start_on`], with arguments of its own for each node's agent.
+    pub(crate) fn start_each(
+        lab: &'l Lab,
+        nodes: Vec<Netns>,
+        table: Table,
+        extra: impl Fn(&Netns) -> Vec<String>,
+    ) -> Result<Self> {
         let file = lab.directory().join("table.json");
         let mut cluster = Self {
             lab,
@@ -59,7 +70,7 @@ impl<'l> Cluster<'l> {
                 node: node.label().to_owned(),
                 table: format!("file:{}", cluster.file.display()),
                 netns_dir: None,
-                extra: extra.iter().map(|&word| word.to_owned()).collect(),
+                extra: extra(node),
             };
             let agent = Agent::prepare(lab, node, options)?;
             agent.launch()?;

@@ -43,6 +43,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         abi: ABI_VERSION,
         underlay_ifindex: facts.underlay_ifindex,
         vtep: vtep.octets(),
+        underlay_ip: facts.underlay_ip.unwrap_or(vtep).octets(),
         mesh_vni: settings.mesh_vni.to_be_bytes(),
         vxlan_port: settings.vxlan_port.to_be_bytes(),
         underlay_mtu: facts.underlay_mtu,

@@ -47,7 +47,7 @@ fn vxlan(
 ) {
     let name = &subnet.vxlan;
     let alias = format!("{ALIAS_PREFIX}network={} vni={}", network.id, subnet.vni);
-    let want = Vxlan { vni: subnet.vni, local: tunnel.vtep, port: tunnel.port, learning: false };
+    let want = Vxlan { vni: subnet.vni, local: tunnel.local, port: tunnel.port, learning: false };
     let mut found = observed.links.get(name);
     match found {
         Some(link) if !usable(link, name, matches!(link.kind, Kind::Vxlan(_))) => {

@@ -13,7 +13,7 @@ use crate::{
 use dataplane_common::addr::Mac;
 use kernel::Kernel;
 
-const TUNNEL: Tunnel = Tunnel { vtep: std::net::Ipv4Addr::new(192, 168, 77, 11), port: 4789, underlay_mtu: 1500 };
+const TUNNEL: Tunnel = Tunnel { local: std::net::Ipv4Addr::new(192, 168, 77, 11), port: 4789, underlay_mtu: 1500 };
 
 const HOST_IP: std::net::Ipv4Addr = crate::settings::DEFAULT_HOST_IP;
 

@@ -55,6 +55,7 @@ pub(crate) fn facts(desired: &Desired) -> Facts {
         underlay_ifindex: 2,
         underlay_mtu: 1500,
         underlay_mac: [0x52, 0x54, 0, 0, 0, 1],
+        underlay_ip: None,
         node_addresses: desired.vtep.map(|ip| (ip, 2)).into_iter().collect(),
         ..Facts::default()
     }

@@ -59,6 +59,8 @@ struct Node {
     hostname: Option<String>,
     state: Option<String>,
     vtep: Option<Ipv4Addr>,
+    /// The underlay's own address behind a 1:1 NAT; null where it is `vtep`.
+    underlay_address: Option<Ipv4Addr>,
     /// UDP port of VXLAN; null before the first table.
     vxlan_port: Option<u16>,
     underlay: String,
@@ -220,6 +222,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             hostname: node.map(|node| node.hostname.clone()),
             state: node.map(|node| node.state.name().to_owned()),
             vtep: snapshot.vtep,
+            underlay_address: snapshot.underlay_address.filter(|own| Some(*own) != snapshot.vtep),
             vxlan_port: snapshot.vxlan_port,
             underlay: snapshot.uplinks.text(),
             gateway_bridge: snapshot
