@@ -115,8 +115,12 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     let mut checks = vec![
         Check { name: "privileges", result: said(check_privilege().map(|()| "enough capabilities".to_owned())) },
         Check { name: "bpffs", result: said(check_bpffs(bpffs).map(|()| bpffs.display().to_string())) },
-        Check { name: "hook", result: said(has_tcx().map(|found| tcx(found).to_owned())) },
     ];
+    if checks[0].result.is_err() {
+        // What the kernel refuses now says nothing about the kernel.
+        return checks;
+    }
+    checks.push(Check { name: "hook", result: said(has_tcx().map(|found| tcx(found).to_owned())) });
     if programs {
         checks.push(Check { name: "programs", result: try_programs() });
     }

@@ -101,16 +101,27 @@ fn newest(repository: &Repository, package: &str) -> Result<String> {
 }
 
 fn unpack(repository: &Repository, package: &str, image: &Image) -> Result<()> {
-    eprintln!("vm-test: downloading {package}");
-    let said =
-        sh::output(repository.command("apt-get").args(["download", "--quiet", package]).current_dir(&image.root));
-    said.context("apt-get download")?;
-    let archive = fs::read_dir(&image.root)?.flatten().map(|entry| entry.path()).find(|path| is(path, "deb"));
-    let archive = archive.context("apt-get has downloaded nothing")?;
-    sh::run(sh::command("dpkg").arg("-x").arg(&archive).arg(&image.root))?;
-    fs::remove_file(archive)?;
+    // Newer packages are split; the image's own then only says which parts there are.
+    let said = sh::output(repository.command("apt-cache").args(["depends", package]))?;
+    let depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::trim);
+    let parts = depends.filter(|name| ["linux-binary-", "linux-modules-"].iter().any(|part| name.starts_with(part)));
+    for package in [package].into_iter().chain(parts) {
+        eprintln!("vm-test: downloading {package}");
+        let mut download = repository.command("apt-get");
+        sh::output(download.args(["download", "--quiet", package]).current_dir(&image.root))
+            .context("apt-get download")?;
+        let archive = fs::read_dir(&image.root)?.flatten().map(|entry| entry.path()).find(|path| is(path, "deb"));
+        let archive = archive.context("apt-get has downloaded nothing")?;
+        sh::run(sh::command("dpkg").arg("-x").arg(&archive).arg(&image.root))?;
+        fs::remove_file(archive)?;
+    }
+    if !image.root.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", image.root.join("lib"))?;
+    }
     sh::run(sh::command("depmod").arg("-b").arg(&image.root).arg(&image.release))?;
-    let compressed = fs::read(image.root.join("boot").join(format!("vmlinuz-{}", image.release)))?;
+    let in_boot = image.root.join("boot").join(format!("vmlinuz-{}", image.release));
+    let beside_modules = image.root.join("lib/modules").join(&image.release).join("vmlinuz");
+    let compressed = fs::read(if in_boot.exists() { in_boot } else { beside_modules })?;
     let partial = image.root.join("vmlinux.part");
     decompress(&compressed, &partial)?;
     fs::rename(partial, &image.vmlinux)?;
