@@ -5,28 +5,23 @@ use std::fs;
 use hiveway_core::names;
 use serde_json::Value;
 
-use crate::nft;
-
-/// What is in the way, and what to do about it. `bridge`: the gateway bridge, if it is ours.
-pub fn warnings(bridge: Option<&str>, published: bool) -> Vec<String> {
+/// What is in the way, and what to do about it. `ruleset`: as `nft -j` lists it; `bridge`: the gateway bridge, if it is ours.
+pub fn warnings(ruleset: &Value, bridge: Option<&str>, published: bool) -> Vec<String> {
     let mut found = Vec::new();
-    // Without an answer there is nothing to say; the firewall's own item reports that nft does not work.
-    if let Ok(ruleset) = nft::ruleset() {
-        found.extend(bridge.and_then(|bridge| {
-            let chain = dropping(&ruleset, "forward", bridge)?;
-            Some(format!(
-                "{chain} drops what it does not accept, and names no {bridge}: containers reach nothing outside; accept \
-                 {bridge} there"
-            ))
-        }));
-        found.extend(published.then(|| dropping(&ruleset, "output", names::HOST)).flatten().map(|chain| {
-            let host = names::HOST;
-            format!(
-                "{chain} drops what it does not accept, and names no {host}: this node's own connections to published \
-                 ports fail; accept {host} there"
-            )
-        }));
-    }
+    found.extend(bridge.and_then(|bridge| {
+        let chain = dropping(ruleset, "forward", bridge)?;
+        Some(format!(
+            "{chain} drops what it does not accept, and names no {bridge}: containers reach nothing outside; accept \
+             {bridge} there"
+        ))
+    }));
+    found.extend(published.then(|| dropping(ruleset, "output", names::HOST)).flatten().map(|chain| {
+        let host = names::HOST;
+        format!(
+            "{chain} drops what it does not accept, and names no {host}: this node's own connections to published \
+             ports fail; accept {host} there"
+        )
+    }));
     const FILTERED: &str = "net/bridge/bridge-nf-call-iptables";
     if bridge.is_some() && fs::read_to_string(format!("/proc/sys/{FILTERED}")).is_ok_and(|text| text.trim() == "1") {
         found.push(format!(

@@ -84,6 +84,8 @@ counters! {
     MeshDirectReply = 21, "mesh_direct_reply";
     /// ICMP errors that said how large a tunnel's packet may be, and were believed.
     PathMtuLearned = 22, "path_mtu_learned";
+    /// Packets of clients to published ports that the host's packet filters may close to them: left to the host.
+    LeftToHost = 23, "left_to_host";
 }
 
 impl Counter {

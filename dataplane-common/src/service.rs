@@ -91,6 +91,16 @@ pub mod port_flag {
     pub const BOUND: u8 = 2;
     /// Only clients whose longest prefix in map `ALLOW` says so may open connections.
     pub const RESTRICTED: u8 = 1;
+    /// Map `LEFT` has entries for all ports at all interfaces.
+    pub const LEFT_EVERYWHERE: u8 = 0x10;
+    /// It has entries for all ports at one interface.
+    pub const LEFT_AT_INTERFACE: u8 = 0x20;
+    /// It has entries for this port at all interfaces.
+    pub const LEFT_AT_PORT: u8 = 0x40;
+    /// It has entries for this port at one interface.
+    pub const LEFT_AT_BOTH: u8 = 0x80;
+    /// Any of these: without them nobody looks into map `LEFT`.
+    pub const LEFT: u8 = LEFT_EVERYWHERE | LEFT_AT_INTERFACE | LEFT_AT_PORT | LEFT_AT_BOTH;
 }
 
 /// Values of map `ALLOW`: what is true for clients with that longest prefix. Clients without any may not.
@@ -117,9 +127,29 @@ pub struct AllowPrefix {
     pub ip: Ip4,
 }
 
+/// Data of the keys of map `LEFT` (longest prefix match, value: 1): clients whose packets to published ports are left to the
+/// host's own path, because its packet filters may close the port to them. A prefix length counts from the start of this
+/// structure: 64 + that of the CIDR.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct LeftPrefix {
+    /// Index of the interface that they arrive at, in the processor's byte order; zero: any.
+    pub ifindex: [u8; 4],
+    /// The port; all zero: any.
+    pub port: PortKey,
+    /// Address of the CIDR.
+    pub ip: Ip4,
+}
+
+/// Bits of a [`LeftPrefix`] before the address.
+pub const LEFT_BITS: u32 = 64;
+
 crate::assert_layout!(
     Backend: size 16 align 8,
     PortKey: size 4 align 4,
     PublishedPort: size 8 align 4,
     AllowPrefix: size 8 align 4,
+    LeftPrefix: size 12 align 4,
 );

@@ -3,6 +3,7 @@
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     vec::Vec,
 };
 
@@ -11,7 +12,7 @@ use crate::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
-    service::{AllowPrefix, Backend, PortKey},
+    service::{AllowPrefix, Backend, LeftPrefix, PortKey},
 };
 
 /// What a backend set belongs to. Set ids are handed out by the `dataplane` crate and never leave it.
@@ -60,6 +61,10 @@ pub struct MapState {
     pub deny: BTreeSet<(u32, AllowPrefix)>,
     /// Published ports that answer at some of this node's addresses only, with their class.
     pub bound: BTreeMap<PortKey, u8>,
+    /// Clients that are left to the host: (prefix length as in map `LEFT`, prefix). There may be many, and they seldom change.
+    pub left: Arc<BTreeSet<(u32, LeftPrefix)>>,
+    /// Which entries of `left` published ports have to be asked about: bits of [`crate::service::port_flag::LEFT`].
+    pub left_flags: BTreeMap<PortKey, u8>,
     /// Clients that are shown with another address: (prefix length as in map `CLIENTS`, prefix) → rule.
     pub clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }

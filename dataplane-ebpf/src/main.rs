@@ -31,6 +31,7 @@ mod group;
 mod headers;
 mod host;
 mod icmp;
+mod left;
 mod maps;
 mod mesh_backend;
 mod mesh_direct;

@@ -17,7 +17,7 @@ use dataplane_common::{
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
-    service::{AllowPrefix, Backend, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
+    service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
 
@@ -60,6 +60,8 @@ pub(crate) static FLOWS_PENDING: LruHashMap<FlowKey, Flow, { MAX_PENDING as usiz
 pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, { MAX_ACCESS as usize }, GROWING> = LpmTrie::new();
+#[btf_map]
+pub(crate) static LEFT: LpmTrie<LeftPrefix, u32, 262_144, GROWING> = LpmTrie::new();
 #[btf_map]
 pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = LpmTrie::new();
 #[btf_map]

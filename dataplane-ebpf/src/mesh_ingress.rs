@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, encap, flow, fragment, host, icmp,
+    affinity, decap, encap, flow, fragment, host, icmp, left,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
@@ -58,6 +58,10 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         if host::misplaced(config, || verdict::ifindex(ctx), packet) {
             return Ok(Action::Pass);
         }
+        // What comes over the host link has passed the node's own rules.
+        if port.flags & port_flag::LEFT != 0 && packet.dst != config.host_ip && is_left(ctx, port, packet) {
+            return Ok(Action::Pass);
+        }
         let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
         let Some(chosen) = affinity(ctx, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
@@ -95,6 +99,18 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         return slow_path::to_node(ctx, config, dst, src);
     }
     encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
+}
+
+/// Whether the packet is left to the host; counts it.
+// VERIFIER(6.18): not inlined. LLVM merged the ends of two paths otherwise, and shifted a pointer on one of them.
+#[inline(never)]
+fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> bool {
+    let key = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
+    let left = left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src));
+    if left {
+        verdict::count(ctx, Counter::LeftToHost);
+    }
+    left
 }
 
 /// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or

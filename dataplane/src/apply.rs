@@ -5,6 +5,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use dataplane_common::{
@@ -12,7 +14,7 @@ use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, kind},
     mesh::{ClientPrefix, ClientRule, NodeAddress},
-    service::{AllowPrefix, PortKey, PublishedPort, access, port_flag},
+    service::{AllowPrefix, LeftPrefix, PortKey, PublishedPort, access, port_flag},
     state::{MapChange, MapState, SetKey},
 };
 
@@ -42,7 +44,18 @@ impl Tables {
         let vteps = numbered(&have.vteps, &want.vteps);
         // XDP remembers for each connection that it was told yes. Before any of that is taken back it is told to ask again,
         // and after it that it may remember again. What is new it asks about in any case.
-        if have.config != with_abi(&want.config) || lost(&have.vteps, |key, vtep| vteps.get(key) == Some(vtep)) {
+        let have_left = self.left_now(want)?;
+        let left: BTreeMap<_, _> = match have_left {
+            Some(_) => want.left.iter().map(|prefix| (*prefix, LISTED)).collect(),
+            None => BTreeMap::new(),
+        };
+        let have_left = have_left.unwrap_or_default();
+        let closed = closed_ports(&have.ports, want);
+        if have.config != with_abi(&want.config)
+            || lost(&have.vteps, |key, vtep| vteps.get(key) == Some(vtep))
+            || lost(&left, |key, _| have_left.contains_key(key))
+            || !closed.is_empty()
+        {
             self.xdp_state.begin();
         }
 
@@ -54,7 +67,7 @@ impl Tables {
         put(&mut self.allow, &have.allow, &deny, &mut changes);
         let allow = overlaid(&of(&want.allow, access::ALLOWED), &deny);
         put(&mut self.allow, &overlaid(&have.allow, &deny), &allow, &mut changes);
-        let closed = closed_ports(&have.ports, want);
+        put(&mut self.left, &have_left, &left, &mut changes);
         put(&mut self.ports, &have.ports, &closed, &mut changes);
         // What an entry allows in a port that is not to be restricted any more, it allows until the port is open.
         let (still, no_longer): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -87,6 +100,10 @@ impl Tables {
         // A VIP that has no set yet stays as it is rather than being removed.
         remove(&mut self.ports, &have.ports, &ports, &mut changes);
         remove(&mut self.allow, &owned(&no_longer), &allow, &mut changes);
+        remove(&mut self.left, &have_left, &left, &mut changes);
+        if !changes.failures.iter().any(|failure| failure.map == MapName::Left) {
+            self.left_seen.get_or_insert_with(|| (want.left.clone(), Instant::now()));
+        }
         remove(&mut self.node_addresses, &have.node_addresses, &want.node_addresses, &mut changes);
         remove(&mut self.targets, &have.targets, &want.targets, &mut changes);
         remove(&mut self.clients, &have.clients, &want.clients, &mut changes);
@@ -141,6 +158,17 @@ impl Tables {
         })
     }
 
+    /// What map `LEFT` holds; `None`: just what is wanted. It may be large, so what was seen there a moment ago is believed.
+    fn left_now(&mut self, want: &MapState) -> Result<Option<BTreeMap<(u32, LeftPrefix), u32>>, MapFault> {
+        let believed = |(seen, at): &(_, Instant)| Arc::ptr_eq(seen, &want.left) && at.elapsed() < BELIEVED;
+        let large = want.left.len() > LARGE;
+        if large && self.left_seen.as_ref().is_some_and(believed) {
+            return Ok(None);
+        }
+        self.left_seen = None;
+        self.left.read().map(Some)
+    }
+
     fn put_config(&mut self, want: &Config, have: Config, changes: &mut Changes) {
         let want = with_abi(want);
         if want == have {
@@ -178,9 +206,9 @@ impl Tables {
                 SetKey::Port { proto, port } => {
                     let set = self.sets.id(key)?;
                     let key = PortKey { proto: *proto, _pad: 0, port: *port };
-                    let restricted = if want.restricted.contains(&key) { port_flag::RESTRICTED } else { 0 };
+                    let closing = closing_flags(want, &key);
                     let (bound, class) = want.bound.get(&key).map_or((0, 0), |class| (port_flag::BOUND, *class));
-                    Some((key, PublishedPort { set, flags: restricted | bound, class, ..PublishedPort::default() }))
+                    Some((key, PublishedPort { set, flags: closing | bound, class, ..PublishedPort::default() }))
                 }
                 SetKey::Vip { .. } => None,
             })
@@ -214,13 +242,26 @@ struct Held {
 
 /// Entries written with one system call.
 const AT_ONCE: usize = 1024;
+/// Value of entries in map `LEFT`.
+const LISTED: u32 = 1;
+/// From so many entries on map `LEFT` is not read whenever it is compared.
+const LARGE: usize = 4_096;
+/// But as often as this.
+const BELIEVED: Duration = Duration::from_secs(60);
 
-/// Ports that are open and are to be restricted, with that flag.
+/// Flags that keep clients from a port.
+fn closing_flags(want: &MapState, key: &PortKey) -> u8 {
+    let restricted = if want.restricted.contains(key) { port_flag::RESTRICTED } else { 0 };
+    restricted | want.left_flags.get(key).copied().unwrap_or(0)
+}
+
+/// Ports that are open to clients that they are to be closed to, with the flags that they lack.
 fn closed_ports(have: &BTreeMap<PortKey, PublishedPort>, want: &MapState) -> BTreeMap<PortKey, PublishedPort> {
-    have.iter()
-        .filter(|(key, port)| want.restricted.contains(key) && port.flags & port_flag::RESTRICTED == 0)
-        .map(|(key, port)| (*key, PublishedPort { flags: port.flags | port_flag::RESTRICTED, ..*port }))
-        .collect()
+    let closing = |(key, port): (&PortKey, &PublishedPort)| {
+        let flags = port.flags | closing_flags(want, key);
+        (flags != port.flags).then_some((*key, PublishedPort { flags, ..*port }))
+    };
+    have.iter().filter_map(closing).collect()
 }
 
 /// Addresses that stay, each with the classes that it had and will have.

@@ -39,6 +39,8 @@ pub enum MapName {
     DirectGate,
     /// Who may use restricted ports.
     Allow,
+    /// Clients that are left to the host.
+    Left,
     /// Clients that are shown with another address.
     Clients,
     /// Interfaces that XDP can send out of.
@@ -81,6 +83,7 @@ impl MapName {
         Self::FlowsPending,
         Self::DirectGate,
         Self::Allow,
+        Self::Left,
         Self::Clients,
         Self::XdpDevices,
         Self::XdpState,
@@ -113,6 +116,7 @@ impl MapName {
             Self::FlowsPending => "FLOWS_PENDING",
             Self::DirectGate => "DIRECT_GATE",
             Self::Allow => "ALLOW",
+            Self::Left => "LEFT",
             Self::Clients => "CLIENTS",
             Self::XdpDevices => "XDP_DEVICES",
             Self::XdpState => "XDP_STATE",

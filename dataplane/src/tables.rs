@@ -1,5 +1,7 @@
 //! All maps as typed handles.
 
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
 use aya::{
     Ebpf,
     maps::{Array, Map, MapData, MapError, PerCpuArray},
@@ -10,7 +12,7 @@ use dataplane_common::{
     counter::Stat,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
-    service::{AllowPrefix, PortKey, PublishedPort},
+    service::{AllowPrefix, LeftPrefix, PortKey, PublishedPort},
     state::SetKey,
     xdp::XdpDevice,
 };
@@ -28,6 +30,9 @@ use crate::{
     xdp_state::State,
 };
 
+/// Contents of map `LEFT`.
+pub(crate) type LeftClients = Arc<BTreeSet<(u32, LeftPrefix)>>;
+
 /// One handle per map.
 pub(crate) struct Tables {
     pub(crate) config: Array<MapData, Raw<Config>>,
@@ -39,6 +44,9 @@ pub(crate) struct Tables {
     pub(crate) ports: Table<PortKey, PublishedPort>,
     pub(crate) targets: Table<TargetKey, Target>,
     pub(crate) allow: Trie<AllowPrefix, u32>,
+    pub(crate) left: Trie<LeftPrefix, u32>,
+    /// What `left` was last seen to hold, and when.
+    pub(crate) left_seen: Option<(LeftClients, Instant)>,
     pub(crate) clients: Trie<ClientPrefix, ClientRule>,
     pub(crate) xdp_devices: Table<u32, XdpDevice>,
     pub(crate) xdp_state: State,
@@ -71,6 +79,8 @@ impl Tables {
             ports,
             targets: Table::new(MapName::MeshTargets, take(MapName::MeshTargets)?)?,
             allow: Trie::new(MapName::Allow, take(MapName::Allow)?)?,
+            left: Trie::new(MapName::Left, take(MapName::Left)?)?,
+            left_seen: None,
             clients: Trie::new(MapName::Clients, take(MapName::Clients)?)?,
             xdp_devices: Table::new(MapName::XdpDevices, take(MapName::XdpDevices)?)?,
             hops: Some(Hops::new(&take(MapName::Hops)?, xdp_state.clone())?),

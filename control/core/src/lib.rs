@@ -17,7 +17,9 @@ mod clashes;
 pub mod derive;
 pub mod desired;
 pub mod engine;
+// Firewalls.
 mod filter;
+pub mod firewall;
 mod joined;
 pub mod linger;
 pub mod merge;

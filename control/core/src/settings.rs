@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     desired::IfName,
+    firewall::LeftEntries,
     model::{AllowList, Places},
     observed::Replies,
     sandbox::Sandbox,
@@ -109,6 +110,8 @@ pub struct Facts {
     pub node_addresses: BTreeMap<Ipv4Addr, u32>,
     /// A Docker engine here balances VIPs by itself (the kernel has IPVS): connections that began before us are its.
     pub engine_balances: bool,
+    /// Clients that are left to the host's own path.
+    pub left: LeftEntries,
     /// What was found in the sandboxes of tapped tasks, by task id.
     pub sandboxes: BTreeMap<String, Sandbox>,
     /// Where replies of this node's tasks go, by task id, as far as that is known.

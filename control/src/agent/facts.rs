@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use dataplane_common::mesh::MAX_NODE_ADDRESSES;
 use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
+    firewall::LeftEntries,
     observed::{Kind, Link, Replies},
     plan::DEFAULT_GATEWAY_BRIDGE,
     sandbox::Sandbox,
@@ -110,6 +111,7 @@ pub(super) fn facts(
     sandboxes: &BTreeMap<String, Sandbox>,
     uplinks: &Uplinks,
     replies: &BTreeMap<String, Replies>,
+    left: LeftEntries,
 ) -> Result<Facts, String> {
     if let Underlay::Named(names) = args.underlay()
         && uplinks.names.is_empty()
@@ -131,6 +133,7 @@ pub(super) fn facts(
         underlay_ip: args.underlay_address,
         node_addresses,
         engine_balances: std::path::Path::new(IPVS).exists(),
+        left,
         sandboxes: sandboxes.clone(),
         replies: replies.clone(),
     })

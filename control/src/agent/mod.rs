@@ -5,6 +5,7 @@ mod backoff;
 mod change;
 mod facts;
 mod firewall;
+pub mod host_rules;
 mod memory;
 mod newcomer;
 mod next_hops;

@@ -31,6 +31,7 @@ use super::{
     backoff::Backoff,
     facts::{Gateway, addresses, facts, gateway, settings, underlay},
     firewall::{self, firewall, ports, stale},
+    host_rules::HostRules,
     memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
@@ -40,7 +41,7 @@ use super::{
     sweep::Sweeper,
     table::Table,
     tags::Tags,
-    takeover::{self, HostFirewall},
+    takeover,
     xdp::{self, Xdp, XdpStatus},
 };
 use crate::{
@@ -75,8 +76,8 @@ pub(super) struct Agent {
     pub(super) replies: BTreeMap<String, Replies>,
     /// An interface was missing in one of them.
     pub(super) incomplete: bool,
-    /// The host's own rules about published ports, as last read.
-    pub(super) host_rules: HostFirewall,
+    /// The host's own rules about published ports.
+    pub(super) host_rules: HostRules,
     /// Whether the other nodes know that this one runs Hiveway.
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
@@ -100,6 +101,8 @@ pub(super) enum Cause {
     Tick,
     /// The kernel's links or a namespace changed.
     Kernel,
+    /// Something in nftables has changed: our own table may be gone.
+    Guard,
     /// Time, too soon after the last look that took long: only connections are swept.
     Rest,
 }
@@ -136,7 +139,7 @@ impl Agent {
         round.note(&mut self.backoff, "VXLAN port", agreed);
         let mut settings =
             settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
-        let firewall = self.mesh_refused(&links, &gateway, cause);
+        let firewall = self.mesh_refused(&links, &gateway);
         settings.mesh_refused =
             firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
         let desired = self.derive(&settings, round)?;
@@ -279,6 +282,13 @@ impl Agent {
         self.guarded = guarded.then_some(wanted);
     }
 
+    /// Makes sure of our own table alone. Returns whether it had to be replaced: then everything is to be looked at.
+    pub(super) fn guard_table(&self) -> bool {
+        let Some((firewall, _)) = &self.guarded else { return false };
+        // What fails here is tried, and named, by the next round.
+        block_in_place(|| nft::ensure(firewall)).unwrap_or(false)
+    }
+
     fn maps(
         &mut self,
         desired: &Desired,
@@ -290,7 +300,8 @@ impl Agent {
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies);
+        let left = self.host_rules.entries(links);
+        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left);
         let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
@@ -429,8 +440,8 @@ impl Agent {
         self.last.unsupported = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
         self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
-        self.last.takeover =
-            takeover::account(model, settings, desired, &self.sandboxes, &self.host_rules, self.args.ignore_firewall);
+        self.last.takeover = takeover::account(model, settings, desired, &self.sandboxes);
+        self.last.firewall = self.host_rules.status(&self.args.ignored());
         self.last.left_out = left_out;
         if !self.last.tags.is_of(model) {
             self.last.tags = Arc::new(Tags::new(model.clone()));

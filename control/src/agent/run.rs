@@ -6,12 +6,13 @@ use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    task::{JoinHandle, block_in_place},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use super::{
     backoff::Backoff,
+    host_rules::HostRules,
     memory,
     next_hops::NextHops,
     ready,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     cli::AgentArgs,
-    metrics,
+    host_firewall, metrics,
     netlink::monitor,
     relay,
     source::{self, Conductor, Live, Setup, Source},
@@ -34,6 +35,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(5);
 /// How often the namespaces of waiting tasks are looked for.
 const WAITING: Duration = Duration::from_millis(500);
+/// How long the first round waits for the host's rules.
+const FIRST_RULES: Duration = Duration::from_secs(20);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -55,6 +58,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let conductor = args.table.is_live().then(|| conductor(&args));
+    let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
     let (ready, when_ready) = watch::channel(false);
     let relay = conductor.as_ref().map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready));
     let starting = conductor.as_ref().map(|conductor| Starting {
@@ -85,7 +89,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         started: std::time::Instant::now(),
         relay: relay.as_ref().map(|relay| relay.board.clone()),
         engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),
+        host_firewall: host_firewall.clone(),
     };
+    // What was never read may say anything: the first round waits for it.
+    let _ = timeout(FIRST_RULES, host_firewall.wait_for(|heard| heard.attempts > 0)).await;
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
     let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
@@ -125,7 +132,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         without_gateway: BTreeMap::new(),
         replies: Default::default(),
         incomplete: false,
-        host_rules: Default::default(),
+        host_rules: HostRules::new(host_firewall.clone()),
         newcomer,
         xdp: Default::default(),
         next_hops,
@@ -142,6 +149,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     loop {
         match cause {
             Cause::Rest => agent.rest(),
+            Cause::Guard if !block_in_place(|| agent.guard_table()) => {}
+            Cause::Guard => agent.reconcile(Cause::Tick).await,
             cause => agent.reconcile(cause).await,
         }
         if agent.last.ready && !announced {
@@ -158,6 +167,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 sleep(settle(&agent.args.table)).await;
                 while tables.try_recv().is_ok() {}
                 if agent.table.reload() { Cause::Table } else { Cause::Kernel }
+            }
+            Ok(()) = host_firewall.changed() => {
+                if agent.host_rules.are_new() { Cause::Tick } else { Cause::Guard }
             }
             Some(()) = links.recv() => {
                 sleep(LINKS_SETTLE).await;

@@ -9,8 +9,8 @@ use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, T
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 use tokio::sync::watch;
 
-use super::{tags::Tags, takeover::Takeover, xdp::XdpStatus};
-use crate::{cli::MeshReturn, engine::EngineView, relay::Board, source::Live, uplinks::Uplinks};
+use super::{host_rules::FirewallStatus, tags::Tags, takeover::Takeover, xdp::XdpStatus};
+use crate::{cli::MeshReturn, engine::EngineView, host_firewall::Heard, relay::Board, source::Live, uplinks::Uplinks};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -92,6 +92,8 @@ pub struct Snapshot {
     pub local_tasks: usize,
     /// What is taken over from a Docker engine; `None` if it carries no network.
     pub takeover: Option<Takeover>,
+    /// What is left to the host's own packet filters.
+    pub firewall: FirewallStatus,
     /// The first table has been programmed.
     pub ready: bool,
     /// Reconciliations so far.
@@ -153,6 +155,8 @@ pub struct About {
     pub relay: Option<Arc<Board>>,
     /// What this node's engine says, with live sources.
     pub engine: Option<watch::Receiver<Arc<EngineView>>>,
+    /// The host's packet filters, as last read.
+    pub host_firewall: tokio::sync::watch::Receiver<Heard>,
 }
 
 impl Shared {

@@ -1,5 +1,4 @@
-//! Beside a Docker engine: its sandboxes are looked into and their interfaces get programs, and the routing mesh is left to
-//! it where the host's own firewall has a say about published ports.
+//! Beside a Docker engine: its sandboxes are looked into and their interfaces get programs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,13 +16,8 @@ use hiveway_core::{
 };
 use serde::Serialize;
 
-use super::{
-    apply::Round,
-    facts::Gateway,
-    reconcile::{Agent, Cause},
-    shared::Trouble,
-};
-use crate::{host_firewall, mesh, netlink::Spaces};
+use super::{apply::Round, reconcile::Agent, shared::Trouble};
+use crate::netlink::Spaces;
 
 /// What is taken over from a Docker engine on this node, for display.
 #[derive(Clone, Debug, Serialize)]
@@ -42,68 +36,13 @@ pub struct Takeover {
     pub mesh: Option<bool>,
     /// Why not.
     pub mesh_why: Option<String>,
-    /// What the host's own firewall says about published ports.
-    pub firewall: Vec<String>,
-    /// `--ignore-firewall`.
-    pub firewall_ignored: bool,
 }
 
 /// How long a running task may be without an interface on the gateway bridge before others are told: the engine makes it
 /// before the task runs.
 const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Ports (IP protocol number, port), and the interfaces that their clients come in by.
-type Question = (BTreeSet<(u8, u16)>, BTreeSet<String>);
-
-/// The host's own rules about published ports, as last read.
-#[derive(Clone, Debug, Default)]
-pub(super) struct HostFirewall {
-    /// What it was asked about.
-    about: Option<Question>,
-    /// What restricts them; empty: nothing does.
-    pub(super) restrictions: Vec<String>,
-}
-
 impl Agent {
-    /// Why an engine's routing mesh must stay the engine's, as far as this node's firewall is concerned. An engine's own
-    /// mesh goes through the rules of DOCKER-USER; ours comes before all of them.
-    pub(super) fn mesh_refused(
-        &mut self,
-        links: &BTreeMap<String, Link>,
-        gateway: &Gateway,
-        cause: Cause,
-    ) -> Option<String> {
-        let published = published(&self.table.model);
-        if published.is_empty() {
-            self.host_rules = HostFirewall::default();
-            return None;
-        }
-        let clients = mesh::interfaces(links, &self.args.mesh_interfaces, &self.uplinks.names, &gateway.name);
-        let about = Some((published, clients));
-        if cause != Cause::Kernel || self.host_rules.about != about {
-            let read = tokio::task::block_in_place(|| {
-                about.as_ref().map_or(Ok(Vec::new()), |(ports, clients)| host_firewall::restrictions(ports, clients))
-            });
-            match read {
-                Ok(restrictions) => self.host_rules = HostFirewall { about, restrictions },
-                // A moment's failure changes nothing; what was never read may say anything.
-                Err(why) if self.host_rules.about.is_none() => {
-                    self.host_rules.restrictions = vec![format!("the host's firewall cannot be read: {why}")];
-                }
-                Err(why) => tracing::warn!("the host's firewall cannot be read, what it said before holds: {why}"),
-            }
-        }
-        let first = self.host_rules.restrictions.first().filter(|_| !self.args.ignore_firewall)?;
-        let more = match self.host_rules.restrictions.len() {
-            1 => String::new(),
-            n => format!(" (and {} more)", n - 1),
-        };
-        Some(format!(
-            "{first}{more}: clients would get past it; restrict them with --mesh-allow or the service's label \
-             hiveway.allow instead and start the agent with --ignore-firewall"
-        ))
-    }
-
     /// Finds the interfaces that the engine has made.
     pub(super) fn look_into_sandboxes(
         &mut self,
@@ -195,21 +134,12 @@ impl Agent {
     }
 }
 
-/// Ports that an engine's routing mesh publishes.
-fn published(model: &Model) -> BTreeSet<(u8, u16)> {
-    let engine = model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine);
-    let services = model.services.values().filter(|_| engine);
-    services.flat_map(|service| service.ports.iter().filter_map(|port| port.ingress())).collect()
-}
-
 /// What is taken over; `None` where no engine carries a network.
 pub(super) fn account(
     model: &Model,
     settings: &Settings,
     desired: &Desired,
     sandboxes: &BTreeMap<String, Sandbox>,
-    firewall: &HostFirewall,
-    firewall_ignored: bool,
 ) -> Option<Takeover> {
     let mut engine = model.networks.values().filter(|network| network.carrier == Carrier::Engine).peekable();
     engine.peek()?;
@@ -228,7 +158,5 @@ pub(super) fn account(
         mesh_tasks: sandboxes.values().filter(|sandbox| sandbox.gateway.is_some()).count(),
         mesh: ingress.then_some(why.is_none()),
         mesh_why: why,
-        firewall: firewall.restrictions.clone(),
-        firewall_ignored,
     })
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use hiveway_core::model::{AllowEntry, AllowList, Place, Places};
+use hiveway_core::{
+    firewall::Ignored,
+    model::{AllowEntry, AllowList, Place, Places},
+};
 use ipnet::Ipv4Net;
 
 use super::{ConnectionArgs, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR, EngineArgs, RelayArgs};
@@ -96,10 +99,12 @@ pub struct AgentArgs {
     /// another address is left to the stack.
     #[arg(long, value_name = "CIDR|IFACE,...", value_delimiter = ',')]
     pub mesh_addresses: Vec<Place>,
-    /// Take over a Docker engine's routing mesh even where the chain DOCKER-USER or the host's own firewall keeps clients
-    /// from published ports: they would not be asked.
-    #[arg(long)]
-    pub ignore_firewall: bool,
+    /// What the host's packet filters may close to some clients is left to them, and a Docker engine's routing mesh is not
+    /// taken over where that is everything. With this flag they are not asked: none of them, or only not these chains, named
+    /// like ip:filter:DOCKER-USER.
+    #[arg(long, value_name = "FAMILY:TABLE:CHAIN,...", value_delimiter = ',', num_args = 0.., require_equals = true,
+          default_missing_value = "all", value_parser = chain_name)]
+    pub ignore_firewall: Vec<String>,
     /// How many connections are remembered, and for how long.
     #[command(flatten)]
     pub connections: ConnectionArgs,
@@ -169,6 +174,15 @@ impl AgentArgs {
         self.underlay.clone().unwrap_or_default()
     }
 
+    /// `--ignore-firewall`.
+    pub fn ignored(&self) -> Ignored {
+        match self.ignore_firewall.as_slice() {
+            [] => Ignored::None,
+            chains if chains.iter().any(|chain| chain == "all") => Ignored::All,
+            chains => Ignored::Chains(chains.iter().cloned().collect()),
+        }
+    }
+
     /// `--mesh-allow`; `None` without the flag. IPv6 entries allow no IPv4 client.
     pub fn mesh_allow(&self) -> Option<AllowList> {
         (!self.mesh_allow.is_empty()).then(|| AllowList::new(&self.mesh_allow))
@@ -193,6 +207,15 @@ fn interface_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("an interface name has 1 to 15 characters, no `/`, `:` or space".into())
+    }
+}
+
+fn chain_name(text: &str) -> Result<String, String> {
+    let parts: Vec<_> = text.split(':').collect();
+    match parts.as_slice() {
+        ["all"] => Ok(text.to_owned()),
+        ["ip" | "inet" | "netdev", table, chain] if !table.is_empty() && !chain.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected FAMILY:TABLE:CHAIN like ip:filter:DOCKER-USER, with the family ip, inet or netdev".into()),
     }
 }
 
@@ -263,6 +286,15 @@ mod tests {
     }
 
     #[test]
+    fn chains_may_be_ignored() {
+        assert_eq!(parse(&[]).unwrap().ignored(), Ignored::None);
+        assert_eq!(parse(&["--ignore-firewall"]).unwrap().ignored(), Ignored::All);
+        let two = ["ip:filter:DOCKER-USER".to_owned(), "netdev:f:in".to_owned()];
+        let flag = format!("--ignore-firewall={}", two.join(","));
+        assert_eq!(parse(&[&flag, "--xdp", "off"]).unwrap().ignored(), Ignored::Chains(two.into()));
+    }
+
+    #[test]
     fn interfaces_are_a_list() {
         let args = parse(&["--mesh-interfaces", "eth0,eth1"]).unwrap();
         assert_eq!(args.mesh_interfaces, MeshInterfaces::Named(vec!["eth0".into(), "eth1".into()]));
@@ -285,6 +317,7 @@ mod tests {
             ["--mesh-deny", "10.0.0.1/8"],
             ["--mesh-addresses", "10.0.0.1/8"],
             ["--mesh-addresses", "eth0,"],
+            ["--ignore-firewall=DOCKER-USER", "--xdp=off"],
         ] {
             assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }

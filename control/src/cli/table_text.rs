@@ -244,6 +244,7 @@ fn status(value: &Value) -> String {
     let lines = lines.into_iter().chain(takeover(&value["takeover"]).map(|line| ("takeover", line)));
     let lines = lines.chain(ipv6(&value["ipv6"]).map(|line| ("ipv6", line)));
     let lines = lines.chain(engine(&value["engine"]).map(|line| ("engine", line)));
+    let lines = lines.chain(firewall(&value["firewall"]).map(|line| ("firewall", line)));
     let lines = lines.chain(relay(&value["relay"]).map(|line| ("relay", line)));
     let mut out: String = lines.map(|(name, line)| format!("{name:<10}{line}\n")).collect();
     let warnings = [&value["warnings"], &value["dataplane"]["warnings"], &value["relay"]["warnings"]];
@@ -315,14 +316,56 @@ fn takeover(takeover: &Value) -> Option<String> {
         (Value::Bool(true), _) => format!("routing mesh ({} tasks here)", text(&takeover["mesh_tasks"])),
         (_, why) => format!("NOT the routing mesh: {}", text(why)),
     };
-    let rules = takeover["firewall"].as_array().map_or(0, Vec::len);
-    let ignored = match takeover["firewall_ignored"] == true && rules > 0 {
-        true => format!("; ignored as asked: {}", list(&takeover["firewall"])),
-        false => String::new(),
-    };
     let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
     let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
-    Some(format!("{mesh}{ignored}; {vips}"))
+    Some(format!("{mesh}; {vips}"))
+}
+
+/// What is left to the host's packet filters, and what was not asked of them.
+fn firewall(firewall: &Value) -> Option<String> {
+    const SHOWN: usize = 3;
+    let rules = firewall["left"].as_array()?;
+    let named = |list: &Value, all: &str| match list.as_array() {
+        Some(names) if !names.is_empty() => self::list(list),
+        _ => all.to_owned(),
+    };
+    let rule = |rule: &Value| {
+        let prefixes = rule["prefixes"].as_u64().unwrap_or(0);
+        let shown = rule["sources"].as_array().map_or(0, Vec::len) as u64;
+        let more = if prefixes > shown { format!(" and {} more", prefixes - shown) } else { String::new() };
+        format!(
+            "{}{more} to {} at {} ({}: {})",
+            list(&rule["sources"]),
+            named(&rule["ports"], "all ports"),
+            named(&rule["interfaces"], "all interfaces"),
+            text(&rule["chain"]),
+            text(&rule["rule"]),
+        )
+    };
+    let mut parts: Vec<String> = rules.iter().take(SHOWN).map(rule).collect();
+    let more = firewall["rules"].as_u64().unwrap_or(0).saturating_sub(parts.len() as u64);
+    if more > 0 {
+        parts.push(format!("{more} more rules (status --json)"));
+    }
+    let ignored = list(&firewall["ignored"]);
+    let mut out = match (parts.is_empty(), ignored.as_str()) {
+        (true, _) => "closes no published port".to_owned(),
+        (false, "all") => format!("ignored as asked: {}", parts.join("; ")),
+        (false, _) => format!("left to the host: {}", parts.join("; ")),
+    };
+    if !ignored.is_empty() && ignored != "all" {
+        out += &format!("; ignored as asked: {ignored}");
+    }
+    if let Some(length) = firewall["widened_to"].as_u64() {
+        out += &format!("; too many prefixes, so everything that shares a /{length} with one of them");
+    }
+    if firewall["unread_sets"].as_array().is_some_and(|sets| !sets.is_empty()) {
+        out += &format!("; unread sets count for every source: {}", list(&firewall["unread_sets"]));
+    }
+    if let Some(error) = firewall["error"].as_str() {
+        out += &format!("; CANNOT BE READ, what it said before holds: {error}");
+    }
+    Some(out)
 }
 
 /// Where IPv6 clients are not served.

@@ -36,6 +36,10 @@ impl Collector for Agent {
         counter(out, "reconcile_errors", "Errors of single items in reconciliations", snapshot.errors)?;
         gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
         gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
+        let rules = snapshot.firewall.rules as i64;
+        gauge(out, "left_to_host_rules", "Rules of the host's packet filters that may close published ports", rules)?;
+        let prefixes = snapshot.firewall.prefixes as i64;
+        gauge(out, "left_to_host_prefixes", "Prefixes of clients that are left to the host", prefixes)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
         let addresses = snapshot.addresses.len() as i64;
         gauge(out, "node_addresses", "Addresses of this node, where published ports answer", addresses)?;

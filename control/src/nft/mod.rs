@@ -161,14 +161,6 @@ pub fn list_json(args: &[&str], limits: Limits) -> Result<Option<Value>, NftErro
     serde_json::from_slice(&listing).map(Some).map_err(|error| NftError::Answer(error.to_string()))
 }
 
-/// Everybody's rules, as `nft -j` lists them, without the elements of sets.
-///
-/// # Errors
-/// When `nft` is missing, refuses or hangs.
-pub fn ruleset() -> Result<Value, NftError> {
-    Ok(list_json(&["-j", "-t", "list", "ruleset"], OWN)?.unwrap_or_default())
-}
-
 /// What the guard against forged tunnels has dropped since the table was made; nothing if there is no table.
 ///
 /// # Errors

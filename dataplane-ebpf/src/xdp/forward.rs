@@ -32,7 +32,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     let asked = if known.generation == known::generation(state) {
         Asked { generation: known.generation, hop: known.hop }
     } else {
-        known::ask(packet, known)?
+        known::ask(packet, known, ctx.ctx)?
     };
     let now = flow::now();
     if !is_ours(frame, config, packet, known.flags, word(&known.vtep))

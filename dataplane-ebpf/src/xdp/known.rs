@@ -1,15 +1,20 @@
 //! What a connection's entry remembers of the other questions, so that one lookup answers all of them
 //! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use dataplane_common::{
     endpoint::vtep_mesh,
     flow::Affinity,
-    service::PublishedPort,
+    service::{PublishedPort, port_flag},
     xdp::{HopWords, XdpState},
 };
 
-use super::head::Head;
+use super::{
+    access::Frame,
+    head::{self, Head},
+};
 use crate::{
+    left,
     maps::{self, HOPS, NODE_ADDRESSES, PORTS, XDP_STATE},
     service,
 };
@@ -39,15 +44,26 @@ pub(super) fn generation(state: &XdpState) -> u32 {
 /// The questions that TC asks about a client's packet with this entry, but for what the entry and `CONFIG` answer, in the
 /// same order. `None`: one of them was answered with no.
 #[inline(always)]
-pub(super) fn ask(packet: &Head, known: &Affinity) -> Option<Asked> {
+pub(super) fn ask(packet: &Head, known: &Affinity, ctx: *mut xdp_md) -> Option<Asked> {
     let generation = ordered_generation()?;
-    published(packet)?;
+    if published(packet)?.flags & port_flag::LEFT != 0 && is_left(ctx) {
+        return None;
+    }
     match maps::vtep(&known.vtep) {
         Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),
         // Hiveway was taken down there (see `mesh_ingress::left_behind`): asked again for every packet.
         Some(_) if packet.may_open() => None,
         _ => Some(Asked { generation: 0, hop: 0 }),
     }
+}
+
+/// Whether the packet of `ctx`, which was looked at already, is left to the host.
+// Not inlined, and reads the packet again: the caller has no stack left for what the question needs.
+#[inline(never)]
+fn is_left(ctx: *mut xdp_md) -> bool {
+    let frame = Frame::of(&XdpContext::new(ctx));
+    let left = |packet: &Head| Some(left::is_left(published(packet)?, frame.ifindex, packet.port(), packet.src));
+    head::outer(frame).and_then(|packet| left(&packet)).unwrap_or(true)
 }
 
 /// What TC asks about whom a packet is for: a published port at an address of this node.

@@ -53,6 +53,9 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let now = flow::now();
     let (known, hop) = match affinity::pending(packet.key().get()) {
         Some(known) => {
+            if port.flags & port_flag::LEFT != 0 {
+                return None;
+            }
             let hop = way_of(frame, config, packet, known, now)?;
             (known, hop)
         }
@@ -81,7 +84,7 @@ fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u
     forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
-/// The first packet of a connection: its new entry, and its way.
+/// The first packet of a connection: its new entry, and its way. Where anything is left to the host TC opens connections.
 #[inline(always)]
 fn open(
     frame: Frame,
@@ -90,7 +93,7 @@ fn open(
     port: &PublishedPort,
     now: u64,
 ) -> Option<(&'static mut Affinity, Hop)> {
-    if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND) != 0 {
+    if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND | port_flag::LEFT) != 0 {
         return None;
     }
     for _ in 0..TRIES {

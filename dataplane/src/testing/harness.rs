@@ -58,6 +58,7 @@ const SIZES: &[(MapName, u32)] = &[
     (MapName::FlowsPending, 2048),
     (MapName::AffinityPending, 2048),
     (MapName::Allow, 64),
+    (MapName::Left, 64),
     (MapName::Clients, 64),
 ];
 

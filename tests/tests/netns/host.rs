@@ -233,10 +233,16 @@ fn settings_of_the_node_that_are_in_the_way_are_named() {
             node.run(&format!(
                 "nft add chain ip filter {chain} {{ type filter hook {hook} priority 0 ; policy drop ; }}"
             ))?;
-            ensure!(said(&format!("firewall chain ip filter {chain}"))?, "{chain} drops everything and nobody says so");
+            wait_for(&format!("{chain}, which drops everything, to be named"), PATIENCE, || {
+                ensure!(said(&format!("firewall chain ip filter {chain}"))?, "nobody says so");
+                Ok(())
+            })?;
             let key = if hook == "forward" { "iifname" } else { "oifname" };
             node.run(&format!("nft add rule ip filter {chain} {key} {interface} accept"))?;
-            ensure!(!said("firewall chain")?, "{chain} accepts {interface}");
+            wait_for(&format!("{chain}, which accepts {interface}, to be found harmless"), PATIENCE, || {
+                ensure!(!said("firewall chain")?, "it is named");
+                Ok(())
+            })?;
             node.run("nft delete table ip filter")?;
         }
         for (value, want) in [("1", true), ("0", false)] {

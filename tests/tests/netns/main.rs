@@ -9,6 +9,7 @@ mod drain;
 mod dsr;
 mod dsr_state;
 mod endings;
+mod firewall;
 mod flood;
 mod fragments;
 mod frames;

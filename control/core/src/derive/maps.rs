@@ -63,6 +63,8 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     maps.services();
     maps.ports(settings);
     maps.host_link();
+    maps.state.left = facts.left.entries.clone();
+    maps.state.left_flags.clone_from(&facts.left.flags);
     maps.state
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     agent::{
+        host_rules::FirewallStatus,
         shared::{Shared, Snapshot, Trouble},
         takeover::Takeover,
         xdp::XdpStatus,
@@ -41,6 +42,8 @@ pub(super) struct Status {
     failing: Vec<Item>,
     waiting: Vec<Item>,
     left_out: Vec<LeftOut>,
+    /// What the host's packet filters may close, which is left to them.
+    firewall: Firewall,
     /// Beside a Docker engine; null where none carries a network.
     takeover: Option<Takeover>,
     /// Local processes on published ports.
@@ -70,6 +73,16 @@ struct Node {
     mesh_return: &'static str,
     xdp: Vec<XdpStatus>,
     addresses: Vec<Ipv4Addr>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Firewall {
+    #[serde(flatten)]
+    judged: FirewallStatus,
+    /// Since the rules were last read; null before the first time.
+    read_seconds_ago: Option<u64>,
+    /// Why they cannot be read; what they said before holds.
+    error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -208,6 +221,8 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let model = &snapshot.model;
     let node = model.nodes.get(snapshot.node.as_str());
     let live = snapshot.live.as_deref();
+    let heard = shared.about.host_firewall.borrow().clone();
+    let listing = heard.reading.as_ref().map(|reading| reading.listing.clone()).unwrap_or_default();
     let reachable = live.is_none_or(|live| live.lost.is_none());
     let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
     let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
@@ -257,6 +272,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         failing: snapshot.failing.iter().map(item).collect(),
         waiting: snapshot.waiting.iter().map(item).collect(),
         left_out: snapshot.left_out.clone(),
+        firewall: Firewall { judged: snapshot.firewall.clone(), read_seconds_ago: ago(heard.at), error: heard.error },
         takeover: snapshot.takeover.clone(),
         shadowed: shadowed(&listeners, mesh),
         ipv6: not_served(!snapshot.published.is_empty(), &listeners)
@@ -264,6 +280,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         warnings: [
             snapshot.unsupported.clone(),
             warnings(
+                &listing,
                 snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
                 !snapshot.published.is_empty(),
             ),

@@ -1,0 +1,103 @@
+//! What is left to the host's own path, in the form in which packets ask for it.
+
+use std::collections::BTreeMap;
+
+use super::{
+    judge::{Closed, Port},
+    ranges::Ranges,
+};
+
+/// More prefixes than these are made fewer by making them shorter: what shares them with a closed address is left to the
+/// host, too.
+pub const MOST_PREFIXES: usize = 200_000;
+/// The lengths that are tried, the longest first.
+const LENGTHS: [u8; 7] = [28, 24, 20, 16, 12, 8, 0];
+
+/// Clients whose packets to published ports are left to the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// To all ports at all interfaces.
+    pub everywhere: Ranges,
+    /// To all ports at one interface, beyond those.
+    pub by_interface: BTreeMap<String, Ranges>,
+    /// To one port at all interfaces, beyond those.
+    pub by_port: BTreeMap<Port, Ranges>,
+    /// To one port at one interface, beyond those.
+    pub by_both: BTreeMap<(String, Port), Ranges>,
+    /// Prefixes longer than this were too many.
+    pub widened: Option<u8>,
+}
+
+impl Left {
+    /// `interfaces`: all where clients arrive; `ports`: all that are published.
+    pub fn of(closed: &Closed, interfaces: usize, ports: usize) -> Self {
+        let exact = Self::split(&closed.clients, interfaces, ports);
+        if exact.prefixes() <= MOST_PREFIXES {
+            return exact;
+        }
+        let mut shorter = exact;
+        for length in LENGTHS {
+            let clients: Vec<_> = closed
+                .clients
+                .iter()
+                .map(|(ports, interface, clients)| (ports.clone(), interface.clone(), clients.widened(length)))
+                .collect();
+            shorter = Self { widened: Some(length), ..Self::split(&clients, interfaces, ports) };
+            if shorter.prefixes() <= MOST_PREFIXES {
+                break;
+            }
+        }
+        shorter
+    }
+
+    fn split(clients: &[(Vec<Port>, String, Ranges)], interfaces: usize, ports: usize) -> Self {
+        // What is closed in all of `wanted` parts that there are: of those that are named here, if they are all.
+        let common = |parts: &BTreeMap<&Ranges, usize>, wanted: usize| {
+            let named: usize = parts.values().sum();
+            let met = parts.keys().fold(Ranges::all(), |met, part| met.and(part));
+            if named == wanted { met } else { Ranges::NONE }
+        };
+        let mut all = BTreeMap::<&Ranges, usize>::new();
+        let mut of_interface = BTreeMap::<&str, BTreeMap<&Ranges, usize>>::new();
+        let mut of_ports = BTreeMap::<&[Port], BTreeMap<&Ranges, usize>>::new();
+        for (group, interface, clients) in clients {
+            *all.entry(clients).or_default() += group.len();
+            *of_interface.entry(interface).or_default().entry(clients).or_default() += group.len();
+            *of_ports.entry(group).or_default().entry(clients).or_default() += 1;
+        }
+        let everywhere = common(&all, interfaces * ports);
+        let beyond = |ranges: Ranges| Some(ranges.minus(&everywhere)).filter(|ranges| !ranges.is_empty());
+        let by_interface: BTreeMap<String, Ranges> = of_interface
+            .into_iter()
+            .filter_map(|(name, parts)| Some((name.to_owned(), beyond(common(&parts, ports))?)))
+            .collect();
+        let at_all: BTreeMap<&[Port], Ranges> = of_ports
+            .into_iter()
+            .filter_map(|(group, parts)| Some((group, beyond(common(&parts, interfaces))?)))
+            .collect();
+        let by_port =
+            at_all.iter().flat_map(|(group, ranges)| group.iter().map(|port| (*port, ranges.clone()))).collect();
+        let mut by_both = BTreeMap::new();
+        for (group, interface, clients) in clients {
+            let Some(mut rest) = beyond(clients.clone()) else { continue };
+            for known in [by_interface.get(interface), at_all.get(group.as_slice())].into_iter().flatten() {
+                rest = rest.minus(known);
+            }
+            if !rest.is_empty() {
+                by_both.extend(group.iter().map(|port| ((interface.clone(), *port), rest.clone())));
+            }
+        }
+        Self { everywhere, by_interface, by_port, by_both, widened: None }
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.everywhere.is_empty() && self.by_interface.is_empty() && self.by_port.is_empty() && self.by_both.is_empty()
+    }
+
+    /// How many prefixes there are in all.
+    pub fn prefixes(&self) -> usize {
+        let parts = self.by_interface.values().chain(self.by_port.values()).chain(self.by_both.values());
+        [&self.everywhere].into_iter().chain(parts).map(|ranges| ranges.prefixes().count()).sum()
+    }
+}

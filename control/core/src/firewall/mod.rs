@@ -1,0 +1,101 @@
+//! What the host's own packet filters say about published ports.
+//!
+//! The routing mesh answers before them, so what they may close is left to the host's own path, where they decide; all else
+//! stays with the mesh. A packet to a port of an engine's routing mesh passes the hooks ingress, prerouting, forward (it is
+//! on its way to the engine's sandbox) and postrouting, never input; its answer the same ones, back.
+//!
+//! ```text
+//! iptables::tables  ─┐
+//! nftables::tables  ─┴▶ rules::Ruleset ─ judge ─▶ Closed (clients, ports, interfaces, and by what) ─ Left::of ─▶ Left
+//! ```
+//!
+//! What cannot be read with certainty widens what is left to the host, and never narrows it.
+
+mod entries;
+pub mod iptables;
+mod judge;
+mod left;
+pub mod nftables;
+mod ranges;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::BTreeSet;
+
+pub use entries::LeftEntries;
+pub use judge::{Closed, Port, Reason, judge};
+pub use left::{Left, MOST_PREFIXES};
+pub use ranges::Ranges;
+pub use rules::{Addresses, Base, Chain, Condition, End, Hook, Rule, Ruleset, Table, Verdict, state};
+
+/// The way of packets to published ports, without Hiveway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// They are an engine's: it forwards them to its sandbox on the gateway bridge. Otherwise nothing but Hiveway serves
+    /// them.
+    pub engine: bool,
+    /// What is published.
+    pub ports: BTreeSet<Port>,
+    /// Where clients arrive.
+    pub interfaces: BTreeSet<String>,
+    /// The node's addresses.
+    pub addresses: Ranges,
+    /// The gateway bridge.
+    pub bridge: String,
+    /// Its subnet.
+    pub bridge_subnet: Ranges,
+}
+
+/// `--ignore-firewall`: chains that are not looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Ignored {
+    /// Every chain is looked at.
+    #[default]
+    None,
+    /// Whatever they say.
+    All,
+    /// These are not, named like `ip:filter:DOCKER-USER`.
+    Chains(BTreeSet<String>),
+}
+
+impl Ignored {
+    /// Whether this chain is not looked at.
+    pub fn contains(&self, chain: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Chains(all) => all.contains(chain),
+        }
+    }
+}
+
+/// What is left to the host, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Clients that are.
+    pub left: Left,
+    /// What may close a port to them.
+    pub reasons: Vec<Reason>,
+    /// Why the mesh cannot be taken over at all: everything is closed to everybody, or may be.
+    pub unbounded: Option<Reason>,
+}
+
+/// Judges `rules`. With [`Ignored::All`] the reasons are those that are ignored.
+pub fn judgement(rules: &Ruleset, path: &Path, ignored: &Ignored) -> Judgement {
+    let all = *ignored == Ignored::All;
+    let closed = judge(rules, path, if all { &Ignored::None } else { ignored });
+    if all {
+        return Judgement { reasons: closed.reasons, ..Judgement::default() };
+    }
+    let left = Left::of(&closed, path.interfaces.len(), path.ports.len());
+    let largest = || {
+        let everything = |reason: &&Reason| {
+            reason.sources.is_all() && reason.ports.len() == path.ports.len() && reason.interfaces == path.interfaces
+        };
+        closed.reasons.iter().find(everything).or(closed.reasons.first()).cloned()
+    };
+    let unbounded = if left.everywhere.is_all() { largest() } else { None };
+    Judgement { left, reasons: closed.reasons, unbounded }
+}
