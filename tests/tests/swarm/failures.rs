@@ -36,7 +36,11 @@ pub(crate) fn nodes_rebooted(stage: &mut Stage) -> Result<()> {
         node.die()?;
         node.plug_in()?;
         node.start_engine()?;
-        wait_for(&format!("{label} to start its first processes"), PATIENCE, || node.ensure_up())?;
+        wait_for(&format!("{label} to have its own file systems"), PATIENCE, || {
+            let first = node.run("cat", &["/proc/1/comm"])?;
+            ensure!(first.trim() == "docker-init", "its first process is still {first}");
+            Ok(())
+        })?;
         agent.launch(&[])?;
         node.wait_engine()?;
         agent.wait_ready()?;
