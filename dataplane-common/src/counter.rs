@@ -86,6 +86,12 @@ counters! {
     PathMtuLearned = 22, "path_mtu_learned";
     /// Packets of clients to published ports that the host's packet filters may close to them: left to the host.
     LeftToHost = 23, "left_to_host";
+    /// Probes of this node's agent sent to other nodes.
+    ProbeSent = 24, "probe_sent";
+    /// Answers to them.
+    ProbeAnswered = 25, "probe_answered";
+    /// Other nodes' probes answered.
+    ProbeReply = 26, "probe_reply";
 }
 
 impl Counter {

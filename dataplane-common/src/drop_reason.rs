@@ -81,6 +81,8 @@ drop_reasons! {
     IcmpUnmatched = 28, "icmp_unmatched";
     /// A packet that is to be segmented later (GSO), of a kind that a tunnel cannot be put around or taken off.
     UnsupportedGso = 29, "unsupported_gso";
+    /// A node sends more probes than are answered.
+    ProbeRate = 30, "probe_rate";
 }
 
 /// Number of slots in map `DROPS`; leaves room so that a new reason does not change the map.

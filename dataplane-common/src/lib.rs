@@ -25,6 +25,7 @@ pub mod headers;
 pub mod mark;
 pub mod mesh;
 pub mod path;
+pub mod probe;
 pub mod service;
 #[cfg(feature = "state")]
 pub mod state;

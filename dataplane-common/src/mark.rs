@@ -35,6 +35,8 @@ pub mod decision {
     pub const REFUSE: u32 = 7;
     /// Out of the interface in `cb[1]` as it is.
     pub const DEVICE: u32 = 8;
+    /// For the programs alone; nobody else sees it.
+    pub const TAKEN: u32 = 9;
 }
 
 /// Which word of `skb->cb` holds the interface's id (with [`crate::endpoint::SANDBOX_BIT`]) when `from_sandbox` and

@@ -6,8 +6,8 @@ use aya_ebpf::programs::TcContext;
 use crate::{
     host,
     maps::config,
-    mesh_ingress, parse,
-    verdict::{Action, Verdict},
+    mesh_ingress, parse, probe,
+    verdict::{self, Action, Verdict},
 };
 
 /// Entry of the hook.
@@ -19,6 +19,9 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     match parse::from_outside(ctx) {
         Some(packet) => {
             let config = config()?;
+            if probe::is_to_leave(config, packet, verdict::ifindex(ctx)) {
+                return probe::leave(ctx, config, packet);
+            }
             match mesh_ingress::from_outside(ctx, config, packet, false) {
                 Ok(Action::Pass) => host::unserved(ctx, config, packet),
                 served => served,

@@ -131,11 +131,36 @@ pub(crate) fn encapsulate(
     if ip_len > u32::from(u16::MAX) && gso_size == 0 {
         return Err(DropReason::MtuExceeded);
     }
-    let out = match config.underlay_ifindex {
-        0 => egress(ctx, config, &vtep, source_port(hash))?,
-        only => only,
-    };
+    let out = uplink(ctx, config, &vtep, hash)?;
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
+    write_headers(ctx, config, vtep, vni, inner_dst, inner_src, tos, ip_len, hash)?;
+    verdict::count(ctx, Counter::Encapsulated);
+    Ok(Action::Neigh(out))
+}
+
+/// The interface that a tunnel's packet with this hash leaves through.
+#[inline(always)]
+pub(crate) fn uplink(ctx: &TcContext, config: &Config, vtep: &Ip4, hash: u32) -> Result<u32, DropReason> {
+    match config.underlay_ifindex {
+        0 => egress(ctx, config, vtep, source_port(hash)),
+        only => Ok(only),
+    }
+}
+
+/// Writes all headers of a tunnelled frame up to the inner Ethernet header; `ip_len`: of the outer IP packet.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "as for `encapsulate`")]
+pub(crate) fn write_headers(
+    ctx: &TcContext,
+    config: &Config,
+    vtep: Ip4,
+    vni: VniBytes,
+    inner_dst: Mac,
+    inner_src: Mac,
+    tos: u8,
+    ip_len: u32,
+    hash: u32,
+) -> Result<(), DropReason> {
     let headers = Headers {
         // The kernel writes them when it has resolved the next hop.
         eth: (0, 0),
@@ -153,9 +178,7 @@ pub(crate) fn encapsulate(
     // SAFETY: the buffer is large enough and aligned; any bytes are valid.
     unsafe { buffer.write(words) };
     // SAFETY: as above.
-    ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)?;
-    verdict::count(ctx, Counter::Encapsulated);
-    Ok(Action::Neigh(out))
+    ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)
 }
 
 /// The uplink that the route to `vtep` leads through; where it has several next hops, by the tunnel's ports if the node

@@ -44,6 +44,7 @@ mod outside;
 mod parse;
 mod path;
 mod pending;
+mod probe;
 mod quote;
 mod reject;
 mod sandbox;

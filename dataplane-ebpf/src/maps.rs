@@ -17,6 +17,7 @@ use dataplane_common::{
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
+    probe::{Probe, Probed},
     service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
@@ -74,6 +75,8 @@ pub(crate) static HOPS: Array<HopWords, { MAX_HOPS as usize }, { BPF_F_MMAPABLE 
 pub(crate) static PATHS: HashMap<Ip4, Path, { MAX_PATHS as usize }, GROWING> = HashMap::new();
 #[btf_map]
 pub(crate) static PATH_STATE: Array<PathState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+pub(crate) static PROBES: HashMap<Ip4, Probed, { MAX_PATHS as usize }, GROWING> = HashMap::new();
 /// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();
@@ -121,6 +124,8 @@ pub(crate) struct Scratch {
     pub(crate) fragmented: Fragmented,
     /// Headers that are about to be written.
     pub(crate) packet: Buffer,
+    /// A probe.
+    pub(crate) probe: Probe,
     /// The packet that an ICMP error quotes.
     pub(crate) quote: Quote,
 }

@@ -18,7 +18,7 @@ use crate::{
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
-    path, reject, service, slow_path, underlay,
+    path, probe, reject, service, slow_path, underlay,
     verdict::{self, Action, Verdict},
 };
 
@@ -49,6 +49,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         fragment::begin(packet, MESH_ZONE, place::INGRESS);
         // SAFETY: entries are replaced as a whole by the agent.
         let Some(port) = (unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.dport }) }) else {
+            probe::note_stray(ctx, config, packet);
             return Ok(Action::Pass);
         };
         // SAFETY: as above.

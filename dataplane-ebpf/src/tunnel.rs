@@ -17,7 +17,7 @@ use crate::{
     maps::VNIS,
     mesh_backend, mesh_ingress, mesh_stock,
     parse::{self, Copied, Eth, Fragment, Packet},
-    slow_path,
+    probe, slow_path,
     underlay::low24,
     verdict::{Action, Verdict},
 };
@@ -124,6 +124,9 @@ fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
     if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
         forward(ctx, config, outer, &eth, inner, task)
     } else if ip_in_mac(NODE_MAC_PREFIX, eth.dst) == Some(config.vtep) {
+        if probe::is_probe(&eth) {
+            return probe::arrived(ctx, config, outer, &eth, inner);
+        }
         mesh_ingress::from_tunnel(ctx, config, outer, &eth, inner)
     } else {
         Err(DropReason::MeshNoTarget)

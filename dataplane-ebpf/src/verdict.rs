@@ -30,7 +30,9 @@ pub(crate) enum Action {
     Device(u32),
     /// Back to its sender: out of the interface it came from, or into the one it was to leave by.
     Reply(u32),
-    /// The same, with the answer that the packet is not served. It was counted as dropped before it became the answer.
+    /// For the programs alone, and done with: not dropped, for it has come where it should.
+    Taken,
+    /// As [`Action::Reply`], with the answer that the packet is not served. It was counted as dropped before it became the answer.
     Refuse(u32, DropReason),
 }
 
@@ -91,6 +93,10 @@ fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
             note(ctx, decision::REFUSE, reason as u32);
             // SAFETY: plain helper call.
             unsafe { bpf_redirect(ifindex, back) as i32 }
+        }
+        Ok(Action::Taken) => {
+            note(ctx, decision::TAKEN, 0);
+            TC_ACT_SHOT
         }
         Err(reason) => {
             count_drop(ctx, reason);

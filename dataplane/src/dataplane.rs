@@ -31,6 +31,7 @@ use crate::{
     object::OBJECT,
     paths::Paths,
     preflight::{self, PreflightError},
+    probes::Probes,
     sandbox::{self, Sandboxes, TakeError},
     table::Entries as _,
     tables::Tables,
@@ -158,6 +159,11 @@ impl Dataplane {
     /// The maps of path MTUs, for whoever follows routes; the first time only.
     pub fn take_paths(&mut self) -> Option<Paths> {
         self.tables.paths.take()
+    }
+
+    /// The map of what came of probes, for whoever sends them under this nonce; the first time only.
+    pub fn take_probes(&mut self, nonce: u64) -> Option<Probes> {
+        self.tables.probes.take().map(|table| Probes::new(table, nonce))
     }
 
     /// The number of each other node's next hop in that map, see [`Hops::put`].

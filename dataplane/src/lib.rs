@@ -25,6 +25,7 @@ mod options;
 mod paths;
 mod pod;
 mod preflight;
+mod probes;
 mod program;
 mod sandbox;
 mod sets;
@@ -57,6 +58,7 @@ pub use crate::{
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
     preflight::{Check, PreflightError, checks, preflight, try_clsact},
+    probes::Probes,
     program::{Direction, Program, UnknownProgram},
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},

@@ -53,6 +53,8 @@ pub enum MapName {
     Paths,
     /// The same for all of them, and what of ICMP is believed.
     PathState,
+    /// What came of probes.
+    Probes,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
     /// Where packets of links without an Ethernet header go on.
@@ -90,6 +92,7 @@ impl MapName {
         Self::Hops,
         Self::Paths,
         Self::PathState,
+        Self::Probes,
         Self::SandboxPrograms,
         Self::L3Programs,
         Self::Drops,
@@ -123,6 +126,7 @@ impl MapName {
             Self::Hops => "HOPS",
             Self::Paths => "PATHS",
             Self::PathState => "PATH_STATE",
+            Self::Probes => "PROBES",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::L3Programs => "L3_PROGRAMS",
             Self::Drops => "DROPS",

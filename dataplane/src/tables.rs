@@ -12,6 +12,7 @@ use dataplane_common::{
     counter::Stat,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
+    probe::Probed,
     service::{AllowPrefix, LeftPrefix, PortKey, PublishedPort},
     state::SetKey,
     xdp::XdpDevice,
@@ -52,6 +53,7 @@ pub(crate) struct Tables {
     pub(crate) xdp_state: State,
     pub(crate) hops: Option<Hops>,
     pub(crate) paths: Option<Paths>,
+    pub(crate) probes: Option<Table<Ip4, Probed>>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
     pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
@@ -86,6 +88,7 @@ impl Tables {
             hops: Some(Hops::new(&take(MapName::Hops)?, xdp_state.clone())?),
             xdp_state,
             paths: Some(Paths::new(take(MapName::Paths)?, &take(MapName::PathState)?)?),
+            probes: Some(Table::new(MapName::Probes, take(MapName::Probes)?)?),
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
                 flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,

@@ -31,7 +31,7 @@ pub struct Desired {
     pub tapped: Vec<TappedTask>,
     /// The gateway bridge; `None` while no local task needs one.
     pub gateway: Option<GatewayBridge>,
-    /// The host link; `None` while this node has no published port.
+    /// The host link; `None` while this node has no published port and no other node that runs Hiveway.
     pub host_link: Option<HostLink>,
     /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks in
     /// host mode. (IP protocol number, port).

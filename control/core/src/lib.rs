@@ -27,7 +27,9 @@ pub mod model;
 pub mod names;
 pub mod next_hop;
 pub mod observed;
+pub mod path_check;
 pub mod plan;
+pub mod probe;
 mod problem;
 mod roles;
 pub mod sandbox;
@@ -38,7 +40,7 @@ mod tag;
 mod topology;
 pub mod views;
 
-pub use derive::{DeriveError, derive, map_state};
+pub use derive::{DeriveError, derive, map_state, peers};
 pub use desired::{Desired, GatewayAddresses, LeftOut};
 pub use filter::filter;
 pub use model::Model;

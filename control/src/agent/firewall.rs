@@ -59,7 +59,7 @@ pub(super) fn firewall(
 
 /// Translations into the host link, once both of its ends are up: before, they would lead nowhere.
 fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, uplinks: &Uplinks) -> Option<HostRules> {
-    let (link, vtep) = (desired.host_link?, desired.vtep?);
+    let (link, vtep) = (desired.host_link.filter(|_| !desired.published.is_empty())?, desired.vtep?);
     let up = |name: &str| links.get(name).is_some_and(|link| link.up && link.is_ours(name));
     if !up(names::HOST) || !up(names::HOST_FAR) {
         return None;

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::Ipv4Addr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use super::probes;
 use crate::{
     netlink::{
         Error, Socket, confirm,
@@ -66,7 +68,7 @@ impl NextHops {
     ///
     /// # Errors
     /// When the kernel refuses a socket.
-    pub(super) fn start(hops: Hops, paths: Paths) -> io::Result<Self> {
+    pub(super) fn start(hops: Hops, paths: Paths, board: Arc<probes::Paths>) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(Wanted::default());
         let (hear, heard) = watch::channel(Heard::default());
         // Ends when nobody hears it.
@@ -75,6 +77,8 @@ impl NextHops {
             socket: Socket::open()?,
             hops,
             paths,
+            board,
+            probed: BTreeMap::new(),
             wanted: wants,
             heard,
             underlay: None,
@@ -114,6 +118,10 @@ struct Follower {
     socket: Socket,
     hops: Hops,
     paths: Paths,
+    /// Where path MTUs are shown, and probes say what passes.
+    board: Arc<probes::Paths>,
+    /// What they last said.
+    probed: BTreeMap<Ip4, u16>,
     wanted: watch::Receiver<Wanted>,
     heard: watch::Receiver<Heard>,
     underlay: Option<Underlay>,
@@ -174,6 +182,10 @@ impl Follower {
                 only => underlay(&self.socket, only).await?,
             };
             self.ways = self.ask_ways(wanted).await?;
+        }
+        let probed = self.board.limits();
+        if ask || probed != self.probed {
+            self.probed = probed;
             self.limit_paths(wanted)?;
         }
         if !wanted.xdp {
@@ -207,9 +219,12 @@ impl Follower {
     fn limit_paths(&mut self, wanted: &Wanted) -> Result<(), Trouble> {
         self.paths.believe(sysctl::path_mtu());
         let interface = u16::try_from(wanted.mtu).unwrap_or(u16::MAX);
-        let limit = |vtep: &Ip4| PathLimit { route: route_mtu(self.ways.get(vtep), interface), ..PathLimit::default() };
+        let limit = |vtep: &Ip4| PathLimit {
+            route: route_mtu(self.ways.get(vtep), interface),
+            probed: self.probed.get(vtep).copied().unwrap_or(0),
+        };
         let limits = wanted.nodes.keys().map(|vtep| (*vtep, limit(vtep))).collect();
-        self.paths.limit(&limits, interface)?;
+        self.board.set_mtus(self.paths.limit(&limits, interface)?);
         Ok(())
     }
 

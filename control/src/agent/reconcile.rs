@@ -21,6 +21,7 @@ use hiveway_core::{
     change::Programmed,
     derive, map_state, names,
     observed::{HostEnd, Link, Observed, Replies},
+    peers,
     plan::{Stage, Tunnel, plan},
     sandbox::Sandbox,
 };
@@ -35,6 +36,7 @@ use super::{
     memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
+    probes::{self, Probing},
     programs::{self, Attachment},
     rest,
     shared::{Shared, Snapshot, Trouble},
@@ -84,6 +86,7 @@ pub(super) struct Agent {
     pub(super) next_hops: NextHops,
     /// What `--underlay` means now.
     pub(super) uplinks: Uplinks,
+    pub(super) probing: Probing,
     /// Processor time of the last round.
     pub(super) cost: Duration,
     /// What the maps show, as far as we know: small changes of it are seen at once.
@@ -364,6 +367,22 @@ impl Agent {
         }
     }
 
+    /// The paths that are to be tried.
+    fn probes(&self, links: &BTreeMap<String, Link>) -> probes::Wanted {
+        let own = self.vtep();
+        let up = |name: &str| links.get(name).filter(|link| link.up && link.is_ours(name));
+        probes::Wanted {
+            vtep: own.octets(),
+            nodes: peers(&self.table.model, &self.last.node, own).map(|node| node.vtep.octets()).collect(),
+            link: up(names::HOST).filter(|_| up(names::HOST_FAR).is_some()).map(|link| link.index),
+            interface: self.underlay_mtu(),
+        }
+    }
+
+    fn underlay_mtu(&self) -> u16 {
+        u16::try_from(self.uplinks.mtu).unwrap_or(u16::MAX)
+    }
+
     /// The ways that are to be followed.
     fn ways(&self, xdp: &[XdpStatus]) -> Result<Wanted, MapFault> {
         Ok(Wanted {
@@ -428,6 +447,8 @@ impl Agent {
         self.last.underlay_address = self.args.underlay_address;
         self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.uplinks = self.uplinks.clone();
+        self.last.underlay_mtu = self.underlay_mtu();
+        self.probing.follow(self.probes(links));
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();

@@ -15,6 +15,7 @@ use super::{
     host_rules::HostRules,
     memory,
     next_hops::NextHops,
+    probes::{Paths, Probing},
     ready,
     reconcile::{Agent, Cause},
     shared::{About, Shared, Snapshot},
@@ -78,6 +79,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     };
     let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
     let addresses = state.gateway_addresses()?;
+    let board = Arc::new(Paths::default());
     let about = About {
         mesh_allow: args.mesh_allow(),
         mesh_deny: args.mesh_deny(),
@@ -90,13 +92,16 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         relay: relay.as_ref().map(|relay| relay.board.clone()),
         engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),
         host_firewall: host_firewall.clone(),
+        paths: board.clone(),
     };
     // What was never read may say anything: the first round waits for it.
     let _ = timeout(FIRST_RULES, host_firewall.wait_for(|heard| heard.attempts > 0)).await;
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
     let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
-    let next_hops = NextHops::start(hops, paths).context("cannot watch for changes of routes and neighbours")?;
+    let probes = dataplane.take_probes(random()).context("the map of probes is taken")?;
+    let probing = Probing::start(probes, board.clone()).context("cannot open a packet socket for probes")?;
+    let next_hops = NextHops::start(hops, paths, board).context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
         .context("cannot start the sweep's thread")?;
@@ -137,6 +142,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         xdp: Default::default(),
         next_hops,
         uplinks: Default::default(),
+        probing,
         programmed: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
@@ -205,6 +211,12 @@ fn conductor(args: &AgentArgs) -> Conductor {
         node: Some(args.node.clone()).filter(|node| !node.is_empty()),
         last,
     })
+}
+
+/// A number that another agent has not.
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// Sends `()` when a live source has news.

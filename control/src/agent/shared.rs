@@ -9,7 +9,7 @@ use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, T
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 use tokio::sync::watch;
 
-use super::{host_rules::FirewallStatus, tags::Tags, takeover::Takeover, xdp::XdpStatus};
+use super::{host_rules::FirewallStatus, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
 use crate::{cli::MeshReturn, engine::EngineView, host_firewall::Heard, relay::Board, source::Live, uplinks::Uplinks};
 
 /// A failing or waiting item, as the last reconciliation saw it.
@@ -74,6 +74,8 @@ pub struct Snapshot {
     pub vxlan_port: Option<u16>,
     /// Where other nodes' VXLAN arrives.
     pub uplinks: Uplinks,
+    /// What the underlay's interface takes, in bytes.
+    pub underlay_mtu: u16,
     /// Gateway bridge, and whether it is ours.
     pub gateway: Option<(String, bool)>,
     /// The gateway bridge's subnet.
@@ -151,6 +153,8 @@ pub struct About {
     pub sizes: Sizes,
     /// When the agent started.
     pub started: Instant,
+    /// The paths to other nodes.
+    pub paths: Arc<Paths>,
     /// How the relay does, with live sources.
     pub relay: Option<Arc<Board>>,
     /// What this node's engine says, with live sources.

@@ -1,6 +1,7 @@
 //! The command line: what is accepted, and what is refused with which exit code.
 
 mod agent_args;
+mod check;
 mod connection_args;
 mod engine_args;
 pub mod exit;
@@ -52,6 +53,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Shows how the agent and its node are doing.
     Status(ShowArgs),
+    /// Shows whether the paths to other nodes work, what is wrong with them and what to do; exit code 1 if one does not.
+    Check(CheckArgs),
     /// Overlay networks.
     #[command(subcommand)]
     Network(List),
@@ -118,6 +121,17 @@ pub struct PreflightArgs {
     /// Directory on a BPF file system where the agent is to pin its maps and links.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// How the agent is asked.
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// How long to wait for paths that nothing is known of yet, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    pub wait: u64,
 }
 
 /// `teardown`.

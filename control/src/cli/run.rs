@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{AgentArgs, Cli, Command, List, ShowArgs, exit, show};
+use super::{AgentArgs, Cli, Command, List, ShowArgs, check, exit, show};
 use crate::{agent, preflight, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
@@ -15,6 +15,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Agent(args) => run_agent(args),
         Command::Validate(args) => validate::run(&args.table, &args.engine),
         Command::Status(args) => shown(Request::Status, args),
+        Command::Check(args) => check::check(args),
         Command::Network(list) => listed(Request::Networks, list),
         Command::Service(list) => listed(Request::Services, list),
         Command::Endpoint(list) => listed(Request::Endpoints, list),

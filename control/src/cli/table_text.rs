@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::check;
 use crate::status::protocol::Request;
 
 /// An answer as text.
@@ -83,6 +84,7 @@ pub(super) fn render(request: Request, value: &Value) -> String {
                 .map(|row| vec![text(&row["reason"]), text(&row["packets"]), text(&row["bytes"])]),
             "no drops",
         ),
+        Request::Check => check::render(value),
     }
 }
 
@@ -223,6 +225,7 @@ fn status(value: &Value) -> String {
         ("node", format!("{} ({}), {}", text(&node["hostname"]), text(&node["id"]), text(&node["state"]))),
         ("tunnel", tunnel(node)),
         ("mesh", format!("{} on {}{}", list(&node["addresses"]), list(&node["mesh_interfaces"]), replies(node))),
+        ("paths", check::summary(value)),
         ("xdp", xdp(&node["xdp"])),
         ("gateway", gateway),
         (
@@ -257,6 +260,7 @@ fn status(value: &Value) -> String {
     if !warnings.is_empty() {
         out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
     }
+    out += &check::problems(&value["path_problems"]);
     let shadowed = value["shadowed"].as_array().filter(|sockets| !sockets.is_empty());
     if let Some(sockets) = shadowed {
         out += "\nLocal processes on published ports (the service answers instead):\n";
@@ -416,7 +420,7 @@ fn timeouts(timeouts: &Value) -> String {
     timeouts.as_object().into_iter().flatten().map(time).collect::<Vec<_>>().join(", ")
 }
 
-fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -> String {
+pub(super) fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -> String {
     let rows: Vec<_> = rows.collect();
     if rows.is_empty() {
         return format!("{none}\n");
@@ -432,7 +436,7 @@ fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -
     all.iter().map(line).collect()
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

@@ -8,6 +8,8 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
+use hiveway_core::probe::State;
+
 use crate::agent::{MAX_ANSWERING, shared::Shared};
 
 /// Reads the agent's state and the maps at each scrape.
@@ -45,12 +47,40 @@ impl Collector for Agent {
         gauge(out, "node_addresses", "Addresses of this node, where published ports answer", addresses)?;
         let room = MAX_ANSWERING as i64;
         gauge(out, "node_addresses_max", "At how many of them published ports can answer", room)?;
+        self.paths(out)?;
         self.connections(out)?;
         self.dataplane(out)
     }
 }
 
 impl Agent {
+    /// One series per path: a large swarm has as many as nodes.
+    fn paths(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (views, mtus) = (self.0.about.paths.views(), self.0.about.paths.mtus());
+        let name = |vtep: &[u8; 4]| std::net::Ipv4Addr::from(*vtep).to_string();
+        labelled(out, "path_up", "1 while probes of the path to a node are answered", MetricType::Gauge, |family| {
+            let known = views.iter().filter(|(_, view)| view.state != State::Waiting);
+            known.into_iter().try_for_each(|(vtep, view)| {
+                family(&[("peer", &name(vtep))], &ConstGauge::new(i64::from(view.state == State::Passing)))
+            })
+        })?;
+        let help = "Seconds that the last small probe took there and back";
+        labelled(out, "path_round_trip_seconds", help, MetricType::Gauge, |family| {
+            views
+                .iter()
+                .filter_map(|(vtep, view)| Some((vtep, view.rtt?)))
+                .try_for_each(|(vtep, rtt)| family(&[("peer", &name(vtep))], &ConstGauge::new(rtt.as_secs_f64())))
+        })?;
+        let help = "Share of the last small probes that were lost, from 0 to 1";
+        labelled(out, "path_loss_ratio", help, MetricType::Gauge, |family| {
+            views.iter().try_for_each(|(vtep, view)| family(&[("peer", &name(vtep))], &ConstGauge::new(view.loss)))
+        })?;
+        let help = "The longest outer packet that is sent to a node";
+        labelled(out, "path_mtu_bytes", help, MetricType::Gauge, |family| {
+            mtus.iter().try_for_each(|(vtep, mtu)| family(&[("peer", &name(vtep))], &ConstGauge::new(i64::from(*mtu))))
+        })
+    }
+
     /// As the last sweep has counted: reading large tables at each scrape would cost more than the figures are worth.
     fn connections(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sweeps = self.0.sweeps();

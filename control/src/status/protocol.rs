@@ -20,6 +20,8 @@ pub enum Request {
     Flows,
     /// Dropped packets.
     Drops,
+    /// Whether the paths to other nodes work.
+    Check,
 }
 
 /// The answer.

@@ -1,6 +1,7 @@
 //! Answers to requests, as JSON with stable keys (docs/cli.md).
 
 mod flows;
+mod paths;
 mod starting;
 mod status;
 
@@ -59,6 +60,7 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
         Request::Endpoints => serde_json::to_value(views::endpoints(&snapshot.model, &snapshot.node)),
         Request::Flows => serde_json::to_value(flows::flows(shared, &snapshot)?),
         Request::Drops => serde_json::to_value(drops(shared)?),
+        Request::Check => serde_json::to_value(paths::check(shared, &snapshot)),
     };
     value.map_err(|error| error.to_string())
 }

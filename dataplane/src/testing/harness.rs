@@ -1,7 +1,7 @@
 //! The programs on maps of this process alone, and one run of one program.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     os::fd::AsFd as _,
     time::Duration,
 };
@@ -17,6 +17,7 @@ use dataplane_common::{
     drop_reason::DropReason,
     fragment::{FragmentKey, Fragmented},
     group,
+    probe::Probed,
     service::{PortKey, SetWord},
     state::{MapState, SetKey},
     xdp::{Hop, XdpDevice},
@@ -40,7 +41,7 @@ use crate::{
     paths::{PathLimit, Paths},
     pod::Raw,
     preflight,
-    table::Entries as _,
+    table::{Entries as _, Table},
     tables::Tables,
 };
 
@@ -227,6 +228,30 @@ impl Harness {
     /// The maps of path MTUs, as whoever follows routes has them.
     pub fn paths(&mut self) -> Result<&mut Paths, HarnessError> {
         Ok(self.tables.paths.as_mut().ok_or(MapError::KeyNotFound)?)
+    }
+
+    /// What is noted of probes of the path to a node.
+    pub fn probed(&self, vtep: Ip4) -> Result<Probed, HarnessError> {
+        Ok(self.probes()?.get(&vtep)?.ok_or(MapError::KeyNotFound)?)
+    }
+
+    /// The nodes that something is noted of.
+    pub fn all_probed(&self) -> Result<BTreeSet<Ip4>, HarnessError> {
+        Ok(self.probes()?.read()?.into_keys().collect())
+    }
+
+    /// Notes that instead.
+    pub fn put_probed(&mut self, vtep: Ip4, probed: Probed) -> Result<(), HarnessError> {
+        Ok(self.tables.probes.as_mut().ok_or(MapError::KeyNotFound)?.put(vtep, probed)?)
+    }
+
+    /// Follows the node no longer.
+    pub fn remove_probed(&mut self, vtep: Ip4) -> Result<(), HarnessError> {
+        Ok(self.tables.probes.as_mut().ok_or(MapError::KeyNotFound)?.remove(&vtep)?)
+    }
+
+    fn probes(&self) -> Result<&Table<Ip4, Probed>, HarnessError> {
+        Ok(self.tables.probes.as_ref().ok_or(MapError::KeyNotFound)?)
     }
 
     /// What is remembered under another number was asked another time; see `XdpState`.

@@ -25,6 +25,8 @@ pub enum Decision {
     Reply(u32),
     /// Dropped.
     Drop(DropReason),
+    /// For the programs alone.
+    Taken,
     /// Dropped, and the sender told so: the packet has become a reset or an ICMP error on its way back.
     Refuse(DropReason),
 }
@@ -71,6 +73,7 @@ pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
         mark::decision::DEVICE => Decision::Device(cb[1]),
         mark::decision::REPLY => Decision::Reply(cb[1]),
         mark::decision::DROP => Decision::Drop(reason(cb[1])?),
+        mark::decision::TAKEN => Decision::Taken,
         mark::decision::REFUSE => Decision::Refuse(reason(cb[1])?),
         _ => return None,
     })

@@ -160,7 +160,7 @@ impl Golden {
 fn verdict_of(decision: Decision) -> i32 {
     match decision {
         Decision::Pass | Decision::SlowPath => NEXT,
-        Decision::Drop(_) => SHOT,
+        Decision::Drop(_) | Decision::Taken => SHOT,
         Decision::Peer(_) | Decision::Neigh(_) | Decision::Device(_) | Decision::Reply(_) | Decision::Refuse(_) => {
             REDIRECT
         }

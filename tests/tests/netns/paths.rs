@@ -1,11 +1,15 @@
 //! Paths between nodes that take less than the nodes' own interfaces.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
+    agent::Agent,
     lab::{Lab, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     peer,
     table::Table,
 };
+use serde_json::Value;
 
 use crate::support::{Cluster, web_table};
 
@@ -97,4 +101,149 @@ fn path_limits(cluster: &Cluster<'_>) -> Result<String> {
     let map = cluster.agents[0].bpffs().join("maps/PATHS");
     let dump = cluster.nodes[0].run(&format!("bpftool -j map dump pinned {}", map.display()))?;
     Ok(dump.replace(' ', ""))
+}
+
+/// What `hiveway check --json` says, and whether its exit code says that all is well.
+fn check(agent: &Agent) -> Result<(Value, bool)> {
+    let mut command = agent.command(&["check", "--json", "--wait", "0", "--socket"])?;
+    let output = command.arg(agent.socket()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let value = serde_json::from_str(&text).with_context(|| format!("check said {text}"))?;
+    Ok((value, output.status.success()))
+}
+
+/// Waits until all paths of these agents pass.
+fn pass(agents: &[Arc<Agent>]) -> Result<()> {
+    for agent in agents {
+        wait_for(&format!("all paths of {} to pass", agent.netns().label()), PATIENCE, || {
+            let (value, fine) = check(agent)?;
+            ensure!(fine, "{value:#}");
+            ensure!(agent.json(&["status"])?["healthy"] == true, "status is not healthy");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until `agent` is not healthy any more and names a problem with these words.
+fn complains(agent: &Agent, words: &[&str]) -> Result<Value> {
+    wait_for(&format!("{} to say {words:?}", agent.netns().label()), PATIENCE, || {
+        let (value, fine) = check(agent)?;
+        let problems: Vec<_> = value["problems"].as_array().into_iter().flatten().collect();
+        let named = problems.iter().any(|problem| {
+            let text = problem["problem"].as_str().unwrap_or_default();
+            problem["severity"] == "error" && words.iter().all(|word| text.contains(word))
+        });
+        ensure!(named && !fine, "{value:#}");
+        ensure!(agent.json(&["status"])?["healthy"] == false, "status is healthy all the same");
+        ensure!(agent.cli(&["status"])?.contains("degraded"), "its text is not degraded");
+        Ok(value)
+    })
+}
+
+/// Has what `from` sends to `to`, UDP port 4789, dropped between them; undone with [`open_way`].
+fn close_way(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    let switch = lab.switch();
+    switch.run("nft add table netdev paths")?;
+    switch
+        .run(&format!("nft add chain netdev paths closed {{ type filter hook ingress device {from} priority 0 ; }}"))?;
+    switch.run(&format!("nft add rule netdev paths closed ip daddr {to} udp dport 4789 drop")).map(drop)
+}
+
+fn open_way(lab: &Lab) -> Result<()> {
+    lab.switch().run("nft delete table netdev paths").map(drop)
+}
+
+#[test]
+fn nodes_try_the_paths_between_them() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 3, table())?;
+        pass(&cluster.agents)?;
+        let [n1, n2, n3] = [0, 1, 2].map(|n| cluster.agents[n].clone());
+        wait_for("full-size probes to pass", PATIENCE, || {
+            for agent in &cluster.agents {
+                let (value, _) = check(agent)?;
+                let rows = value["paths"].as_array().context("no paths")?;
+                ensure!(rows.len() == 2, "{value:#}");
+                for row in rows {
+                    ensure!(row["state"] == "passing" && row["mtu"] == 1500 && row["passed"] == 1500, "{row}");
+                    ensure!(row["rtt_microseconds"].as_u64().is_some_and(|rtt| rtt > 0), "{row}");
+                    ensure!(row["their_mtu"] == 1500 && row["heard_seconds_ago"].is_u64(), "{row}");
+                }
+            }
+            Ok(())
+        })?;
+        let text = n1.cli(&["check"])?;
+        ensure!(text.contains("n1    n2") && text.contains("passing"), "{text}");
+        // A firewall in one direction.
+        close_way(lab, "n1", "192.168.77.12")?;
+        complains(&n1, &["n2", "packets from 192.168.77.11 to 192.168.77.12, UDP port 4789, are lost on the way"])?;
+        complains(&n2, &["n1", "nothing arrives from it"])?;
+        pass(&[n3.clone()])?;
+        open_way(lab)?;
+        pass(&cluster.agents)?;
+        // The data plane answers, whatever becomes of the agent.
+        n2.sigkill();
+        std::thread::sleep(std::time::Duration::from_secs(6));
+        pass(&[n1.clone(), n3])?;
+        n2.launch()?;
+        n2.wait_ready()?;
+        pass(&cluster.agents)?;
+        // A node that is down is not asked.
+        let mut cluster = cluster;
+        n2.sigkill();
+        cluster.nodes[1].run("ip link set eth0 down")?;
+        complains(&n1, &["n2"])?;
+        cluster.table.item_mut("nodes", "n2")["state"] = serde_json::json!("down");
+        cluster.table.write(&cluster.file)?;
+        pass(&[n1])
+    });
+}
+
+#[test]
+fn nodes_that_use_another_port_are_named_on_both_sides() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 3, table())?;
+        pass(&cluster.agents)?;
+        let [n1, n2, n3] = [0, 1, 2].map(|n| cluster.agents[n].clone());
+        n2.restart_with(&["--vxlan-port", "7789"])?;
+        complains(&n1, &["n2", "UDP port 7789, this node uses port 4789"])?;
+        complains(&n3, &["n2", "UDP port 7789, this node uses port 4789"])?;
+        complains(&n2, &["n1", "UDP port 4789, this node uses port 7789"]).map(drop)
+    });
+}
+
+#[test]
+fn a_path_that_swallows_large_packets_without_a_word_is_measured() {
+    scenario(|lab| {
+        let client = lab.client()?;
+        let mut cluster = Cluster::start(lab, 2, table_of_two())?;
+        cluster.serve(&["web.1"])?;
+        narrow(lab, &cluster, 1400)?;
+        for rule in ["add table inet mute", "add chain inet mute out { type filter hook output priority 0 ; }"] {
+            lab.switch().run(&format!("nft {rule}"))?;
+        }
+        lab.switch().run("nft add rule inet mute out icmp type destination-unreachable drop")?;
+        for agent in &cluster.agents {
+            wait_for("the path to be measured", 3 * PATIENCE, || {
+                let (value, _) = check(agent)?;
+                let row = &value["paths"][0];
+                ensure!(row["mtu"].as_u64().is_some_and(|mtu| (1390..=1400).contains(&mtu)), "{value:#}");
+                let problems = value["problems"].to_string();
+                ensure!(
+                    problems.contains("vanish") && problems.contains("network app has an MTU of 1450"),
+                    "{value:#}"
+                );
+                Ok(())
+            })?;
+        }
+        transfers(&client, cluster.task("user.1"))
+    });
+}
+
+/// As [`table`], with two nodes.
+fn table_of_two() -> Table {
+    let mut table = table();
+    table.remove("nodes", "n3");
+    table
 }

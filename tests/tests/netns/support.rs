@@ -133,8 +133,11 @@ impl<'l> Cluster<'l> {
             wait_for(&what, PATIENCE, || {
                 let seen = reported_backends(&agent.json(&["service", "ls"])?);
                 ensure!(seen == expected, "it reports {seen:?} instead of {expected:?}");
-                let status = agent.cli(&["status"])?;
-                ensure!(!status.contains("waiting") && !status.contains("degraded"), "{status}");
+                // Paths to nodes that a scenario has no agent on fail.
+                let status = agent.json(&["status"])?;
+                let idle = |list: &str| status[list].as_array().is_some_and(Vec::is_empty);
+                let settled = status["ready"] == true && idle("failing") && idle("waiting");
+                ensure!(settled && status["table"]["refused"].is_null(), "{status:#}");
                 Ok(())
             })?;
         }

@@ -13,7 +13,7 @@ pub use maps::map_state;
 use crate::{
     binding::bindings,
     desired::{Desired, GatewayAddresses, GatewayBridge, HostLink, LeftOut},
-    model::{Carrier, Dataplane, Model, NodeLookup},
+    model::{Carrier, Dataplane, Model, Node, NodeLookup, NodeState},
     roles::TaskRole,
     settings::Settings,
     topology::Topology,
@@ -70,7 +70,9 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         tasks,
         tapped: tapped::local(&topology),
         gateway,
-        host_link: (!published.is_empty()).then_some(HostLink { ip: settings.host_ip }),
+        // Probes leave through it, too.
+        host_link: (!published.is_empty() || has_peers(model, &me.id, vtep))
+            .then_some(HostLink { ip: settings.host_ip }),
         published,
         bound,
         vteps: other_vteps(model, &me.id, vtep).collect(),
@@ -81,6 +83,18 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
 /// Tunnel addresses of all other nodes, down ones too: what they still send is theirs.
 fn other_vteps<'a>(model: &'a Model, me: &'a str, own: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> + 'a {
     model.nodes.values().filter(move |n| n.id != me && n.vtep != own).map(|n| n.vtep)
+}
+
+/// Whether any other node runs Hiveway.
+fn has_peers(model: &Model, me: &str, own: Ipv4Addr) -> bool {
+    peers(model, me, own).next().is_some()
+}
+
+/// Other nodes that should answer probes: they run Hiveway and are not down.
+pub fn peers<'a>(model: &'a Model, me: &'a str, own: Ipv4Addr) -> impl Iterator<Item = &'a Node> {
+    model.nodes.values().filter(move |node| {
+        node.id != me && node.vtep != own && node.dataplane == Dataplane::Hiveway && node.state != NodeState::Down
+    })
 }
 
 /// Names the tasks that would serve a published port but whose nodes take no mesh frames.

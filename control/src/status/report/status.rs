@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
 use dataplane::PerTable;
-use hiveway_core::{LeftOut, Problem};
+use hiveway_core::{LeftOut, Problem, path_check::Finding};
 use serde::Serialize;
 
+use super::paths::{Known, PathRow};
 use crate::{
     agent::{
         host_rules::FirewallStatus,
@@ -30,7 +31,7 @@ pub(super) struct Status {
     uptime_seconds: u64,
     /// The first table has been programmed.
     ready: bool,
-    /// Ready, nothing failing, no table refused, source reachable.
+    /// Ready, nothing failing, no table refused, source reachable, no path to another node fails.
     healthy: bool,
     node: Node,
     table: Table,
@@ -46,6 +47,10 @@ pub(super) struct Status {
     firewall: Firewall,
     /// Beside a Docker engine; null where none carries a network.
     takeover: Option<Takeover>,
+    /// To other nodes that run Hiveway.
+    paths: Vec<PathRow>,
+    /// What is wrong with them.
+    path_problems: Vec<Finding>,
     /// Local processes on published ports.
     shadowed: Vec<Shadowed>,
     /// Where IPv6 clients of published ports are not served; null where there can be none.
@@ -224,6 +229,8 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let heard = shared.about.host_firewall.borrow().clone();
     let listing = heard.reading.as_ref().map(|reading| reading.listing.clone()).unwrap_or_default();
     let reachable = live.is_none_or(|live| live.lost.is_none());
+    let paths = Known::new(shared, snapshot);
+    let passing = paths.passing();
     let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
     let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
     Ok(Status {
@@ -231,7 +238,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         pid: std::process::id(),
         uptime_seconds: shared.about.started.elapsed().as_secs(),
         ready: snapshot.ready,
-        healthy: snapshot.ready && snapshot.failing.is_empty() && snapshot.refused.is_none() && reachable,
+        healthy: snapshot.ready && snapshot.failing.is_empty() && snapshot.refused.is_none() && reachable && passing,
         node: Node {
             id: snapshot.node.clone(),
             hostname: node.map(|node| node.hostname.clone()),
@@ -274,6 +281,8 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         left_out: snapshot.left_out.clone(),
         firewall: Firewall { judged: snapshot.firewall.clone(), read_seconds_ago: ago(heard.at), error: heard.error },
         takeover: snapshot.takeover.clone(),
+        paths: paths.rows(),
+        path_problems: paths.problems(snapshot),
         shadowed: shadowed(&listeners, mesh),
         ipv6: not_served(!snapshot.published.is_empty(), &listeners)
             .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,

@@ -1,0 +1,242 @@
+//! What is wrong with the paths to other nodes, and what an operator can do about it.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use dataplane_common::headers::ENCAP_LEN;
+use serde::Serialize;
+
+use crate::probe::{PathView, State};
+
+/// Loss from which it is worth a warning.
+const LOSSY: f64 = 0.05;
+/// Over at least so many probes.
+const ENOUGH: u32 = 20;
+
+/// A node and the path to it.
+#[derive(Clone, Debug)]
+pub struct PathTo {
+    /// Host name of the node.
+    pub hostname: String,
+    /// Its tunnel address.
+    pub address: Ipv4Addr,
+    /// The longest outer packet that this node sends there.
+    pub mtu: u16,
+    /// What probes have shown.
+    pub view: PathView,
+}
+
+/// This node.
+#[derive(Clone, Debug)]
+pub struct Here {
+    /// Its host name.
+    pub hostname: String,
+    /// Its tunnel address.
+    pub address: Ipv4Addr,
+    /// Its UDP port for VXLAN.
+    pub port: u16,
+    /// What its underlay interface takes.
+    pub interface: u16,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gravity {
+    /// Traffic does not pass.
+    Error,
+    /// It passes, not as well as it could.
+    Warning,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Gravity,
+    /// Host name of the other node.
+    pub node: String,
+    /// What was seen.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// What is wrong with the paths. `networks`: name and MTU of each overlay network that containers' packets keep to.
+pub fn findings(here: &Here, paths: &[PathTo], networks: &[(String, u32)]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for path in paths {
+        found.extend(silence(here, path));
+        found.extend(narrowness(here, path));
+        found.extend(networks.iter().filter_map(|(name, mtu)| too_large(path, name, *mtu)));
+    }
+    found.sort_by(|a, b| (a.severity, &a.node).cmp(&(b.severity, &b.node)));
+    found
+}
+
+/// Whether anything stands in the way of traffic.
+pub fn blocked(paths: &[PathTo]) -> bool {
+    paths.iter().any(|path| path.view.state == State::Failing || path.view.port.is_some())
+}
+
+fn finding(severity: Gravity, path: &PathTo, problem: String, remedy: String) -> Finding {
+    Finding { severity, node: path.hostname.clone(), problem, remedy }
+}
+
+fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
+    let PathTo { hostname, address, view, .. } = path;
+    let (own, port) = (here.address, here.port);
+    if let Some(theirs) = view.port {
+        return Some(finding(
+            Gravity::Error,
+            path,
+            format!("{hostname} ({address}) sends its tunnels to UDP port {theirs}, this node uses port {port}"),
+            "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)"
+                .to_owned(),
+        ));
+    }
+    let seconds = view.since.as_secs();
+    match view.state {
+        State::Failing if view.is_heard() => Some(finding(
+            Gravity::Error,
+            path,
+            format!(
+                "{hostname} ({address}) has not answered for {seconds} s, but what it sends arrives here: packets from \
+                 {own} to {address}, UDP port {port}, are lost on the way"
+            ),
+            format!(
+                "let UDP from {own} to {address}, port {port}, pass: firewalls and security groups between the nodes, and \
+                 early rules (netdev, XDP) on {hostname}"
+            ),
+        )),
+        State::Failing => Some(finding(
+            Gravity::Error,
+            path,
+            format!(
+                "{hostname} ({address}) has not answered for {seconds} s, and nothing arrives from it: packets to UDP port \
+                 {port} are lost in both directions or on the way here, or no agent runs there"
+            ),
+            format!(
+                "on {hostname}: `hiveway check` and `hiveway status` say whether packets from here arrive; let UDP between \
+                 {own} and {address}, port {port}, pass both ways. A node without Hiveway has `dataplane: none` in a table"
+            ),
+        )),
+        State::Waiting => Some(finding(
+            Gravity::Warning,
+            path,
+            format!("{hostname} ({address}) has not answered a probe yet"),
+            "wait a few seconds and look again".to_owned(),
+        )),
+        State::Passing if view.loss >= LOSSY && view.counted >= ENOUGH => Some(finding(
+            Gravity::Warning,
+            path,
+            format!(
+                "{:.0} % of the last {} probes of {hostname} ({address}) were lost",
+                100.0 * view.loss,
+                view.counted
+            ),
+            "look at the counters of the links and queues between the nodes (`ip -s link`, switches)".to_owned(),
+        )),
+        State::Passing => None,
+    }
+}
+
+fn narrowness(here: &Here, path: &PathTo) -> Option<Finding> {
+    let PathTo { hostname, address, .. } = path;
+    let limit = path.view.limit.filter(|limit| *limit < here.interface)?;
+    Some(finding(
+        Gravity::Warning,
+        path,
+        format!(
+            "packets to {hostname} ({address}) of more than {limit} bytes vanish, and no router says so; this node sends no \
+             larger ones now"
+        ),
+        format!(
+            "let ICMP type 3 code 4 (fragmentation needed) reach {}, or set the route's MTU: `ip route replace {address}/32 \
+             … mtu {limit}`",
+            here.address
+        ),
+    ))
+}
+
+/// A network whose full packets do not fit.
+fn too_large(path: &PathTo, network: &str, mtu: u32) -> Option<Finding> {
+    let PathTo { hostname, address, mtu: takes, .. } = path;
+    let fits = u32::from(*takes).saturating_sub(ENCAP_LEN as u32);
+    // Nothing is known yet where the path takes nothing.
+    (mtu > fits && *takes != 0).then(|| {
+        finding(
+            Gravity::Warning,
+            path,
+            format!(
+                "network {network} has an MTU of {mtu}: with {ENCAP_LEN} bytes of tunnel that is more than the {takes} bytes \
+                 that the path to {hostname} ({address}) takes; containers are told to send less"
+            ),
+            format!("make the network with an MTU of {fits}, or the path wider"),
+        )
+    })
+}
+
+/// As people write it.
+pub fn milliseconds(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here() -> Here {
+        Here { hostname: "n1".into(), address: Ipv4Addr::new(192, 0, 2, 1), port: 4789, interface: 1500 }
+    }
+
+    fn path(change: impl FnOnce(&mut PathView)) -> PathTo {
+        let mut view = PathView {
+            state: State::Passing,
+            since: Duration::from_secs(12),
+            rtt: None,
+            loss: 0.0,
+            counted: 60,
+            passed: Some(1500),
+            limit: None,
+            their_mtu: Some(1500),
+            heard: Some(Duration::from_secs(1)),
+            port: None,
+        };
+        change(&mut view);
+        PathTo { hostname: "n2".into(), address: Ipv4Addr::new(192, 0, 2, 2), mtu: view.limit.unwrap_or(1500), view }
+    }
+
+    fn found(change: impl FnOnce(&mut PathView), networks: &[(String, u32)]) -> Vec<Finding> {
+        findings(&here(), &[path(change)], networks)
+    }
+
+    #[test]
+    fn a_path_in_order_is_not_worth_a_word() {
+        assert_eq!(found(|_| {}, &[("app".into(), 1450)]), []);
+        assert!(!blocked(&[path(|_| {})]));
+    }
+
+    #[test]
+    fn the_direction_that_fails_is_named() {
+        let one = found(|view| view.state = State::Failing, &[]);
+        assert!(one[0].problem.contains("packets from 192.0.2.1 to 192.0.2.2, UDP port 4789, are lost"), "{one:?}");
+        let both = found(|view| (view.state, view.heard) = (State::Failing, None), &[]);
+        assert!(both[0].problem.contains("nothing arrives from it"), "{both:?}");
+        assert!(blocked(&[path(|view| view.state = State::Failing)]));
+    }
+
+    #[test]
+    fn ports_and_sizes_are_named() {
+        let port = found(|view| (view.state, view.port) = (State::Failing, Some(7789)), &[]);
+        assert!(port[0].problem.contains("UDP port 7789, this node uses port 4789"), "{port:?}");
+        assert_eq!(port.len(), 1);
+        let narrow = found(|view| view.limit = Some(1400), &[("app".into(), 1450)]);
+        assert!(narrow.iter().all(|finding| finding.severity == Gravity::Warning));
+        assert!(narrow.iter().any(|finding| finding.problem.contains("more than 1400 bytes vanish")), "{narrow:?}");
+        assert!(
+            narrow.iter().any(|finding| finding.problem.contains("network app") && finding.remedy.contains("1350"))
+        );
+        let lossy = found(|view| view.loss = 0.2, &[]);
+        assert!(lossy[0].problem.contains("20 %"), "{lossy:?}");
+    }
+}
