@@ -218,7 +218,7 @@ fn other_file_systems_and_versions_are_refused_with_the_remedy() -> Result<()> {
 
         Dataplane::open(&options(bpffs))?.apply(&state())?;
         let path = bpffs.join("hiveway/maps/CONFIG");
-        let mut config: Array<_, [u32; 13]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
+        let mut config: Array<_, [u32; size_of::<Config>() / 4]> = Map::Array(MapData::from_pin(&path)?).try_into()?;
         let good = config.get(&0, 0)?;
         let mut bad = good;
         bad[0] = 99;
@@ -352,7 +352,8 @@ fn the_verifier_gives_figures_for_every_program() -> Result<()> {
     let figures = dataplane::verify()?;
     assert_eq!(figures.iter().map(|f| f.program).collect::<Vec<_>>(), Program::ALL);
     for figure in figures {
-        assert!(figure.length > 10 && figure.instructions >= figure.length as u64 / 2, "{figure:?}");
+        // What only calls on, for links without an Ethernet header, has little of its own that is reached.
+        assert!(figure.length > 10 && figure.instructions >= figure.length as u64 / 8, "{figure:?}");
         assert!(figure.stack > 0 && figure.peak_states > 0, "{figure:?}");
         assert!(figure.instructions < 1_000_000, "{figure:?}");
     }

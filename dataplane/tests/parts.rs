@@ -10,7 +10,7 @@ use dataplane::{Dataplane, MapName};
 use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Vtep, kind},
-    mesh::NodeAddress,
+    mesh::{MAX_NODE_ADDRESSES, NodeAddress},
     service::Backend,
     state::{MapChange, MapState, SetKey},
 };
@@ -117,7 +117,7 @@ fn damage_is_found_among_many_sets() -> Result<()> {
 fn a_full_map_in_the_middle_of_a_batch() -> Result<()> {
     sandbox(|bpffs| {
         /// Of `NODE_ADDRESSES`.
-        const ROOM: u16 = 1024;
+        const ROOM: u16 = MAX_NODE_ADDRESSES as u16;
         let address = |number: u16| {
             let [high, low] = number.to_be_bytes();
             [10, 9, high, low]
@@ -142,9 +142,9 @@ fn a_full_map_in_the_middle_of_a_batch() -> Result<()> {
             assert!(failure.error.contains("the map is full"), "{}", failure.error);
         }
         assert_eq!(changes.maps[&MapName::Ports].inserted, 1, "the other maps are served all the same");
-        let map = pin::<[u8; 4], u32>(bpffs, MapName::NodeAddresses)?;
+        let map = pin::<[u8; 4], [u32; 2]>(bpffs, MapName::NodeAddresses)?;
         for number in 0..ROOM {
-            assert_eq!(map.get(&address(number), 0)?, 2, "address {number}");
+            assert_eq!(map.get(&address(number), 0)?, [2, 0], "address {number}");
         }
         Ok(())
     })
