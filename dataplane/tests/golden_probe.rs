@@ -20,6 +20,7 @@ use support::{
     golden::{Golden, golden},
     mesh::*,
     packets::{Ip, Ip4, L4, Mac, frame, ip, vxlan},
+    sandbox::run,
     world::*,
 };
 
@@ -30,6 +31,8 @@ const NONCE: u64 = 0x1122_3344_5566_7788;
 /// `dev.client` plays the host link.
 fn probing(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
     world(|world| {
+        let mac = HOST_PEER_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        run(&format!("ip link set eth1 address {mac}"))?;
         world.state.config.host_ifindex = world.dev.client;
         world.state.config.host_ip = [169, 254, 72, 1];
         world.harness.apply(&world.state)?;
@@ -100,7 +103,8 @@ fn a_probe_leaves_through_the_tunnel() -> Result<()> {
             .check(&mut world.harness)?;
         // Only on the host link.
         for (program, ifindex) in [(Program::FromClient, world.dev.stray), (Program::FromUnderlay, underlay)] {
-            golden("elsewhere", program, ifindex, to(PEER), Pass).check(&mut world.harness)?;
+            let packet = frame(HOST_MAC, NODE_MAC, &between(VTEP, PEER), &l4);
+            golden("elsewhere", program, ifindex, packet, Pass).check(&mut world.harness)?;
         }
         Ok(())
     })
