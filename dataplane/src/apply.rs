@@ -159,7 +159,7 @@ impl Tables {
     }
 
     /// What map `LEFT` holds; `None`: just what is wanted. It may be large, so what was seen there a moment ago is believed.
-    fn left_now(&mut self, want: &MapState) -> Result<Option<BTreeMap<(u32, LeftPrefix), u32>>, MapFault> {
+    fn left_now(&mut self, want: &MapState) -> Result<Option<LeftEntries>, MapFault> {
         let believed = |(seen, at): &(_, Instant)| Arc::ptr_eq(seen, &want.left) && at.elapsed() < BELIEVED;
         let large = want.left.len() > LARGE;
         if large && self.left_seen.as_ref().is_some_and(believed) {
@@ -244,6 +244,9 @@ struct Held {
 const AT_ONCE: usize = 1024;
 /// Value of entries in map `LEFT`.
 const LISTED: u32 = 1;
+/// Content of map `LEFT`: prefix length and prefix, and the value.
+type LeftEntries = BTreeMap<(u32, LeftPrefix), u32>;
+
 /// From so many entries on map `LEFT` is not read whenever it is compared.
 const LARGE: usize = 4_096;
 /// But as often as this.

@@ -59,7 +59,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let conductor = args.table.is_live().then(|| conductor(&args));
-    let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
     let (ready, when_ready) = watch::channel(false);
     let relay = conductor.as_ref().map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready));
     let starting = conductor.as_ref().map(|conductor| Starting {
@@ -78,6 +77,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         () = ready::keep_waiting(starting.as_ref()) => return Ok(()),
     };
     let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
+    let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
     let addresses = state.gateway_addresses()?;
     let board = Arc::new(Paths::default());
     let about = About {

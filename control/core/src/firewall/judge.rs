@@ -228,7 +228,7 @@ fn engines_part(table: &Table, name: &str) -> usize {
     };
     let decides = rules().position(|to| DECIDE.contains(&to));
     // Where a kernel lacks what the mesh needs, the chain that lets its ports pass is missing.
-    let last = || rules().enumerate().filter(|(_, to)| ENGINES.contains(to)).last().map(|(at, _)| at);
+    let last = || rules().rposition(|to| ENGINES.contains(&to));
     decides.or_else(last).unwrap_or(usize::MAX)
 }
 

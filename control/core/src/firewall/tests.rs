@@ -330,7 +330,7 @@ fn native_rules_are_read() {
         (json!([map]), "9.9.9.9/32"),
         (json!([meta("l4proto", json!("udp")), drop]), "53: 0.0.0.0/0"),
     ] {
-        assert_eq!(native("inet", &pre, &[rule.clone()], &sets), [left], "{rule}");
+        assert_eq!(native("inet", &pre, std::slice::from_ref(&rule), &sets), [left], "{rule}");
     }
     for fine in [
         json!([meta("nfproto", json!("ipv6")), drop]),
@@ -341,7 +341,7 @@ fn native_rules_are_read() {
         json!([rpfilter, drop]),
         json!([field("icmp", "type", json!("echo-request")), drop]),
     ] {
-        assert_eq!(native("inet", &pre, &[fine.clone()], &sets), Vec::<String>::new(), "{fine}");
+        assert_eq!(native("inet", &pre, std::slice::from_ref(&fine), &sets), Vec::<String>::new(), "{fine}");
     }
 }
 
