@@ -335,7 +335,7 @@ fn random_port(zone: &NetId) -> Port {
     let first: u32 = if *zone == STOCK_ZONE { PRIVILEGED } else { 0x8000 };
     // SAFETY: plain helper call.
     let random = unsafe { bpf_get_prandom_u32() } as u32 & 0xffff;
-    ((first + (random * (0x1_0000 - first) >> 16)) as u16).to_be_bytes()
+    ((first + ((random * (0x1_0000 - first)) >> 16)) as u16).to_be_bytes()
 }
 
 /// No sequence number has so many bits.

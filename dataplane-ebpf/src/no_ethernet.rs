@@ -41,7 +41,7 @@ fn dress(ctx: &TcContext, program: u32) -> Verdict {
     let eth = Eth { dst: Mac::default(), src: Mac::default(), ethertype: ethertype::IPV4 };
     ctx.store(0, &eth, 0).map_err(|_| DropReason::RewriteFailed)?;
     // SAFETY: the agent puts TC programs of the same kind there. It returns only if there is none yet.
-    let _ = unsafe { L3_PROGRAMS.tail_call(ctx, program) };
+    unsafe { L3_PROGRAMS.tail_call(ctx, program) };
     Ok(Action::Pass)
 }
 
