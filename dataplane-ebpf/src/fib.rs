@@ -24,7 +24,13 @@ const AF_INET: u8 = 2;
 pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
-    match ask(ctx, &Ends::of(packet.src, packet.dst, packet.proto), len)? {
+    let ends = Ends::of(packet.src, packet.dst, packet.proto);
+    let way = match ask(ctx, &ends, len)? {
+        // A path's MTU, which a router on the path enforces and tells the sender: only the interface's counts here.
+        Way::TooNarrow(_) => ask(ctx, &ends, 0)?,
+        way => way,
+    };
+    match way {
         Way::Interface { index, .. } => Ok(Action::Neigh(index)),
         // Nobody would fragment it between here and the interface.
         Way::TooNarrow(_) => Err(DropReason::MtuExceeded),

@@ -40,6 +40,8 @@ pub(crate) fn is_to_leave(config: &Config, packet: &Packet, ifindex: u32) -> boo
     packet.proto == ipproto::UDP
         && packet.dport == PORT
         && packet.src == config.vtep
+        // The node's own connections to a published port with this number go to that address.
+        && packet.dst != config.host_ip
         && config.host_ifindex != 0
         && ifindex == config.host_ifindex
 }

@@ -45,9 +45,14 @@ pub(super) fn generation(state: &XdpState) -> u32 {
 /// same order. `None`: one of them was answered with no.
 #[inline(always)]
 pub(super) fn ask(packet: &Head, known: &Affinity, ctx: *mut xdp_md) -> Option<Asked> {
-    let generation = ordered_generation()?;
-    if published(packet)?.flags & port_flag::LEFT != 0 && is_left(ctx) {
+    let mut generation = ordered_generation()?;
+    let flags = published(packet)?.flags;
+    if flags & port_flag::LEFT != 0 && is_left(ctx) {
         return None;
+    }
+    // The answer is for the interface of this packet: the next one of the connection may arrive on another.
+    if flags & (port_flag::LEFT_AT_INTERFACE | port_flag::LEFT_AT_BOTH) != 0 {
+        generation = 0;
     }
     match maps::vtep(&known.vtep) {
         Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),

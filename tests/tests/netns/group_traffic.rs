@@ -83,7 +83,8 @@ fn broadcast_and_multicast_reach_all_members_of_a_network_and_nobody_else() {
             let rows = stranger.dissect("udp", &["ip.dst"])?;
             ensure!(rows == [["10.0.2.255"]], "{name} has seen {rows:?}");
         }
-        let rows = wire.dissect("vxlan && udp.dstport == 9", &["vxlan.vni"])?;
+        // Probes, in the mesh's VNI, are for the same port.
+        let rows = wire.dissect("vxlan && udp.dstport == 9 && vxlan.vni != 16777214", &["vxlan.vni"])?;
         ensure!(rows == [["4098"]], "n3 has been sent {rows:?}");
         Ok(())
     });

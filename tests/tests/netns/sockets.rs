@@ -8,11 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hiveway_tests::lab::{Netns, PATIENCE};
+use hiveway_tests::lab::{Netns, PATIENCE, wait_for};
 
 /// A socket bound to `port` (0: any) in `netns`. It stays there, whoever uses it. Reads give up after a while.
 pub(crate) fn udp(netns: &Netns, port: u16) -> Result<UdpSocket> {
-    let socket = netns.enter(|| UdpSocket::bind(("0.0.0.0", port)))?.context("bind")?;
+    // A process that another scenario is starting holds a copy of a socket that was just closed, until it is another program.
+    let socket = wait_for(&format!("port {port} to be free"), PATIENCE, || {
+        netns.enter(|| UdpSocket::bind(("0.0.0.0", port)))?.context("bind")
+    })?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }

@@ -90,10 +90,14 @@ fn has_peers(model: &Model, me: &str, own: Ipv4Addr) -> bool {
     peers(model, me, own).next().is_some()
 }
 
-/// Other nodes that should answer probes: they run Hiveway and are not down.
+/// Other nodes that should answer probes: they run Hiveway and are not down. Where agents report, one that does not say
+/// its VXLAN port is of a version before probes were answered; tables from files say it of no node.
 pub fn peers<'a>(model: &'a Model, me: &'a str, own: Ipv4Addr) -> impl Iterator<Item = &'a Node> {
+    let reported = model.nodes.values().any(|node| node.id == me && node.vxlan_port.is_some());
     model.nodes.values().filter(move |node| {
-        node.id != me && node.vtep != own && node.dataplane == Dataplane::Hiveway && node.state != NodeState::Down
+        let answers = !reported || node.vxlan_port.is_some();
+        let other = node.id != me && node.vtep != own;
+        other && answers && node.dataplane == Dataplane::Hiveway && node.state != NodeState::Down
     })
 }
 

@@ -191,6 +191,20 @@ fn rules(object: &Value, elements: &Elements, texts: &Texts) -> Vec<Rule> {
     by_map.into_iter().flat_map(|map| reader.verdict_map(map, &rule)).collect()
 }
 
+/// The condition on the protocol that a field of TCP, UDP or SCTP comes with, negated or not: `nft` does not print the
+/// match on the protocol that it puts in front of `udp dport 443`.
+fn carrier(left: &Value) -> Option<Condition> {
+    let number = match left["payload"]["protocol"].as_str()? {
+        "tcp" => 6,
+        "udp" => 17,
+        "sctp" => 132,
+        "dccp" => 33,
+        "udplite" => 136,
+        _ => return None,
+    };
+    Some(Condition::Protocol { numbers: vec![number], negated: false })
+}
+
 /// Reads the conditions of one table's rules.
 struct Reader<'a> {
     family: String,
@@ -206,11 +220,12 @@ impl Reader<'_> {
         }
         if body["op"] == "in" && body["left"]["payload"]["field"] == "flags" {
             // Any of these bits.
-            return vec![match flag_bits(&body["right"]) {
+            let flags = match flag_bits(&body["right"]) {
                 Some(bits) if bits.is_power_of_two() => Condition::Flags { mask: bits, set: bits, negated },
                 Some(bits) => Condition::Flags { mask: bits, set: 0, negated: !negated },
                 None => Condition::Unknown,
-            }];
+            };
+            return carrier(&body["left"]).into_iter().chain([flags]).collect();
         }
         match body["left"]["concat"].as_array() {
             // Each field at most one of what the elements have there; which ones belong together is not followed.
@@ -218,18 +233,21 @@ impl Reader<'_> {
                 let values = self.values(&body["right"]);
                 let fields = fields.iter().enumerate();
                 let mut all: Vec<_> = fields
-                    .map(|(index, left)| {
+                    .flat_map(|(index, left)| {
                         let values = values
                             .as_ref()
                             .map(|all| all.iter().map(|value| value["concat"][index].clone()).collect::<Vec<_>>());
-                        upper(self.field(left, values.as_deref(), false))
+                        carrier(left).into_iter().chain([upper(self.field(left, values.as_deref(), false))])
                     })
                     .collect();
                 all.push(Condition::Unknown);
                 all
             }
             Some(_) => vec![Condition::Unknown],
-            None => vec![self.field(&body["left"], self.values(&body["right"]).as_deref(), negated)],
+            None => {
+                let field = self.field(&body["left"], self.values(&body["right"]).as_deref(), negated);
+                carrier(&body["left"]).into_iter().chain([field]).collect()
+            }
         }
     }
 
@@ -291,10 +309,17 @@ impl Reader<'_> {
             let (value, what) = (entry.get(0)?, entry.get(1)?.as_object()?.iter().next()?);
             let value = value.get("elem").and_then(|elem| elem.get("val")).unwrap_or(value);
             let condition = match left["concat"].as_array() {
-                None => vec![self.field(left, Some(std::slice::from_ref(value)), false)],
+                None => {
+                    let field = self.field(left, Some(std::slice::from_ref(value)), false);
+                    carrier(left).into_iter().chain([field]).collect::<Vec<_>>()
+                }
                 Some(fields) => {
                     let fields = fields.iter().enumerate();
-                    fields.map(|(at, left)| self.field(left, Some(&[value["concat"][at].clone()]), false)).collect()
+                    let both = |(at, left): (usize, &Value)| {
+                        let field = self.field(left, Some(&[value["concat"][at].clone()]), false);
+                        carrier(left).into_iter().chain([field])
+                    };
+                    fields.flat_map(both).collect()
                 }
             };
             let conditions = rule.conditions.iter().cloned().chain(condition).collect();

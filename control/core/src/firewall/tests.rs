@@ -329,6 +329,8 @@ fn native_rules_are_read() {
         (json!([dport(json!(8080)), meter, drop]), "8080: 0.0.0.0/0"),
         (json!([map]), "9.9.9.9/32"),
         (json!([meta("l4proto", json!("udp")), drop]), "53: 0.0.0.0/0"),
+        // `nft` prints no match on the protocol beside these. A rule about UDP says nothing about TCP at its port.
+        (json!([field("udp", "dport", json!({"set": [53, 8080]})), drop]), "53: 0.0.0.0/0"),
     ] {
         assert_eq!(native("inet", &pre, std::slice::from_ref(&rule), &sets), [left], "{rule}");
     }
@@ -340,6 +342,8 @@ fn native_rules_are_read() {
         json!([meta("iif", json!("lo")), drop]),
         json!([rpfilter, drop]),
         json!([field("icmp", "type", json!("echo-request")), drop]),
+        json!([field("udp", "dport", json!(8080)), drop]),
+        json!([field("tcp", "dport", json!(53)), drop]),
     ] {
         assert_eq!(native("inet", &pre, std::slice::from_ref(&fine), &sets), Vec::<String>::new(), "{fine}");
     }
