@@ -44,6 +44,10 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// How often a program is given to a verifier that is interrupted by signals. As often as libbpf does it, and as much again: the
+/// larger ones take it most of a second on a busy machine.
+const MOST_ATTEMPTS: u32 = 10;
+
 /// How the maps are made.
 pub(crate) enum Maps<'a> {
     /// Pinned under this directory; adopted if they are there, made with these numbers of entries otherwise.
@@ -70,13 +74,27 @@ pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     for program in Program::ALL {
-        let loaded = match program.is_xdp() {
-            true => xdp(&mut ebpf, *program)?.load(),
-            false => classifier(&mut ebpf, *program)?.load(),
+        let mut attempts = 0;
+        let loaded = loop {
+            let loaded = match program.is_xdp() {
+                true => xdp(&mut ebpf, *program)?.load(),
+                false => classifier(&mut ebpf, *program)?.load(),
+            };
+            attempts += 1;
+            match loaded {
+                Err(ref error) if was_interrupted(error) && attempts < MOST_ATTEMPTS => {}
+                loaded => break loaded,
+            }
         };
         loaded.map_err(|source| LoadError::Program { program: *program, source: Box::new(source) })?;
     }
     Ok(ebpf)
+}
+
+/// Whether the verifier gave up because a signal was pending for its thread (`EAGAIN`), as libbpf asks
+/// (`sys_bpf_prog_load`): nothing is wrong with the program.
+fn was_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
 }
 
 /// The TC program as aya knows it.
