@@ -27,7 +27,7 @@ use crate::{
     maps::{FLOWS, FLOWS_PENDING, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
-    pending,
+    pending, timestamp,
 };
 
 /// Entries are touched at most this often: a shared cache line per packet would cost more than the precision is worth.
@@ -36,6 +36,10 @@ const TOUCH_NS: u64 = 500_000_000;
 /// How long a backend may keep an ended connection in TIME-WAIT (Linux: 60 s). Another connection that looks the same to
 /// it would be answered with a challenge instead of a SYN-ACK, and stall the client.
 const TIME_WAIT_NS: u64 = 61_000_000_000;
+
+/// How long a connection that has ended must have been silent before a SYN with a suitable sequence number takes its key:
+/// until then a last segment may still be on its way to either end.
+const QUIET_NS: u64 = 3_000_000_000;
 
 /// `CLOCK_MONOTONIC_COARSE`.
 #[inline(always)]
@@ -281,16 +285,19 @@ const PORT_TRIES: u32 = 40;
 pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
     let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
     let shared = scratch()?;
-    (shared.isn, shared.port_found) = (initial_sequence(ctx, packet), 0);
+    (shared.isn, shared.port_found) = (initial_sequence(ctx, packet), port_found::NO);
     let mut search = PortSearch { packet, new };
     // VERIFIER(6.1): by the helper, which walks the body once. A loop would be walked as often as it runs.
     // SAFETY: the callback has the signature that the helper calls, and its context outlives the call.
     unsafe { bpf_loop(tries, try_port as *mut c_void, (&raw mut search).cast(), 0) };
-    if shared.port_found == 0 {
+    if shared.port_found == port_found::NO {
         return Err(DropReason::FlowCollision);
     }
     let new = search.new;
     enter_reply(packet, new)?;
+    if shared.port_found == port_found::ENDED {
+        timestamp::remove(ctx, packet);
+    }
     let now = now();
     let forward = &mut scratch()?.flow;
     *forward = Flow::new(
@@ -306,6 +313,16 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Resul
     FLOWS_PENDING.insert(&*key_slot, forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
 }
 
+/// What a search for a source port has found, in `Scratch::port_found`.
+mod port_found {
+    /// None so far.
+    pub(super) const NO: u64 = 0;
+    /// A port that is free, or was this very connection's before.
+    pub(super) const FREE: u64 = 1;
+    /// The port of a connection that the backend may keep in TIME-WAIT.
+    pub(super) const ENDED: u64 = 2;
+}
+
 /// A search for a source port.
 #[repr(C)]
 struct PortSearch<'a> {
@@ -318,8 +335,9 @@ extern "C" fn try_port(attempt: u64, search: *mut PortSearch<'_>) -> u64 {
     // SAFETY: `open` has passed a valid pointer, and uses it only after the loop.
     let search = unsafe { &mut *search };
     let Ok(scratch) = scratch() else { return 1 };
-    if usable(search.packet, search.new, if attempt < FREE_TRIES { NO_SEQUENCE } else { scratch.isn }) {
-        scratch.port_found = 1;
+    let isn = if attempt < FREE_TRIES { NO_SEQUENCE } else { scratch.isn };
+    scratch.port_found = usable(search.packet, search.new, isn);
+    if scratch.port_found != port_found::NO {
         return 1;
     }
     search.new.to.sport = random_port(&search.new.zone);
@@ -351,30 +369,41 @@ fn initial_sequence(ctx: &TcContext, packet: &Packet) -> u64 {
 }
 
 /// Whether the reply direction's key is free, held by this very connection's former life, or by one that ended long
-/// enough ago; or, for a SYN with the sequence number `isn`, by one whose end it does not disturb.
+/// enough ago ([`port_found::FREE`]); or, for a SYN with the sequence number `isn`, by one whose end it does not disturb
+/// ([`port_found::ENDED`]).
 #[inline(always)]
-fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> bool {
-    let Ok(scratch) = scratch() else { return false };
+fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> u64 {
+    let Ok(scratch) = scratch() else { return port_found::NO };
     scratch.key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
+    scratch.displaced = 0;
     // In this order: see the module's note on concurrency.
     let existing = match pending(&scratch.key) {
-        None => established(&scratch.key),
-        found => found,
+        Some(existing) => {
+            scratch.displaced = existing.created;
+            existing
+        }
+        None => match established(&scratch.key) {
+            Some(existing) if succeeds(existing, isn) => return port_found::ENDED,
+            Some(existing) => existing,
+            None => return port_found::FREE,
+        },
     };
-    existing.is_none_or(|existing| {
-        succeeds(existing, isn) || answers_to(existing, packet) || outlived(existing, new.zone, packet.proto, now())
-    })
+    let free = answers_to(existing, packet) || outlived(existing, new.zone, packet.proto, now());
+    if free { port_found::FREE } else { port_found::NO }
 }
 
-/// Whether a SYN with the sequence number `isn` opens a new connection at a backend that keeps the one of this reply
-/// entry in TIME-WAIT. As Linux has it (RFC 9293 section 3.10.7.4; RFC 6191): its number lies behind all that the backend
-/// has received. Both sides' FIN must have been seen, for what only a client says ends no connection.
+/// Whether a SYN with the sequence number `isn` opens a new connection at a backend that keeps the one of this established
+/// reply entry in TIME-WAIT. As Linux has it (RFC 9293 section 3.10.7.4; RFC 6191): its number lies behind all that the
+/// backend has received. Both sides' FIN must have been seen, for what only a client says ends no connection, and nothing
+/// since.
 #[inline(always)]
 fn succeeds(reply: &Flow, isn: u64) -> bool {
     let [a, b, c] = reply.expected_ack;
     let end = u32::from_be_bytes([0, a, b, c]);
     let ahead = (isn as u32 >> 8).wrapping_sub(end) & 0xff_ffff;
-    isn != NO_SEQUENCE && reply.flags & flag::FIN != 0 && end != 0 && ahead != 0 && ahead < 0x80_0000
+    let ended = reply.flags & flag::FIN != 0 && end != 0;
+    let behind = isn != NO_SEQUENCE && ahead != 0 && ahead < 0x80_0000;
+    ended && behind && now().saturating_sub(reply.last_seen) > QUIET_NS
 }
 
 /// Notes that `packet` of the client's went by the forward entry `known`; and, where it is the client's last, up to which
@@ -401,6 +430,8 @@ fn note_end(ctx: &TcContext, zone: NetId, forward: &Flow, packet: &Packet) {
     let end = u32::from_be_bytes(sequence).wrapping_add(payload).wrapping_add(1);
     let [a, b, c, _] = end.to_be_bytes();
     reply.expected_ack = [a, b, c];
+    // Not only packets of the backend's: see `QUIET_NS`.
+    reply.last_seen = now();
 }
 
 /// Makes the reply entry, under a key that is [`usable`]. `FlowCollision`: another CPU was faster.
@@ -410,16 +441,11 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let reply_key = &mut scratch.key;
     *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     let reply_key = &*reply_key;
-    if let Some(existing) = get(reply_key) {
-        // What the former connection's client still sends must not reach the new one.
-        let forward_key = &mut scratch.reply_key;
-        *forward_key = self::forward_key(new.zone, existing, packet.proto);
-        let forward_key = &*forward_key;
-        if get(forward_key).is_some_and(|forward| leads_to(forward, reply_key)) {
-            let _ = FLOWS.remove(forward_key);
-            let _ = FLOWS_PENDING.remove(forward_key);
+    if let Some(existing) = pending(reply_key) {
+        if existing.created != scratch.displaced {
+            return Err(DropReason::FlowCollision);
         }
-        let _ = FLOWS.remove(reply_key);
+        remove_forward(&mut scratch.reply_key, existing, reply_key);
         let _ = FLOWS_PENDING.remove(reply_key);
     }
     let reply = &mut scratch.flow;
@@ -431,7 +457,25 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         [new.peer, new.task],
         flag::REPLY | new.flags,
     );
-    enter(reply_key, reply)
+    // Of two CPUs that take one ended connection's place, the pending table lets one in, which then clears the place.
+    enter(reply_key, reply)?;
+    if let Some(existing) = established(reply_key) {
+        remove_forward(&mut scratch.reply_key, existing, reply_key);
+        let _ = FLOWS.remove(reply_key);
+    }
+    Ok(())
+}
+
+/// Removes the forward entry of a connection whose reply entry `existing`, under `reply_key`, makes room: what its client
+/// still sends must not reach the new connection. `slot`: where the forward key is put together.
+#[inline(always)]
+fn remove_forward(slot: &mut FlowKey, existing: &Flow, reply_key: &FlowKey) {
+    *slot = forward_key(reply_key.zone, existing, reply_key.proto);
+    let forward_key = &*slot;
+    if get(forward_key).is_some_and(|forward| leads_to(forward, reply_key)) {
+        let _ = FLOWS.remove(forward_key);
+        let _ = FLOWS_PENDING.remove(forward_key);
+    }
 }
 
 /// Whether packets of the forward entry `forward` are answered under `reply_key`.

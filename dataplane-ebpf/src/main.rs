@@ -50,6 +50,7 @@ mod reject;
 mod sandbox;
 mod service;
 mod slow_path;
+mod timestamp;
 mod tunnel;
 mod underlay;
 mod verdict;

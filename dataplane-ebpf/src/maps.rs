@@ -22,7 +22,7 @@ use dataplane_common::{
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
 
-use crate::{flow::NewFlow, parse::Packet, quote::Quote};
+use crate::{flow::NewFlow, parse::Packet, quote::Quote, timestamp::Walk};
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -115,9 +115,13 @@ pub(crate) struct Scratch {
     pub(crate) reply_key: FlowKey,
     /// A connection that is being opened.
     pub(crate) new: NewFlow,
-    /// The sequence number of its SYN, see `flow::usable`, and whether a source port was found for it (1).
+    /// The sequence number of its SYN, whether a source port was found for it, and when the pending entry whose place it
+    /// takes was made (0: none): see `flow::usable`.
     pub(crate) isn: u64,
     pub(crate) port_found: u64,
+    pub(crate) displaced: u64,
+    /// A walk through the options of its SYN.
+    pub(crate) options: Walk,
     /// A question to the routing table.
     pub(crate) fib: bpf_fib_lookup,
     /// What a first fragment leaves or has left.

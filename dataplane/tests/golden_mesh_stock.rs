@@ -21,6 +21,7 @@ use dataplane_common::{
     mark,
     service::Backend,
 };
+use etherparse::{IpNumber, Ipv4Header, TcpHeader};
 use support::{
     golden::golden,
     icmp::{PORT, TOO_BIG, error, quote, unreachable},
@@ -203,56 +204,99 @@ fn thousands_of_clients_with_one_port_all_get_one_of_their_own() -> Result<()> {
     })
 }
 
-/// Every port but a client's own is taken by a connection that ended a moment ago.
+/// A SYN of the client's with these TCP options (a multiple of four bytes), and with another sequence number than [`tcp`]'s.
+fn syn_with(options: &[u8]) -> Vec<u8> {
+    let mut header = TcpHeader::new(CLIENT_PORT, PUBLISHED, 0x5a00_0000, 64_240);
+    header.syn = true;
+    header.set_options_raw(options).unwrap();
+    let mut between = Ipv4Header::new(0, 64, IpNumber::TCP, CLIENT, VTEP).unwrap();
+    between.set_payload_len(header.header_len()).unwrap();
+    header.checksum = header.calc_checksum_ipv4(&between, &[]).unwrap();
+    frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, VTEP), &L4::Raw { proto: 6, payload: header.to_bytes().to_vec() })
+}
+
+/// Occupies every port towards [`ON_PLAIN`] by an established connection that has ended so, and lets a SYN with these
+/// options try to get one. The SYN as the backend sees it.
+fn reopened(world: &mut World, options: &[u8], ended: &Flow, pending: bool) -> Result<Option<Vec<u8>>> {
+    world.harness.forget_connections()?;
+    world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
+    for port in 0..=u16::MAX {
+        let key = FlowKey::new(STOCK_ZONE, (ON_PLAIN.ingress, PUBLISHED.to_be_bytes()), (OWN, port.to_be_bytes()), 6);
+        let was = Flow { dport: port.to_be_bytes(), ..*ended };
+        if pending { world.harness.put_pending_flow(key, was)? } else { world.harness.put_flow(key, was)? }
+    }
+    let outcome = underlay(world, "SYN", syn_with(options), Pass).run(&mut world.harness)?;
+    let through = outcome.decision == Some(Neigh(world.dev.underlay));
+    assert!(through || outcome.decision == Some(Drop(DropReason::FlowCollision)), "{outcome:?}");
+    Ok(through.then_some(outcome.packet))
+}
+
+/// A connection to [`ON_PLAIN`] of another client's, silent for four seconds, both of whose FINs were seen; `end` are the
+/// upper 24 bits of the number behind its client's.
+fn ended(end: u32) -> Flow {
+    let last_seen = dataplane::monotonic_now() - 4_000_000_000;
+    let [_, a, b, c] = end.to_be_bytes();
+    Flow {
+        last_seen,
+        created: last_seen,
+        tag: ON_PLAIN.tag,
+        src: VTEP,
+        dst: [198, 18, 0, 2],
+        sport: PUBLISHED.to_be_bytes(),
+        dport: [0; 2],
+        peer: PLAIN,
+        task: ON_PLAIN.ingress,
+        flags: flag::REPLY | flag::SEEN | flag::FIN,
+        expected_ack: [a, b, c],
+    }
+}
+
 #[test]
 fn a_syn_takes_the_port_of_an_ended_connection_whose_end_it_lies_behind() -> Result<()> {
     stock(|world| {
-        let syn = |client: u8| {
-            frame(ROUTER_MAC, NODE_MAC, &ip([198, 18, 0, client], VTEP), &tcp(CLIENT_PORT, PUBLISHED, "S"))
-        };
+        world.harness = Harness::with_sizes(&[(MapName::Flows, 1 << 17), (MapName::FlowsPending, 1 << 17)])?;
+        world.harness.apply(&world.state)?;
+        let isn = 0x5a_0000;
+        let mut taken = |flow: Flow, pending| anyhow::Ok(reopened(world, &[], &flow, pending)?.is_some());
+        let behind = ended(isn - 1);
+        assert!(taken(behind, false)?, "behind its end");
+        assert!(!taken(ended(isn), false)?, "not surely behind it");
+        assert!(!taken(ended(isn + 1), false)?, "before it");
+        assert!(!taken(ended(0), false)?, "the client's end was not seen");
+        assert!(!taken(Flow { flags: flag::REPLY | flag::SEEN, ..behind }, false)?, "the backend's end was not seen");
+        assert!(
+            !taken(Flow { last_seen: dataplane::monotonic_now(), ..behind }, false)?,
+            "a segment may be on its way"
+        );
+        assert!(!taken(behind, true)?, "the number in a pending entry is another one");
+        Ok(())
+    })
+}
+
+/// To the backend the client's clock would seem to go back.
+#[test]
+fn a_syn_that_takes_an_ended_connections_port_loses_its_timestamps() -> Result<()> {
+    const TIMESTAMPS: [u8; 10] = [8, 10, 0xfe, 0xdc, 0xba, 0x98, 0, 0, 0, 0];
+    const NOPS: [u8; 10] = [1; 10];
+    stock(|world| {
         world.harness = Harness::with_sizes(&[(MapName::Flows, 1 << 17)])?;
         world.harness.apply(&world.state)?;
-        // The upper 24 bits of its sequence number.
-        let isn = {
-            let packet = syn(1);
-            u32::from_be_bytes([packet[38], packet[39], packet[40], packet[41]]) >> 8
+        let mut becomes = |what: &str, before: &[u8], behind: &[u8], removed: bool| -> Result<()> {
+            let with = [before, &TIMESTAMPS, behind].concat();
+            let packet = reopened(world, &with, &ended(0x59_0000), false)?.expect(what);
+            let (between, rest) = Ipv4Header::from_slice(&packet[64..])?;
+            let (header, _) = TcpHeader::from_slice(rest)?;
+            let expected = [before, if removed { &NOPS } else { &TIMESTAMPS }, behind].concat();
+            assert_eq!(header.options.as_slice(), expected, "{what}");
+            assert_eq!(header.checksum, header.calc_checksum_ipv4(&between, &[])?, "{what}");
+            Ok(())
         };
-        assert!(isn > 1, "a multiple of 256 must fit below it: {isn}");
-        // Whether a SYN gets through when all connections to the backend have ended with these flags and that number.
-        let mut tried = |flags: u8, end: u32, what: &str| -> Result<bool> {
-            world.harness.forget_connections()?;
-            world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
-            let now = dataplane::monotonic_now();
-            let [_, a, b, c] = end.to_be_bytes();
-            for port in 0..=u16::MAX {
-                let key =
-                    FlowKey::new(STOCK_ZONE, (ON_PLAIN.ingress, PUBLISHED.to_be_bytes()), (OWN, port.to_be_bytes()), 6);
-                let was = Flow {
-                    last_seen: now,
-                    created: now,
-                    tag: ON_PLAIN.tag,
-                    src: VTEP,
-                    dst: CLIENT,
-                    sport: PUBLISHED.to_be_bytes(),
-                    dport: port.to_be_bytes(),
-                    peer: PLAIN,
-                    task: ON_PLAIN.ingress,
-                    flags: flag::REPLY | flag::SEEN | flags,
-                    expected_ack: [a, b, c],
-                };
-                world.harness.put_flow(key, was)?;
-            }
-            let outcome = underlay(world, "SYN", syn(2), Pass).run(&mut world.harness)?;
-            let through = outcome.decision == Some(Neigh(world.dev.underlay));
-            assert!(through || outcome.decision == Some(Drop(DropReason::FlowCollision)), "{what}: {outcome:?}");
-            Ok(through)
-        };
-        assert!(tried(flag::FIN, isn - 1, "behind its end")?);
-        assert!(!tried(flag::FIN, isn, "not surely behind it")?);
-        assert!(!tried(flag::FIN, isn + 1, "before it")?);
-        assert!(!tried(flag::FIN, 0, "the client has not ended it")?);
-        assert!(!tried(0, isn - 1, "the backend has not ended it")?);
-        Ok(())
+        becomes("as Linux sends it", &[2, 4, 5, 180, 4, 2], &[1, 3, 3, 7], true)?;
+        becomes("at an odd place", &[2, 4, 5, 180, 1, 1, 1], &[3, 3, 7], true)?;
+        becomes("as the last of ten options", &[1; 9], &[0], true)?;
+        becomes("what looks like it within another option", &[253, 20, 0, 0, 0, 0], &[0, 0, 0, 0], false)?;
+        becomes("behind the end of the options", &[0, 1], &[], false)?;
+        becomes("behind an option without a length", &[2, 0], &[], false)
     })
 }
 
