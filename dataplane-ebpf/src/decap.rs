@@ -22,7 +22,7 @@ const CE: u8 = 0x03;
 ///
 /// The kernel goes on to call the skb "encapsulated": it must not be encapsulated again or change its tail, and a UDP GSO
 /// packet would be cut as if the tunnel were still there: it is refused. No released kernel has a flag against that (those
-/// for `DECAP_L3` change the protocol only, and IPv4 in IPv4 needs none).
+/// for `DECAP_L3` change the protocol only, and IPv4 in IPv4 needs none); `BPF_F_ADJ_ROOM_DECAP_L4_UDP` will be one.
 // VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other has
 // a number.
 #[inline(never)]
