@@ -1,16 +1,19 @@
 //! Which clients' replies leave a task's namespace by the gateway bridge: asked of the kernel, once for each prefix
-//! that its routing tables have, so that rules, metrics and other tables count as they do for the replies themselves.
+//! that its routing tables and rules have, so that rules, metrics and other tables count as they do for the replies themselves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use futures::{StreamExt, TryStreamExt};
 use hiveway_core::observed::{Inside, Replies};
 use ipnet::Ipv4Net;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::RouteMessageBuilder;
+use netlink_packet_route::{
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    rule::{RuleAttribute, RuleMessage},
+};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::{Error, Socket};
 
@@ -38,7 +41,9 @@ pub(super) async fn replies(socket: &Socket, inside: &Inside, gateway: Ipv4Net) 
         Some((link.index, own.addr()))
     });
     let Some((index, source)) = own else { return Ok(Replies::default()) };
-    let mut prefixes: Vec<Ipv4Net> = prefixes(socket).await?.into_iter().collect();
+    let mut prefixes: BTreeSet<Ipv4Net> = prefixes(socket).await?;
+    prefixes.append(&mut selected(socket).await?);
+    let mut prefixes: Vec<Ipv4Net> = prefixes.into_iter().collect();
     prefixes.sort_by_key(|net| (net.prefix_len(), net.addr()));
     let more = prefixes.len().saturating_sub(MOST);
     prefixes.truncate(MOST);
@@ -63,6 +68,22 @@ async fn prefixes(socket: &Socket) -> Result<BTreeSet<Ipv4Net>, Error> {
     Ok(messages.iter().filter_map(prefix).collect())
 }
 
+/// The destinations that rules select (`ip rule add to ...`): their table may have no more than a default route.
+async fn selected(socket: &Socket) -> Result<BTreeSet<Ipv4Net>, Error> {
+    let rules = socket.handle().rule().get(IpVersion::V4).execute();
+    let messages: Vec<RuleMessage> =
+        rules.try_collect().await.map_err(|error| Error::from_rtnetlink("list routing rules", error))?;
+    Ok(messages.iter().filter_map(destination).collect())
+}
+
+fn destination(rule: &RuleMessage) -> Option<Ipv4Net> {
+    let to = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Destination(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    })?;
+    client_net(to, rule.header.dst_len)
+}
+
 fn prefix(message: &RouteMessage) -> Option<Ipv4Net> {
     let header = &message.header;
     let aside =
@@ -74,8 +95,12 @@ fn prefix(message: &RouteMessage) -> Option<Ipv4Net> {
         RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
         _ => None,
     });
-    let net = Ipv4Net::new(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length).ok()?.trunc();
-    // Nobody there is a client.
+    client_net(to.unwrap_or(Ipv4Addr::UNSPECIFIED), header.destination_prefix_length)
+}
+
+/// The prefix, if a client may be in it.
+fn client_net(ip: Ipv4Addr, length: u8) -> Option<Ipv4Net> {
+    let net = Ipv4Net::new(ip, length).ok()?.trunc();
     (!net.addr().is_multicast() && !net.addr().is_loopback()).then_some(net)
 }
 

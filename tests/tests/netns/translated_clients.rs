@@ -148,6 +148,13 @@ fn a_client_to_whom_a_task_has_a_route_of_its_own_is_shown_as_the_gateway_bridge
         })?;
         seen_as(&far, &["172.18.0.1", "192.168.88.100"])?;
         task.run("ip rule add pref 100 lookup 100")?;
+        seen_as(&far, &["192.168.88.100"])?;
+        // A rule that selects clients, and a table that has nothing but a default route: a VPN for some destinations.
+        task.run("ip route add default via 10.99.0.2 table 200")?;
+        task.run("ip rule add pref 90 to 192.168.88.0/24 lookup 200")?;
+        seen_as(&far, &["172.18.0.1", "192.168.88.100"])?;
+        seen_as(&near, &["192.168.77.100"])?;
+        task.run("ip rule del pref 90")?;
         seen_as(&far, &["192.168.88.100"])
     });
 }
