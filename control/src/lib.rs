@@ -14,6 +14,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;
+pub mod offloads;
 pub mod preflight;
 pub mod relay;
 pub mod shadowed;

@@ -16,6 +16,7 @@ use crate::source::Base;
 
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
+const OFFLOADS: &str = "offloads.json";
 const LAST_TABLE: &str = "last-table.bin";
 /// The last reports of other nodes' agents (managers).
 pub const RELAY_REPORTS: &str = "relay-reports.json";
@@ -37,6 +38,19 @@ pub struct SysctlState {
     pub originals: BTreeMap<String, String>,
     /// Ports that we added to `net.ipv4.ip_local_reserved_ports`.
     pub reserved_ports: BTreeSet<u16>,
+}
+
+/// An offload that was on before us, of an interface that an engine has made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Offload {
+    /// The container's network namespace.
+    pub netns: PathBuf,
+    /// Inode of the namespace: a path may be another one's later.
+    pub inode: u64,
+    /// The interface in it.
+    pub interface: String,
+    /// As ethtool names it.
+    pub feature: String,
 }
 
 /// The state directory.
@@ -90,6 +104,22 @@ impl StateDir {
         self.write(SYSCTLS, state)
     }
 
+    /// Offloads that we have turned off.
+    ///
+    /// # Errors
+    /// When the file exists but cannot be read.
+    pub fn offloads(&self) -> Result<BTreeSet<Offload>, StateError> {
+        self.read(OFFLOADS)
+    }
+
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_offloads(&self, offloads: &BTreeSet<Offload>) -> Result<(), StateError> {
+        self.write(OFFLOADS, offloads)
+    }
+
     /// The last table of a live source, for a start without a manager. One that can't be read is none: a manager will
     /// come back.
     pub fn last_table(&self) -> Option<Base> {
@@ -121,7 +151,7 @@ impl StateDir {
     /// Removes our files, and the directory if nothing else is in it. Returns what could not be removed.
     pub fn remove(&self) -> Vec<StateError> {
         let mut failures = Vec::new();
-        for name in [ADDRESSES, SYSCTLS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS] {
+        for name in [ADDRESSES, SYSCTLS, OFFLOADS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS] {
             let path = self.0.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => failures.push(StateError { path, source }),

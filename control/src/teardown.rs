@@ -1,7 +1,7 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
 #![expect(clippy::print_stdout, reason = "stdout is this command's result")]
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use dataplane::TeardownError;
 use hiveway_core::{
@@ -13,7 +13,7 @@ use crate::{
     cli::exit,
     instance::Instance,
     netlink::{Socket, Spaces, Stale, apply, forget_connections, observe_node},
-    nft, relay,
+    nft, offloads, relay,
     state_dir::StateDir,
     sysctl,
 };
@@ -133,9 +133,13 @@ fn programs(bpffs: &Path, report: &mut Report) -> Result<(), TeardownError> {
     Ok(())
 }
 
+/// What netlink sockets need.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 fn links(report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match runtime {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return report.failed(format_args!("cannot remove interfaces: {error}")),
     };
@@ -163,9 +167,21 @@ fn links(report: &mut Report) {
 
 fn state(directory: &Path, report: &mut Report) {
     let Some(state) = StateDir::existing(directory) else { return };
+    let (given_back, kept) = match runtime() {
+        Ok(runtime) => {
+            let _entered = runtime.enter();
+            offloads::give_back(&state, &BTreeSet::new())
+        }
+        Err(error) => return report.failed(format_args!("cannot give offloads back: {error}")),
+    };
+    if given_back > 0 {
+        report.removed(format_args!("our settings of {given_back} offloads (they are on again)"));
+    }
     let before = state.sysctls().unwrap_or_default();
     let failures = sysctl::restore(&state);
-    if failures.is_empty() {
+    let complete = kept.is_empty();
+    kept.into_iter().for_each(|failure| report.failed(failure));
+    if failures.is_empty() && complete {
         if before != Default::default() {
             report.removed("our sysctls (the originals are back)");
         }

@@ -113,6 +113,13 @@ pub fn udp_segmented(netns: &Netns, target: &str, size: u32, segments: u32) -> R
     run(netns, &["udp-load", "--target", target, "--count", "5", "--size", &size, "--segments", &segments])
 }
 
+/// As [`udp_echo`], with the answers only: for each request the server sends `segments` datagrams with one call
+/// (UDP_SEGMENT).
+pub fn udp_burst(netns: &Netns, target: &str, size: u32, segments: u32) -> Result<Tally> {
+    let (size, segments) = (size.to_string(), segments.to_string());
+    run(netns, &["udp-load", "--target", target, "--count", "5", "--size", &size, "--burst", &segments])
+}
+
 /// Lets IPv4 packets that are segmented or were merged be `size` bytes large on an interface (BIG TCP).
 pub fn big_tcp(netns: &Netns, interface: &str, size: u32) -> Result<()> {
     let output = command(netns, &["big-tcp", "--interface", interface, "--size", &size.to_string()])?.output()?;

@@ -34,6 +34,8 @@ pub struct TapLink {
 /// An interface on the engine's gateway bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayPort {
+    /// Its name inside.
+    pub name: IfName,
     /// The other end's name, in the node's namespace.
     pub host: IfName,
     /// The other end's index.
@@ -130,7 +132,7 @@ fn look(task: &TappedTask, settings: &Settings, links: &BTreeMap<IfName, Link>, 
 /// The interface whose address lies in the bridge's subnet and whose other end is a port of the bridge.
 fn gateway(settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside) -> Option<GatewayPort> {
     let subnet = settings.gwbridge_subnet.trunc();
-    inside.links.values().find_map(|inner| {
+    inside.links.iter().find_map(|(name, inner)| {
         let address = *inner.addresses.iter().find(|address| subnet.contains(&address.addr()))?;
         let (host, far) = links.iter().find(|(_, link)| {
             Some(link.index) == inner.peer
@@ -138,6 +140,6 @@ fn gateway(settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside)
                 && link.master.as_ref() == Some(&settings.gwbridge)
         })?;
         let address = Ipv4Net::new(address.addr(), subnet.prefix_len()).ok()?;
-        Some(GatewayPort { host: host.clone(), ifindex: far.index, address, mac: inner.mac })
+        Some(GatewayPort { name: name.clone(), host: host.clone(), ifindex: far.index, address, mac: inner.mac })
     })
 }

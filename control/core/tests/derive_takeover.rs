@@ -41,6 +41,7 @@ fn all_found(desired: &Desired) -> Facts {
     for task in &desired.tapped {
         let taps = task.taps.iter().map(|tap| (tap.id, TapLink { name: "eth0".into(), mac: [2, 1, 1, 1, 1, 1] }));
         let gateway = task.gateway.then(|| GatewayPort {
+            name: "eth2".to_owned(),
             host: "veth1".into(),
             ifindex: GATEWAY_PORT,
             address: "172.18.0.3/16".parse().expect("an address"),

@@ -189,6 +189,7 @@ impl Agent {
             self.maps(&desired, &settings, &links, &gateway, round);
             self.programs(&desired, &links, &clients, round);
             self.taps(&desired, &spaces, round);
+            self.offloads(&desired, &spaces, round);
         });
         // Programs and maps know the host link now: the node's own connections may be led into it.
         self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);

@@ -17,7 +17,10 @@ use hiveway_core::{
 use serde::Serialize;
 
 use super::{apply::Round, reconcile::Agent, shared::Trouble};
-use crate::netlink::Spaces;
+use crate::{
+    netlink::Spaces,
+    offloads::{self, OffloadError},
+};
 
 /// What is taken over from a Docker engine on this node, for display.
 #[derive(Clone, Debug, Serialize)]
@@ -106,6 +109,32 @@ impl Agent {
             attempts: 0,
             retry: None,
         }));
+    }
+
+    /// Has the stacks of containers that serve published ports cut what they send, and gives back what is not needed any
+    /// more.
+    pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
+        let mut keep = BTreeSet::new();
+        for task in desired.tapped.iter().filter(|task| task.gateway) {
+            let (Some(sandbox), Some(space)) = (self.sandboxes.get(&task.id), spaces.0.get(&task.id)) else { continue };
+            let Some(port) = &sandbox.gateway else { continue };
+            let item = Item::Task(task.id.clone()).to_string();
+            if let Some(inode) = round.note(&mut self.backoff, &item, offloads::inode(space)) {
+                keep.insert((inode, port.name.as_str()));
+            }
+            if !round.may(&self.backoff, &item) {
+                continue;
+            }
+            match offloads::turn_off(&self.state, space, &port.name) {
+                // Gone since it was seen.
+                Err(OffloadError::Kernel(error)) if error.errno() == Some(libc::ENODEV) => self.incomplete = true,
+                done => drop(round.note(&mut self.backoff, &item, done)),
+            }
+        }
+        let (_, failures) = offloads::give_back(&self.state, &keep);
+        for failure in failures {
+            round.note::<(), _>(&mut self.backoff, "giving offloads back", Err(failure));
+        }
     }
 
     /// Programs on the containers' own interfaces.

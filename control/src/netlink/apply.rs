@@ -22,7 +22,7 @@ use rtnetlink::{
     packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE},
 };
 
-use super::{Error, ROUTE_PROTOCOL, Socket, Spaces, host, offload::UDP_SEGMENTATION};
+use super::{Error, ROUTE_PROTOCOL, Socket, Spaces, host, offload::LATE_SEGMENTATION};
 
 /// Does one step.
 ///
@@ -58,7 +58,9 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
                 .build();
             create(node, &what, message).await?;
             label(node, host, alias).await?;
-            space.socket.disable_offload(container, UDP_SEGMENTATION)?;
+            for feature in LATE_SEGMENTATION {
+                space.socket.set_offload(container, feature, false)?;
+            }
             quiet(&space.socket, container).await
         }
         Action::CreateHostLink { mtu } => host::create(node, &what, *mtu).await,

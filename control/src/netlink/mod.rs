@@ -17,8 +17,9 @@ pub use apply::{apply, fill};
 pub use conntrack::{Ends, Stale, forget_connections};
 pub use host::observe_host;
 pub use observe::{observe_entries, observe_links, observe_node};
+pub use offload::LATE_SEGMENTATION;
 pub use socket::Socket;
-pub use spaces::{Space, Spaces};
+pub use spaces::{Space, Spaces, open as open_space};
 pub use ways::{confirm, leading, neighbours, underlay, way};
 
 use std::io;

@@ -1,38 +1,59 @@
-//! Turning an offload of an interface off, by ethtool's ioctl (`<linux/ethtool.h>`).
+//! Turning an offload of an interface on and off, by ethtool's ioctl (`<linux/ethtool.h>`).
 
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-/// Segmentation of UDP by the device (`UDP_SEGMENT`, as QUIC senders use). A datagram that is cut only after it has been
-/// through a tunnel program still counts as tunnelled there, and the receiving end cuts it wrongly: the container's stack
-/// must do it before the packet reaches us.
-pub(super) const UDP_SEGMENTATION: &str = "tx-udp-segmentation";
+/// Segmentation by the device of UDP (`UDP_SEGMENT`, as QUIC senders use) and SCTP. A packet that is cut only after it has
+/// been through a tunnel program still counts as tunnelled there, and the receiving end cuts it wrongly: the container's
+/// stack must do it before the packet reaches us.
+pub const LATE_SEGMENTATION: [&str; 2] = ["tx-udp-segmentation", "tx-sctp-segmentation"];
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETH_SS_FEATURES: u32 = 4;
 const ETH_GSTRING_LEN: usize = 32;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
-/// Turns `feature` off on the interface `name` of the namespace in which `socket` (any socket) was opened. An interface
+/// Turns `feature` on or off on the interface `name` of the namespace in which `socket` (any socket) was opened. An interface
 /// or kernel that does not know the feature is as good as one that has it off.
 ///
 /// # Errors
 /// The kernel's: `ENODEV` without such an interface, `EPERM` without `CAP_NET_ADMIN`.
-pub(super) fn disable(socket: BorrowedFd<'_>, name: &str, feature: &str) -> io::Result<()> {
+pub(super) fn set(socket: BorrowedFd<'_>, name: &str, feature: &str, on: bool) -> io::Result<()> {
     let device = Device { socket, name };
-    let names = device.feature_names()?;
-    let Some(index) = names.iter().position(|known| known == feature) else { return Ok(()) };
+    let Some(place) = device.place(feature)? else { return Ok(()) };
     // Blocks of (which bits are meant, what they shall be), 32 features each.
-    let blocks = names.len().div_ceil(32);
-    let mut request = vec![0u32; 2 + 2 * blocks];
-    request[0] = ETHTOOL_SFEATURES;
-    request[1] = blocks as u32;
-    request[2 + 2 * (index / 32)] = 1 << (index % 32);
+    let mut request = vec![0u32; 2 + 2 * place.blocks];
+    (request[0], request[1]) = (ETHTOOL_SFEATURES, place.blocks as u32);
+    let block = 2 + 2 * place.block;
+    request[block] = place.bit;
+    request[block + 1] = if on { place.bit } else { 0 };
     device.call(&mut request)
+}
+
+/// Whether `feature` is on; as [`set`] for one that is not known.
+///
+/// # Errors
+/// As [`set`].
+pub(super) fn is_on(socket: BorrowedFd<'_>, name: &str, feature: &str) -> io::Result<bool> {
+    let device = Device { socket, name };
+    let Some(place) = device.place(feature)? else { return Ok(false) };
+    // Blocks of (available, requested, active, never changed).
+    let mut request = vec![0u32; 2 + 4 * place.blocks];
+    (request[0], request[1]) = (ETHTOOL_GFEATURES, place.blocks as u32);
+    device.call(&mut request)?;
+    Ok(request[2 + 4 * place.block + 2] & place.bit != 0)
+}
+
+/// Where the kernel's bit masks have a feature.
+struct Place {
+    blocks: usize,
+    block: usize,
+    bit: u32,
 }
 
 struct Device<'a> {
@@ -41,6 +62,12 @@ struct Device<'a> {
 }
 
 impl Device<'_> {
+    fn place(&self, feature: &str) -> io::Result<Option<Place>> {
+        let names = self.feature_names()?;
+        let index = names.iter().position(|known| known == feature);
+        Ok(index.map(|index| Place { blocks: names.len().div_ceil(32), block: index / 32, bit: 1 << (index % 32) }))
+    }
+
     fn feature_names(&self) -> io::Result<Vec<String>> {
         // Command, reserved, 64-bit mask of string sets, number of strings in the one that is asked for.
         let mut info = [ETHTOOL_GSSET_INFO, 0, 0, 0, 0, 0];
@@ -82,11 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_knows_the_feature_and_refuses_unknown_interfaces() {
+    fn the_kernel_knows_the_features_and_refuses_unknown_interfaces() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let names = Device { socket: socket.as_fd(), name: "lo" }.feature_names().unwrap();
-        assert!(names.iter().any(|name| name == UDP_SEGMENTATION), "{names:?}");
-        let error = disable(socket.as_fd(), "no-such-if", UDP_SEGMENTATION).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        for feature in LATE_SEGMENTATION {
+            assert!(names.iter().any(|name| name == feature), "{names:?}");
+            is_on(socket.as_fd(), "lo", feature).unwrap();
+            let error = set(socket.as_fd(), "no-such-if", feature, false).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        }
     }
 }

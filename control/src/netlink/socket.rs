@@ -57,10 +57,24 @@ impl Socket {
         Ok(Self { handle, plain, connection: tokio::spawn(connection) })
     }
 
-    /// Turns an offload off, see [`offload`].
-    pub(super) fn disable_offload(&self, name: &str, feature: &str) -> Result<(), Error> {
-        offload::disable(self.plain.as_fd(), name, feature)
-            .map_err(|source| Error::Kernel { what: format!("turn {feature} off on {name}"), source })
+    /// Turns an offload of an interface on or off, see [`LATE_SEGMENTATION`](super::LATE_SEGMENTATION).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_offload(&self, name: &str, feature: &str, on: bool) -> Result<(), Error> {
+        offload::set(self.plain.as_fd(), name, feature, on).map_err(|source| {
+            let what = format!("turn {feature} {} on {name}", if on { "on" } else { "off" });
+            Error::Kernel { what, source }
+        })
+    }
+
+    /// Whether an offload of an interface is on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn has_offload(&self, name: &str, feature: &str) -> Result<bool, Error> {
+        offload::is_on(self.plain.as_fd(), name, feature)
+            .map_err(|source| Error::Kernel { what: format!("ask for {feature} of {name}"), source })
     }
 
     /// The typed requests of rtnetlink.

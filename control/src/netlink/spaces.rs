@@ -20,6 +20,8 @@ use super::{Socket, inside::observe_inside, replies::replies};
 /// A task's namespace: the file that names it, and a socket inside.
 #[derive(Debug)]
 pub struct Space {
+    /// Where it was found.
+    pub path: PathBuf,
     /// Keeps the namespace alive and is what a veth's far end is created in.
     pub file: File,
     /// Requests inside it.
@@ -115,7 +117,11 @@ fn unusable(path: &Path, why: &str) -> Namespace {
     Namespace::Unusable { why: format!("network namespace {} cannot be used: {why}", path.display()) }
 }
 
-fn open(path: &Path) -> io::Result<Space> {
+/// Opens a namespace other than this one.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when it is not there, the kernel's, or that it is no other network namespace.
+pub fn open(path: &Path) -> io::Result<Space> {
     let file = File::open(path)?;
     let (there, own) = (file.metadata()?, std::fs::metadata("/proc/thread-self/ns/net")?);
     if (there.dev(), there.ino()) == (own.dev(), own.ino()) {
@@ -125,5 +131,5 @@ fn open(path: &Path) -> io::Result<Space> {
         Some(libc::EINVAL) => io::Error::other("it is not a network namespace (yet)"),
         _ => error,
     })?;
-    Ok(Space { file, socket })
+    Ok(Space { path: path.to_owned(), file, socket })
 }

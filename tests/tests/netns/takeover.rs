@@ -1,7 +1,7 @@
 //! Beside a Docker engine, on nodes made by hand as an engine makes them: the routing mesh and VIPs are ours, everything
 //! else stays the engine's.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, PATIENCE, scenario, wait_for},
     peer::{self, LoadLoop},
@@ -108,6 +108,51 @@ fn vips_are_balanced_on_the_containers_own_interface() {
     });
 }
 
+/// The interface of a task on the gateway bridge.
+fn gateway_interface(task: &Netns) -> Result<String> {
+    let shown = task.run("ip -4 -o addr show")?;
+    let line = shown.lines().find(|line| line.contains(" 172.18.")).context("nothing on the gateway bridge")?;
+    Ok(line.split_whitespace().nth(1).context("no name")?.to_owned())
+}
+
+/// Whether UDP's and SCTP's packets are left to be cut later there.
+pub(crate) fn late_segmentation(netns: &Netns, interface: &str) -> Result<[String; 2]> {
+    let shown = netns.run(&format!("ethtool -k {interface}"))?;
+    let state = |feature: &str| {
+        let line = shown.lines().find_map(|line| line.trim().strip_prefix(feature)?.strip_prefix(": "));
+        line.and_then(|rest| rest.split_whitespace().next()).unwrap_or_default().to_owned()
+    };
+    Ok([state("tx-udp-segmentation"), state("tx-sctp-segmentation")])
+}
+
+/// A network that is no longer the engine's to carry, or a port that is no longer published, gives the offloads back.
+#[test]
+fn offloads_are_given_back_with_the_port() {
+    scenario(|lab| {
+        let mut cluster = start(lab, web(), &[])?;
+        let task = cluster.task("web.1").clone();
+        let own = gateway_interface(&task)?;
+        ensure!(late_segmentation(&task, &own)? == ["off", "off"], "{own} leaves packets to be cut later");
+        let other = cluster.task("web.2").clone();
+        cluster.change(|table| {
+            table.item_mut("services", "web")["ports"] = json!([]);
+            for n in ["web.1", "web.2"] {
+                table.item_mut("tasks", n)["addresses"].as_object_mut().map(|map| map.remove("ingress"));
+            }
+        })?;
+        wait_for("the offloads to be back", PATIENCE, || {
+            for task in [&task, &other] {
+                ensure!(
+                    late_segmentation(task, &gateway_interface(task)?)? == ["on", "on"],
+                    "{} has not",
+                    task.label()
+                );
+            }
+            Ok(())
+        })
+    });
+}
+
 #[test]
 fn teardown_gives_everything_back() {
     scenario(|lab| {
@@ -115,6 +160,10 @@ fn teardown_gives_everything_back() {
         let cluster = start(lab, web(), &[])?;
         let before = peer::tcp_load(&client, "192.168.77.11:8080", 4, 1)?;
         assert_even(&before, &WEB, 2)?;
+        let task = cluster.task("web.1").clone();
+        let [own, ingress] = [gateway_interface(&task)?, "eth0".to_owned()];
+        ensure!(late_segmentation(&task, &ingress)? == ["on", "on"], "the engine's own network was touched");
+        ensure!(late_segmentation(&task, &own)? == ["off", "off"], "{own} leaves packets to be cut later");
         for (agent, node) in cluster.agents.iter().zip(&cluster.nodes) {
             agent.terminate()?;
             agent.teardown()?;
@@ -131,6 +180,7 @@ fn teardown_gives_everything_back() {
         assert_even(&peer::tcp_load(cluster.task("user.1"), "10.0.1.4:80", 10, 1)?, &["web.2"], 10)?;
         let vip = peer::attempts(cluster.task("user.1"), "tcp", "10.0.1.2:80", 2)?;
         ensure!(vip.ok == 0, "somebody still answers the VIP: {vip:?}");
+        ensure!(late_segmentation(&task, &own)? == ["on", "on"], "the offloads of {own} are not back");
         for task in ["web.1", "user.1"] {
             let left = cluster.task(task).run("tc filter show dev eth0 ingress")?;
             ensure!(left.trim().is_empty(), "{left}");

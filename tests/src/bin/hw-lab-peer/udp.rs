@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::IoSlice,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     sync::{Arc, atomic::Ordering},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::load::{Tally, pattern};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
 
 use crate::progress::Progress;
 
@@ -31,6 +32,9 @@ pub(crate) struct Options {
     /// With --size: send that many datagrams with one call and have the kernel or the card cut them (UDP_SEGMENT).
     #[arg(long, default_value_t = 1)]
     segments: usize,
+    /// With --size: the server sends that many datagrams back, with one call (UDP_SEGMENT), as QUIC servers do.
+    #[arg(long, conflicts_with = "segments")]
+    burst: Option<usize>,
     /// Let the network fragment what is too long (no DF), as if path MTU discovery were unknown.
     #[arg(long)]
     fragmentable: bool,
@@ -64,6 +68,8 @@ pub(crate) fn serve(port: u16, name: &str, fragmentable: bool) -> Result<()> {
         let request = &buffer[..length];
         let sent = if request == b"who" {
             socket.send_to(format!("name={name} peer={peer}").as_bytes(), peer)
+        } else if let Some((count, size)) = asked_burst(request) {
+            send_burst(&socket, peer, count, size)
         } else {
             socket.send_to(request, peer)
         };
@@ -71,6 +77,28 @@ pub(crate) fn serve(port: u16, name: &str, fragmentable: bool) -> Result<()> {
             eprintln!("{peer}: {error}");
         }
     }
+}
+
+/// `burst COUNT SIZE`, of at most 64 kB.
+fn asked_burst(request: &[u8]) -> Option<(usize, u16)> {
+    let text = std::str::from_utf8(request).ok()?.strip_prefix("burst ")?;
+    let (count, size) = text.split_once(' ')?;
+    let (count, size) = (count.parse().ok()?, size.parse().ok()?);
+    (count * usize::from(size) < 65_000).then_some((count, size))
+}
+
+/// Datagrams in one packet, which is cut on its way.
+fn send_burst(socket: &UdpSocket, peer: SocketAddr, count: usize, size: u16) -> std::io::Result<usize> {
+    let payload = pattern(usize::from(size) * count);
+    let SocketAddr::V4(peer) = peer else { return Err(std::io::ErrorKind::Unsupported.into()) };
+    let sent = sendmsg(
+        socket.as_raw_fd(),
+        &[IoSlice::new(&payload)],
+        &[ControlMessage::UdpGsoSegments(&size)],
+        MsgFlags::empty(),
+        Some(&SockaddrIn::from(peer)),
+    );
+    sent.map_err(Into::into)
 }
 
 pub(crate) fn run(options: &Options) -> Tally {
@@ -122,7 +150,10 @@ fn request(options: &Options, port: u16, kept: &mut Option<UdpSocket>) -> Result
         }
     };
     let answer = match options.size {
-        Some(size) => echo(&socket, size, options.segments)?,
+        Some(size) => match options.burst {
+            Some(count) => burst(&socket, count, size)?,
+            None => echo(&socket, size, options.segments)?,
+        },
         None if options.unconnected => {
             socket.send_to(b"who", options.target).context("send")?;
             answer(&socket)?
@@ -170,6 +201,17 @@ fn echo(socket: &UdpSocket, size: usize, segments: usize) -> Result<String> {
         setsockopt(socket, sockopt::UdpGsoSegment, &i32::try_from(size)?).context("UDP_SEGMENT")?;
     }
     socket.send(&payload).context("send")?;
+    receive(socket, &payload, size)
+}
+
+/// `count` datagrams of `size` different bytes each have to come from a server that sends them with one call.
+fn burst(socket: &UdpSocket, count: usize, size: usize) -> Result<String> {
+    socket.send(format!("burst {count} {size}").as_bytes()).context("send")?;
+    receive(socket, &pattern(size * count), size)
+}
+
+/// Each `size` bytes of `payload` have to arrive, as a datagram.
+fn receive(socket: &UdpSocket, payload: &[u8], size: usize) -> Result<String> {
     let mut missing: BTreeSet<&[u8]> = payload.chunks(size).collect();
     let mut buffer = vec![0; 65536];
     while !missing.is_empty() {
