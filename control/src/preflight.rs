@@ -120,7 +120,9 @@ fn clsact() -> Result<String, String> {
 
 /// Has `nft` take such rules.
 fn nft(rules: &str) -> Result<String, String> {
-    let limits = Limits { time: std::time::Duration::from_secs(5), bytes: 64 * 1024 };
+    // The first rules of their kind have modules loaded, which takes seconds on a machine that is busy booting; giving up
+    // would end the agent's start.
+    let limits = Limits { time: std::time::Duration::from_secs(30), bytes: 64 * 1024 };
     let output = child::run("nft", &["-f", "-"], rules.as_bytes(), limits).map_err(|error| {
         if error.is_missing() {
             "there is no `nft`: install the package nftables".to_owned()
