@@ -19,33 +19,20 @@ use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey, shown_as},
-    service::{AllowPrefix, Backend, PortKey},
-    state::{MapState, SetKey},
+    service::{AllowPrefix, PortKey},
+    state::MapState,
 };
 use support::{
     attached::{attached, filters, options},
+    maps::{NET, backends, pin, port, vip},
     sandbox::{sandbox, veth},
 };
-
-const NET: [u8; 4] = [0, 0, 16, 1];
-
-fn vip(last: u8) -> SetKey {
-    SetKey::Vip { net: NET, ip: [10, 0, 1, last] }
-}
-
-fn port(port: u16) -> SetKey {
-    SetKey::Port { proto: 6, port: port.to_be_bytes() }
-}
 
 /// Port 8080 in map `PORTS`.
 const PORT: PortKey = PortKey { proto: 6, _pad: 0, port: 8080u16.to_be_bytes() };
 
 fn prefix(ip: [u8; 4]) -> AllowPrefix {
     AllowPrefix { port: PORT, ip }
-}
-
-fn backends(count: u8) -> Vec<Backend> {
-    (0..count).map(|i| Backend { tag: [i + 1; 8], ip: [10, 0, 1, 100 + i], vtep: [192, 0, 2, 1] }).collect()
 }
 
 /// A bit of everything.
@@ -81,11 +68,6 @@ fn state() -> MapState {
     let client = ClientPrefix { ifindex: 8u32.to_be_bytes(), ip: [10, 0, 1, 0] };
     state.clients.insert((56, client), ClientRule { shown_as: shown_as::GATEWAY, ..ClientRule::default() });
     state
-}
-
-fn pin<K: aya::Pod, V: aya::Pod>(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, K, V>> {
-    let path = bpffs.join("hiveway/maps").join(map.name());
-    Ok(Map::HashMap(MapData::from_pin(path)?).try_into()?)
 }
 
 #[test]

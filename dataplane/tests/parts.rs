@@ -2,33 +2,22 @@
 
 mod support;
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 use dataplane::{Dataplane, MapName};
 use dataplane_common::{
     config::Config,
     endpoint::{Endpoint, EndpointKey, Vtep, kind},
     mesh::{MAX_NODE_ADDRESSES, NodeAddress},
-    service::Backend,
-    state::{MapChange, MapState, SetKey},
+    state::{MapChange, MapState},
 };
-use support::{attached::options, sandbox::sandbox};
-
-const NET: [u8; 4] = [0, 0, 16, 1];
-
-fn vip(last: u8) -> SetKey {
-    SetKey::Vip { net: NET, ip: [10, 0, 1, last] }
-}
-
-fn port(port: u16) -> SetKey {
-    SetKey::Port { proto: 6, port: port.to_be_bytes() }
-}
-
-fn backends(count: u8) -> Vec<Backend> {
-    (0..count).map(|i| Backend { tag: [i + 1; 8], ip: [10, 0, 1, 100 + i], vtep: [192, 0, 2, 1] }).collect()
-}
+use support::{
+    attached::options,
+    maps::{NET, backends, pin, port, vip},
+    sandbox::sandbox,
+};
 
 fn state() -> MapState {
     let mut state = MapState {
@@ -47,11 +36,6 @@ fn state() -> MapState {
     state.sets.insert(vip(2), backends(3));
     state.sets.insert(port(8080), backends(2));
     state
-}
-
-fn pin<K: aya::Pod, V: aya::Pod>(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, K, V>> {
-    let path = bpffs.join("hiveway/maps").join(map.name());
-    Ok(Map::HashMap(MapData::from_pin(path)?).try_into()?)
 }
 
 /// What comes before a whole comparison leads to the same, and leaves everything else alone.

@@ -24,6 +24,12 @@ const PROTOCOLS: [&str; 11] = ["arp", "data", "eth", "ethertype", "frame", "icmp
 pub const BAD_CHECKSUM: &str = "ip.checksum.status == \"Bad\" || udp.checksum.status == \"Bad\" || \
      (tcp.checksum.status == \"Bad\" && !(tcp.checksum == 0xffff && tcp.checksum_calculated == 0))";
 
+/// The VNI of the routing mesh's frames and of the agents' probes, without `--mesh-vni`.
+pub const MESH_VNI: u32 = 16_777_214;
+
+/// UDP port of datagrams that nothing answers and a capture counts.
+pub const DISCARD_PORT: u16 = 9;
+
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {

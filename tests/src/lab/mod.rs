@@ -12,7 +12,7 @@ mod tun;
 mod wait;
 mod xdp;
 
-pub use capture::{BAD_CHECKSUM, Capture, tshark};
+pub use capture::{BAD_CHECKSUM, Capture, DISCARD_PORT, MESH_VNI, tshark};
 pub use cleanup::{AtLeast, register_ctrl_c, sweep_dead_labs};
 pub(crate) use cleanup::{has_ended, register_directory, remove_directory};
 pub use netns::Netns;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, PacketBuilder};
 use hiveway_tests::{
-    lab::{Capture, Netns, PATIENCE, wait_for, with_and_without_offloads},
+    lab::{Capture, DISCARD_PORT, MESH_VNI, Netns, PATIENCE, wait_for, with_and_without_offloads},
     peer, plain,
     table::Table,
 };
@@ -27,9 +27,11 @@ fn two_networks() -> Table {
         .task("b.2", "b", "n3", &[("other", "10.0.2.4")])
 }
 
-/// A datagram to port 9 in a group frame.
+/// A datagram to `DISCARD_PORT` in a group frame.
 fn group_frame(from: &str, group_mac: [u8; 6], to: &str) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(mac(&plain::mac_of(from)), group_mac).ipv4(ip(from), ip(to), 1).udp(9, 9);
+    let builder = PacketBuilder::ethernet2(mac(&plain::mac_of(from)), group_mac)
+        .ipv4(ip(from), ip(to), 1)
+        .udp(DISCARD_PORT, DISCARD_PORT);
     let mut bytes = Vec::with_capacity(builder.size(5));
     builder.write(&mut bytes, b"hello").expect("a vector takes everything");
     bytes
@@ -52,7 +54,7 @@ fn broadcast_and_multicast_reach_all_members_of_a_network_and_nobody_else() {
     with_and_without_offloads(|lab| {
         let cluster = Cluster::start(lab, 3, two_networks())?;
         let from = cluster.task("a.1");
-        let watch = |task: &str| Capture::start(lab, cluster.task(task), "eth0", "udp port 9");
+        let watch = |task: &str| Capture::start(lab, cluster.task(task), "eth0", &format!("udp port {DISCARD_PORT}"));
         let (mut remote, mut local) = (watch("a.2")?, watch("a.3")?);
         let strangers = [watch("b.1")?, watch("b.2")?];
         // The wire towards the node that has no task of the network.
@@ -84,7 +86,8 @@ fn broadcast_and_multicast_reach_all_members_of_a_network_and_nobody_else() {
             ensure!(rows == [["10.0.2.255"]], "{name} has seen {rows:?}");
         }
         // Probes, in the mesh's VNI, are for the same port.
-        let rows = wire.dissect("vxlan && udp.dstport == 9 && vxlan.vni != 16777214", &["vxlan.vni"])?;
+        let filter = format!("vxlan && udp.dstport == {DISCARD_PORT} && vxlan.vni != {MESH_VNI}");
+        let rows = wire.dissect(&filter, &["vxlan.vni"])?;
         ensure!(rows == [["4098"]], "n3 has been sent {rows:?}");
         Ok(())
     });
@@ -107,7 +110,8 @@ fn a_container_that_floods_its_network_is_slowed_down_and_still_works() {
             assert_even(&peer::tcp_load(from, to, 20, 2)?, &[name], 20)?;
         }
         // Its neighbour may send as before.
-        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9 and src 10.0.1.5")?;
+        let mut seen =
+            Capture::start(lab, cluster.task("a.2"), "eth0", &format!("udp port {DISCARD_PORT} and src 10.0.1.5"))?;
         let quiet = cluster.task("a.3");
         let theirs = group_frame("10.0.1.5", [1, 0, 0x5e, 0, 0, 0xfb], "224.0.0.251");
         for _ in 0..50 {

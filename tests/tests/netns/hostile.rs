@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use hiveway_tests::{
-    lab::{Capture, Netns, with_and_without_offloads},
+    lab::{Capture, DISCARD_PORT, Netns, with_and_without_offloads},
     peer, plain,
     table::Table,
 };
@@ -27,10 +27,11 @@ fn two_tasks() -> Table {
         .task("p.1", "a", "n3", &[("app", "10.0.1.5")])
 }
 
-/// An Ethernet frame with a UDP datagram to port 9.
+/// An Ethernet frame with a UDP datagram to `DISCARD_PORT`.
 fn frame(source_mac: &str, target_mac: &str, source: &str, target: &str) -> Vec<u8> {
-    let builder =
-        PacketBuilder::ethernet2(mac(source_mac), mac(target_mac)).ipv4(ip(source), ip(target), 64).udp(4000, 9);
+    let builder = PacketBuilder::ethernet2(mac(source_mac), mac(target_mac))
+        .ipv4(ip(source), ip(target), 64)
+        .udp(4000, DISCARD_PORT);
     let mut bytes = Vec::with_capacity(builder.size(5));
     builder.write(&mut bytes, b"liar!").expect("a vector takes everything");
     bytes
@@ -50,7 +51,7 @@ fn a_container_cannot_use_another_ones_address() {
         let cluster = Cluster::start(lab, 2, two_tasks())?;
         let (liar, agent) = (cluster.task("a.1"), &cluster.agents[0]);
         let (own, theirs) = (plain::mac_of("10.0.1.3"), plain::mac_of("10.0.1.4"));
-        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", &format!("udp port {DISCARD_PORT}"))?;
         let before = (agent.dropped("spoofed_mac")?, agent.dropped("spoofed_ip")?);
         for _ in 0..5 {
             liar.send_frame("eth0", &frame("02:42:0a:00:01:63", &theirs, "10.0.1.3", "10.0.1.4"))?;
@@ -100,7 +101,7 @@ fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
         let (stranger, node3) = (lab.client()?, lab.node("n3", 13)?);
         let cluster = Cluster::start(lab, 2, two_tasks())?;
         let agent = &cluster.agents[1];
-        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", &format!("udp port {DISCARD_PORT}"))?;
         let target = plain::mac_of("10.0.1.4");
         let count = |reason: &str| agent.dropped(reason);
         let before = (count("unknown_vtep")?, count("bad_inner_source")?, count("malformed_header")?);
@@ -123,7 +124,7 @@ fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
         let n2 = &cluster.nodes[1];
         n2.run("ip link add fvx0 type vxlan id 77 dstport 4789 local 192.168.77.12 nolearning")?;
         n2.run("ip link set fvx0 up")?;
-        let mut foreign = Capture::start(lab, n2, "fvx0", "udp port 9")?;
+        let mut foreign = Capture::start(lab, n2, "fvx0", &format!("udp port {DISCARD_PORT}"))?;
         let inner = frame("02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "10.9.0.1", "10.9.0.255");
         send_datagrams(&stranger, "192.168.77.12:4789", &tunnelled(77, &inner), 2)?;
         foreign.wait_packets(2)?;

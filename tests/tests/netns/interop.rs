@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use hiveway_tests::{
-    lab::{BAD_CHECKSUM, Capture, Offloads, scenario},
+    lab::{BAD_CHECKSUM, Capture, MESH_VNI, Offloads, scenario},
     peer,
     plain::{self, PlainEndpoint},
     table::Table,
@@ -58,8 +58,8 @@ fn a_plain_linux_node_and_hiveway_exchange_full_size_traffic_both_ways() {
             let file = wire.stop()?;
             let rows = |filter: &str, fields: &[&str]| hiveway_tests::lab::tshark(&file, filter, fields);
             // Probes go through the mesh's VNI.
-            let frames =
-                rows("vxlan && ip.src == 192.168.77.11 && vxlan.vni != 16777214", &["vxlan.vni", "udp.srcport"])?;
+            let filter = format!("vxlan && ip.src == 192.168.77.11 && vxlan.vni != {MESH_VNI}");
+            let frames = rows(&filter, &["vxlan.vni", "udp.srcport"])?;
             ensure!(frames.len() > 100, "only {} frames of ours captured", frames.len());
             ensure!(frames.iter().all(|row| row[0] == "4097"), "wrong VNI in {frames:?}");
             let ports: std::collections::BTreeSet<_> =

@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{PacketBuilder, SingleVlanHeader, VlanHeader, VlanId, VlanPcp};
 use hiveway_tests::{
-    lab::{Capture, Lab, Netns, PATIENCE, scenario, wait_for},
+    lab::{Capture, DISCARD_PORT, Lab, MESH_VNI, Netns, PATIENCE, scenario, wait_for},
     peer, plain,
     table::Table,
 };
@@ -52,14 +52,14 @@ fn syn(macs: ([u8; 6], [u8; 6]), vid: Option<u16>, port: u16) -> Vec<u8> {
     bytes
 }
 
-/// A datagram to port 9 between two containers.
+/// A datagram to `DISCARD_PORT` between two containers.
 fn datagram(from: &str, to: &str, vid: Option<u16>) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(mac(&plain::mac_of(from)), mac(&plain::mac_of(to)));
     let builder = match vid {
         Some(vid) => ethernet.vlan(tag(vid)).ipv4(ip(from), ip(to), 64),
         None => ethernet.ipv4(ip(from), ip(to), 64),
     };
-    let builder = builder.udp(4000, 9);
+    let builder = builder.udp(4000, DISCARD_PORT);
     let mut bytes = Vec::with_capacity(builder.size(3));
     builder.write(&mut bytes, b"tag").expect("a vector takes everything");
     bytes
@@ -106,9 +106,10 @@ fn a_container_cannot_choose_the_vlan_of_the_outer_frame() {
         let table = table.task("a.1", "a", "n1", &[("app", "10.0.1.3")]).task("a.2", "a", "n2", &[("app", "10.0.1.4")]);
         let cluster = cluster(lab, table)?;
         let (liar, agent) = (cluster.task("a.1"), &cluster.agents[0]);
-        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", "udp port 9")?;
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", &format!("udp port {DISCARD_PORT}"))?;
         // But for probes, which are in the mesh's VNI.
-        let mut tunnel = Capture::start(lab, lab.switch(), "n1", "udp port 4789 and udp[12:4] != 0xfffffe00")?;
+        let filter = format!("udp port 4789 and udp[12:4] != {}", MESH_VNI << 8);
+        let mut tunnel = Capture::start(lab, lab.switch(), "n1", &filter)?;
         let mut tagged = Capture::start(lab, lab.switch(), "n1", "vlan")?;
         let before = agent.dropped("unsupported_protocol")?;
         for _ in 0..3 {

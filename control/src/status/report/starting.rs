@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::status::{Engine, Unreachable};
+use super::status::{Engine, Item, Unreachable};
 use crate::{
     engine::EngineView,
     relay::{Board, RelayStatus},
@@ -51,7 +51,7 @@ impl Starting {
             },
             relay: self.relay.as_ref().map(|board| board.status()),
             engine: Engine::new(&self.engine.borrow()),
-            waiting: vec![Waiting { item: "first table", why: self.why(), attempts: 0, retry_in_seconds: None }],
+            waiting: vec![Item { item: "first table".into(), why: self.why(), attempts: 0, retry_in_seconds: None }],
         }
     }
 }
@@ -67,7 +67,7 @@ pub(super) struct Status {
     table: Table,
     relay: Option<RelayStatus>,
     engine: Engine,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Item>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -76,12 +76,4 @@ struct Table {
     from: String,
     unreachable: Option<Unreachable>,
     expelled: Option<String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Waiting {
-    item: &'static str,
-    why: String,
-    attempts: u32,
-    retry_in_seconds: Option<u64>,
 }

@@ -133,12 +133,13 @@ struct Refused {
     problems: Vec<String>,
 }
 
+/// What fails or is waited for.
 #[derive(Clone, Debug, Serialize)]
-struct Item {
-    item: String,
-    why: String,
-    attempts: u32,
-    retry_in_seconds: Option<u64>,
+pub(super) struct Item {
+    pub(super) item: String,
+    pub(super) why: String,
+    pub(super) attempts: u32,
+    pub(super) retry_in_seconds: Option<u64>,
 }
 
 /// What this node's engine is, and whether it answers.
