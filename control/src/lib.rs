@@ -5,6 +5,7 @@ pub mod certs;
 pub mod child;
 pub mod cli;
 pub mod engine;
+pub mod engine_mesh;
 pub mod host_firewall;
 pub mod instance;
 pub mod ipv6;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use dataplane::TeardownError;
+use dataplane::{Left, TeardownError};
 use hiveway_core::{
     DEFAULT_HOST_IP,
     observed::{Kind, Link},
@@ -11,6 +11,7 @@ use hiveway_core::{
 
 use crate::{
     cli::exit,
+    engine_mesh, host_firewall,
     instance::Instance,
     netlink::{Socket, Spaces, Stale, apply, forget_connections, observe_node},
     nft, offloads, relay,
@@ -83,14 +84,27 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// is begun that would end with us.
 fn hand_over(bpffs: &Path, report: &mut Report) {
     match dataplane::leave(bpffs) {
-        Ok(0) => return,
-        Ok(left) => println!("left {left} published ports and containers' interfaces to the engine"),
+        Ok(Left { ports: 0, interfaces: 0 }) => return,
+        Ok(Left { ports, interfaces }) => {
+            println!("left {} published ports and containers' interfaces to the engine", ports + interfaces);
+            if ports > 0 {
+                warn_of_dead_ports();
+            }
+        }
         // They end all the same, only later.
         Err(error) => return eprintln!("warning: published ports cannot be left to the engine beforehand: {error}"),
     }
     // The node's own new connections would still be led to us.
     firewall(report);
     std::thread::sleep(DRAIN);
+}
+
+/// An engine whose own routing mesh does not work serves nothing that is left to it.
+fn warn_of_dead_ports() {
+    // The agent that could say what the engine calls its backend is gone; its rules tell as well.
+    if let Some(why) = engine_mesh::broken(engine_mesh::has_ipvs(), None, host_firewall::read().ok().as_ref()) {
+        eprintln!("warning: published ports are dead from now on: {why}");
+    }
 }
 
 fn firewall(report: &mut Report) {

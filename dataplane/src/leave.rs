@@ -11,23 +11,31 @@ use dataplane_common::{
 
 use crate::{MapName, adopt::pin_path, pod::Raw, words::Words};
 
+/// What is left to a Docker engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Published ports.
+    pub ports: usize,
+    /// Containers' own interfaces, whose VIPs are balanced there.
+    pub interfaces: usize,
+}
+
 /// If a Docker engine carries this node's ingress network, empties the backend sets of published ports in the maps pinned
 /// under `bpffs`: new connections to them go to the stack, where the engine's own balancer waits. Likewise the VIPs of
-/// containers on the engine's networks, where it has a balancer. Returns how many ports and containers' interfaces those
-/// are; none if nothing is pinned there.
+/// containers on the engine's networks, where it has a balancer. Nothing is left if nothing is pinned there.
 ///
 /// # Errors
 /// When a pinned map cannot be read or written.
-pub fn leave(bpffs: &Path) -> Result<usize, MapError> {
+pub fn leave(bpffs: &Path) -> Result<Left, MapError> {
     let pinned = |map| pin_path(bpffs, map);
     if !pinned(MapName::Config).exists() {
-        return Ok(0);
+        return Ok(Left::default());
     }
     let config: Array<_, Raw<Config>> = Map::Array(MapData::from_pin(pinned(MapName::Config))?).try_into()?;
-    let left = leave_vips(&pinned(MapName::Locals))?;
+    let interfaces = leave_vips(&pinned(MapName::Locals))?;
     let Raw(config) = config.get(&0, 0)?;
     if config.ingress_ip == [0; 4] {
-        return Ok(left);
+        return Ok(Left { ports: 0, interfaces });
     }
     let ports: HashMap<_, Raw<PortKey>, Raw<PublishedPort>> =
         Map::HashMap(MapData::from_pin(pinned(MapName::Ports))?).try_into()?;
@@ -39,7 +47,7 @@ pub fn leave(bpffs: &Path) -> Result<usize, MapError> {
         words.store(port.set, 0);
         emptied += 1;
     }
-    Ok(left + emptied)
+    Ok(Left { ports: emptied, interfaces })
 }
 
 /// Marks the containers' own interfaces in the map pinned at `locals`; returns how many.

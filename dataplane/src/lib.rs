@@ -50,7 +50,7 @@ pub use crate::{
     connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
     dataplane::{Dataplane, Detached, OpenError},
     hops::Hops,
-    leave::leave,
+    leave::{Left, leave},
     load::LoadError,
     lock::LockError,
     logger::LoggerError,

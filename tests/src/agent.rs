@@ -185,18 +185,14 @@ impl Agent {
         status["dataplane"]["counters"][name].as_u64().with_context(|| format!("no counter {name} in {status}"))
     }
 
-    /// `hiveway teardown` (the agent must have ended).
-    pub fn teardown(&self) -> Result<()> {
+    /// `hiveway teardown` (the agent must have ended): what it says.
+    pub fn teardown(&self) -> Result<String> {
         let mut command = self.command(&["teardown"])?;
         command.arg("--bpffs").arg(&self.bpffs).arg("--state-dir").arg(self.state_dir());
         let output = command.output()?;
-        ensure!(
-            output.status.success(),
-            "teardown ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(())
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "teardown ended with {}: {err}", output.status);
+        Ok(format!("{out}{err}"))
     }
 
     /// `hiveway <what...> --socket ...`: stdout.

@@ -13,13 +13,12 @@ use hiveway_core::{
 
 use crate::{
     cli::{AgentArgs, MeshReturn},
+    engine_mesh::has_ipvs,
     mesh,
     uplinks::{self, Underlay, Uplinks},
 };
 
 const DOCKER_BRIDGE: &str = "docker_gwbridge";
-/// There while the kernel's IPVS is loaded, with which engines balance.
-const IPVS: &str = "/proc/net/ip_vs";
 
 /// The gateway bridge to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +131,7 @@ pub(super) fn facts(
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
         underlay_ip: args.underlay_address,
         node_addresses,
-        engine_balances: std::path::Path::new(IPVS).exists(),
+        engine_balances: has_ipvs(),
         left,
         sandboxes: sandboxes.clone(),
         replies: replies.clone(),

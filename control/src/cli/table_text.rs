@@ -244,7 +244,7 @@ fn status(value: &Value) -> String {
         ("flows", tables(&value["dataplane"])),
         ("timeouts", timeouts(&value["dataplane"]["timeouts"])),
     ];
-    let lines = lines.into_iter().chain(takeover(&value["takeover"]).map(|line| ("takeover", line)));
+    let lines = lines.into_iter().chain(takeover(value).map(|line| ("takeover", line)));
     let lines = lines.chain(ipv6(&value["ipv6"]).map(|line| ("ipv6", line)));
     let lines = lines.chain(engine(&value["engine"]).map(|line| ("engine", line)));
     let lines = lines.chain(firewall(&value["firewall"]).map(|line| ("firewall", line)));
@@ -313,7 +313,8 @@ fn relay(value: &Value) -> Option<String> {
 }
 
 /// Beside a Docker engine: what is taken over from it.
-fn takeover(takeover: &Value) -> Option<String> {
+fn takeover(value: &Value) -> Option<String> {
+    let (takeover, dead) = (&value["takeover"], &value["dead_ports"]);
     takeover.as_object()?;
     let mesh = match (&takeover["mesh"], &takeover["mesh_why"]) {
         (Value::Null, _) => "no routing mesh".to_owned(),
@@ -322,7 +323,10 @@ fn takeover(takeover: &Value) -> Option<String> {
     };
     let (found, all) = (text(&takeover["found"]), text(&takeover["interfaces"]));
     let vips = format!("VIPs on {found} of {all} interfaces ({})", list(&takeover["networks"]));
-    Some(format!("{mesh}; {vips}"))
+    let dead = dead
+        .as_object()
+        .map(|_| format!("; published ports are dead: {}: {}", list(&dead["ports"]), text(&dead["why"])));
+    Some(format!("{mesh}{}; {vips}", dead.unwrap_or_default()))
 }
 
 /// What is left to the host's packet filters, and what was not asked of them.

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use bollard::models::{LocalNodeState, SwarmInfo};
+use bollard::models::{LocalNodeState, SwarmInfo, SystemInfo};
 use serde::Deserialize;
 
 use super::{EngineView, Membership};
@@ -27,7 +27,12 @@ struct State {
 }
 
 /// Brings `view` up to date; its containers stay.
-pub(super) fn apply(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
+pub(super) fn apply(view: &mut EngineView, info: &SystemInfo, swarm_dir: &Path) {
+    view.firewall_backend = info.firewall_backend.as_ref().and_then(|backend| backend.driver.clone());
+    apply_swarm(view, &info.swarm.clone().unwrap_or_default(), swarm_dir);
+}
+
+fn apply_swarm(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
     use LocalNodeState as State;
     view.membership = match swarm.local_node_state {
         Some(State::ACTIVE) => Membership::Member,
@@ -65,8 +70,8 @@ fn state(swarm_dir: &Path) -> State {
 mod tests {
     use super::*;
 
-    fn swarm(text: &str) -> SwarmInfo {
-        serde_json::from_str(text).unwrap()
+    fn swarm(text: &str) -> SystemInfo {
+        SystemInfo { swarm: serde_json::from_str(text).unwrap(), ..<_>::default() }
     }
 
     const WORKER: &str = r#"{"NodeID": "w", "NodeAddr": "192.0.2.13", "LocalNodeState": "active",
@@ -99,5 +104,18 @@ mod tests {
 
         apply(&mut view, &swarm(OUTSIDE), &directory.path().join("gone"));
         assert_eq!((&view.membership, view.local.node.as_deref()), (&Membership::None, None));
+    }
+    #[test]
+    fn the_firewall_backend_where_the_engine_says_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut view = EngineView::default();
+        let mut backend = |text: &str| {
+            apply(&mut view, &serde_json::from_str(text).unwrap(), directory.path());
+            view.firewall_backend.clone()
+        };
+        let said = r#"{"FirewallBackend": {"Driver": "nftables", "Info": [["ReloadedAt", "2026-01-01T00:00:00Z"]]}}"#;
+        assert_eq!(backend(said).as_deref(), Some("nftables"));
+        assert_eq!(backend(r#"{"FirewallBackend": {"Driver": "iptables"}}"#).as_deref(), Some("iptables"));
+        assert_eq!(backend("{}"), None, "engines before 28.2");
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use bollard::{
     Docker,
     errors::Error,
-    models::{ContainerSummary, EventMessage, EventMessageTypeEnum as Type, SwarmInfo},
+    models::{ContainerSummary, EventMessage, EventMessageTypeEnum as Type, SystemInfo},
     query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, pin_mut, stream::FuturesUnordered};
@@ -79,12 +79,12 @@ async fn follow(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -> Result
                 None => return Ok(()),
             },
             Some(answer) = session.answers.next(), if !session.answers.is_empty() => match answer {
-                Answer::Swarm(said) => {
+                Answer::Info(said) => {
                     asked = false;
                     match said {
-                        Ok(swarm) => {
+                        Ok(info) => {
                             session.view.lost = None;
-                            info::apply(&mut session.view, &swarm, &engine.swarm_dir);
+                            info::apply(&mut session.view, &info, &engine.swarm_dir);
                         }
                         Err(why) => {
                             lose(&mut session.view, engine, &format!("it does not say what it is in the swarm: {why}"));
@@ -125,7 +125,7 @@ fn publish(out: &watch::Sender<Arc<EngineView>>, view: &EngineView) {
 
 /// What the engine has been asked. What it could not say is a text.
 enum Answer {
-    Swarm(Result<Box<SwarmInfo>, String>),
+    Info(Result<Box<SystemInfo>, String>),
     Containers { turn: u64, said: Result<Vec<ContainerSummary>, String> },
     Container { turn: u64, id: String, said: Result<Option<Container>, String> },
 }
@@ -182,7 +182,7 @@ impl Session {
         let docker = self.docker.clone();
         let answer = async move {
             let info = patiently(docker.info()).await;
-            Answer::Swarm(info.map(|info| Box::new(info.swarm.unwrap_or_default())).map_err(said))
+            Answer::Info(info.map(Box::new).map_err(said))
         };
         self.answers.push(answer.boxed());
     }

@@ -1,6 +1,8 @@
 //! Beside a Docker engine, on nodes made by hand as an engine makes them: the routing mesh and VIPs are ours, everything
 //! else stays the engine's.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, PATIENCE, scenario, wait_for},
@@ -276,6 +278,13 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         ensure!(status["takeover"]["mesh"] == false && why.contains("DOCKER-USER"), "{status:#}");
         let text = cluster.agents[0].cli(&["status"])?;
         ensure!(text.contains("NOT the routing mesh") && text.contains("DOCKER-USER"), "{text}");
+        // No engine serves the ports instead: there is none here, nor IPVS in most kernels that this runs on.
+        let dead = &status["dead_ports"];
+        ensure!(dead["ports"] == json!(["8080/tcp", "5353/udp"]) && status["healthy"] == false, "{status:#}");
+        ensure!(text.contains("published ports are dead: 8080/tcp, 5353/udp: "), "{text}");
+        let remedy = dead["why"].as_str().unwrap_or_default();
+        let ipvs = Path::new("/proc/net/ip_vs").exists();
+        ensure!(remedy.contains(if ipvs { "DOCKER-INGRESS" } else { "modprobe ip_vs" }), "{remedy}");
         assert_refused(&peer::attempts(&client, "tcp", "192.168.77.11:8080", 2)?, 2)?;
         // VIPs are none of its business; nor are other nodes' clients, its own tasks included.
         assert_even(&peer::tcp_load(&client, "192.168.77.12:8080", 20, 1)?, &WEB, 10)?;
@@ -283,7 +292,14 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         cluster.nodes[0].run("nft flush chain ip filter DOCKER-USER")?;
         wait_for("the mesh to be taken over", PATIENCE, || {
             assert_even(&peer::tcp_load(&client, "192.168.77.11:8080", 20, 1)?, &WEB, 10)
-        })
+        })?;
+        let status = cluster.agents[0].json(&["status"])?;
+        ensure!(status["dead_ports"].is_null() && status["healthy"] == true, "{status:#}");
+        // A roll-back leaves them dead again, and says so.
+        cluster.agents[0].terminate()?;
+        let said = cluster.agents[0].teardown()?;
+        ensure!(said.contains("published ports are dead from now on: "), "{said}");
+        Ok(())
     });
 }
 

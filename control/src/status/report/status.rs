@@ -15,6 +15,7 @@ use crate::{
         xdp::XdpStatus,
     },
     engine::EngineView,
+    engine_mesh::{DeadPorts, dead_ports},
     ipv6::{NotServed, not_served},
     listeners::listeners,
     relay::RelayStatus,
@@ -31,7 +32,7 @@ pub(super) struct Status {
     uptime_seconds: u64,
     /// The first table has been programmed.
     ready: bool,
-    /// Ready, nothing failing, no table refused, source reachable, no path to another node fails.
+    /// Ready, nothing failing, no table refused, source reachable, no path to another node fails, no dead ports.
     healthy: bool,
     node: Node,
     table: Table,
@@ -47,6 +48,8 @@ pub(super) struct Status {
     firewall: Firewall,
     /// Beside a Docker engine; null where none carries a network.
     takeover: Option<Takeover>,
+    /// Ports that neither Hiveway nor the engine serves here; null: none.
+    dead_ports: Option<DeadPorts>,
     /// To other nodes that run Hiveway.
     paths: Vec<PathRow>,
     /// What is wrong with them.
@@ -150,6 +153,8 @@ pub(super) struct Engine {
     /// The version of its API that is used with it, and its newest one.
     api: Option<String>,
     newest_api: Option<String>,
+    /// `iptables` or `nftables`, perhaps with `+firewalld`; null where it does not say.
+    firewall_backend: Option<String>,
     /// While it does not answer, or is refused; what it said last stays.
     unreachable: Option<Unreachable>,
     /// Containers that it does not describe; what was known of them stays.
@@ -170,6 +175,7 @@ impl Engine {
             version: version.as_ref().map(|version| version.engine.clone()),
             api: version.as_ref().map(|version| version.api.clone()),
             newest_api: version.map(|version| version.newest_api),
+            firewall_backend: view.firewall_backend.clone(),
             unreachable: view.lost.as_ref().map(Unreachable::of),
             unanswered: unanswered
                 .map(|(container, why)| Unanswered { container: container.clone(), why: why.clone() })
@@ -233,13 +239,20 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let paths = Known::new(shared, snapshot);
     let passing = paths.passing();
     let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
+    let backend = shared.about.engine.as_ref().and_then(|view| view.borrow().firewall_backend.clone());
+    let dead = dead_ports(model, &snapshot.published, backend.as_deref(), heard.reading.as_ref());
     let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
     Ok(Status {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         uptime_seconds: shared.about.started.elapsed().as_secs(),
         ready: snapshot.ready,
-        healthy: snapshot.ready && snapshot.failing.is_empty() && snapshot.refused.is_none() && reachable && passing,
+        healthy: snapshot.ready
+            && snapshot.failing.is_empty()
+            && snapshot.refused.is_none()
+            && reachable
+            && passing
+            && dead.is_none(),
         node: Node {
             id: snapshot.node.clone(),
             hostname: node.map(|node| node.hostname.clone()),
@@ -282,6 +295,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         left_out: snapshot.left_out.clone(),
         firewall: Firewall { judged: snapshot.firewall.clone(), read_seconds_ago: ago(heard.at), error: heard.error },
         takeover: snapshot.takeover.clone(),
+        dead_ports: dead,
         paths: paths.rows(),
         path_problems: paths.problems(snapshot),
         shadowed: shadowed(&listeners, mesh),
