@@ -83,6 +83,8 @@ drop_reasons! {
     UnsupportedGso = 29, "unsupported_gso";
     /// A node sends more probes than are answered.
     ProbeRate = 30, "probe_rate";
+    /// A packet of the routing mesh has no hop left.
+    TtlExceeded = 31, "ttl_exceeded";
 }
 
 /// Number of slots in map `DROPS`; leaves room so that a new reason does not change the map.

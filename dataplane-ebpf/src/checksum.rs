@@ -27,3 +27,14 @@ pub(crate) fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
+
+/// The word of an IPv4 header with TTL, protocol and checksum, as it stands there, with a TTL that is lower by one. The
+/// sum of the header has become 0x0100 less, and its complement so much more (RFC 1624; as the kernel's
+/// `ip_decrease_ttl`).
+#[inline(always)]
+pub(crate) fn lowered(word: u32) -> u32 {
+    // In little-endian words: the checksum's first byte is the lower one.
+    let checksum = (word >> 16) + 1;
+    let checksum = checksum + u32::from(checksum >= 0xffff);
+    (word & 0xffff).wrapping_sub(1) | checksum << 16
+}

@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use crate::{
     host,
     maps::config,
-    mesh_ingress, parse, probe,
+    mesh_ingress, options, parse, probe,
     verdict::{self, Action, Verdict},
 };
 
@@ -17,7 +17,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return Ok(Action::Pass);
     }
     match parse::from_outside(ctx) {
-        Some(packet) => {
+        Some(packet) if !options::has_source_route(ctx, packet) => {
             let config = config()?;
             if probe::is_to_leave(config, packet, verdict::ifindex(ctx)) {
                 return probe::leave(ctx, config, packet);
@@ -27,6 +27,6 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
                 served => served,
             }
         }
-        None => Ok(Action::Pass),
+        _ => Ok(Action::Pass),
     }
 }

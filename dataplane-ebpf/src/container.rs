@@ -16,6 +16,7 @@ use crate::{
     deliver::{self, Origin},
     direct, echo, encap, fragment, group, icmp,
     maps::{self, config},
+    options,
     parse::{self, Eth, Fragment, Packet},
     reject,
     verdict::{self, Action, Verdict},
@@ -51,6 +52,9 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
     }
     if eth.is_group() {
         return group::slow_path(ctx, true);
+    }
+    if options::has_source_route(ctx, packet) {
+        return Ok(Action::SlowPath);
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
         return Ok(Action::SlowPath);

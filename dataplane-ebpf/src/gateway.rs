@@ -12,7 +12,7 @@ use dataplane_common::{
 use crate::{
     arp,
     maps::{self, config},
-    mesh_backend,
+    mesh_backend, options,
     parse::{self, Packet},
     verdict::{self, Action, Verdict},
 };
@@ -47,6 +47,9 @@ fn ipv4(ctx: &TcContext, local: &Local) -> Verdict {
     let config = config()?;
     if forges_tunnel(config, packet) {
         return Err(DropReason::ForgedTunnel);
+    }
+    if options::has_source_route(ctx, packet) {
+        return Ok(Action::Pass);
     }
     mesh_backend::reply(ctx, config, local.tag, packet).unwrap_or(Ok(Action::Pass))
 }

@@ -1,5 +1,6 @@
 //! Broadcast and multicast of a container, which the slow path copies to every node of the network: bounded per
-//! interface by a token bucket.
+//! interface by a token bucket. Where there are none of those, "time exceeded" is bounded by it (RFC 1812 section
+//! 4.3.2.8).
 //!
 //! Concurrency: two CPUs that send for one container at the same moment may take one token for two frames.
 
@@ -15,10 +16,10 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// A group frame that bridge and vxlan device are to copy.
+/// Takes a token out of the interface's bucket; without one the packet is dropped for `reason`.
 // Not inlined: rare, and callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn admit(ctx: &TcContext) -> bool {
+pub(crate) fn admit(ctx: &TcContext, reason: DropReason) -> Result<(), DropReason> {
     let interface = verdict::ifindex(ctx);
     let now = flow::now();
     // When the bucket will be full again; before `now`: it is. Each frame moves that moment away.
@@ -27,17 +28,20 @@ fn admit(ctx: &TcContext) -> bool {
         Some(full_at) => unsafe {
             let at = (*full_at).max(now);
             if at - now > BURST_NS - INTERVAL_NS {
-                return false;
+                return Err(reason);
             }
             *full_at = at + INTERVAL_NS;
-            true
+            Ok(())
         },
-        None => GROUP_RATE.insert(&interface, &(now + INTERVAL_NS), BPF_ANY as u64).is_ok(),
+        None => GROUP_RATE.insert(&interface, &(now + INTERVAL_NS), BPF_ANY as u64).map_err(|_| reason),
     }
 }
 
 /// To the slow path; a `group` frame only at the rate that its container is allowed.
 #[inline(always)]
 pub(crate) fn slow_path(ctx: &TcContext, group: bool) -> Verdict {
-    if group && !admit(ctx) { Err(DropReason::GroupRate) } else { Ok(Action::SlowPath) }
+    if group {
+        admit(ctx, DropReason::GroupRate)?;
+    }
+    Ok(Action::SlowPath)
 }

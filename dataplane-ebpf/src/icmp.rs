@@ -23,7 +23,7 @@ use crate::{
 /// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
 pub(crate) const UNREACHABLE: u8 = 3;
 const SOURCE_QUENCH: u8 = 4;
-const TIME_EXCEEDED: u8 = 11;
+pub(crate) const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
 /// The packet is an ICMP error, with the whole quote in it.

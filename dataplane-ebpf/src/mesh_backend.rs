@@ -19,7 +19,7 @@ use crate::{
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
-    reject, slow_path,
+    reject, slow_path, ttl,
     verdict::{self, Verdict},
 };
 
@@ -189,6 +189,9 @@ fn follow_back(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
 
 #[inline(always)]
 fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
+    if ttl::is_spent(packet) {
+        return reject::time_exceeded(ctx, packet, config.gateway_ip);
+    }
     let scratch = scratch()?;
     let back = &mut scratch.fragmented;
     let (peer, task) = (back.peer, back.task);
@@ -217,6 +220,7 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     if packet.fragment == Fragment::First {
         fragment::remember(ctx, packet, MESH_ZONE, place::REPLY)?;
     }
+    ttl::lower(ctx, packet)?;
     let to = &scratch.new.to;
     if packet.proto == ipproto::ICMP {
         icmp::translate(ctx, packet, &MESH_ZONE)?;

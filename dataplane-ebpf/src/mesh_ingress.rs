@@ -18,7 +18,7 @@ use crate::{
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, service, slow_path, underlay,
+    path, probe, reject, service, slow_path, ttl, underlay,
     verdict::{self, Action, Verdict},
 };
 
@@ -64,6 +64,9 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
             return Ok(Action::Pass);
         }
         let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
+        if ttl::is_spent(packet) && is_hop(config, packet) {
+            return ttl::spent(ctx, port, elsewhere, packet);
+        }
         let Some(chosen) = affinity(ctx, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
         };
@@ -79,6 +82,9 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
             return Ok(Action::Pass);
         }
         slow = true;
+    }
+    if is_hop(config, packet) {
+        ttl::lower(ctx, packet)?;
     }
     if stock {
         mesh_stock::translate(ctx, packet, &config.ingress_ip, &vtep)?;
@@ -136,9 +142,7 @@ fn affinity(
     if elsewhere || !flow::may_open(packet) {
         return Ok(None);
     }
-    if port.flags & port_flag::RESTRICTED != 0 && !allowed(packet) {
-        return Err(DropReason::NotAllowed);
-    }
+    check_allowed(port, packet)?;
     let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };
@@ -153,6 +157,19 @@ fn affinity(
 #[inline(always)]
 fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
+}
+
+/// Whether this node is a hop for a client's packet. Over the host link it is not: the kernel has routed such a packet
+/// already, if it is not of a process of this node.
+#[inline(always)]
+fn is_hop(config: &Config, packet: &Packet) -> bool {
+    packet.dst != config.host_ip
+}
+
+/// Whether the client may open a connection to the port.
+#[inline(always)]
+pub(crate) fn check_allowed(port: &PublishedPort, packet: &Packet) -> Result<(), DropReason> {
+    if port.flags & port_flag::RESTRICTED != 0 && !allowed(packet) { Err(DropReason::NotAllowed) } else { Ok(()) }
 }
 
 /// Whether the lists of a restricted port let the client in.

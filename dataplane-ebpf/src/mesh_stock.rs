@@ -23,7 +23,7 @@ use crate::{
     nat,
     nat::Translation,
     parse::{self, Fragment, Packet},
-    quote,
+    quote, ttl,
     verdict::{self, Action, Verdict},
 };
 
@@ -94,6 +94,8 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> V
         return Ok(Action::Pass);
     }
     decap::decapsulate(ctx, outer.tos, inner)?;
+    // Not answered where it is spent: what was in a tunnel cannot be turned into its answer.
+    ttl::lower(ctx, inner)?;
     let to = &scratch()?.new.to;
     if icmp::is_error(inner) {
         icmp::translate(ctx, inner, &STOCK_ZONE)?;

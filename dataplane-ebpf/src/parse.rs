@@ -84,7 +84,7 @@ struct Ipv4Header {
     total_len: [u8; 2],
     id: [u8; 2],
     fragment: [u8; 2],
-    _ttl: u8,
+    ttl: u8,
     proto: u8,
     _checksum: [u8; 2],
     src: Ip4,
@@ -122,6 +122,7 @@ pub(crate) struct Packet {
     pub id: [u8; 2],
     pub proto: u8,
     pub tos: u8,
+    pub ttl: u8,
     /// Length of IP header and payload in bytes as the header has it; 0 on BIG TCP.
     pub total_len: u16,
     /// The DF bit.
@@ -193,6 +194,7 @@ fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReas
         id: ip.id,
         proto: ip.proto,
         tos: ip.tos,
+        ttl: ip.ttl,
         total_len,
         dont_fragment: fragment & 0x4000 != 0,
         fragment: match (fragment & 0x1fff, fragment & 0x2000) {

@@ -1,7 +1,7 @@
-//! Telling a sender at once what became of its packet, instead of letting it wait: the packet is turned into the answer.
-//! Where nobody serves, TCP gets a reset (RFC 9293 section 3.10.7.1), everything else an ICMP destination unreachable
-//! (RFC 792); a packet that does not fit the tunnel and must not be fragmented gets "fragmentation needed" with the
-//! size that would fit (RFC 1191).
+//! Telling a sender at once what became of its packet, instead of letting it wait: the packet is turned into the
+//! answer. Where nobody serves, TCP gets a reset (RFC 9293 section 3.10.7.1), everything else an ICMP destination
+//! unreachable (RFC 792); a packet that does not fit the tunnel and must not be fragmented gets "fragmentation needed"
+//! with the size that would fit (RFC 1191); one that has no hop left gets "time exceeded".
 //!
 //! Not for packets that were decapsulated: the kernel refuses to cut them.
 
@@ -19,7 +19,8 @@ use dataplane_common::{
 };
 
 use crate::{
-    checksum,
+    checksum, group,
+    icmp::{TIME_EXCEEDED, UNREACHABLE},
     maps::{SCRATCH_PACKET, scratch},
     parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
     verdict::{self, Action, Verdict},
@@ -29,11 +30,11 @@ const IP_TOTAL_LEN: usize = 2;
 const IP_CHECKSUM: usize = 10;
 const IP_ADDRESSES: usize = 12;
 
-/// ICMP type and codes.
-const UNREACHABLE: u8 = 3;
+/// ICMP codes.
 const HOST: u8 = 1;
 const PORT: u8 = 3;
 pub(crate) const FRAGMENTATION_NEEDED: u8 = 4;
+const IN_TRANSIT: u8 = 0;
 
 /// What an ICMP error quotes of the transport header.
 const QUOTED: usize = 8;
@@ -61,7 +62,7 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Ve
     verdict::count_drop(ctx, reason);
     match icmp_code {
         None => reset(ctx, packet)?,
-        Some(code) => unreachable(ctx, packet, code, 0)?,
+        Some(code) => error(ctx, packet, [UNREACHABLE, code], 0, packet.dst)?,
     }
     Ok(Action::Refuse(verdict::ifindex(ctx), reason))
 }
@@ -79,18 +80,46 @@ pub(crate) fn too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Verdict {
 #[inline(never)]
 fn answer_too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<(), DropReason> {
     let reason = DropReason::MtuExceeded;
-    let query = packet.proto != ipproto::ICMP || packet.flags == ICMP_ECHO_REQUEST || packet.flags == ICMP_ECHO_REPLY;
-    if !packet.dont_fragment || packet.fragment == Fragment::Later || !query {
-        return Err(reason);
-    }
-    let eth = parse::eth(ctx, 0)?;
-    if eth.is_group() || eth.src[0] & 1 != 0 || !is_host(packet.src) || !is_host(packet.dst) {
+    if !packet.dont_fragment || !may_be_answered(ctx, packet)? {
         return Err(reason);
     }
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
     verdict::count(ctx, Counter::FragNeeded);
-    unreachable(ctx, packet, FRAGMENTATION_NEEDED, mtu)
+    error(ctx, packet, [UNREACHABLE, FRAGMENTATION_NEEDED], mtu, packet.dst)
+}
+
+/// Answers `packet`, which was not changed yet and has no hop left, in the name of the router `router`: an address of
+/// this node that its sender can see. Counted as dropped. What must not be answered (RFC 1122 section 3.2.2), and what
+/// is too much for one interface, is only dropped.
+#[inline(always)]
+pub(crate) fn time_exceeded(ctx: &TcContext, packet: &Packet, router: Ip4) -> Verdict {
+    answer_time_exceeded(ctx, packet, router)?;
+    Ok(Action::Refuse(verdict::ifindex(ctx), DropReason::TtlExceeded))
+}
+
+// Not inlined: see `reset`.
+#[inline(never)]
+fn answer_time_exceeded(ctx: &TcContext, packet: &Packet, router: Ip4) -> Result<(), DropReason> {
+    let reason = DropReason::TtlExceeded;
+    if !is_host(router) || !may_be_answered(ctx, packet)? {
+        return Err(reason);
+    }
+    group::admit(ctx, reason)?;
+    // The packet's own length counts, not the answer's.
+    verdict::count_drop(ctx, reason);
+    error(ctx, packet, [TIME_EXCEEDED, IN_TRANSIT], 0, router)
+}
+
+/// Whether an ICMP error may answer the packet (RFC 1122 section 3.2.2).
+#[inline(always)]
+fn may_be_answered(ctx: &TcContext, packet: &Packet) -> Result<bool, DropReason> {
+    let query = packet.proto != ipproto::ICMP || packet.flags == ICMP_ECHO_REQUEST || packet.flags == ICMP_ECHO_REPLY;
+    if packet.fragment == Fragment::Later || !query {
+        return Ok(false);
+    }
+    let eth = parse::eth(ctx, 0)?;
+    Ok(!eth.is_group() && eth.src[0] & 1 == 0 && is_host(packet.src) && is_host(packet.dst))
 }
 
 /// The address can be a single host's, neither "this network", nor loopback, multicast, reserved or broadcast.
@@ -196,27 +225,28 @@ fn load<T>(ctx: &TcContext, offset: usize, to: &mut T) -> Result<(), DropReason>
 
 /// A frame with an ICMP error.
 #[repr(C)]
-struct Unreachable {
+struct Error {
     eth: [u8; ETH_LEN],
     ip: [u8; IPV4_LEN],
     icmp: [u8; ICMP_LEN],
     quote: [u8; MAX_QUOTE],
 }
 
-const _: () = assert!(align_of::<Unreachable>() == 1 && size_of::<Unreachable>() <= SCRATCH_PACKET);
+const _: () = assert!(align_of::<Error>() == 1 && size_of::<Error>() <= SCRATCH_PACKET);
 
 /// Length of the packet while it is being made: whatever it was before, its checksum's place lies within.
 const KEPT: usize = 40;
 /// How much of that is in front of the answer's headers for a moment: Ethernet and a little more than an IP header.
 const RUMP: usize = ETH_LEN + IPV4_LEN + 4;
 
+/// Turns the packet into an ICMP error of this type and code about it, from `router`.
 // Not inlined, and its buffers in scratch memory: see `reset`.
 #[inline(never)]
-fn unreachable(ctx: &TcContext, packet: &Packet, code: u8, mtu: u16) -> Result<(), DropReason> {
+fn error(ctx: &TcContext, packet: &Packet, kind: [u8; 2], mtu: u16, router: Ip4) -> Result<(), DropReason> {
     let failed = |_| DropReason::RewriteFailed;
     let buffer = &mut scratch()?.packet.0;
-    // SAFETY: the buffer is large enough, `Unreachable` has alignment 1 and any bytes are valid.
-    let answer = unsafe { &mut *buffer.as_mut_ptr().cast::<Unreachable>() };
+    // SAFETY: the buffer is large enough, `Error` has alignment 1 and any bytes are valid.
+    let answer = unsafe { &mut *buffer.as_mut_ptr().cast::<Error>() };
     // The mask says to the verifier what the parser has seen to.
     let quote_len = ((packet.l4 - packet.net) & 0x3c) + QUOTED;
     let quote = answer.quote.as_mut_ptr();
@@ -225,14 +255,14 @@ fn unreachable(ctx: &TcContext, packet: &Packet, code: u8, mtu: u16) -> Result<(
     if loaded != 0 {
         return Err(DropReason::Truncated);
     }
-    answer.icmp = [UNREACHABLE, code, 0, 0, 0, 0, (mtu >> 8) as u8, mtu as u8];
-    let first_words = (u32::from(UNREACHABLE) << 8 | u32::from(code)) + u32::from(mtu);
+    answer.icmp = [kind[0], kind[1], 0, 0, 0, 0, (mtu >> 8) as u8, mtu as u8];
+    let first_words = u32::from(u16::from_be_bytes(kind)) + u32::from(mtu);
     // SAFETY: readable bytes in scratch memory, a multiple of 4.
     let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, quote.cast(), quote_len as u32, 0) };
     let checksum = (!checksum::fold(first_words + folded(sum))).to_be_bytes();
     (answer.icmp[2], answer.icmp[3]) = (checksum[0], checksum[1]);
     let len = ETH_LEN + IPV4_LEN + ICMP_LEN + quote_len;
-    ip_header(&mut answer.ip, packet.dst, packet.src, (len - ETH_LEN) as u16);
+    ip_header(&mut answer.ip, router, packet.src, (len - ETH_LEN) as u16);
     load(ctx, 0, &mut answer.eth)?;
     let (to, from) = answer.eth.split_at_mut(6);
     to.swap_with_slice(&mut from[..6]);

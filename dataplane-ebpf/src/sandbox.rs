@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    arp, deliver, direct, flow, icmp, maps,
+    arp, deliver, direct, flow, icmp, maps, options,
     parse::{self, Eth, Fragment, Packet},
     reject,
     verdict::{self, Action, Verdict},
@@ -41,6 +41,9 @@ pub(crate) fn from(ctx: &TcContext) -> Verdict {
 #[inline(always)]
 fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
     let Ok(packet) = parse::outer(ctx, ETH_LEN) else { return Ok(Action::Pass) };
+    if options::has_source_route(ctx, packet) {
+        return Ok(Action::Pass);
+    }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
         return Ok(Action::Pass);
     };

@@ -7,7 +7,7 @@ use dataplane_common::{addr::Ip4, config::Config, flow::MESH_ZONE, fragment::pla
 use crate::{
     fragment,
     maps::{self, config},
-    mesh_ingress,
+    mesh_ingress, options,
     parse::{self, Fragment, Packet},
     tunnel,
     verdict::{Action, Verdict},
@@ -22,6 +22,9 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     let Some(packet) = parse::from_outside(ctx) else {
         return Ok(Action::Pass);
     };
+    if options::has_source_route(ctx, packet) {
+        return Ok(Action::Pass);
+    }
     let config = config()?;
     let ours = packet.proto == ipproto::UDP && packet.dst == config.underlay_ip && packet.dport == config.vxlan_port;
     match packet.fragment {

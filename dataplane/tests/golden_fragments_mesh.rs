@@ -12,7 +12,7 @@ use support::{
     fragments::*,
     golden::golden,
     mesh::*,
-    packets::{Ip, Ip4, L4, ip},
+    packets::{Ip, Ip4, L4, hop, ip, routed},
     world::*,
 };
 
@@ -24,8 +24,8 @@ fn mesh_gives_to(world: &mut World, node: Ip4, task: &Task, l4: &L4, new: bool) 
     let from = Ip { ttl: 57, ..ip(CLIENT, node) };
     let L4::Udp { sport, ref payload, checksum, .. } = *l4 else { unreachable!("a datagram") };
     let to_target = L4::Udp { sport, dport: TARGET_PORT, payload: payload.clone(), checksum };
-    let inside = frames(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..from.clone() }, &to_target);
-    let passed_on = frames(node_mac(VTEP), mac(task.ingress), &from, l4);
+    let inside = frames(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..hop(&from) }, &to_target);
+    let passed_on = frames(node_mac(VTEP), mac(task.ingress), &hop(&from), l4);
     for (number, packet) in frames(ROUTER_MAC, NODE_MAC, &from, l4).into_iter().enumerate() {
         let len = packet.len();
         let here = task.vtep == VTEP;
@@ -164,7 +164,7 @@ fn a_tasks_reply_in_pieces_goes_back_through_the_ingress_node() -> Result<()> {
         let back = frames(
             mac(LOCAL1.ingress),
             node_mac(PEER),
-            &Ip { id: 20, ..ip(PEER, CLIENT) },
+            &Ip { id: 20, ..routed(PEER, CLIENT) },
             &datagram(PUBLISHED, CLIENT_PORT),
         );
         for (packet, inner) in reply(20, CLIENT_PORT).into_iter().zip(back) {
@@ -231,7 +231,7 @@ fn pieces_of_a_task_on_the_ingress_node_itself() -> Result<()> {
         world.harness.set_cursor(&port_set(17, PUBLISHED), 0)?;
         mesh_gives_to(world, VTEP, &LOCAL1, &datagram(CLIENT_PORT, PUBLISHED), true)?;
         let reply = frames(mac(GW1), [9; 6], &Ip { id: 3, ..ip(GW1, CLIENT) }, &datagram(TARGET_PORT, CLIENT_PORT));
-        let out = frames(mac(GW1), [9; 6], &Ip { id: 3, ..ip(VTEP, CLIENT) }, &datagram(PUBLISHED, CLIENT_PORT));
+        let out = frames(mac(GW1), [9; 6], &Ip { id: 3, ..routed(VTEP, CLIENT) }, &datagram(PUBLISHED, CLIENT_PORT));
         for (packet, out) in reply.into_iter().zip(out) {
             let len = packet.len();
             gateway(world, "reply", packet, Neigh(world.dev.underlay))

@@ -19,7 +19,7 @@ use support::{
     golden::{Golden, golden},
     icmp::{PORT, TIME_EXCEEDED, TOO_BIG, error, quote, unreachable},
     mesh::*,
-    packets::{Ip, Ip4, L4, Mac, frame, ip, tcp, udp},
+    packets::{Ip, Ip4, L4, Mac, frame, hop, ip, routed, tcp, udp},
     sandbox::run,
     world::*,
 };
@@ -166,7 +166,7 @@ fn a_translated_client_is_translated_in_errors_too() -> Result<()> {
 fn out_of_container(world: &mut World, what: &'static str, ip: &Ip, l4: &L4, told_ip: &Ip, told: &L4) -> Result<()> {
     let sent = frame(mac(GW1), VIA, ip, l4);
     let len = sent.len();
-    let out = mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), told_ip, told);
+    let out = mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &hop(told_ip), told);
     gateway(world, what, sent, Neigh(world.dev.underlay))
         .counts(Counter::IcmpTranslated, len)
         .counts(Counter::MeshReturn, len)
@@ -298,7 +298,7 @@ fn on_one_node_errors_need_no_tunnel() -> Result<()> {
         give(world, &LOCAL1, &udp(CLIENT_PORT, PUBLISHED))?;
         let came = unreachable(PORT, &quote(&ip(VTEP, CLIENT), &datagram(PUBLISHED, CLIENT_PORT), 8));
         let seen = unreachable(PORT, &quote(&ip(GW1, CLIENT), &datagram(TARGET_PORT, CLIENT_PORT), 8));
-        let out = frame(VIRTUAL_MAC, mac(GW1), &ip(CLIENT, GW1), &seen);
+        let out = frame(VIRTUAL_MAC, mac(GW1), &routed(CLIENT, GW1), &seen);
         let packet = frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, VTEP), &came);
         underlay(world, "in", packet, Peer(dev.gw1))
             .counts(Counter::MeshForward, out.len())
@@ -308,7 +308,7 @@ fn on_one_node_errors_need_no_tunnel() -> Result<()> {
             .check(&mut world.harness)?;
         let about = unreachable(PORT, &quote(&ip(CLIENT, GW1), &datagram(CLIENT_PORT, TARGET_PORT), 8));
         let told = unreachable(PORT, &quote(&ip(CLIENT, VTEP), &datagram(CLIENT_PORT, PUBLISHED), 8));
-        let out = frame(mac(GW1), VIA, &ip(VTEP, CLIENT), &told);
+        let out = frame(mac(GW1), VIA, &routed(VTEP, CLIENT), &told);
         gateway(world, "out", frame(mac(GW1), VIA, &ip(GW1, CLIENT), &about), Neigh(dev.underlay))
             .counts(Counter::IcmpTranslated, out.len())
             .counts(Counter::MeshReturn, out.len())

@@ -20,7 +20,7 @@ use dataplane_common::{
 use support::{
     golden::golden,
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip, ping, tcp, udp, vxlan},
+    packets::{Ip, Ip4, L4, frame, ip, ping, routed, tcp, udp, vxlan},
     sandbox::run,
     world::*,
 };
@@ -268,7 +268,7 @@ fn a_task_on_the_ingress_node_itself() -> Result<()> {
         world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
         given_to(world, "SYN", &LOCAL1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)?;
         let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, "SA"));
-        let out = frame(mac(GW1), [9; 6], &ip(VTEP, CLIENT), &tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        let out = frame(mac(GW1), [9; 6], &routed(VTEP, CLIENT), &tcp(PUBLISHED, CLIENT_PORT, "SA"));
         gateway(world, "answer", answer, Neigh(dev.underlay))
             .counts(Counter::MeshReturn, out.len())
             .counts(Counter::MeshReply, out.len())

@@ -21,7 +21,7 @@ use dataplane_common::{
 use support::{
     golden::golden,
     mesh::*,
-    packets::{Ip, Ip4, L4, Mac, ethernet, frame, ip, tcp, udp, vxlan},
+    packets::{Ip, Ip4, L4, Mac, ethernet, frame, ip, routed, tcp, udp, vxlan},
     world::*,
 };
 
@@ -78,8 +78,15 @@ fn the_reply_goes_back_through_the_ingress_node() -> Result<()> {
             underlay(world, "question", packet, Pass).run(&mut world.harness)?;
             let sent = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &answer);
             let len = sent.len();
-            let out =
-                mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &ip(PEER, CLIENT), &back);
+            let out = mesh_frame(
+                ([0; 6], [0; 6]),
+                VTEP,
+                PEER,
+                mac(LOCAL1.ingress),
+                node_mac(PEER),
+                &routed(PEER, CLIENT),
+                &back,
+            );
             gateway(world, "answer", sent, Neigh(dev.underlay))
                 .counts(Counter::MeshReturn, len)
                 .counts(Counter::Encapsulated, len + 50)
@@ -112,8 +119,15 @@ fn segment_sizes_are_clamped_to_the_tunnel_both_ways() -> Result<()> {
             let sent = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &syn(TARGET_PORT, port, "SA", offered));
             let len = sent.len();
             let back = syn(PUBLISHED, port, "SA", clamped);
-            let out =
-                mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &ip(PEER, CLIENT), &back);
+            let out = mesh_frame(
+                ([0; 6], [0; 6]),
+                VTEP,
+                PEER,
+                mac(LOCAL1.ingress),
+                node_mac(PEER),
+                &routed(PEER, CLIENT),
+                &back,
+            );
             gateway(world, "SYN ACK", sent, Neigh(dev.underlay))
                 .counts(Counter::MeshReturn, len)
                 .counts(Counter::Encapsulated, len + 50)
@@ -208,8 +222,15 @@ fn one_client_port_through_two_ingress_nodes_is_not_crossed() -> Result<()> {
             let sent = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &udp(TARGET_PORT, sport));
             let len = sent.len();
             let back = udp(PUBLISHED, CLIENT_PORT);
-            let out =
-                mesh_frame(([0; 6], [0; 6]), VTEP, node, mac(LOCAL1.ingress), node_mac(node), &ip(node, CLIENT), &back);
+            let out = mesh_frame(
+                ([0; 6], [0; 6]),
+                VTEP,
+                node,
+                mac(LOCAL1.ingress),
+                node_mac(node),
+                &routed(node, CLIENT),
+                &back,
+            );
             gateway(world, "answer", sent, Neigh(dev.underlay))
                 .counts(Counter::MeshReturn, len)
                 .counts(Counter::Encapsulated, len + 50)

@@ -21,7 +21,7 @@ use support::{
     golden::golden,
     icmp::{PORT, error, quote, unreachable},
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip, pieces, tcp, udp},
+    packets::{Ip, Ip4, L4, frame, ip, pieces, routed, tcp, udp},
     replies::*,
     sandbox::run,
     world::*,
@@ -215,7 +215,7 @@ fn a_client_of_this_node_is_answered_as_ever() -> Result<()> {
                 .counts(Counter::MeshReturn, len)
                 .counts(Counter::MeshReply, len)
                 .leaves_mark(mark::MESH_REPLY)
-                .becomes(frame(mac(GW1), VIA, &ip(VTEP, CLIENT), &udp(PUBLISHED, CLIENT_PORT)))
+                .becomes(frame(mac(GW1), VIA, &routed(VTEP, CLIENT), &udp(PUBLISHED, CLIENT_PORT)))
                 .check(&mut world.harness)?;
         }
         Ok(())
@@ -291,7 +291,7 @@ fn a_containers_icmp_error_goes_through_the_ingress_node() -> Result<()> {
         let sent = frame(mac(GW1), VIA, &ip(GW1, CLIENT), &about);
         let len = sent.len();
         let out =
-            mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &ip(PEER, CLIENT), &told);
+            mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &routed(PEER, CLIENT), &told);
         gateway(world, "error", sent, Neigh(world.dev.underlay))
             .counts(Counter::IcmpTranslated, len)
             .counts(Counter::MeshReturn, len)

@@ -26,7 +26,7 @@ use support::{
     golden::golden,
     icmp::{PORT, TOO_BIG, error, quote, unreachable},
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip, pieces, ping, tcp, udp, vxlan},
+    packets::{Ip, Ip4, L4, frame, hop, ip, pieces, ping, routed, tcp, udp, vxlan},
     world::*,
 };
 
@@ -60,7 +60,7 @@ fn tunnelled(from: Ip4, to: Ip4, src: Ip4, dst: Ip4, packet: (&Ip, &L4)) -> Vec<
 
 /// What a packet of the client's with TTL 57 becomes.
 fn shown(task: &Task, ip: &Ip, l4: &L4) -> Vec<u8> {
-    tunnelled(VTEP, PLAIN, OWN, task.ingress, (&Ip { src: OWN, dst: task.ingress, ..ip.clone() }, l4))
+    tunnelled(VTEP, PLAIN, OWN, task.ingress, (&Ip { src: OWN, dst: task.ingress, ..hop(ip) }, l4))
 }
 
 /// CLIENT's packet is given to `task`; `out` is the same with the ports that the task sees.
@@ -97,7 +97,7 @@ fn arriving(from: Ip4, task: &Task, ip: &Ip, l4: &L4) -> Vec<u8> {
 /// The task answers OWN, and CLIENT hears from the published port.
 fn answered(world: &mut World, what: &'static str, task: &Task, l4: &L4, out: &L4) -> Result<()> {
     let packet = arriving(PLAIN, task, &ip(task.ingress, OWN), l4);
-    let out_frame = frame(ROUTER_MAC, NODE_MAC, &ip(VTEP, CLIENT), out);
+    let out_frame = frame(ROUTER_MAC, NODE_MAC, &routed(VTEP, CLIENT), out);
     let mark = if matches!(l4, L4::Udp { .. }) { mark::MESH_REPLY } else { 0 };
     underlay(world, what, packet, Neigh(world.dev.underlay))
         .leaves_mark(mark)
@@ -171,7 +171,7 @@ fn two_clients_with_one_port_are_told_apart() -> Result<()> {
         let port = u16::from_be_bytes([outcome.packet[84], outcome.packet[85]]);
         assert!(port >= 1024 && port != CLIENT_PORT, "{port}");
         let back = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &udp(PUBLISHED, port));
-        let heard = frame(ROUTER_MAC, NODE_MAC, &ip(VTEP, other), &udp(PUBLISHED, CLIENT_PORT));
+        let heard = frame(ROUTER_MAC, NODE_MAC, &routed(VTEP, other), &udp(PUBLISHED, CLIENT_PORT));
         underlay(world, "answer to the second", back, Neigh(world.dev.underlay))
             .leaves_mark(mark::MESH_REPLY)
             .counts(Counter::MeshReply, heard.len())
@@ -385,7 +385,7 @@ fn what_does_not_fit_the_tunnel() -> Result<()> {
 fn pieces_of_datagrams_follow_the_first() -> Result<()> {
     stock(|world| {
         let datagram = |sport, dport| L4::Udp { sport, dport, payload: (0..110).collect(), checksum: true };
-        let seen = Ip { src: OWN, dst: ON_PLAIN.ingress, ..client_ip() };
+        let seen = Ip { src: OWN, dst: ON_PLAIN.ingress, ..hop(&client_ip()) };
         let question = pieces(&client_ip(), &datagram(CLIENT_PORT, PUBLISHED), 48);
         let expected = pieces(&seen, &datagram(CLIENT_PORT, PUBLISHED), 48);
         for (number, ((ip, l4), (ip_out, l4_out))) in question.iter().zip(&expected).enumerate() {
@@ -402,7 +402,7 @@ fn pieces_of_datagrams_follow_the_first() -> Result<()> {
             case.check_tunnelled(&mut world.harness)?;
         }
         let answer = pieces(&ip(ON_PLAIN.ingress, OWN), &datagram(PUBLISHED, CLIENT_PORT), 48);
-        let expected = pieces(&ip(VTEP, CLIENT), &datagram(PUBLISHED, CLIENT_PORT), 48);
+        let expected = pieces(&routed(VTEP, CLIENT), &datagram(PUBLISHED, CLIENT_PORT), 48);
         for (number, ((ip, l4), (ip_out, l4_out))) in answer.iter().zip(&expected).enumerate() {
             let packet = arriving(PLAIN, &ON_PLAIN, ip, l4);
             let out = frame(ROUTER_MAC, NODE_MAC, ip_out, l4_out);
@@ -422,6 +422,22 @@ fn pieces_of_datagrams_follow_the_first() -> Result<()> {
     })
 }
 
+/// Nobody is told: the kernel turns no packet into its answer that was in a tunnel.
+#[test]
+fn an_answer_that_has_no_hop_left_is_dropped() -> Result<()> {
+    stock(|world| {
+        let (question, answer) = (udp(CLIENT_PORT, PUBLISHED), udp(PUBLISHED, CLIENT_PORT));
+        given(world, "datagram", &ON_PLAIN, &question, &question, true, false)?;
+        for ttl in [0, 1] {
+            let packet = arriving(PLAIN, &ON_PLAIN, &Ip { ttl, ..ip(ON_PLAIN.ingress, OWN) }, &answer);
+            let outcome = underlay(world, "spent", packet, Pass).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Drop(DropReason::TtlExceeded)));
+            assert_eq!(outcome.counters.len(), 0, "{:?}", outcome.counters);
+        }
+        answered(world, "answer", &ON_PLAIN, &answer, &answer)
+    })
+}
+
 #[test]
 fn errors_follow_their_connection_both_ways() -> Result<()> {
     stock(|world| {
@@ -432,7 +448,7 @@ fn errors_follow_their_connection_both_ways() -> Result<()> {
         for (src, told_by) in [(ON_PLAIN.ingress, VTEP), (router, router)] {
             let about = |from, to| unreachable(PORT, &quote(&Ip { ttl: 56, ..ip(from, to) }, &question, 8));
             let packet = arriving(PLAIN, &ON_PLAIN, &ip(src, OWN), &about(OWN, ON_PLAIN.ingress));
-            let out = frame(ROUTER_MAC, NODE_MAC, &ip(told_by, CLIENT), &about(CLIENT, VTEP));
+            let out = frame(ROUTER_MAC, NODE_MAC, &routed(told_by, CLIENT), &about(CLIENT, VTEP));
             underlay(world, "port unreachable", packet, Neigh(world.dev.underlay))
                 .counts(Counter::IcmpTranslated, out.len())
                 .counts(Counter::MeshReply, out.len())
@@ -509,7 +525,7 @@ fn the_other_interfaces_too() -> Result<()> {
             .becomes(shown(&ON_PLAIN, &packet, &l4))
             .check_tunnelled(&mut world.harness)?;
         let back = tcp(PUBLISHED, CLIENT_PORT, "SA");
-        let out = frame(ROUTER_MAC, NODE_MAC, &ip(NODE2, NEAR), &back);
+        let out = frame(ROUTER_MAC, NODE_MAC, &routed(NODE2, NEAR), &back);
         let packet = arriving(PLAIN, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &back);
         underlay(world, "SYN-ACK", packet, Neigh(world.dev.client))
             .counts(Counter::MeshReply, out.len())

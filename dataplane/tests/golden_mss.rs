@@ -8,7 +8,7 @@ use dataplane_common::{addr::VIRTUAL_MAC, counter::Counter};
 use etherparse::{IpNumber, Ipv4Header, TcpHeader};
 use support::{
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip},
+    packets::{Ip, Ip4, L4, frame, hop, ip, routed},
     world::*,
 };
 
@@ -86,7 +86,7 @@ fn segment_sizes_are_clamped_wherever_the_option_stands() -> Result<()> {
                     PEER,
                     mac(LOCAL1.ingress),
                     node_mac(PEER),
-                    &ip(PEER, CLIENT),
+                    &routed(PEER, CLIENT),
                     &back(PEER, PUBLISHED, &after),
                 );
                 gateway(world, what, sent, Neigh(world.dev.underlay))
@@ -115,7 +115,7 @@ fn a_local_tasks_segments_are_clamped_to_the_underlay() -> Result<()> {
                 world.harness.set_cursor(&port_set(6, PUBLISHED), 0)?;
                 let packet = from_client(&syn(CLIENT, VTEP, (port, PUBLISHED), false, &before));
                 let there = syn(CLIENT, GW1, (port, TARGET_PORT), false, &after);
-                let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..client_ip() }, &there);
+                let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..hop(&client_ip()) }, &there);
                 underlay(world, "SYN", packet, Peer(world.dev.gw1))
                     .counts(Counter::MeshFlow, out.len())
                     .counts(Counter::MeshForward, out.len())
@@ -124,7 +124,7 @@ fn a_local_tasks_segments_are_clamped_to_the_underlay() -> Result<()> {
                     .check(&mut world.harness)?;
                 let back = |src, sport, options: &[u8]| syn(src, CLIENT, (sport, port), true, options);
                 let sent = frame(mac(GW1), [8; 6], &ip(GW1, CLIENT), &back(GW1, TARGET_PORT, &before));
-                let out = frame(mac(GW1), [8; 6], &ip(VTEP, CLIENT), &back(VTEP, PUBLISHED, &after));
+                let out = frame(mac(GW1), [8; 6], &routed(VTEP, CLIENT), &back(VTEP, PUBLISHED, &after));
                 gateway(world, "SYN ACK", sent, Neigh(world.dev.underlay))
                     .counts(Counter::MeshReturn, out.len())
                     .counts(Counter::MeshReply, out.len())

@@ -18,7 +18,7 @@ use dataplane_common::{
 use support::{
     golden::golden,
     mesh::*,
-    packets::{Ip, L4, frame, ip},
+    packets::{Ip, L4, frame, ip, routed},
     vip::*,
     world::*,
 };
@@ -181,7 +181,8 @@ fn an_association_through_the_mesh() -> Result<()> {
             .check(&mut world.harness)?;
         let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &l4);
         let len = answer.len();
-        let out = mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &ip(PEER, CLIENT), &l4);
+        let out =
+            mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &routed(PEER, CLIENT), &l4);
         gateway(world, "INIT ACK", answer, Neigh(dev.underlay))
             .counts(Counter::MeshReturn, len)
             .counts(Counter::Encapsulated, len + 50)

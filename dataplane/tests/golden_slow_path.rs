@@ -14,7 +14,7 @@ use dataplane_common::{
 use support::{
     golden::{Golden, golden},
     mesh::*,
-    packets::{Ip, Ip4, L4, Mac, frame, ip, pieces, udp, vxlan},
+    packets::{Ip, Ip4, L4, Mac, frame, hop, ip, pieces, routed, udp, vxlan},
     world::*,
 };
 
@@ -50,7 +50,7 @@ fn a_clients_packet_leaves_by_the_ingress_networks_device() -> Result<()> {
             let mut case = underlay(world, "a client's", packet, Device(vxlan))
                 .counts(Counter::MeshForward, bytes)
                 .counts(Counter::SlowPath, bytes)
-                .becomes(frame(node_mac(VTEP), mac(REMOTE1.ingress), &from, &l4));
+                .becomes(frame(node_mac(VTEP), mac(REMOTE1.ingress), &hop(&from), &l4));
             if len == 1451 {
                 case = case.counts(Counter::MeshFlow, bytes);
             }
@@ -86,7 +86,7 @@ fn small_last_pieces_stay_behind_their_first() -> Result<()> {
             let packet = frame(ROUTER_MAC, NODE_MAC, &ip, &l4);
             let outcome = underlay(world, "to a backend", packet, Pass).run(&mut world.harness)?;
             assert_eq!(outcome.decision, Some(Device(device)));
-            assert_eq!(outcome.packet, frame(node_mac(VTEP), mac(REMOTE1.ingress), &ip, &l4));
+            assert_eq!(outcome.packet, frame(node_mac(VTEP), mac(REMOTE1.ingress), &hop(&ip), &l4));
         }
         // A datagram of the same identification that fits.
         for (ip, l4) in pieces(&from, &of_length(520, CLIENT_PORT, PUBLISHED), 480) {
@@ -125,7 +125,7 @@ fn a_tasks_reply_leaves_by_the_ingress_networks_device() -> Result<()> {
         let sent =
             |len| frame(mac(GW1), [9; 6], &may_be_cut(ip(GW1, CLIENT)), &of_length(len, TARGET_PORT, CLIENT_PORT));
         let back = |len| {
-            let (ip, l4) = (may_be_cut(ip(PEER, CLIENT)), of_length(len, PUBLISHED, CLIENT_PORT));
+            let (ip, l4) = (may_be_cut(routed(PEER, CLIENT)), of_length(len, PUBLISHED, CLIENT_PORT));
             frame(mac(LOCAL1.ingress), node_mac(PEER), &ip, &l4)
         };
         gateway(world, "reply", sent(1451), Device(device))
@@ -136,7 +136,7 @@ fn a_tasks_reply_leaves_by_the_ingress_networks_device() -> Result<()> {
         for (number, (packet, l4)) in
             pieces(&ip(GW1, CLIENT), &of_length(1600, TARGET_PORT, CLIENT_PORT), 1480).into_iter().enumerate()
         {
-            let out = pieces(&ip(PEER, CLIENT), &of_length(1600, PUBLISHED, CLIENT_PORT), 1480).remove(number);
+            let out = pieces(&routed(PEER, CLIENT), &of_length(1600, PUBLISHED, CLIENT_PORT), 1480).remove(number);
             let packet = frame(mac(GW1), [9; 6], &packet, &l4);
             let len = packet.len();
             gateway(world, "reply in pieces", packet, Device(device))

@@ -5,7 +5,7 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     flow::{Affinity, flag},
-    headers::{ENCAP_LEN, ETH_LEN, INNER_NET, ipproto},
+    headers::{ENCAP_LEN, ETH_LEN, INNER_NET, IPV4_LEN, ipproto},
     xdp::XdpState,
 };
 
@@ -35,7 +35,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         known::ask(packet, known, ctx.ctx)?
     };
     let now = flow::now();
-    if !is_ours(frame, config, packet, known.flags, word(&known.vtep))
+    if !is_ours(config, packet, known.flags, word(&known.vtep))
         || !path::takes(config, &known.vtep, tunnelled_len(packet))
     {
         return None;
@@ -55,13 +55,17 @@ pub(super) fn tunnelled_len(packet: &Head) -> u32 {
     u32::from(packet.total_len) + ENCAP_LEN as u32
 }
 
-/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says; but for
-/// its length.
+/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says; but
+/// for its length. Over the host link no hop is counted: that is TC's. So is the answer to a packet that has none left.
 #[inline(always)]
-pub(super) fn is_ours(frame: Frame, config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
-    let misplaced = packet.dst == word(&config.host_ip) && frame.ifindex != config.host_ifindex;
+pub(super) fn is_ours(config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
+    let over_host_link = packet.dst == word(&config.host_ip);
     let another = flags & (flag::FIN | flag::RST) != 0 && packet.is_syn();
-    !misplaced && !another && flags & (flag::OWN | flag::STOCK) == 0 && vtep != word(&config.vtep)
+    packet.ttl > 1
+        && !over_host_link
+        && !another
+        && flags & (flag::OWN | flag::STOCK) == 0
+        && vtep != word(&config.vtep)
 }
 
 /// The way to the backend's node: as the agent keeps it, or as the kernel finds it.
@@ -99,7 +103,7 @@ fn outer_len(frame: Frame) -> u16 {
     (frame.len() - ETH_LEN + ENCAP_LEN) as u16
 }
 
-/// Puts the tunnel around the packet and sends it. `None`: it was not touched.
+/// Counts the hop, puts the tunnel around the packet and sends it. `None`: it was not touched.
 #[inline(always)]
 pub(super) fn leave(
     ctx: &XdpContext,
@@ -114,9 +118,10 @@ pub(super) fn leave(
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(ENCAP_LEN as i32)) } != 0 {
         return None;
     }
-    let Some(head) = Frame::of(ctx).part::<0, INNER_NET>() else { return Some(hop::broken(len)) };
+    let Some(head) = Frame::of(ctx).part::<0, { INNER_NET + IPV4_LEN }>() else { return Some(hop::broken(len)) };
     let tunnel = Tunnel { vtep: word(&known.vtep), task: word(&known.ip), ip_len: outer_len(frame) };
     head.put_headers(config, hop, &tunnel, packet);
+    head.lower_ttl();
     verdict::count_of(Counter::XdpForward, len);
     Some(hop.leave(frame))
 }

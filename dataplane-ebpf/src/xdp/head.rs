@@ -25,6 +25,7 @@ pub(super) struct Head {
     pub ports: u32,
     pub proto: u8,
     pub tos: u8,
+    pub ttl: u8,
     /// Length of IP header and payload.
     pub total_len: u16,
     /// TCP flags; 0 otherwise.
@@ -162,6 +163,7 @@ fn ethernet<const ETH: usize, const NET: usize, const L4: usize>(frame: Frame) -
         ports: ip.four::<PORTS>(),
         proto: ip.byte::<9>(),
         tos: ip.byte::<1>(),
+        ttl: ip.byte::<8>(),
         total_len,
         flags: 0,
         tcp_len: 0,

@@ -77,7 +77,7 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
 fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u64) -> Option<Hop> {
     let vtep = maps::vtep(&known.vtep)?;
     if (vtep.hiveway != vtep_mesh::MEMBER && packet.may_open())
-        || !forward::is_ours(frame, config, packet, known.flags, word(&known.vtep))
+        || !forward::is_ours(config, packet, known.flags, word(&known.vtep))
     {
         return None;
     }
@@ -100,7 +100,7 @@ fn open(
         let turn = service::peek(port.set)?;
         let to = &turn.backend.vtep;
         let vtep = maps::vtep(to).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
-        if !forward::is_ours(frame, config, packet, 0, u32::from_le_bytes(*to)) {
+        if !forward::is_ours(config, packet, 0, u32::from_le_bytes(*to)) {
             return None;
         }
         let hop = forward::kept_hop(frame, known::state()?, vtep.hop, u32::from_le_bytes(*to), now)?;

@@ -4,7 +4,7 @@ use dataplane_common::{
     addr::{NODE_MAC_PREFIX, TASK_MAC_PREFIX},
     config::Config,
     hash,
-    headers::INNER_NET,
+    headers::{INNER_NET, IPV4_LEN},
 };
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     head::Head,
     hop::Hop,
 };
-use crate::{encap, headers::Headers};
+use crate::{checksum, encap, headers::Headers};
 
 /// What differs between packets of one node.
 pub(super) struct Tunnel {
@@ -24,7 +24,7 @@ pub(super) struct Tunnel {
     pub ip_len: u16,
 }
 
-impl Part<INNER_NET> {
+impl Part<{ INNER_NET + IPV4_LEN }> {
     /// Writes all headers in front of the inner IP header.
     #[inline(always)]
     pub(super) fn put_headers(self, config: &Config, hop: &Hop, tunnel: &Tunnel, inner: &Head) {
@@ -49,5 +49,12 @@ impl Part<INNER_NET> {
         self.put_eight::<40>(words[5]);
         self.put_eight::<48>(words[6]);
         self.put_eight::<56>(words[7]);
+    }
+
+    /// Lowers the inner packet's TTL by one, which is more than one.
+    #[inline(always)]
+    pub(super) fn lower_ttl(self) {
+        const TTL: usize = INNER_NET + 8;
+        self.put_four::<TTL>(checksum::lowered(self.four::<TTL>()));
     }
 }

@@ -9,7 +9,7 @@ use dataplane_common::{addr::VIRTUAL_MAC, counter::Counter};
 
 use super::{
     golden::{Golden, golden},
-    packets::{Ip, Ip4, L4, Mac, frame, ip, vxlan},
+    packets::{Ip, Ip4, L4, Mac, frame, hop, ip, vxlan},
     world::*,
 };
 
@@ -46,7 +46,7 @@ pub fn mesh_frame(eth: (Mac, Mac), from: Ip4, to: Ip4, src: Mac, dst: Mac, ip: &
 
 /// What this node, as ingress node, makes of a client's packet for `task`.
 pub fn forwarded(task: &Task, ip: &Ip, l4: &L4) -> Vec<u8> {
-    mesh_frame(([0; 6], [0; 6]), VTEP, task.vtep, node_mac(VTEP), mac(task.ingress), ip, l4)
+    mesh_frame(([0; 6], [0; 6]), VTEP, task.vtep, node_mac(VTEP), mac(task.ingress), &hop(ip), l4)
 }
 
 /// What arrives here, as backend's node, from the ingress node `from`.
@@ -69,7 +69,7 @@ pub fn given_to(world: &mut World, what: &'static str, task: &Task, l4: &L4, new
             L4::Udp { sport, payload, checksum, .. } => L4::Udp { sport, dport: TARGET_PORT, payload, checksum },
             other => other,
         };
-        let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..client_ip() }, &translated);
+        let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { dst: GW1, ..hop(&client_ip()) }, &translated);
         let mut case = underlay(world, what, packet, Peer(world.dev.gw1))
             .counts(Counter::MeshForward, len)
             .counts(Counter::Delivered, len)

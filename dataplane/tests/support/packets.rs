@@ -39,6 +39,16 @@ pub fn ip(src: Ip4, dst: Ip4) -> Ip {
     }
 }
 
+/// The same behind a router.
+pub fn hop(ip: &Ip) -> Ip {
+    Ip { ttl: ip.ttl - 1, ..ip.clone() }
+}
+
+/// What a router makes of an ordinary packet from `src` to `dst`.
+pub fn routed(src: Ip4, dst: Ip4) -> Ip {
+    hop(&ip(src, dst))
+}
+
 /// What the IPv4 packet carries.
 #[derive(Clone, Debug)]
 pub enum L4 {

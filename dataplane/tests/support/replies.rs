@@ -12,7 +12,7 @@ use dataplane_common::{config::mesh_return, counter::Counter, flow::flag, mark};
 use super::{
     golden::Golden,
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, ip, tcp, udp},
+    packets::{Ip, Ip4, L4, frame, hop, ip, tcp, udp},
     world::*,
 };
 
@@ -73,11 +73,12 @@ pub fn answers_as(
             counted(gateway(world, what, packet, Neigh(device)))
                 .counts(Counter::MeshDirectReply, len)
                 .leaves_mark(if is_udp { mark::MESH_REPLY } else { 0 })
-                .becomes(frame(mac(GW1), VIA, told, outside))
+                .becomes(frame(mac(GW1), VIA, &hop(told), outside))
                 .check(&mut world.harness)
         }
         Goes::Tunnel => {
-            let out = mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), told, outside);
+            let out =
+                mesh_frame(([0; 6], [0; 6]), VTEP, PEER, mac(LOCAL1.ingress), node_mac(PEER), &hop(told), outside);
             counted(gateway(world, what, packet, Neigh(world.dev.underlay)))
                 .counts(Counter::MeshReturn, len)
                 .counts(Counter::Encapsulated, len + 50)

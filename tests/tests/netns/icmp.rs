@@ -143,11 +143,11 @@ fn a_server_learns_that_its_answers_live_too_short() {
         for offloads in Offloads::BOTH {
             lab.set_offloads(offloads)?;
             for node in ["192.168.77.13:7000", "192.168.77.11:7000"] {
-                for _ in 0..2 {
+                // The task's own node is the first hop, the router between client and nodes the second.
+                for hops in [1, 1, 2, 2] {
                     let server = asked(&cluster, &far, node)?;
                     set_ip(&server, libc::IP_RECVERR, 1)?;
-                    // It reaches the router between client and nodes.
-                    server.set_ttl(1)?;
+                    server.set_ttl(hops)?;
                     send_until_error(&server, b"short-lived", libc::EHOSTUNREACH)?;
                 }
             }
@@ -167,7 +167,7 @@ fn trace(netns: &Netns, how: &str, target: &str, hops: &[&str]) -> Result<()> {
 #[test]
 fn traceroute_shows_the_way_to_vips_and_published_ports() {
     scenario(|lab| {
-        let far = lab.far_client()?;
+        let (near, far) = (lab.client()?, lab.far_client()?);
         let mut cluster = start(lab, web())?;
         cluster.serve(&["web.1", "web.2"])?;
         for offloads in Offloads::BOTH {
@@ -177,7 +177,13 @@ fn traceroute_shows_the_way_to_vips_and_published_ports() {
                 trace(cluster.task("user.1"), how, "10.0.1.4", &["10.0.1.4"])?;
             }
             for node in ["192.168.77.13", "192.168.77.11"] {
-                for how in ["-T -p 8080", "-U -p 5353", "-U -p 44444", "-I"] {
+                // First the node as a router, which tells who has no hop left, then what serves.
+                for how in ["-T -p 8080", "-U -p 5353", "-U -p 44444"] {
+                    trace(&far, how, node, &["192.168.88.1", node, node])?;
+                    trace(&near, how, node, &[node, node])?;
+                }
+                // The node itself, and what nobody publishes there.
+                for how in ["-I", "-U -p 9"] {
                     trace(&far, how, node, &["192.168.88.1", node])?;
                 }
             }
@@ -189,7 +195,7 @@ fn traceroute_shows_the_way_to_vips_and_published_ports() {
 #[test]
 fn tracepath_finds_the_tunnels_mtu() {
     scenario(|lab| {
-        let far = lab.far_client()?;
+        let (near, far) = (lab.client()?, lab.far_client()?);
         let cluster = start(lab, web())?;
         for offloads in Offloads::BOTH {
             lab.set_offloads(offloads)?;
@@ -201,8 +207,13 @@ fn tracepath_finds_the_tunnels_mtu() {
             };
             reached(cluster.task("user.1"), "10.0.1.2", "pmtu 1450 hops 1 back 1")?;
             reached(cluster.task("user.1"), "10.0.1.4", "pmtu 1450 hops 1 back 1")?;
-            // n3 has no task: all its clients' packets go through the tunnel.
-            reached(&far, "192.168.77.13", "pmtu 1450 hops 2 back 2")?;
+            // n3 has no task: all its clients' packets go through the tunnel. Each way the mesh is one hop, no more.
+            reached(&far, "192.168.77.13", "pmtu 1450 hops 3 back 3")?;
+            reached(&near, "192.168.77.13", "pmtu 1450 hops 2 back 2")?;
+            // Every other time the backend is on n1 itself, where there is no tunnel.
+            for _ in 0..2 {
+                reached(&near, "192.168.77.11", "hops 2 back 2")?;
+            }
         }
         Ok(())
     });
