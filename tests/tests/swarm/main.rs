@@ -33,8 +33,8 @@ use support::{
 /// themselves. (26.1 refuses every task on a network with `--ipv6` and no subnet: "could not find an available,
 /// non-overlapping IPv6 address pool".)
 const INTERFACES_OF_28: Version = Version([28, 0, 0]);
-/// Engines that end the tasks of a global job whose service is removed: 20.10 lets them run, so nothing after it can start
-/// from an empty swarm.
+/// Engines that end the tasks of a job whose service is removed: 20.10 lets them run, so nothing after it can start from an
+/// empty swarm.
 const JOBS_END: Version = Version([26, 0, 0]);
 
 const STORIES: &[Story] = &[
@@ -73,7 +73,7 @@ const STORIES: &[Story] = &[
     Story { name: "random_macs", needs: HivewaySince(INTERFACES_OF_28), run: interfaces::random_macs },
     Story { name: "ipv6_network", needs: HivewaySince(INTERFACES_OF_28), run: interfaces::ipv6 },
     Story { name: "global_job", needs: HivewaySince(JOBS_END), run: jobs::global },
-    Story { name: "replicated_job", needs: Hiveway, run: jobs::replicated },
+    Story { name: "replicated_job", needs: HivewaySince(JOBS_END), run: jobs::replicated },
     Story { name: "swarm_scoped_bridge", needs: Hiveway, run: other_drivers::bridge },
     Story { name: "swarm_scoped_macvlan", needs: Hiveway, run: other_drivers::macvlan },
     Story { name: "data_path_port", needs: Hiveway, run: data_path::port },
