@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout, reason = "what was found is what it was run for")]
 
-use std::{io, path::Path, process::Command, thread};
+use std::{path::Path, thread};
 
 use dataplane::Check;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
@@ -63,16 +63,20 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     if checks.iter().any(|check| check.name == "privileges" && check.result.is_err()) {
         return checks;
     }
-    let inside = thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
-        Ok(()) => in_namespace(),
-        Err(errno) => vec![Check {
-            name: "namespace",
-            result: Err(format!("no network namespace can be made: {errno}; run as root, or with CAP_SYS_ADMIN")),
-        }],
-    });
-    // It has done nothing to this process's namespaces, whatever happens.
-    checks.extend(inside.join().unwrap_or_default());
+    checks.extend(inside(in_namespace));
     checks
+}
+
+/// Checks on a thread in a network namespace of its own, which does nothing to this process's namespaces, whatever happens.
+fn inside(checks: impl FnOnce() -> Vec<Check> + Send + 'static) -> Vec<Check> {
+    let failed = |why: String| vec![Check { name: "namespace", result: Err(why) }];
+    let thread = thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => checks(),
+        Err(errno) => failed(format!("no network namespace can be made: {errno}; run as root, or with CAP_SYS_ADMIN")),
+    });
+    thread.join().unwrap_or_else(|_| {
+        failed("the checks in a network namespace have panicked (stderr says where): please report it".to_owned())
+    })
 }
 
 /// What can be tried without disturbing the node: the thread is in a namespace of its own.
@@ -131,7 +135,7 @@ fn nft(rules: &str) -> Result<String, String> {
         }
     })?;
     if output.status.success() {
-        return Ok(version().unwrap_or_else(|_| "takes our kind of rules".to_owned()));
+        return Ok(version("nft").unwrap_or_else(|| "takes our kind of rules".to_owned()));
     }
     let complaint = output.stderr.lines().next().unwrap_or_default().to_owned();
     Err(format!(
@@ -140,9 +144,11 @@ fn nft(rules: &str) -> Result<String, String> {
     ))
 }
 
-fn version() -> io::Result<String> {
-    let output = Command::new("nft").arg("--version").output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// What it says of itself; `None` if it does not say so at once.
+fn version(program: &str) -> Option<String> {
+    let limits = Limits { time: std::time::Duration::from_secs(1), bytes: 4096 };
+    let output = child::run(program, &["--version"], b"", limits).ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]
@@ -171,6 +177,23 @@ mod tests {
         });
         let refused = refused.join().unwrap();
         assert!(refused.contains("syntax error") && refused.contains("nft_fib_inet"), "{refused}");
+    }
+
+    #[test]
+    fn a_version_that_is_not_said_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let hangs = scratch.path().join("hangs");
+        std::fs::write(&hangs, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&hangs, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let (said, hear) = std::sync::mpsc::channel();
+        thread::spawn(move || said.send(version(hangs.to_str().unwrap())));
+        assert_eq!(hear.recv_timeout(std::time::Duration::from_secs(30)), Ok(None));
+    }
+
+    #[test]
+    fn checks_that_panic_are_no_success() {
+        let found = inside(|| panic!("as the test wants it"));
+        assert!(found.len() == 1 && found[0].result.as_ref().unwrap_err().contains("panicked"), "{found:?}");
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl Mixer {
         self.heard = true;
         let Some(table) = live.table.clone() else { return };
         let node = engine.local.node.clone();
+        let table = if origin == Origin::Relay { self.with_port(table, node.as_deref()) } else { table };
         self.base = Some(Base { table, origin, node });
         (self.lost, self.expelled, self.from) = (None, None, live.from.clone());
     }
@@ -131,9 +132,23 @@ impl Mixer {
         let ours = self.base.as_ref().is_none_or(|base| base.origin == Origin::Relay);
         let (Some(table), Some(node)) = (&inputs.relayed.table, &inputs.engine.local.node) else { return };
         if !inputs.engine.manager && ours && table.model.nodes.contains_key(node.as_str()) {
-            self.base = Some(Base { table: table.clone(), origin: Origin::Relay, node: Some(node.clone()) });
+            let table = self.with_port(table.clone(), Some(node));
+            self.base = Some(Base { table, origin: Origin::Relay, node: Some(node.clone()) });
             self.from.clone_from(&inputs.relayed.from);
             self.heard = true;
+        }
+    }
+
+    /// A manager's agent of an earlier version does not say the swarm's data path port. It never changes: what this node has
+    /// known of it as a member of the swarm stays.
+    fn with_port(&self, table: Arc<Loaded>, node: Option<&str>) -> Arc<Loaded> {
+        let same = self.base.as_ref().filter(|base| base.node.as_deref() == node);
+        let known = same.and_then(|base| self.merged.as_ref().unwrap_or(&base.table).data_path_port);
+        match known {
+            Some(port) if table.data_path_port.is_none() => {
+                Arc::new(Loaded { data_path_port: Some(port), ..Loaded::clone(&table) })
+            }
+            _ => table,
         }
     }
 
@@ -241,6 +256,34 @@ mod tests {
         inputs.swarm = Some(lost(&Arc::new(Live::default())));
         let live = mixer.mix(&inputs);
         assert_eq!((services(&live), live.lost.clone().unwrap().since), (vec!["relayed"], since));
+    }
+
+    #[test]
+    fn a_port_that_an_older_managers_table_does_not_carry_stays_known() {
+        let with_port = |service: &str, port: u16| {
+            let loaded = Loaded { data_path_port: std::num::NonZeroU16::new(port), ..(*table(service)).clone() };
+            Arc::new(Live::current(Arc::new(loaded), service))
+        };
+        let port = |live: Live| live.table.and_then(|table| table.data_path_port).map(std::num::NonZeroU16::get);
+        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
+        let engine = EngineView { manager: false, ..(*inputs.engine).clone() };
+        (inputs.engine, inputs.swarm) = (engine.into(), None);
+        inputs.relayed = with_port("new", 7789);
+        assert_eq!(port(mixer.mix(&inputs)), Some(7789));
+        // Another manager's agent is older; then it is lost as well.
+        inputs.relayed = current("old");
+        assert_eq!(port(mixer.mix(&inputs)), Some(7789));
+        inputs.relayed = lost(&current("older"));
+        let live = mixer.mix(&inputs);
+        assert_eq!(services(&live), ["older"]);
+        assert_eq!(port(live), Some(7789));
+        // What is said counts, and nothing of the swarm that the node was in before.
+        inputs.relayed = with_port("new", 7790);
+        assert_eq!(port(mixer.mix(&inputs)), Some(7790));
+        let local = LocalView { node: Some("n2".into()), ..LocalView::default() };
+        inputs.engine = EngineView { local, ..(*inputs.engine).clone() }.into();
+        inputs.relayed = current("another");
+        assert_eq!(port(mixer.mix(&inputs)), None);
     }
 
     #[test]
