@@ -13,6 +13,7 @@ use dataplane_common::{
     counter::{Counter, Stat},
     drop_reason::DropReason,
     mark::l3_program,
+    service::{LeftPrefix, PortKey, port_flag},
     state::{MapChange, MapState},
     xdp::XdpDevice,
 };
@@ -36,6 +37,15 @@ use crate::{
     table::Entries as _,
     tables::Tables,
 };
+
+/// What the maps hold of clients that are left to the host.
+#[derive(Clone, Debug, Default)]
+pub struct LeftNow {
+    /// (Prefix length as in map `LEFT`, prefix).
+    pub entries: BTreeSet<(u32, LeftPrefix)>,
+    /// All published ports, with what they have to be asked: bits of [`port_flag::LEFT`].
+    pub flags: BTreeMap<PortKey, u8>,
+}
 
 /// The data plane could not be opened. Nothing was changed but, at most, directories and empty maps made.
 #[derive(Debug, thiserror::Error)]
@@ -308,6 +318,13 @@ impl Dataplane {
     /// Room in the connection tables. Not what [`Options::sizes`] asks for, if maps of another size were adopted.
     pub fn capacity(&self) -> PerTable<u32> {
         self.tables.connections.capacity()
+    }
+
+    /// What is left to the host: a restarted agent goes on with that until it knows better.
+    pub fn left(&self) -> Result<LeftNow, MapFault> {
+        let entries = self.tables.left.read()?.into_keys().collect();
+        let ports = self.tables.ports.read()?.into_iter();
+        Ok(LeftNow { entries, flags: ports.map(|(key, port)| (key, port.flags & port_flag::LEFT)).collect() })
     }
 
     /// Dropped packets by reason since the maps were made; all reasons.

@@ -48,7 +48,7 @@ pub use crate::{
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
     connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
-    dataplane::{Dataplane, Detached, OpenError},
+    dataplane::{Dataplane, Detached, LeftNow, OpenError},
     hops::Hops,
     leave::{Left, leave},
     load::LoadError,

@@ -37,6 +37,8 @@ pub struct Agent {
     extra: Mutex<Vec<String>>,
     /// What the lab adds to them.
     of_lab: Vec<String>,
+    /// A directory of programs that the next start finds before the machine's.
+    programs: Mutex<Option<PathBuf>>,
     process: Mutex<Option<Process>>,
     starts: Mutex<u32>,
 }
@@ -87,6 +89,7 @@ impl Agent {
             netns: netns.clone(),
             directory,
             bpffs,
+            programs: Mutex::default(),
             process: Mutex::default(),
             starts: Mutex::default(),
         });
@@ -100,6 +103,10 @@ impl Agent {
         *starts += 1;
         let mut command = self.command(&["agent"])?;
         command.args(self.arguments());
+        if let Some(programs) = &*self.programs.lock().unwrap_or_else(PoisonError::into_inner) {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", programs.display()));
+        }
         *self.lock() = Some(Process::start(command, &self.directory, &format!("start-{starts}"))?);
         Ok(())
     }
@@ -177,6 +184,11 @@ impl Agent {
         *self.extra.lock().unwrap_or_else(PoisonError::into_inner) =
             extra.iter().map(|&word| word.to_owned()).collect();
         self.restart()
+    }
+
+    /// The next start finds the programs in this directory before the machine's of the same names.
+    pub fn programs_from(&self, directory: &Path) {
+        *self.programs.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory.to_owned());
     }
 
     /// What a counter of `status` says.

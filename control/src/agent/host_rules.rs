@@ -15,7 +15,10 @@ use hiveway_core::{
 use serde::Serialize;
 use tokio::{sync::watch::Receiver, task::block_in_place};
 
-use super::{facts::Gateway, reconcile::Agent};
+use super::{
+    facts::Gateway,
+    reconcile::{Agent, Cause},
+};
 use crate::{host_firewall::Heard, mesh};
 
 /// No more rules than these are shown, and no more of one rule's sources.
@@ -26,6 +29,13 @@ const SHOWN_SOURCES: usize = 8;
 pub(super) struct HostRules {
     heard: Receiver<Heard>,
     judged: Option<Judged>,
+    /// What the last round has seen of them: the rules, and why they could not be read again.
+    seen: (Option<Arc<Ruleset>>, Option<String>),
+    /// What the maps held when the agent started: published ports, and what of them was left to the host. It stays in force
+    /// until the rules have been read.
+    before: LeftEntries,
+    /// Published ports of a round without any rules.
+    unread: Option<BTreeSet<Port>>,
     left: Option<(Arc<Judgement>, BTreeMap<String, u32>, LeftEntries)>,
 }
 
@@ -46,6 +56,8 @@ pub struct FirewallStatus {
     pub prefixes: usize,
     /// There were too many: what shares a prefix of this length with one of them is left, too.
     pub widened_to: Option<u8>,
+    /// There were too many: some clients of single ports are left at all of them.
+    pub for_all_ports: bool,
     /// Sets that could not be read; their rules count for every source.
     pub unread_sets: Vec<String>,
     /// Chains that are ignored as asked, or `all`.
@@ -72,20 +84,42 @@ pub struct LeftRule {
 }
 
 impl HostRules {
-    pub(super) fn new(heard: Receiver<Heard>) -> Self {
-        Self { heard, judged: None, left: None }
+    pub(super) fn new(heard: Receiver<Heard>, before: LeftEntries) -> Self {
+        Self { heard, judged: None, seen: (None, None), before, unread: None, left: None }
     }
 
-    /// Whether rules have come that were not judged yet.
-    pub(super) fn are_new(&self) -> bool {
-        let heard = self.heard.borrow();
-        let judged = self.judged.as_ref().map(|judged| &judged.rules);
-        heard.reading.as_ref().is_some_and(|reading| judged.is_some_and(|rules| !Arc::ptr_eq(rules, &reading.rules)))
-            || (judged.is_none() && heard.reading.is_some())
+    /// What is to be done about news of the rules: everything is looked at only if they mean something else for published
+    /// ports than in the last round. `ignored`: as in that round.
+    pub(super) fn news(&mut self, ignored: &Ignored) -> Cause {
+        let heard = self.heard.borrow().clone();
+        if heard.error != self.seen.1 {
+            return Cause::Tick;
+        }
+        let (Some(reading), Some(seen)) = (&heard.reading, &self.seen.0) else {
+            return if heard.reading.is_some() { Cause::Tick } else { Cause::Guard };
+        };
+        if Arc::ptr_eq(seen, &reading.rules) {
+            return Cause::Guard;
+        }
+        self.seen.0 = Some(reading.rules.clone());
+        // Nothing is published: they say nothing.
+        let Some((path, before)) = self.judged.as_ref().map(|judged| (judged.path.clone(), judged.judgement.clone()))
+        else {
+            return Cause::Guard;
+        };
+        let unread = self.judged.as_ref().map(|judged| judged.rules.unread.clone());
+        let judgement = self.judge(&reading.rules, path, ignored);
+        match *judgement == *before && unread.as_ref() == Some(&reading.rules.unread) {
+            true => Cause::Guard,
+            false => Cause::Tick,
+        }
     }
 
     /// What map `LEFT` should hold, for interfaces with these indices.
     pub(super) fn entries(&mut self, links: &BTreeMap<String, Link>) -> LeftEntries {
+        if let Some(ports) = &self.unread {
+            return LeftEntries::unread(&self.before, ports);
+        }
         let Some(judged) = &self.judged else { return LeftEntries::default() };
         let indices: BTreeMap<String, u32> =
             judged.path.interfaces.iter().filter_map(|name| Some((name.clone(), links.get(name)?.index))).collect();
@@ -105,7 +139,10 @@ impl HostRules {
         match &self.judged {
             Some(judged) if Arc::ptr_eq(&judged.rules, rules) && judged.path == path => judged.judgement.clone(),
             _ => {
-                let judgement = Arc::new(block_in_place(|| judgement(rules, &path, ignored)));
+                let judgement = block_in_place(|| judgement(rules, &path, ignored));
+                // What is the same stays the same value: the map's entries need not be made again.
+                let same = self.judged.as_ref().filter(|judged| judged.path == path && *judged.judgement == judgement);
+                let judgement = same.map_or_else(|| Arc::new(judgement), |judged| judged.judgement.clone());
                 self.judged = Some(Judged { rules: rules.clone(), path, judgement: judgement.clone() });
                 judgement
             }
@@ -126,6 +163,7 @@ impl HostRules {
             rules: judgement.reasons.len(),
             prefixes: self.left.as_ref().map_or(0, |(_, _, entries)| entries.entries.len()),
             widened_to: judgement.left.widened,
+            for_all_ports: judgement.left.for_all_ports,
             unread_sets: judged.rules.unread.clone(),
             ignored,
             refused: judgement.unbounded.as_ref().filter(|_| judged.path.engine).map(refusal),
@@ -133,22 +171,63 @@ impl HostRules {
     }
 }
 
+/// What the host's rules mean for published ports.
+#[derive(Debug, Default)]
+pub(super) struct HostSay {
+    /// Why an engine's routing mesh stays the engine's.
+    pub(super) refused: Option<String>,
+    /// What is wrong, and what to do about it.
+    pub(super) problem: Option<String>,
+}
+
+impl HostSay {
+    /// `resumes`: an agent before this one served published ports.
+    fn unread(why: &str, resumes: bool, engine: bool) -> Self {
+        let until = match (resumes, engine) {
+            (true, _) => "what it said before the agent was restarted stays in force",
+            (false, true) => "published ports stay with the engine until it has been",
+            (false, false) => "published ports are not served until it has been",
+        };
+        let problem =
+            format!("the host's firewall cannot be read, {until} (or start the agent with --ignore-firewall): {why}");
+        let refused = engine && !resumes;
+        Self { refused: refused.then(|| format!("the host's firewall cannot be read: {why}")), problem: Some(problem) }
+    }
+}
+
 impl Agent {
-    /// Judges the host's rules. Why an engine's routing mesh must stay the engine's, as far as they are concerned.
-    pub(super) fn mesh_refused(&mut self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> Option<String> {
-        let path = self.path(links, gateway);
-        if path.ports.is_empty() {
-            return None;
-        }
+    /// Judges the host's rules. Returns why an engine's routing mesh must stay the engine's, as far as they are concerned,
+    /// and what keeps published ports from being served as they should.
+    pub(super) fn mesh_refused(&mut self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> HostSay {
+        let (path, ignored) = (self.path(links, gateway), self.args.ignored());
         let heard = self.host_rules.heard.borrow().clone();
+        self.host_rules.seen = (heard.reading.as_ref().map(|reading| reading.rules.clone()), heard.error.clone());
+        self.host_rules.unread = None;
+        if path.ports.is_empty() {
+            self.host_rules.judged = None;
+            return HostSay::default();
+        }
+        let all = ignored == Ignored::All;
         let Some(reading) = heard.reading else {
-            // What was never read may say anything.
+            if all {
+                return HostSay::default();
+            }
             let why = heard.error.unwrap_or_else(|| "it has not been read yet".into());
-            return (self.args.ignored() != Ignored::All).then(|| format!("the host's firewall cannot be read: {why}"));
+            let resumes = !self.host_rules.before.flags.is_empty();
+            self.host_rules.unread = Some(path.ports);
+            return HostSay::unread(&why, resumes, path.engine);
         };
         let engine = path.engine;
-        let judgement = self.host_rules.judge(&reading.rules, path, &self.args.ignored());
-        judgement.unbounded.as_ref().filter(|_| engine).map(refusal)
+        let judgement = self.host_rules.judge(&reading.rules, path, &ignored);
+        let closed = judgement.unbounded.as_ref().map(refusal);
+        let again = heard
+            .error
+            .filter(|_| !all)
+            .map(|why| format!("the host's rules cannot be read, what they said before stays in force: {why}"));
+        match engine {
+            true => HostSay { refused: closed, problem: again },
+            false => HostSay { refused: None, problem: again.or(closed) },
+        }
     }
 
     /// The way of clients' packets to published ports, without Hiveway.
@@ -163,6 +242,9 @@ impl Agent {
             addresses: mesh::addresses(links, &gateway.name).into_keys().map(ipnet::Ipv4Net::from).collect(),
             bridge: gateway.name.clone(),
             bridge_subnet: bridge.copied().collect::<Ranges>(),
+            containers: mesh::container_bridges(links, &gateway.name)
+                .map(|(name, bridge)| (name.clone(), bridge.addresses.iter().copied().collect()))
+                .collect(),
         }
     }
 }

@@ -57,6 +57,9 @@ use crate::{
     uplinks::{self, Uplinks},
 };
 
+/// The failing item of our own nftables table.
+const OWN_TABLE: &str = "firewall";
+
 /// The agent's own state.
 pub(super) struct Agent {
     pub(super) args: AgentArgs,
@@ -142,9 +145,10 @@ impl Agent {
         round.note(&mut self.backoff, "VXLAN port", agreed);
         let mut settings =
             settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
-        let firewall = self.mesh_refused(&links, &gateway);
+        let host = self.mesh_refused(&links, &gateway);
+        round.note(&mut self.backoff, "host firewall", host.problem.map_or(Ok(()), Err));
         settings.mesh_refused =
-            firewall.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
+            host.refused.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
         let desired = self.derive(&settings, round)?;
         let early = cause == Cause::Table && self.last.ready;
         if early && shown {
@@ -263,9 +267,9 @@ impl Agent {
             return;
         }
         let mut guarded = true;
-        if round.may(&self.backoff, "firewall") {
+        if round.may(&self.backoff, OWN_TABLE) {
             let done = block_in_place(|| nft::ensure(&wanted.0));
-            match round.note(&mut self.backoff, "firewall", done) {
+            match round.note(&mut self.backoff, OWN_TABLE, done) {
                 Some(changed) => {
                     round.changes += usize::from(changed);
                     if changed {
@@ -286,11 +290,22 @@ impl Agent {
         self.guarded = guarded.then_some(wanted);
     }
 
-    /// Makes sure of our own table alone. Returns whether it had to be replaced: then everything is to be looked at.
-    pub(super) fn guard_table(&self) -> bool {
+    /// Makes sure of our own table alone. Returns whether everything is to be looked at: it had to be replaced, or could not
+    /// be looked at, which the next round tells and tries again in its turn.
+    pub(super) fn guard_table(&mut self) -> bool {
         let Some((firewall, _)) = &self.guarded else { return false };
-        // What fails here is tried, and named, by the next round.
-        block_in_place(|| nft::ensure(firewall)).unwrap_or(false)
+        if !self.backoff.ready(OWN_TABLE, Instant::now()) {
+            return false;
+        }
+        match block_in_place(|| nft::ensure(firewall)) {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                tracing::error!("{OWN_TABLE}: {error}");
+                self.backoff.failed(OWN_TABLE, error.to_string(), Instant::now());
+                self.guarded = None;
+                true
+            }
+        }
     }
 
     fn maps(

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use hiveway_core::firewall::LeftEntries;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -96,6 +97,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     };
     // What was never read may say anything: the first round waits for it.
     let _ = timeout(FIRST_RULES, host_firewall.wait_for(|heard| heard.attempts > 0)).await;
+    let left = dataplane.left().context("what earlier agents left to the host is unreadable")?;
+    let before = LeftEntries { entries: Arc::new(left.entries), flags: left.flags };
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
     let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
@@ -137,7 +140,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         without_gateway: BTreeMap::new(),
         replies: Default::default(),
         incomplete: false,
-        host_rules: HostRules::new(host_firewall.clone()),
+        host_rules: HostRules::new(host_firewall.clone(), before),
         newcomer,
         xdp: Default::default(),
         next_hops,
@@ -175,7 +178,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 if agent.table.reload() { Cause::Table } else { Cause::Kernel }
             }
             Ok(()) = host_firewall.changed() => {
-                if agent.host_rules.are_new() { Cause::Tick } else { Cause::Guard }
+                let ignored = agent.args.ignored();
+                agent.host_rules.news(&ignored)
             }
             Some(()) = links.recv() => {
                 sleep(LINKS_SETTLE).await;

@@ -364,6 +364,9 @@ fn firewall(firewall: &Value) -> Option<String> {
     if !ignored.is_empty() && ignored != "all" {
         out += &format!("; ignored as asked: {ignored}");
     }
+    if firewall["for_all_ports"] == true {
+        out += "; too many prefixes, so clients of several ports are left at all of them";
+    }
     if let Some(length) = firewall["widened_to"].as_u64() {
         out += &format!("; too many prefixes, so everything that shares a /{length} with one of them");
     }

@@ -1,7 +1,10 @@
 //! Reads the host's rules again whenever they change, on a thread of its own: a program that hangs keeps nobody waiting.
+//! Another thread hears of the changes, and says so at once, whatever the reading takes.
 
 use std::{
-    io, thread,
+    io,
+    sync::mpsc::{self, RecvTimeoutError, SyncSender},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,10 +14,14 @@ use super::{Reading, notified::Notified, read};
 
 /// Without a notification they are read as often as this: the older iptables and ipset send none.
 const PERIOD: Duration = Duration::from_secs(5);
+/// After a reading that has failed the next one follows as soon as this.
+const RETRY: Duration = Duration::from_secs(1);
 /// Changes that come together are waited for.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Between two readings, at least.
 const GAP: Duration = Duration::from_millis(500);
+/// Between two times that changes are passed on, at least.
+const APART: Duration = Duration::from_millis(50);
 /// How much longer than a reading the rest after it is, at least, and at most.
 const SPARING: u32 = 5;
 const MOST: Duration = Duration::from_secs(60);
@@ -34,21 +41,37 @@ pub struct Heard {
     pub attempts: u64,
 }
 
-/// Starts the thread, which ends when nobody listens any more.
+/// Starts the threads, which end when nobody listens any more.
 ///
 /// # Errors
-/// When the kernel refuses the socket or the thread.
+/// When the kernel refuses the socket or a thread.
 pub fn watch() -> io::Result<Receiver<Heard>> {
     let notified = Notified::open()?;
     let (sender, receiver) = watch::channel(Heard::default());
-    thread::Builder::new().name("host-firewall".into()).spawn(move || follow(&notified, &sender))?;
+    // A full channel already says that something has changed.
+    let (ask, asked) = mpsc::sync_channel(1);
+    let heard = sender.clone();
+    thread::Builder::new().name("nft-notified".into()).spawn(move || pass_on(&notified, &heard, &ask))?;
+    thread::Builder::new().name("host-firewall".into()).spawn(move || follow(&asked, &sender))?;
     Ok(receiver)
 }
 
-fn follow(notified: &Notified, heard: &Sender<Heard>) {
+/// Our own table may be gone: that is not to wait for a reading.
+fn pass_on(notified: &Notified, heard: &Sender<Heard>, ask: &SyncSender<()>) {
+    while !heard.is_closed() {
+        if notified.wait(PERIOD) {
+            heard.send_modify(|heard| heard.changes += 1);
+            let _ = ask.try_send(());
+            thread::sleep(APART);
+        }
+    }
+}
+
+fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<Heard>) {
     while !heard.is_closed() {
         let started = Instant::now();
         let found = read();
+        let failed = found.is_err();
         heard.send_if_modified(|heard| {
             let error = found.as_ref().err().cloned();
             let mut news = heard.attempts == 0 || heard.error != error;
@@ -64,14 +87,40 @@ fn follow(notified: &Notified, heard: &Sender<Heard>) {
             }
             news
         });
-        let rest = (started.elapsed() * SPARING).clamp(GAP, MOST);
+        let (rest, longest) = rest(started.elapsed(), failed);
         let next = Instant::now() + rest;
-        if notified.wait(PERIOD.max(rest)) {
-            // Our own table may be gone: that is not to wait for the reading.
-            heard.send_modify(|heard| heard.changes += 1);
-            thread::sleep(SETTLE);
-            thread::sleep(next.saturating_duration_since(Instant::now()));
-            notified.forget();
+        match asked.recv_timeout(longest) {
+            Ok(()) => {
+                thread::sleep(SETTLE);
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+                // What has come meanwhile is read now.
+                let _ = asked.try_recv();
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+/// How long no reading follows one that took so long, and how long none follows it without a change.
+fn rest(took: Duration, failed: bool) -> (Duration, Duration) {
+    if failed {
+        return (RETRY, RETRY);
+    }
+    let rest = (took * SPARING).clamp(GAP, MOST);
+    (rest, PERIOD.max(rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_that_fails_is_tried_again_soon() {
+        let hung = Duration::from_secs(5);
+        assert_eq!(rest(hung, true), (RETRY, RETRY));
+        assert_eq!(rest(hung, false), (Duration::from_secs(25), Duration::from_secs(25)));
+        assert_eq!(rest(Duration::from_millis(10), false), (GAP, PERIOD));
+        assert_eq!(rest(Duration::from_secs(50), false), (MOST, MOST));
     }
 }

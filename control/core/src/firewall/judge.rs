@@ -344,7 +344,7 @@ impl<'a> Walk<'_, 'a> {
 
     /// `None`: it matches no such packet.
     fn matched(&self, rule: &'a Rule) -> Option<Match<'a>> {
-        if self.packet.reply && is_about_containers(self.base, rule) {
+        if self.packet.reply && is_about_containers(self.base, rule, self.judge.path) {
             return None;
         }
         let all = || Cow::Owned(Ranges::all());
@@ -532,16 +532,24 @@ impl<'a> Walk<'_, 'a> {
 }
 
 /// Whether this is how engines (28 and later) keep others from containers' own addresses:
-/// `-d CONTAINER ! -i BRIDGE -j DROP` in raw. No client is one of them.
-fn is_about_containers(base: &Base, rule: &Rule) -> bool {
-    let destination = |condition: &Condition| matches!(condition, Condition::Address(End::Destination, _));
-    let elsewhere =
-        |condition: &Condition| matches!(condition, Condition::Interface { end: End::Source, negated: true, .. });
+/// `-d CONTAINER ! -i BRIDGE -j DROP` in raw, about addresses of that bridge. No client of another interface has one.
+fn is_about_containers(base: &Base, rule: &Rule, path: &Path) -> bool {
+    let bridge = |condition: &Condition| match condition {
+        Condition::Interface { end: End::Source, names, negated: true } => match names.as_slice() {
+            [name] => path.containers.get(name).cloned(),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(subnets) = rule.conditions.iter().find_map(bridge) else { return false };
+    let within = |condition: &Condition| match condition {
+        Condition::Address(End::Destination, addresses) => addresses.most.is_within(&subnets),
+        _ => false,
+    };
     base.hook == Hook::Prerouting
         && rule.verdict == Verdict::Drop
         && rule.conditions.len() == 2
-        && rule.conditions.iter().any(destination)
-        && rule.conditions.iter().any(elsewhere)
+        && rule.conditions.iter().any(within)
 }
 
 fn meet<'a>(one: Cow<'a, Ranges>, other: &'a Ranges) -> Cow<'a, Ranges> {

@@ -22,7 +22,7 @@ mod rules;
 mod tests;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use entries::LeftEntries;
 pub use judge::{Closed, Port, Reason, judge};
@@ -46,6 +46,8 @@ pub struct Path {
     pub bridge: String,
     /// Its subnet.
     pub bridge_subnet: Ranges,
+    /// Bridges of an engine's containers, with their subnets.
+    pub containers: BTreeMap<String, Ranges>,
 }
 
 /// `--ignore-firewall`: chains that are not looked at.

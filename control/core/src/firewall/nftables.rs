@@ -13,8 +13,9 @@ use super::{
 
 /// Our own table.
 const OURS: &str = "hiveway";
-/// How tables are called that only an engine with the nftables backend has.
-const ENGINES: &str = "docker-";
+/// The tables of an engine with the nftables backend (29): of its bridges, and of encrypted overlays. Others whose names
+/// begin like these are the administrator's.
+const ENGINES: [&str; 2] = ["docker-bridges", "docker-overlay"];
 
 /// A named set or map: family, table, name.
 pub type SetName = (String, String, String);
@@ -111,7 +112,7 @@ fn objects<'v>(ruleset: &'v Value, kind: &'static str) -> impl Iterator<Item = &
 /// Of a chain or a rule: a table for IPv4, neither ours nor an engine's own.
 fn concerns_us(object: &&Value) -> bool {
     let table = object["table"].as_str().unwrap_or(OURS);
-    matches!(object["family"].as_str(), Some("ip" | "inet" | "netdev")) && table != OURS && !table.starts_with(ENGINES)
+    matches!(object["family"].as_str(), Some("ip" | "inet" | "netdev")) && table != OURS && !ENGINES.contains(&table)
 }
 
 fn key(object: &Value) -> (String, String) {
@@ -167,20 +168,21 @@ fn rules(object: &Value, elements: &Elements, texts: &Texts) -> Vec<Rule> {
     let mut rule = Rule { text, ..Rule::default() };
     let mut by_map = Vec::new();
     for statement in object["expr"].as_array().into_iter().flatten() {
-        let Some((kind, body)) = statement.as_object().and_then(|object| object.iter().next()) else { continue };
+        let Some((kind, body)) = statement.as_object().and_then(|object| object.iter().next()) else {
+            // What `nft` has no JSON for stands there as text: updates of maps, say.
+            rule.conditions.push(Condition::Unknown);
+            continue;
+        };
         match kind.as_str() {
             "match" => rule.conditions.extend(reader.condition(body)),
             "vmap" => by_map.push(body),
-            "counter" | "log" | "notrack" | "mangle" | "meta" | "set" | "map" | "ct helper" | "ct timeout" | "flow"
-            | "dup" | "secmark" | "ct count" | "flow add" => {
-                if kind == "ct count" {
-                    rule.conditions.push(Condition::Unknown);
-                }
-            }
+            "counter" | "log" | "notrack" | "mangle" | "meta" | "ct helper" | "ct timeout" | "ct expectation"
+            | "flow" | "dup" | "secmark" | "flow add" => {}
             "xt" if body["type"] == "target" => rule.verdict = target(str(body, "name")),
             other => match verdict(other, body) {
                 Some(verdict) => rule.verdict = verdict,
-                // Limits, quotas, meters, and whatever is new.
+                // Limits, quotas, meters, updates of sets and maps (a full one, or a limit in its elements, ends the rule),
+                // and whatever is new.
                 None => rule.conditions.push(Condition::Unknown),
             },
         }
@@ -489,7 +491,7 @@ fn flag_bits(value: &Value) -> Option<u8> {
 fn verdict(kind: &str, body: &Value) -> Option<Verdict> {
     Some(match kind {
         "accept" | "dnat" | "snat" | "masquerade" | "redirect" | "tproxy" => Verdict::Accept,
-        "drop" | "reject" | "queue" => Verdict::Drop,
+        "drop" | "reject" | "queue" | "synproxy" => Verdict::Drop,
         "return" => Verdict::Return,
         "jump" => Verdict::Jump(word(body, "target")),
         "goto" => Verdict::Goto(word(body, "target")),

@@ -47,6 +47,11 @@ impl Ranges {
         self.0 == [(0, u32::MAX)]
     }
 
+    /// How many addresses are in it.
+    pub fn addresses(&self) -> u64 {
+        self.0.iter().map(|(first, last)| u64::from(last - first) + 1).sum()
+    }
+
     /// Whether this address is in it.
     pub fn contains(&self, ip: Ipv4Addr) -> bool {
         let ip = ip.to_bits();

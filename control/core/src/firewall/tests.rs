@@ -15,6 +15,10 @@ fn path() -> Path {
         addresses: net("192.0.2.1/32").or(&net("198.51.100.1/32")),
         bridge: "docker_gwbridge".into(),
         bridge_subnet: net("172.18.0.0/16"),
+        containers: BTreeMap::from([
+            ("docker0".to_owned(), net("172.17.0.0/16")),
+            ("docker_gwbridge".to_owned(), net("172.18.0.0/16")),
+        ]),
     }
 }
 
@@ -262,6 +266,22 @@ fn native(family: &str, hook: &Value, rules: &[Value], sets: &Elements) -> Vec<S
     said(&judged(nftables::tables(&ruleset, sets, &BTreeMap::new(), |_, _| false), &path()))
 }
 
+#[test]
+fn a_table_that_is_only_called_like_an_engines_is_asked() {
+    let drops = |table: &str| {
+        let chain = json!({"chain": {"family": "ip", "table": table, "name": "f", "type": "filter", "hook": "forward",
+                                     "prio": 0, "policy": "drop"}});
+        let ruleset = json!({"nftables": [chain]});
+        said(&judged(nftables::tables(&ruleset, &Elements::new(), &BTreeMap::new(), |_, _| false), &path()))
+    };
+    for engines in ["docker-bridges", "docker-overlay", "hiveway"] {
+        assert_eq!(drops(engines), Vec::<String>::new(), "{engines}");
+    }
+    for administrators in ["docker-user", "docker-filter", "docker-bridges2", "docker-"] {
+        assert_eq!(drops(administrators), ["0.0.0.0/0"], "{administrators}");
+    }
+}
+
 fn field(protocol: &str, field: &str, right: Value) -> Value {
     json!({"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}})
 }
@@ -349,6 +369,27 @@ fn native_rules_are_read() {
     }
 }
 
+/// A full set, or a limit in its elements, ends the rule: what stands behind an update is not surely reached.
+#[test]
+fn updates_of_sets_and_maps_make_a_rule_unsure() {
+    let pre = json!({"hook": "prerouting"});
+    let saddr = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+    let limit = json!([{"limit": {"rate": 10, "burst": 5, "per": "second"}}]);
+    let opening = json!([ct("state", "in", json!("new")), {"drop": null}]);
+    for update in [
+        json!({"set": {"op": "add", "elem": saddr, "set": "@s", "stmt": limit}}),
+        json!({"set": {"op": "update", "elem": {"elem": {"val": saddr, "timeout": 60}}, "set": "@s"}}),
+        json!({"map": {"op": "update", "elem": saddr, "data": 5, "map": "@m"}}),
+        // As 1.0.6 prints updates of maps: it has no JSON for them.
+        json!("add @m { ip saddr : 0x00000005 }"),
+    ] {
+        let rules = [json!([dport(json!(8080)), update, {"accept": null}]), opening.clone()];
+        assert_eq!(native("inet", &pre, &rules, &Elements::new()), ["0.0.0.0/0"], "{update}");
+    }
+    let rules = [json!([dport(json!(8080)), {"counter": null}, {"accept": null}]), opening.clone()];
+    assert_eq!(native("inet", &pre, &rules, &Elements::new()), ["53: 0.0.0.0/0"]);
+}
+
 #[test]
 fn firewalld_and_its_like_leave_published_ports_alone() {
     let forward = json!({"hook": "forward", "prio": 10});
@@ -367,6 +408,54 @@ fn firewalld_and_its_like_leave_published_ports_alone() {
     let allowed = [established, json!([{"jump": {"target": "web"}}])];
     let drops = json!({"hook": "forward", "policy": "drop", "prio": 0});
     assert_eq!(native("inet", &drops, &allowed, &Elements::new()), ["53: 0.0.0.0/0"]);
+}
+
+/// The same rules as two versions of `nft` print them: JSON, words, and elements of sets, one set a line.
+#[test]
+fn versions_of_nft_are_read_alike() {
+    let old = (
+        include_str!("fixtures/nft-1.0.6.json"),
+        include_str!("fixtures/nft-1.0.6.txt"),
+        include_str!("fixtures/nft-1.0.6.sets"),
+    );
+    let new = (
+        include_str!("fixtures/nft-1.1.7.json"),
+        include_str!("fixtures/nft-1.1.7.txt"),
+        include_str!("fixtures/nft-1.1.7.sets"),
+    );
+    let read = |(listing, words, sets): (&str, &str, &str)| {
+        let listing: Value = serde_json::from_str(listing).unwrap();
+        let mut elements = Elements::new();
+        for line in sets.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let objects = line["nftables"].as_array().unwrap().iter();
+            for set in objects.filter_map(|object| object.get("set").or_else(|| object.get("map"))) {
+                let word = |key: &str| set[key].as_str().unwrap().to_owned();
+                let all = set["elem"].as_array().cloned().unwrap_or_default();
+                elements.insert((word("family"), word("table"), word("name")), all);
+            }
+        }
+        let tables = nftables::tables(&listing, &elements, &nftables::texts(words), |_, _| false);
+        let ingress = tables.iter().find(|table| table.family == "netdev").unwrap().chains["ing"].base.clone().unwrap();
+        assert_eq!(ingress.devices, Some(vec!["eth0".to_owned(), "eth1".to_owned()]));
+        let judgement = judged(tables, &path());
+        let mut reasons: Vec<_> = judgement
+            .reasons
+            .iter()
+            .map(|reason| {
+                (reason.chain.clone(), prefixes(&reason.sources), reason.ports.clone(), reason.interfaces.clone())
+            })
+            .collect();
+        reasons.sort();
+        (said(&judgement), reasons)
+    };
+    let (old, new) = (read(old), read(new));
+    assert_eq!(old, new);
+    assert!(old.0.iter().any(|left| left.contains("8080: 0.0.0.0/0")), "{:?}", old.0);
+    let of = |sources: &str| old.1.iter().filter(|(_, found, ..)| found == sources).count();
+    for sources in ["198.51.100.0/24 203.0.113.8/32", "203.0.113.9/32", "9.9.9.9/32", "1.1.1.1/32", "203.0.113.77/32"] {
+        assert_eq!(of(sources), 1, "{sources}: {:?}", old.1);
+    }
 }
 
 #[test]
@@ -403,4 +492,48 @@ fn too_many_prefixes_are_made_shorter() {
     let left = Left::of(&closed, 1, 2);
     assert_eq!(left.widened, Some(28));
     assert!(left.prefixes() <= MOST_PREFIXES && every_other.is_within(&left.everywhere), "{}", left.prefixes());
+}
+
+/// A blocklist in a rule about one protocol is in the map once, not once per port, and no client beside it is left.
+#[test]
+fn clients_of_many_ports_are_kept_once_where_they_would_be_too_many() {
+    let bad = Ranges::of((0..50_000).map(|n| (0x0b00_0000 + n * 2, 0x0b00_0000 + n * 2)));
+    let office = Ranges::net("198.51.100.0/24".parse().unwrap()).complement();
+    let tcp: Vec<Port> = (0..100).map(|n| (6, 8000 + n)).collect();
+    let clients = |bad: &Ranges| {
+        vec![
+            (tcp.clone(), "eth0".to_owned(), bad.clone()),
+            (tcp.clone(), "eth1".to_owned(), bad.clone()),
+            (vec![(6, 9000)], "eth0".to_owned(), office.clone()),
+        ]
+    };
+    let left = Left::of(&Closed { clients: clients(&bad), reasons: vec![] }, 2, 102);
+    assert_eq!((left.for_all_ports, left.widened), (true, None));
+    assert_eq!(
+        (&left.everywhere, left.by_port.len(), left.by_both.len()),
+        (&bad, 0, 1),
+        "and the office's port stays its own"
+    );
+    assert!(left.prefixes() < MOST_PREFIXES);
+    // What fits is exact.
+    let few = Ranges::of([(5, 5), (9, 9)]);
+    let left = Left::of(&Closed { clients: clients(&few), reasons: vec![] }, 2, 102);
+    assert_eq!((left.for_all_ports, left.widened, left.by_port.len()), (false, None, 100));
+    assert!(left.everywhere.is_empty());
+    // Most of the world is not closed for the sake of one port.
+    let all_but_some = bad.complement();
+    let left = Left::of(&Closed { clients: clients(&all_but_some), reasons: vec![] }, 2, 102);
+    assert!(!left.for_all_ports && left.widened.is_some() && left.everywhere.is_empty());
+}
+
+/// Engines' rules about their containers' addresses are known by the bridge and its subnet. Those of others count.
+#[test]
+fn a_rule_about_answers_is_no_engines() {
+    let raw = |rule: &str| saved(&format!("*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule} -j DROP\nCOMMIT\n"));
+    for engines in ["-d 172.17.0.2/32 ! -i docker0", "-d 172.18.0.5/32 ! -i docker_gwbridge"] {
+        assert_eq!(raw(engines), Vec::<String>::new(), "{engines}");
+    }
+    // Answers come from the gateway bridge: to these clients they are dropped.
+    assert_eq!(raw("-d 203.0.113.0/24 ! -i eth1"), ["203.0.113.0/24"]);
+    assert_eq!(raw("-d 203.0.113.0/24 ! -i docker0"), ["203.0.113.0/24"], "not an address of that bridge");
 }
