@@ -19,6 +19,10 @@ const TOOLS: &[(&str, &str)] = &[
     ("bridge", "iproute2"),
     ("tc", "iproute2"),
     ("nft", "nftables"),
+    ("iptables-nft", "iptables"),
+    ("ipset", "ipset"),
+    // Switched off as it comes. firewalld would be switched on: scenarios have its rules as a fixture.
+    ("ufw", "ufw"),
     ("nsenter", "util-linux"),
     ("sysctl", "procps"),
     ("cc", "gcc"),
