@@ -73,6 +73,9 @@ enum Command {
         /// Which kernel; without it those that the suite is for
         #[arg(long)]
         kernel: Option<vm::Kernel>,
+        /// For `swarm`: the nodes' Docker Engine, such as 26.1 or 28.5; without it the machine's own
+        #[arg(long)]
+        engine: Option<setup::engine::Wanted>,
         /// All but `run` without it
         suite: Option<vm::Suite>,
         /// For `packets`: test files, or `all`. For `swarm`: names of stories. For `run`: the command
@@ -102,6 +105,6 @@ fn run(command: Command) -> Result<()> {
         Command::Swarm { arguments } => lab::swarm(&arguments),
         Command::Bench { arguments } => lab::bench(&arguments),
         Command::Test { suite, xdp, engine, arguments } => test::run(suite, xdp, engine, &arguments),
-        Command::VmTest { kernel, suite, arguments } => vm::run(kernel, suite, &arguments),
+        Command::VmTest { kernel, engine, suite, arguments } => vm::run(kernel, engine.as_ref(), suite, &arguments),
     }
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use suite::Suite;
 
+use crate::setup::engine::Wanted;
 use crate::test::Tally;
 use crate::{build_ebpf, setup, sh};
 
@@ -34,9 +35,17 @@ pub(crate) enum Kernel {
 }
 
 /// Runs one suite or all, each on the kernels that it is for or on the one asked for.
-pub(crate) fn run(kernel: Option<Kernel>, suite: Option<Suite>, arguments: &[String]) -> Result<()> {
+pub(crate) fn run(
+    kernel: Option<Kernel>,
+    engine: Option<&Wanted>,
+    suite: Option<Suite>,
+    arguments: &[String],
+) -> Result<()> {
     if suite.is_none() && !arguments.is_empty() {
         bail!("arguments need a suite");
+    }
+    if engine.is_some() && suite != Some(Suite::Swarm) {
+        bail!("--engine is for the suite swarm");
     }
     setup::need_root("a VM with this machine's files")?;
     setup::run()?;
@@ -45,7 +54,7 @@ pub(crate) fn run(kernel: Option<Kernel>, suite: Option<Suite>, arguments: &[Str
     let mut tally = Tally::default();
     let suites = suite.map_or_else(|| vec![Suite::Packets, Suite::Swarm], |suite| vec![suite]);
     for suite in suites {
-        let script = suite.script(arguments)?;
+        let script = suite.script(engine, arguments)?;
         let kernels = kernel.map_or_else(|| suite.kernels().to_vec(), |kernel| vec![kernel]);
         for kernel in kernels {
             let kernel = kernel::fetch(kernel)?;

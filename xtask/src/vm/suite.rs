@@ -8,7 +8,14 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::Kernel;
-use crate::{setup, sh};
+use crate::{
+    lab::ENGINE_VARIABLE,
+    setup::{
+        self,
+        engine::{self, Wanted},
+    },
+    sh,
+};
 
 /// Test files of crate dataplane that meet every hook, helper and kind of program at least once. Each test loads all
 /// programs, which takes an emulated kernel 5 s and more.
@@ -46,7 +53,7 @@ impl Suite {
     }
 
     /// Builds what it needs; a script for sh.
-    pub(super) fn script(self, arguments: &[String]) -> Result<String> {
+    pub(super) fn script(self, engine: Option<&Wanted>, arguments: &[String]) -> Result<String> {
         match self {
             Self::Packets => {
                 let named: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -59,12 +66,15 @@ impl Suite {
             }
             Self::Swarm => {
                 setup::for_swarm()?;
+                // Unpacked here: the guest sees this machine's files and reaches no mirror.
+                let engine = engine.map(engine::fetch).transpose()?;
                 let mut build = sh::cargo();
                 sh::run(build.args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
                 let tests = test_programs("hiveway-tests", &["swarm"])?;
                 let arguments: Vec<_> =
                     ["--balancer".to_owned()].into_iter().chain(arguments.iter().cloned()).collect();
-                Ok(swarm_set_up()? + &run_all(&sh::root().join("tests").canonicalize()?, &tests, &arguments))
+                Ok(swarm_set_up(engine.as_deref())?
+                    + &run_all(&sh::root().join("tests").canonicalize()?, &tests, &arguments))
             }
             Self::Run => {
                 if arguments.is_empty() {
@@ -79,13 +89,16 @@ impl Suite {
 /// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make
 /// have the settings of the machine's first one, where engines otherwise are and switch forwarding on: without it the
 /// answers end in the ingress network's balancer. And the server in the images without its debug information, because
-/// every engine hashes every image.
-fn swarm_set_up() -> Result<String> {
+/// every engine hashes every image. `engine`: the directory of an unpacked one.
+fn swarm_set_up(engine: Option<&Path>) -> Result<String> {
     let server = sh::target_dir().join("debug/hw-lab-peer").canonicalize()?;
+    let engine = engine
+        .map(|engine| format!("export {ENGINE_VARIABLE}={}\n", quote(&engine.to_string_lossy())))
+        .unwrap_or_default();
     Ok(format!(
         "modprobe --all ip_vs ip_vs_rr xt_ipvs esp4 xfrm_user vxlan br_netfilter || exit 1\n\
          echo 1 > /proc/sys/net/ipv4/ip_forward || exit 1\n\
-         strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n",
+         strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n{engine}",
         quote(&server.to_string_lossy())
     ))
 }
