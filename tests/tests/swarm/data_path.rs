@@ -50,11 +50,15 @@ pub(crate) fn address(stage: &mut Stage) -> Result<()> {
     let flags = |node: &Node| vec!["--data-path-addr".to_owned(), second_address(node)];
     let outcome = in_another_swarm(stage, &[], flags, |stage| {
         stage.swarm.start_hiveway(&[])?;
-        for agent in stage.agents() {
-            let node = &agent.ask("status")?["node"];
-            ensure!(node["underlay"] == "eth1", "{}: {node}", agent.node().label());
-            ensure!(node["vtep"] == second_address(agent.node()).as_str(), "{}: {node}", agent.node().label());
-        }
+        // Until a node's agent has heard where the others' tunnels end, it takes their nodes' addresses for that, on eth0.
+        wait_for("tunnels to use eth1 alone", PATIENCE, || {
+            for agent in stage.agents() {
+                let node = &agent.ask("status")?["node"];
+                ensure!(node["underlay"] == "eth1", "{}: {node}", agent.node().label());
+                ensure!(node["vtep"] == second_address(agent.node()).as_str(), "{}: {node}", agent.node().label());
+            }
+            Ok(())
+        })?;
         serves(stage)?;
         agents.iter().try_for_each(|agent| agent.teardown().map(drop))
     });
