@@ -50,7 +50,7 @@ fn dress(ctx: &TcContext, program: u32) -> Verdict {
 fn is_here(ctx: &TcContext) -> Result<bool, DropReason> {
     let Ok(to) = ctx.load::<Ip4>(DESTINATION) else { return Ok(false) };
     // SAFETY: entries are replaced as a whole by the agent.
-    Ok(to == config()?.vtep || unsafe { NODE_ADDRESSES.get(to) }.is_some())
+    Ok(to == config()?.underlay_ip || unsafe { NODE_ADDRESSES.get(to) }.is_some())
 }
 
 /// `skb->protocol`, in network byte order.

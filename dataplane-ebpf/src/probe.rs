@@ -231,8 +231,8 @@ fn answer(ctx: &TcContext, config: &Config, outer: &Packet, inner: &Packet) -> V
     (probe.kind, probe.size, probe.mtu) = (kind::ANSWER, outer.total_len.to_be_bytes(), mtu.to_be_bytes());
     ctx.store(INNER_NET, answer, 0).map_err(failed)?;
     ctx.store(PROBE, probe, 0).map_err(failed)?;
-    // Where there are several uplinks, through the one that the request came in by.
-    Ok(Action::Neigh(verdict::ifindex(ctx)))
+    // As all that goes to that node, not as the request came: of several uplinks the way back may be another.
+    Ok(Action::Neigh(encap::uplink(ctx, config, &outer.src, hash)?))
 }
 
 /// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its own.
