@@ -136,11 +136,11 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
         far.run("ip route add default via 192.0.2.1");
         vm.run("ip route add 192.0.2.2 via 192.0.3.1");
         nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
-        far.run("nft add table inet count");
-        far.run("nft add chain inet count in '{ type filter hook input priority 0; }'");
-        far.run("nft add rule inet count in udp dport 4789 counter");
+        far.run("nft add table inet counting");
+        far.run("nft add chain inet counting in '{ type filter hook input priority 0; }'");
+        far.run("nft add rule inet counting in udp dport 4789 counter");
         let arrived = || {
-            let listing = far.run("nft list chain inet count in");
+            let listing = far.run("nft list chain inet counting in");
             listing.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u64>().unwrap()
         };
         let send = || {

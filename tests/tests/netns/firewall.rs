@@ -323,7 +323,8 @@ fn our_own_table_comes_back() {
         }
         times.sort();
         eprintln!("back after {times:?}");
-        ensure!(times[0] < std::time::Duration::from_millis(2500), "{times:?}");
+        // Without a notification it takes until the next look at everything: 4.5 s.
+        ensure!(times[times.len() / 2] < std::time::Duration::from_secs(2), "{times:?}");
         Ok(())
     });
 }
