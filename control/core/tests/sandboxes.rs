@@ -111,7 +111,7 @@ fn interfaces_are_known_by_address_not_by_name() {
     let sandbox = &all.found["web.1"];
     assert_eq!(sandbox.taps, BTreeMap::from([(ID, TapLink { name: "eth2".into(), mac: [2, 0, 0, 0, 0, 1] })]));
     let gateway = GatewayPort {
-        name: "eth2".to_owned(),
+        name: "eth0".to_owned(),
         host: "vethb".into(),
         ifindex: 9,
         address: "172.18.0.7/16".parse().expect("an address"),
