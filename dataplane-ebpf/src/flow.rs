@@ -382,11 +382,14 @@ fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> u64 {
             scratch.displaced = existing.created;
             existing
         }
-        None => match established(&scratch.key) {
-            Some(existing) if succeeds(existing, isn) => return port_found::ENDED,
-            Some(existing) => existing,
-            None => return port_found::FREE,
-        },
+        None => {
+            let Some(existing) = established(&scratch.key) else { return port_found::FREE };
+            scratch.displaced = existing.created;
+            if succeeds(existing, isn) {
+                return port_found::ENDED;
+            }
+            existing
+        }
     };
     let free = answers_to(existing, packet) || outlived(existing, new.zone, packet.proto, now());
     if free { port_found::FREE } else { port_found::NO }
@@ -441,12 +444,16 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let reply_key = &mut scratch.key;
     *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     let reply_key = &*reply_key;
+    // Only what `usable` has judged makes room, and this very connection, which another CPU may be entering.
     if let Some(existing) = pending(reply_key) {
-        if existing.created != scratch.displaced {
+        if existing.created != scratch.displaced && !answers_to(existing, packet) {
             return Err(DropReason::FlowCollision);
         }
         remove_forward(&mut scratch.reply_key, existing, reply_key);
         let _ = FLOWS_PENDING.remove(reply_key);
+    }
+    if established(reply_key).is_some_and(|existing| existing.created != scratch.displaced) {
+        return Err(DropReason::FlowCollision);
     }
     let reply = &mut scratch.flow;
     *reply = Flow::new(
@@ -459,7 +466,9 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     );
     // Of two CPUs that take one ended connection's place, the pending table lets one in, which then clears the place.
     enter(reply_key, reply)?;
-    if let Some(existing) = established(reply_key) {
+    if let Some(existing) = established(reply_key)
+        && existing.created == scratch.displaced
+    {
         remove_forward(&mut scratch.reply_key, existing, reply_key);
         let _ = FLOWS.remove(reply_key);
     }

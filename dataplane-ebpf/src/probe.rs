@@ -231,8 +231,9 @@ fn answer(ctx: &TcContext, config: &Config, outer: &Packet, inner: &Packet) -> V
     (probe.kind, probe.size, probe.mtu) = (kind::ANSWER, outer.total_len.to_be_bytes(), mtu.to_be_bytes());
     ctx.store(INNER_NET, answer, 0).map_err(failed)?;
     ctx.store(PROBE, probe, 0).map_err(failed)?;
-    // As all that goes to that node, not as the request came: of several uplinks the way back may be another.
-    Ok(Action::Neigh(encap::uplink(ctx, config, &outer.src, hash)?))
+    // As all that goes to that node: of several uplinks the way back may be another than the request's. The kernel may
+    // refuse to say, as an interface that forwards nothing makes it.
+    Ok(Action::Neigh(encap::uplink(ctx, config, &outer.src, hash).unwrap_or(verdict::ifindex(ctx))))
 }
 
 /// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its own.

@@ -4,7 +4,8 @@
 //! To the backend it is the same peer's next connection, and a timestamp below the last one of that peer marks a stale
 //! segment (PAWS, RFC 7323 section 5): it would be answered with an acknowledgement instead of a SYN-ACK, and the client
 //! stalls for a second. Timestamps of two clients, or of one client towards two addresses, have nothing in common. Without
-//! the option in the SYN the connection does without timestamps.
+//! the option in the SYN the connection does without timestamps. A SYN that is lost on the way and sent again keeps its
+//! own: then the second may stall.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::headers::TCP_LEN;
