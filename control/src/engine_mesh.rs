@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use dataplane_common::headers::ipproto;
-use hiveway_core::{Model, model::Carrier};
+use hiveway_core::{Model, TaskRole, model::Carrier};
 use serde::Serialize;
 
 use crate::host_firewall::Reading;
@@ -40,7 +40,11 @@ pub fn dead_ports(
     if !model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine) {
         return None;
     }
-    let ports = model.services.values().flat_map(|service| &service.ports).filter_map(|port| port.ingress());
+    // An engine loads IPVS, and leads a port anywhere, only when the first task serves it.
+    let tasks = model.tasks.values().filter(|task| model.role(task) == TaskRole::Backend);
+    let serving: BTreeSet<_> = tasks.filter_map(|task| task.service.as_ref()).collect();
+    let services = model.services.iter().filter(|(id, _)| serving.contains(id)).map(|(_, service)| service);
+    let ports = services.flat_map(|service| &service.ports).filter_map(|port| port.ingress());
     let left: BTreeSet<(u8, u16)> = ports.filter(|port| !served.contains(port)).collect();
     if left.is_empty() {
         return None;
@@ -51,7 +55,7 @@ pub fn dead_ports(
 
 /// Why the routing mesh of this node's engine does not work; `None` where nothing speaks against it.
 pub fn broken(ipvs: bool, backend: Option<&str>, reading: Option<&Reading>) -> Option<String> {
-    let rules = reading.map(|reading| !reading.rules.sandbox.is_empty());
+    let rules = reading.filter(|reading| !reading.nat_unread).map(|reading| !reading.rules.sandbox.is_empty());
     // The engine says `nftables+firewalld` as well.
     let nftables = match backend {
         Some(backend) => backend.starts_with(NFTABLES),
@@ -110,7 +114,7 @@ mod tests {
     fn reading(nat: &str, table: &str) -> Reading {
         let rules = Ruleset { sandbox: iptables::ingress_sandbox(nat), ..Ruleset::default() };
         let listing = json!({"nftables": [{"metainfo": {}}, {"table": {"family": "ip", "name": table, "handle": 1}}]});
-        Reading { rules: Arc::new(rules), listing: Arc::new(listing) }
+        Reading { rules: Arc::new(rules), listing: Arc::new(listing), nat_unread: false }
     }
 
     #[test]
@@ -120,6 +124,8 @@ mod tests {
         assert_eq!(broken(true, Some("iptables"), Some(&good)), None);
         assert_eq!(broken(true, None, Some(&good)), None, "engines before 28.2 do not say");
         assert_eq!(broken(true, None, None), None, "rules that cannot be read speak against nothing");
+        let unread = Reading { nat_unread: true, ..reading("", "nat") };
+        assert_eq!(broken(true, Some("iptables"), Some(&unread)), None, "nor do those of one table");
 
         assert!(said(false, Some("iptables"), Some(&good)).contains("modprobe ip_vs"));
         assert!(said(true, Some("iptables"), Some(&empty)).contains("DOCKER-INGRESS"));

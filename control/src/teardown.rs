@@ -83,19 +83,21 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Beside a Docker engine new connections to published ports are the engine's before anything is taken away, so that none
 /// is begun that would end with us.
 fn hand_over(bpffs: &Path, report: &mut Report) {
-    match dataplane::leave(bpffs) {
+    let ports = match dataplane::leave(bpffs) {
         Ok(Left { ports: 0, interfaces: 0 }) => return,
         Ok(Left { ports, interfaces }) => {
             println!("left {} published ports and containers' interfaces to the engine", ports + interfaces);
-            if ports > 0 {
-                warn_of_dead_ports();
-            }
+            ports
         }
         // They end all the same, only later.
         Err(error) => return eprintln!("warning: published ports cannot be left to the engine beforehand: {error}"),
-    }
+    };
     // The node's own new connections would still be led to us.
     firewall(report);
+    // Reading the host's rules may take a while, which connections may use.
+    if ports > 0 {
+        warn_of_dead_ports();
+    }
     std::thread::sleep(DRAIN);
 }
 

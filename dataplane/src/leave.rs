@@ -6,7 +6,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use dataplane_common::{
     config::Config,
     endpoint::{Local, SANDBOX_BIT, local_flag},
-    service::{MAX_SETS, PortKey, PublishedPort},
+    service::{MAX_SETS, PortKey, PublishedPort, SetWord},
 };
 
 use crate::{MapName, adopt::pin_path, pod::Raw, words::Words};
@@ -44,8 +44,8 @@ pub fn leave(bpffs: &Path) -> Result<Left, MapError> {
     let mut emptied = 0;
     for entry in ports.iter() {
         let (_, Raw(port)) = entry?;
+        emptied += usize::from(SetWord::unpack(words.load(port.set)).count != 0);
         words.store(port.set, 0);
-        emptied += 1;
     }
     Ok(Left { ports: emptied, interfaces })
 }

@@ -64,6 +64,8 @@ pub struct FirewallStatus {
     pub ignored: Vec<String>,
     /// Why the mesh is not taken over, if that is because of a rule.
     pub refused: Option<String>,
+    /// This agent has not read the rules yet: what the maps held before holds, and all other ports are left to the host.
+    pub unread: bool,
 }
 
 /// One rule.
@@ -156,6 +158,10 @@ impl HostRules {
             Ignored::All => vec!["all".to_owned()],
             Ignored::Chains(chains) => chains.iter().cloned().collect(),
         };
+        if let Some(ports) = &self.unread {
+            let prefixes = LeftEntries::unread(&self.before, ports).entries.len();
+            return FirewallStatus { ignored, prefixes, unread: true, ..FirewallStatus::default() };
+        }
         let Some(judged) = &self.judged else { return FirewallStatus { ignored, ..FirewallStatus::default() } };
         let judgement = &judged.judgement;
         FirewallStatus {
@@ -167,6 +173,7 @@ impl HostRules {
             unread_sets: judged.rules.unread.clone(),
             ignored,
             refused: judgement.unbounded.as_ref().filter(|_| judged.path.engine).map(refusal),
+            unread: false,
         }
     }
 }

@@ -279,6 +279,8 @@ impl Agent {
                 }
                 None => guarded = false,
             }
+        } else {
+            guarded = false;
         }
         if round.may(&self.backoff, "sysctls") {
             let done = sysctl::ensure(&self.state, &wanted.1);
@@ -286,6 +288,8 @@ impl Agent {
                 Some(changed) => round.changes += usize::from(changed),
                 None => guarded = false,
             }
+        } else {
+            guarded = false;
         }
         self.guarded = guarded.then_some(wanted);
     }

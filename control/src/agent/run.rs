@@ -177,14 +177,15 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 while tables.try_recv().is_ok() {}
                 if agent.table.reload() { Cause::Table } else { Cause::Kernel }
             }
-            Ok(()) = host_firewall.changed() => {
-                let ignored = agent.args.ignored();
-                agent.host_rules.news(&ignored)
-            }
             Some(()) = links.recv() => {
                 sleep(LINKS_SETTLE).await;
                 while links.try_recv().is_ok() {}
                 Cause::Kernel
+            }
+            // Behind the links: a script that changes the rules all the time keeps no container waiting.
+            Ok(()) = host_firewall.changed() => {
+                let ignored = agent.args.ignored();
+                agent.host_rules.news(&ignored)
             }
             () = namespace_appears(&agent) => Cause::Kernel,
             () = retry(&agent.backoff) => Cause::Tick,

@@ -356,7 +356,9 @@ fn firewall(firewall: &Value) -> Option<String> {
         parts.push(format!("{more} more rules (status --json)"));
     }
     let ignored = list(&firewall["ignored"]);
+    let unread = firewall["unread"] == true;
     let mut out = match (parts.is_empty(), ignored.as_str()) {
+        _ if unread => "not read yet: what held before holds, all else is left to the host".to_owned(),
         (true, _) => "closes no published port".to_owned(),
         (false, "all") => format!("ignored as asked: {}", parts.join("; ")),
         (false, _) => format!("left to the host: {}", parts.join("; ")),
@@ -374,7 +376,8 @@ fn firewall(firewall: &Value) -> Option<String> {
         out += &format!("; unread sets count for every source: {}", list(&firewall["unread_sets"]));
     }
     if let Some(error) = firewall["error"].as_str() {
-        out += &format!("; CANNOT BE READ, what it said before holds: {error}");
+        let holds = if unread { "" } else { ", what it said before holds" };
+        out += &format!("; CANNOT BE READ{holds}: {error}");
     }
     Some(out)
 }

@@ -19,4 +19,6 @@ pub struct Reading {
     pub rules: Arc<Ruleset>,
     /// Everything that `nft -j` lists, without elements of sets.
     pub listing: Arc<Value>,
+    /// iptables' nat table has an engine's rules that could not be printed: what they say is unknown.
+    pub nat_unread: bool,
 }

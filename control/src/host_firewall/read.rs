@@ -68,10 +68,12 @@ pub fn read() -> Result<Reading, String> {
         rules.tables.extend(iptables::tables(text, &sets));
     }
     // Where an engine's own rules are readable as iptables' they say where its sandbox is.
-    let nat = saved.get("nat").cloned().or_else(|| engines_nat(&listing));
+    let engines = if saved.contains_key("nat") { Ok(None) } else { engines_nat(&listing) };
+    let nat_unread = engines.is_err();
+    let nat = saved.get("nat").cloned().or_else(|| engines.ok().flatten());
     let nat = nat.iter().chain(&legacy).map(|text| iptables::ingress_sandbox(text));
     rules.sandbox = nat.fold(rules.sandbox, |all, found| all.or(&found));
-    Ok(Reading { rules: Arc::new(rules), listing: Arc::new(listing) })
+    Ok(Reading { rules: Arc::new(rules), listing: Arc::new(listing), nat_unread })
 }
 
 /// One table as this program prints it.
@@ -85,9 +87,10 @@ fn save(program: &str, table: &str) -> Result<String, String> {
 }
 
 /// iptables' nat table, if an engine's routing mesh is in it.
-fn engines_nat(listing: &Value) -> Option<String> {
-    let chains = listing["nftables"].as_array()?.iter().map(|object| &object["chain"]);
-    chains.into_iter().any(|chain| chain["name"] == "DOCKER-INGRESS").then(|| save("iptables-nft-save", "nat").ok())?
+fn engines_nat(listing: &Value) -> Result<Option<String>, String> {
+    let mut chains = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+    let there = chains.any(|chain| chain["name"] == "DOCKER-INGRESS");
+    there.then(|| save("iptables-nft-save", "nat")).transpose()
 }
 
 fn ipset(name: &str) -> Option<hiveway_core::firewall::Addresses> {

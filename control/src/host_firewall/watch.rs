@@ -21,7 +21,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Between two readings, at least.
 const GAP: Duration = Duration::from_millis(500);
 /// Between two times that changes are passed on, at least.
-const APART: Duration = Duration::from_millis(50);
+const APART: Duration = Duration::from_millis(250);
 /// How much longer than a reading the rest after it is, at least, and at most.
 const SPARING: u32 = 5;
 const MOST: Duration = Duration::from_secs(60);

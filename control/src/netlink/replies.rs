@@ -42,7 +42,8 @@ pub(super) async fn replies(socket: &Socket, inside: &Inside, gateway: Ipv4Net) 
     });
     let Some((index, source)) = own else { return Ok(Replies::default()) };
     let mut prefixes: BTreeSet<Ipv4Net> = prefixes(socket).await?;
-    prefixes.append(&mut selected(socket).await?);
+    // A kernel without policy routing has no rules to list; what the routes say holds all the same.
+    prefixes.append(&mut selected(socket).await.unwrap_or_default());
     let mut prefixes: Vec<Ipv4Net> = prefixes.into_iter().collect();
     prefixes.sort_by_key(|net| (net.prefix_len(), net.addr()));
     let more = prefixes.len().saturating_sub(MOST);
