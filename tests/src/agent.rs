@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::{Lab, Netns, PATIENCE, Process, wait_for};
+use crate::lab::{Lab, Netns, PATIENCE, Process, slowness, wait_for};
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -149,7 +149,8 @@ impl Agent {
                 if let Some(status) = process.try_wait()? {
                     bail!("agent {} ended with {status}:\n{}", self.netns.label(), process.stderr_tail(20));
                 }
-                ensure!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}:\n{}", process.stderr_tail(30));
+                let limit = PATIENCE * slowness();
+                ensure!(started.elapsed() < limit, "waited {limit:?} for {what}:\n{}", process.stderr_tail(30));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

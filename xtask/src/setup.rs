@@ -59,6 +59,7 @@ const VM: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("setpriv", "util-linux"),
+    ("wg", "wireguard-tools"),
 ];
 
 /// Debian's compiler, cargo and library sources: a matching set, for machines where rustup has no library sources.

@@ -8,8 +8,14 @@ use anyhow::{Result, bail};
 /// a scenario, only where it gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many times longer than on a machine of its own everything may take: `HIVEWAY_TEST_SLOWNESS`, for emulated ones.
+pub fn slowness() -> u32 {
+    std::env::var("HIVEWAY_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Calls `probe` until it returns a value; fails with `what` and the last reason after `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let limit = limit * slowness();
     let started = Instant::now();
     loop {
         match probe() {

@@ -93,7 +93,7 @@ impl Suite {
     fn time_limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Swarm => 30 * 60,
-            Self::Packets | Self::Run => 60 * 60,
+            Self::Packets | Self::Links | Self::Run => 60 * 60,
         })
     }
 
@@ -101,7 +101,7 @@ impl Suite {
     fn memory_mb(self) -> u32 {
         match self {
             Self::Packets => 1536,
-            Self::Swarm | Self::Run => 4096,
+            Self::Swarm | Self::Links | Self::Run => 4096,
         }
     }
 }

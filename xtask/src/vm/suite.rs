@@ -39,6 +39,8 @@ pub(crate) enum Suite {
     Packets,
     /// Stories on a Docker Swarm whose engines can balance by themselves (IPVS, ESP), on 6.12
     Swarm,
+    /// VLAN devices, WireGuard and bonds under real agents, on 6.12: the scenarios of `tests/tests/links`, or those named
+    Links,
     /// Any command: `vm-test run uname -r`
     Run,
 }
@@ -48,7 +50,7 @@ impl Suite {
     pub(super) fn kernels(self) -> &'static [Kernel] {
         match self {
             Self::Packets => &[Kernel::V6_1, Kernel::V6_12, Kernel::Newest],
-            Self::Swarm | Self::Run => &[Kernel::V6_12],
+            Self::Swarm | Self::Links | Self::Run => &[Kernel::V6_12],
         }
     }
 
@@ -76,6 +78,15 @@ impl Suite {
                 Ok(swarm_set_up(engine.as_deref())?
                     + &run_all(&sh::root().join("tests").canonicalize()?, &tests, &arguments))
             }
+            Self::Links => {
+                let mut build = sh::cargo();
+                sh::run(build.args(["build", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+                let tests = test_programs("hiveway-tests", &["links"])?;
+                // Elsewhere they are ignored; one at a time, on emulated cores.
+                let all = ["--ignored".to_owned(), "--test-threads=1".to_owned(), "--nocapture".to_owned()];
+                let arguments: Vec<_> = all.into_iter().chain(arguments.iter().cloned()).collect();
+                Ok(LINKS_SET_UP.to_owned() + &run_all(&sh::root().join("tests").canonicalize()?, &tests, &arguments))
+            }
             Self::Run => {
                 if arguments.is_empty() {
                     bail!("what is to be run in the VM?");
@@ -85,6 +96,10 @@ impl Suite {
         }
     }
 }
+
+/// Loaded beforehand: an emulated kernel takes longer for some than the agent waits for `nft`.
+const LINKS_SET_UP: &str = "modprobe --all 8021q bonding wireguard vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
+     nft_fib_inet sch_ingress cls_bpf act_gact || exit 1\nnft list ruleset || exit 1\nexport HIVEWAY_TEST_SLOWNESS=10\n";
 
 /// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make
 /// have the settings of the machine's first one, where engines otherwise are and switch forwarding on: without it the
