@@ -42,7 +42,7 @@ fn containers_reach_each_other(cluster: &Cluster<'_>) -> Result<()> {
     }
     assert_even(&peer::tcp_load(user, "10.0.1.2:80", 4, 2)?, &WEB, 2).context("the VIP")?;
     for target in ["10.0.1.3:80", "10.0.1.2:80", "10.0.1.2:80"] {
-        peer::transfer(user, target, 500_000).with_context(|| format!("500 kB to {target}"))?;
+        peer::transfer(user, target, 60_000).with_context(|| format!("60 kB to {target}"))?;
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ fn is_served(client: &Netns, node: &str, seen: &str) -> Result<()> {
     assert_even(&tcp, &WEB, 2).with_context(|| format!("TCP to {node}"))?;
     assert_peer(&tcp, seen)?;
     for _ in WEB {
-        peer::transfer(client, &format!("{node}:8080"), 500_000).with_context(|| format!("500 kB from {node}"))?;
+        peer::transfer(client, &format!("{node}:8080"), 60_000).with_context(|| format!("60 kB from {node}"))?;
     }
     let udp = peer::udp_load(client, &format!("{node}:5353"), 4)?;
     assert_even(&udp, &WEB, 2).with_context(|| format!("UDP to {node}"))?;
