@@ -76,7 +76,7 @@ enum Command {
         /// For `swarm`: the nodes' Docker Engine, such as 26.1 or 28.5; without it the machine's own
         #[arg(long)]
         engine: Option<setup::engine::Wanted>,
-        /// All but `run` without it
+        /// `packets` and `swarm` without it
         suite: Option<vm::Suite>,
         /// For `packets`: test files, or `all`. For `swarm`: names of stories. For `run`: the command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
