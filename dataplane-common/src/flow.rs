@@ -52,7 +52,8 @@ impl FlowKey {
 }
 
 /// Value of map `FLOWS`: how a packet with that key is rewritten. A connection has two entries, one per direction;
-/// each is written by packets of its own direction only.
+/// each is written by packets of its own direction, and at the end of the connection by the other's: the client's FIN
+/// sets `expected_ack` and `last_seen` of the reply entry, the backend's RST the flag of the forward entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {

@@ -1,5 +1,5 @@
 //! Routing mesh, ingress node (N1): a client's packet to an address of this node and a published port is given to a
-//! backend's node untouched, inside the mesh VNI; the reply comes back the same way.
+//! backend's node inside the mesh VNI, untouched but for its TTL; the reply comes back the same way.
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
