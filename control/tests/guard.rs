@@ -35,7 +35,7 @@ fn firewall() -> Firewall {
         vxlan_port: 4789,
         vteps: BTreeSet::from([[192, 0, 2, 9].into(), [192, 0, 2, 10].into(), [192, 0, 2, 2].into()]),
         vtep: Some([192, 0, 2, 1].into()),
-        bridge: Some("hw-gwbridge".into()),
+        bridges: ["hw-gwbridge".into()].into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
@@ -124,6 +124,7 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
             ("br0", "up0", &far, "192.0.2.1/24", "192.0.2.2/24"),
             ("virbr0", "vm0", &vm, "192.0.3.1/24", "192.0.3.2/24"),
             ("hw-gwbridge", "ct0", &vm, "172.18.0.1/16", "172.18.0.2/16"),
+            ("docker0", "ct1", &vm, "172.17.0.1/16", "172.17.0.2/16"),
         ] {
             run(&format!("ip link add {name} type bridge && ip addr add {own} dev {name} && ip link set {name} up"));
             run(&format!(
@@ -135,7 +136,8 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
         }
         far.run("ip route add default via 192.0.2.1");
         vm.run("ip route add 192.0.2.2 via 192.0.3.1");
-        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
+        let bridges = ["hw-gwbridge".into(), "docker0".into()].into();
+        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), bridges, ..firewall() }).unwrap();
         far.run("nft add table inet counting");
         far.run("nft add chain inet counting in '{ type filter hook input priority 0; }'");
         far.run("nft add rule inet counting in udp dport 4789 counter");
@@ -155,9 +157,11 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
         run("nft add rule ip nat post ip saddr 192.0.3.0/24 masquerade");
         send();
         assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 1), "it pretended to be this node");
-        vm.run("ip route replace 192.0.2.2 via 172.18.0.1");
-        send();
-        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 2), "a container's");
+        for (bridge, drops) in [("172.18.0.1", 2), ("172.17.0.1", 3)] {
+            vm.run(&format!("ip route replace 192.0.2.2 via {bridge}"));
+            send();
+            assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, drops), "a container's at {bridge}");
+        }
     });
 }
 

@@ -21,7 +21,7 @@ fn firewall() -> Firewall {
         vxlan_port: 4789,
         vteps: BTreeSet::from([[192, 0, 2, 9].into()]),
         vtep: Some([192, 0, 2, 1].into()),
-        bridge: Some("hw-gwbridge".into()),
+        bridges: ["hw-gwbridge".into()].into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: None,
         published: BTreeSet::from([8080]),

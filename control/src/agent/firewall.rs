@@ -49,7 +49,7 @@ pub(super) fn firewall(
         vxlan_port: settings.vxlan_port,
         vteps: desired.vteps.clone(),
         vtep: desired.vtep,
-        bridge: Some(gateway.name.clone()),
+        bridges: bridges(links, gateway),
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
@@ -68,12 +68,18 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
     Some(HostRules {
         ip: link.ip,
         vtep,
-        // Containers of a stock engine may be on one before a task of ours is.
-        bridges: mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone()).collect(),
+        bridges: bridges(links, gateway),
         ports: desired.published.iter().filter(|key| !desired.bound.contains_key(key)).copied().collect(),
         bound: bound(desired, links),
         mss: u16::try_from(room).unwrap_or(u16::MAX),
     })
+}
+
+/// Bridges of containers, which a stock engine may have made before a task of ours is there; the gateway bridge also before
+/// it is there itself.
+fn bridges(links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
+    let there = mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone());
+    there.chain([gateway.name.clone()]).collect()
 }
 
 /// Bound ports, by where they answer. The whole of a loopback device's subnets is the node's.

@@ -21,8 +21,8 @@ pub struct Firewall {
     pub vteps: BTreeSet<Ipv4Addr>,
     /// This node's own.
     pub vtep: Option<Ipv4Addr>,
-    /// The gateway bridge, ours or adopted: what comes from it comes from a container.
-    pub bridge: Option<String>,
+    /// Bridges of containers, the gateway bridge, ours or adopted, among them: what comes from them comes from a container.
+    pub bridges: BTreeSet<String>,
     /// Our VNIs, the mesh's included, wherever they are joined.
     pub vnis: BTreeSet<u32>,
     /// For our own gateway bridge; an adopted one has its owner's.
@@ -94,11 +94,13 @@ impl Firewall {
         head.into_iter().chain(rest).collect()
     }
 
-    /// Drops VXLAN that containers send, and what says to come from this node's own tunnel address. Other people's VXLAN
-    /// that is routed or bridged through this node passes, virtual machines' that are nodes of the swarm, say.
+    /// Drops VXLAN that containers send, on whichever bridge an engine has put them: a raw socket, which every container of
+    /// Docker's may open, can give it another node's tunnel address. Drops what says to come from this node's own, too.
+    /// Other people's VXLAN that is routed or bridged through this node passes, virtual machines' that are nodes of the
+    /// swarm, say.
     fn forward(&self) -> impl Iterator<Item = Vec<Value>> {
-        let container = self.bridge.as_ref().map(|bridge| named("==", "iifname", bridge));
-        [container, self.vtep.map(from)].into_iter().flatten().map(|head| {
+        let containers = self.bridges.iter().map(|bridge| named("==", "iifname", bridge));
+        containers.chain(self.vtep.map(from)).map(|head| {
             let rest = self.tunnel([count_it(), drop_it()]);
             [head].into_iter().chain(rest).collect()
         })
@@ -210,7 +212,7 @@ mod tests {
             vxlan_port: 4789,
             vteps: [].into(),
             vtep: None,
-            bridge: Some("docker_gwbridge".into()),
+            bridges: ["docker_gwbridge".into()].into(),
             vnis: [7].into(),
             masquerade: None,
             published: [].into(),
