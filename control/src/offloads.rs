@@ -28,40 +28,58 @@ pub enum OffloadError {
     State(#[from] StateError),
 }
 
-/// Turns them off on one interface; remembers first which were on.
+/// Those that are on at one of a task's interfaces.
 ///
 /// # Errors
-/// The first thing that went wrong.
-pub fn turn_off(state: &StateDir, space: &Space, interface: &str) -> Result<(), OffloadError> {
+/// The kernel's.
+pub fn still_on(task: &str, space: &Space, interface: &str) -> Result<BTreeSet<Offload>, OffloadError> {
     let mut on = BTreeSet::new();
     for feature in LATE_SEGMENTATION {
         if space.socket.has_offload(interface, feature)? {
-            on.insert(name(space, interface, feature)?);
+            on.insert(Offload {
+                task: task.to_owned(),
+                netns: space.path.clone(),
+                inode: inode(space)?,
+                interface: interface.to_owned(),
+                feature: feature.to_owned(),
+            });
         }
     }
-    if on.is_empty() {
-        return Ok(());
-    }
+    Ok(on)
+}
+
+/// Remembers what is about to be turned off: of all interfaces at once, for each time the file is written to the disk.
+///
+/// # Errors
+/// The state file's; then nothing may be turned off.
+pub fn remember(state: &StateDir, on: &BTreeSet<Offload>) -> Result<(), OffloadError> {
     let known = state.offloads()?;
     if !on.is_subset(&known) {
-        state.set_offloads(&(&known | &on))?;
-    }
-    for offload in on {
-        space.socket.set_offload(interface, &offload.feature, false)?;
+        state.set_offloads(&(&known | on))?;
     }
     Ok(())
 }
 
-/// Gives back all but those of the interfaces in `keep` (namespace's inode, name); carries on after errors and returns all of
-/// them. Returns how many were given back.
-pub fn give_back(state: &StateDir, keep: &BTreeSet<(u64, &str)>) -> (usize, Vec<OffloadError>) {
+/// Turns them off in their namespace.
+///
+/// # Errors
+/// The kernel's, at the first that it refuses.
+pub fn turn_off(space: &Space, on: &BTreeSet<Offload>) -> Result<(), OffloadError> {
+    for offload in on {
+        space.socket.set_offload(&offload.interface, &offload.feature, false)?;
+    }
+    Ok(())
+}
+
+/// Gives back all but what `keep` keeps; carries on after errors and returns all of them. Returns how many were given back.
+pub fn give_back(state: &StateDir, keep: impl Fn(&Offload) -> bool) -> (usize, Vec<OffloadError>) {
     let known = match state.offloads() {
         Ok(known) => known,
         Err(error) => return (0, vec![error.into()]),
     };
     let (mut left, mut given_back, mut failures) = (BTreeSet::new(), 0, Vec::new());
     for offload in &known {
-        if keep.contains(&(offload.inode, offload.interface.as_str())) {
+        if keep(offload) {
             left.insert(offload.clone());
             continue;
         }
@@ -98,20 +116,7 @@ fn turn_on(offload: &Offload) -> Result<bool, OffloadError> {
     }
 }
 
-/// The inode of an open namespace.
-///
-/// # Errors
-/// The kernel's.
-pub fn inode(space: &Space) -> Result<u64, OffloadError> {
+fn inode(space: &Space) -> Result<u64, OffloadError> {
     let fault = |source| OffloadError::Namespace { path: space.path.display().to_string(), source };
     Ok(space.file.metadata().map_err(fault)?.ino())
-}
-
-fn name(space: &Space, interface: &str, feature: &str) -> Result<Offload, OffloadError> {
-    Ok(Offload {
-        netns: space.path.clone(),
-        inode: inode(space)?,
-        interface: interface.to_owned(),
-        feature: feature.to_owned(),
-    })
 }

@@ -43,6 +43,10 @@ pub struct SysctlState {
 /// An offload that was on before us, of an interface that an engine has made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Offload {
+    /// The container's task. Empty where a version has written it that did not remember the task: such a one is given back,
+    /// and turned off anew where that is still needed.
+    #[serde(default)]
+    pub task: String,
     /// The container's network namespace.
     pub netns: PathBuf,
     /// Inode of the namespace: a path may be another one's later.

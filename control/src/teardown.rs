@@ -1,7 +1,7 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
 #![expect(clippy::print_stdout, reason = "stdout is this command's result")]
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use dataplane::{Left, TeardownError};
 use hiveway_core::{
@@ -186,7 +186,7 @@ fn state(directory: &Path, report: &mut Report) {
     let (given_back, kept) = match runtime() {
         Ok(runtime) => {
             let _entered = runtime.enter();
-            offloads::give_back(&state, &BTreeSet::new())
+            offloads::give_back(&state, |_| false)
         }
         Err(error) => return report.failed(format_args!("cannot give offloads back: {error}")),
     };

@@ -114,27 +114,41 @@ impl Agent {
     /// Has the stacks of containers that serve published ports cut what they send, and gives back what is not needed any
     /// more.
     pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
-        let mut keep = BTreeSet::new();
-        for task in desired.tapped.iter().filter(|task| task.gateway) {
+        let behind_gateway = || desired.tapped.iter().filter(|task| task.gateway);
+        let mut found = Vec::new();
+        for task in behind_gateway() {
             let (Some(sandbox), Some(space)) = (self.sandboxes.get(&task.id), spaces.0.get(&task.id)) else { continue };
             let Some(port) = &sandbox.gateway else { continue };
             let item = Item::Task(task.id.clone()).to_string();
-            if let Some(inode) = round.note(&mut self.backoff, &item, offloads::inode(space)) {
-                keep.insert((inode, port.name.as_str()));
-            }
             if !round.may(&self.backoff, &item) {
                 continue;
             }
-            match offloads::turn_off(&self.state, space, &port.name) {
-                // Gone since it was seen.
-                Err(OffloadError::Kernel(error)) if error.errno() == Some(libc::ENODEV) => self.incomplete = true,
-                done => drop(round.note(&mut self.backoff, &item, done)),
+            let on = self.seen(offloads::still_on(&task.id, space, &port.name), &item, round);
+            found.extend(on.filter(|on| !on.is_empty()).map(|on| (item, space, on)));
+        }
+        let all = found.iter().flat_map(|(_, _, on)| on.iter().cloned()).collect();
+        if round.note(&mut self.backoff, "turning offloads off", offloads::remember(&self.state, &all)).is_some() {
+            for (item, space, on) in found {
+                self.seen(offloads::turn_off(space, &on), &item, round);
             }
         }
-        let (_, failures) = offloads::give_back(&self.state, &keep);
+        // Who is only gone for a moment keeps its setting.
+        let keep: BTreeSet<&str> = behind_gateway().map(|task| task.id.as_str()).collect();
+        let (_, failures) = offloads::give_back(&self.state, |offload| keep.contains(offload.task.as_str()));
         for failure in failures {
             round.note::<(), _>(&mut self.backoff, "giving offloads back", Err(failure));
         }
+    }
+
+    /// What was done at a container's interface; one that is gone since it was seen is looked for again.
+    fn seen<T>(&mut self, done: Result<T, OffloadError>, item: &str, round: &mut Round) -> Option<T> {
+        if let Err(OffloadError::Kernel(error)) = &done
+            && error.errno() == Some(libc::ENODEV)
+        {
+            self.incomplete = true;
+            return None;
+        }
+        round.note(&mut self.backoff, item, done)
     }
 
     /// Programs on the containers' own interfaces.
