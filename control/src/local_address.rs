@@ -10,16 +10,19 @@ use std::{
 
 use hiveway_core::observed::Link;
 
-use crate::{engine::EngineView, uplinks::Underlay};
+use crate::{
+    engine::EngineView,
+    uplinks::{Underlay, carried},
+};
 
 /// Any port does: nothing is sent.
 const ANY_PORT: u16 = 9;
 
-/// Own addresses that a NAT is likely to lead to, the likeliest first: where the engine listens, and with what the kernel
-/// would send to a manager.
-pub fn candidates(view: &EngineView) -> Vec<Ipv4Addr> {
+/// Own addresses that a NAT is likely to lead to, the likeliest first: where the engine listens, the one that was found `last`,
+/// and with what the kernel would send to a manager.
+pub fn candidates(view: &EngineView, last: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
     let other = view.managers.iter().find(|(_, node)| view.local.node.as_ref() != Some(*node));
-    view.local_addr.into_iter().chain(other.and_then(|(manager, _)| source_towards(*manager))).collect()
+    view.local_addr.into_iter().chain(last).chain(other.and_then(|(manager, _)| source_towards(*manager))).collect()
 }
 
 /// The address with which the kernel would send there.
@@ -44,14 +47,13 @@ pub fn find(
     vtep: Ipv4Addr,
     candidates: Option<&[Ipv4Addr]>,
 ) -> Result<Option<Ipv4Addr>, String> {
-    let carried = |ip: Ipv4Addr| links.values().any(|link| link.addresses.iter().any(|net| net.addr() == ip));
     if let Some(address) = asked {
-        return match carried(address) {
+        return match carried(links, address) {
             true => Ok(Some(address).filter(|address| *address != vtep)),
             false => Err(format!("--underlay-address: no interface carries {address}")),
         };
     }
-    if carried(vtep) {
+    if carried(links, vtep) {
         return Ok(None);
     }
     let named = |name: &String| match underlay {
@@ -120,6 +122,11 @@ mod tests {
         assert_eq!(find(None, "auto", NAT, Some(&own)), Ok(Some(ip([198, 51, 100, 5]))));
         assert_eq!(find(None, "eth0", NAT, Some(&own)), Ok(Some(ip([10, 0, 0, 5]))));
         assert!(find(None, "auto", NAT, Some(&[])).unwrap_err().contains("--underlay-address"));
+        // What was found before stays while it is there, whatever route to a manager there is now.
+        let view = EngineView { local_addr: Some(NAT), ..EngineView::default() };
+        let again = candidates(&view, Some(ip([10, 0, 0, 6])));
+        assert_eq!(again, [NAT, ip([10, 0, 0, 6])]);
+        assert_eq!(find(None, "auto", NAT, Some(&again)), Ok(Some(ip([10, 0, 0, 6]))));
         // Of a file a wrong address must not look like a NAT: the check of the interfaces refuses it.
         assert_eq!(find(None, "eth0", NAT, None), Ok(None));
     }

@@ -8,7 +8,10 @@ use std::{path::Path, thread};
 
 use dataplane::Check;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use serde_json::{Value, json};
 
@@ -63,7 +66,8 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     if checks.iter().any(|check| check.name == "privileges" && check.result.is_err()) {
         return checks;
     }
-    checks.extend(inside(in_namespace));
+    let tcx = dataplane::has_tcx().unwrap_or(false);
+    checks.extend(inside(move || in_namespace(tcx)));
     checks
 }
 
@@ -80,15 +84,16 @@ fn inside(checks: impl FnOnce() -> Vec<Check> + Send + 'static) -> Vec<Check> {
 }
 
 /// What can be tried without disturbing the node: the thread is in a namespace of its own.
-fn in_namespace() -> Vec<Check> {
+fn in_namespace(tcx: bool) -> Vec<Check> {
     let rules = Check { name: "nft", result: nft(RULES) };
-    let qdisc = Check { name: "clsact", result: clsact() };
+    let qdisc = Check { name: "clsact", result: needed(!tcx, clsact()) };
+    let packets = Check { name: "packets", result: packet_socket() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut checks = match runtime {
         Ok(runtime) => runtime.block_on(links()),
         Err(error) => vec![Check { name: "links", result: Err(error.to_string()) }],
     };
-    checks.extend([qdisc, rules]);
+    checks.extend([qdisc, packets, rules]);
     checks
 }
 
@@ -114,7 +119,20 @@ async fn link(socket: &Socket, name: &'static str, message: LinkMessage) -> Chec
     Check { name, result: made.map(|()| "can be made".to_owned()).map_err(missing) }
 }
 
-/// What kernels without TCX need, and what gives the others the same hooks.
+/// What is missing is in nobody's way where it is not needed.
+fn needed(is: bool, result: Result<String, String>) -> Result<String, String> {
+    result.or_else(|missing| if is { Err(missing) } else { Ok(format!("not needed beside TCX links ({missing})")) })
+}
+
+/// What probes leave through.
+fn packet_socket() -> Result<String, String> {
+    let opened = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
+    opened.map(|_| "sockets can be opened".to_owned()).map_err(|errno| {
+        format!("no packet socket: {errno}; `modprobe af_packet`, or a kernel with CONFIG_PACKET, and CAP_NET_RAW")
+    })
+}
+
+/// What kernels without TCX need.
 fn clsact() -> Result<String, String> {
     match dataplane::try_clsact() {
         Ok(()) => Ok("can be attached".to_owned()),
@@ -160,7 +178,7 @@ mod tests {
         let before = std::fs::read_to_string("/proc/net/dev").unwrap();
         let found = checks(Path::new("/sys/fs/bpf/hiveway-preflight"), false);
         let names: Vec<_> = found.iter().map(|check| check.name).collect();
-        assert_eq!(names, ["privileges", "bpffs", "hook", "veth", "bridge", "vxlan", "clsact", "nft"]);
+        assert_eq!(names, ["privileges", "bpffs", "hook", "veth", "bridge", "vxlan", "clsact", "packets", "nft"]);
         assert!(found.iter().all(|check| check.result.is_ok()), "as root, with a BPF file system: {found:?}");
         let interfaces = |text: &str| {
             text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect::<Vec<_>>()
@@ -188,6 +206,13 @@ mod tests {
         let (said, hear) = std::sync::mpsc::channel();
         thread::spawn(move || said.send(version(hangs.to_str().unwrap())));
         assert_eq!(hear.recv_timeout(std::time::Duration::from_secs(30)), Ok(None));
+    }
+
+    #[test]
+    fn what_is_not_needed_may_be_missing() {
+        let missing = || Err("no clsact qdisc".to_owned());
+        assert_eq!(needed(true, missing()), missing());
+        assert!(needed(false, missing()).unwrap().contains("not needed beside TCX links (no clsact qdisc)"));
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub struct Uplinks {
     pub mac: Mac,
     /// The smallest MTU of all.
     pub mtu: u32,
+    /// The node's own address where tunnels arrive, if that is not the one that other nodes know.
+    pub own_address: Option<Ipv4Addr>,
 }
 
 impl Uplinks {
@@ -91,7 +93,7 @@ pub fn choose(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Add
         Underlay::Named(names) => names.contains(name),
         Underlay::Auto => {
             let here = carries(link, vtep) || routes.contains(&link.index);
-            here && name != LOOPBACK && !link.is_ours(name) && link.layer.unsupported().is_none()
+            here && !apart(name, link) && !link.is_ours(name) && link.layer.unsupported().is_none()
         }
     };
     let chosen: Vec<_> = links.iter().filter(|(name, link)| leads(name, link)).collect();
@@ -100,7 +102,7 @@ pub fn choose(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Add
         _ => (0, Mac::default()),
     };
     let mtu = chosen.iter().map(|(_, link)| link.mtu).min().unwrap_or(DEFAULT_GATEWAY_MTU);
-    Uplinks { names: chosen.into_iter().map(|(name, _)| name.clone()).collect(), only, mac, mtu }
+    Uplinks { names: chosen.into_iter().map(|(name, _)| name.clone()).collect(), only, mac, mtu, own_address: None }
 }
 
 /// Asks the kernel where the routes from the tunnel address to `nodes` lead, if `underlay` depends on it.
@@ -142,9 +144,7 @@ pub fn check(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Addr
         };
         supported(name, link)?;
     }
-    // On these an address waits for packets that arrive elsewhere.
-    let apart = |(name, link): &(&String, &Link)| *name == LOOPBACK || link.kind == Kind::Other("dummy".to_owned());
-    if carrying.iter().any(|(name, _)| names.contains(*name)) || carrying.iter().any(apart) {
+    if carrying.iter().any(|(name, link)| names.contains(*name) || apart(name, link)) {
         return Ok(());
     }
     let there: Vec<_> = links.iter().filter(|(name, _)| names.contains(*name)).collect();
@@ -163,11 +163,21 @@ pub fn check(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Addr
     })
 }
 
+/// Whether an address on it waits for packets that arrive elsewhere.
+fn apart(name: &str, link: &Link) -> bool {
+    name == LOOPBACK || link.kind == Kind::Other("dummy".to_owned())
+}
+
 fn supported(name: &str, link: &Link) -> Result<(), String> {
     match link.layer.unsupported() {
         None => Ok(()),
         Some(why) => Err(format!("--underlay: interface {name} cannot carry VXLAN here: {why}; choose another one")),
     }
+}
+
+/// Whether an interface carries it.
+pub fn carried(links: &BTreeMap<String, Link>, address: Ipv4Addr) -> bool {
+    links.values().any(|link| carries(link, address))
 }
 
 fn carries(link: &Link, address: Ipv4Addr) -> bool {

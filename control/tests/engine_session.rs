@@ -66,6 +66,31 @@ async fn a_container_that_cannot_be_inspected_costs_only_itself() {
     assert_eq!(events, 1, "one session all the time");
 }
 
+/// `docker network connect` of a container that runs outside the swarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_container_that_joins_a_network_of_the_swarm_is_known() {
+    const APP: &str = "xk3rsbqzq5b4r0v1vnjq9f2ub";
+    const BRIDGE: &str = "8f1d9d0a6c1b4f0c8f1d9d0a6c1b4f0c8f1d9d0a6c1b4f0c8f1d9d0a6c1b4f0c";
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start(directory.path());
+    fake.container("web", "running", Answers);
+    fake.container("alone", "running", Outside(&[BRIDGE]));
+    let (mut views, _task) = follow(engine(&fake));
+    until(&mut views, "the swarm's", |view| health(view, "web").is_some()).await;
+    let asked = || fake.world().asked.iter().filter(|path| path.ends_with("/alone/json")).count();
+    while asked() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fake.connected("alone", BRIDGE);
+    fake.container("alone", "running", Outside(&[BRIDGE, APP]));
+    fake.connected("alone", APP);
+    let view = until(&mut views, "the one that joined", |view| health(view, "alone").is_some()).await;
+    let container = &view.local.containers["alone"];
+    assert_eq!(container.netns.as_deref(), Some("/sandbox/alone".as_ref()));
+    assert_eq!(container.addresses[APP].to_string(), "10.0.1.9");
+    assert_eq!(asked(), 2, "when it was listed and when it joined, not about the bridge");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_containers_are_not_inspected_and_few_at_a_time() {
     let directory = tempfile::tempdir().unwrap();

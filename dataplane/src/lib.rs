@@ -57,7 +57,7 @@ pub use crate::{
     map_name::MapName,
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
-    preflight::{Check, PreflightError, checks, preflight, try_clsact},
+    preflight::{Check, PreflightError, checks, has_tcx, preflight, try_clsact},
     probes::Probes,
     program::{Direction, Program, UnknownProgram},
     table::MapFault,

@@ -16,6 +16,7 @@ use crate::{
 };
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_NET_RAW: u64 = 1 << 13;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
@@ -24,7 +25,7 @@ const CAP_BPF: u64 = 1 << 39;
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     /// The process lacks capabilities.
-    #[error("missing {0}: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")]
+    #[error("missing {0}: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN")]
     Privilege(String),
     /// TCX was asked for, and the kernel has none.
     #[error("the kernel ({found}) has no TCX, which came with 6.6: leave the choice of the hook to the agent")]
@@ -81,7 +82,10 @@ pub(crate) fn check_machine(hook: TcHook) -> Result<bool, PreflightError> {
 }
 
 /// Whether programs can be attached as TCX links: the kernel is asked for those of the loopback.
-fn has_tcx() -> Result<bool, PreflightError> {
+///
+/// # Errors
+/// The kernel's, where it does not say.
+pub fn has_tcx() -> Result<bool, PreflightError> {
     /// The same in every network namespace.
     const LOOPBACK: u32 = 1;
     match sys::tcx_links(LOOPBACK, TcAttachType::Ingress) {
@@ -197,6 +201,10 @@ fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     if effective & CAP_NET_ADMIN == 0 {
         missing.push("CAP_NET_ADMIN");
     }
+    // For probes of the paths, which leave through packet sockets.
+    if effective & CAP_NET_RAW == 0 {
+        missing.push("CAP_NET_RAW");
+    }
     // To enter the tasks' network namespaces.
     if effective & CAP_SYS_ADMIN == 0 {
         missing.push("CAP_SYS_ADMIN");
@@ -242,10 +250,10 @@ mod tests {
         assert!(missing_capabilities(effective_capabilities(status)).is_empty());
         assert_eq!(
             missing_capabilities(effective_capabilities("CapEff:\t0000000000000000\n")),
-            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_ADMIN"]
+            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]
         );
-        assert_eq!(missing_capabilities(CAP_BPF | CAP_NET_ADMIN), ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
-        assert_eq!(missing_capabilities(CAP_SYS_ADMIN | CAP_NET_ADMIN), [""; 0]);
+        assert_eq!(missing_capabilities(CAP_BPF | CAP_NET_ADMIN | CAP_NET_RAW), ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
+        assert_eq!(missing_capabilities(CAP_SYS_ADMIN | CAP_NET_ADMIN), ["CAP_NET_RAW"]);
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(super) fn facts(
         underlay_ifindex: uplinks.only,
         underlay_mac: uplinks.mac,
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
-        underlay_ip: args.underlay_address,
+        underlay_ip: uplinks.own_address,
         node_addresses,
         engine_balances: has_ipvs(),
         left,

@@ -48,8 +48,8 @@ use super::{
 };
 use crate::{
     cli::AgentArgs,
-    mesh,
-    netlink::{Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
+    local_address, mesh,
+    netlink::{self, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
     source::Hub,
     state_dir::StateDir,
@@ -109,6 +109,8 @@ pub(super) enum Cause {
     Kernel,
     /// Something in nftables has changed: our own table may be gone.
     Guard,
+    /// Routes have changed: they may lead to the other nodes through other interfaces.
+    Routes,
     /// Time, too soon after the last look that took long: only connections are swept.
     Rest,
 }
@@ -135,6 +137,7 @@ impl Agent {
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
         let mut links = observe_links(&self.socket).await?;
+        self.find_own_address(&links, round);
         self.find_uplinks(&links, round).await;
         let carried = underlay(&self.args, self.local(), &links, &self.uplinks);
         round.note(&mut self.backoff, "underlay", carried);
@@ -226,7 +229,22 @@ impl Agent {
 
     /// The node's own address where tunnels arrive.
     fn local(&self) -> std::net::Ipv4Addr {
-        self.args.underlay_address.unwrap_or_else(|| self.vtep())
+        self.uplinks.own_address.unwrap_or_else(|| self.vtep())
+    }
+
+    /// Looks for that address again: a swarm that is made anew may announce another one, and a lease may end. Where none is
+    /// found, the last one stays.
+    fn find_own_address(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
+        let last = self.uplinks.own_address;
+        let candidates = self.hub.as_ref().map(|hub| local_address::candidates(&hub.engine.borrow(), last));
+        let (asked, underlay, vtep) = (self.args.underlay_address, self.args.underlay(), self.vtep());
+        let found = local_address::find(asked, &underlay, links, vtep, candidates.as_deref());
+        let Some(found) = round.note(&mut self.backoff, "underlay", found) else { return };
+        if found != last && (found.is_some() || uplinks::carried(links, vtep)) {
+            let there = found.unwrap_or(vtep);
+            tracing::warn!("tunnels to this node, {vtep} to the others, arrive at {there} from now on");
+            self.uplinks.own_address = found;
+        }
     }
 
     /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
@@ -414,14 +432,24 @@ impl Agent {
         })
     }
 
+    /// Whether routes lead to the other nodes through other interfaces than in the last round.
+    pub(super) async fn uplinks_moved(&self) -> bool {
+        let Ok(links) = observe_links(&self.socket).await else { return true };
+        self.uplinks_now(&links).await.is_ok_and(|found| found != self.uplinks)
+    }
+
+    async fn uplinks_now(&self, links: &BTreeMap<String, Link>) -> Result<Uplinks, netlink::Error> {
+        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local());
+        let others = self.table.model.nodes.values().map(|node| node.vtep).filter(|other| *other != vtep);
+        let routes = uplinks::routes(&self.socket, &underlay, local, others).await?;
+        let chosen = uplinks::choose(&underlay, links, local, &routes);
+        Ok(Uplinks { own_address: self.uplinks.own_address, ..chosen })
+    }
+
     /// What `--underlay` means now. What the kernel does not tell stays as it was.
     async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
-        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local());
-        let model = self.table.model.clone();
-        let others = model.nodes.values().map(|node| node.vtep).filter(|other| *other != vtep);
-        let routes = uplinks::routes(&self.socket, &underlay, local, others).await;
-        let Some(routes) = round.note(&mut self.backoff, "uplinks", routes) else { return };
-        let found = uplinks::choose(&underlay, links, local, &routes);
+        let found = self.uplinks_now(links).await;
+        let Some(found) = round.note(&mut self.backoff, "uplinks", found) else { return };
         if found != self.uplinks {
             tracing::info!("VXLAN of other nodes arrives on {}", found.text());
             self.uplinks = found;
@@ -464,7 +492,7 @@ impl Agent {
         left_out.dedup();
         self.last.node = model.find_node(&self.args.node).map(|node| node.id.to_string()).unwrap_or_default();
         self.last.vtep = Some(self.vtep());
-        self.last.underlay_address = self.args.underlay_address;
+        self.last.underlay_address = self.uplinks.own_address;
         self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.uplinks = self.uplinks.clone();
         self.last.underlay_mtu = self.underlay_mtu();

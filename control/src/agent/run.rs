@@ -31,6 +31,7 @@ use crate::{
     source::{self, Conductor, Live, Setup, Source},
     state_dir::StateDir,
     status::report::{Answers, Starting},
+    uplinks::{Underlay, Uplinks},
 };
 
 /// How often everything is looked at, and flows are swept; less often where that takes long.
@@ -41,6 +42,8 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
+/// The same for routes, of which a routing protocol changes thousands.
+const ROUTES_SETTLE: Duration = Duration::from_millis(300);
 
 /// Runs the agent until it is told to stop.
 ///
@@ -77,7 +80,17 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         started = startup::start(&mut args, conductor.as_ref(), starting.clone()) => started?,
         () = ready::keep_waiting(starting.as_ref()) => return Ok(()),
     };
-    let Started { table, socket, state, mut dataplane, newcomer, mut status, metrics, instance: _instance } = started;
+    let Started {
+        table,
+        socket,
+        own_address,
+        state,
+        mut dataplane,
+        newcomer,
+        mut status,
+        metrics,
+        instance: _instance,
+    } = started;
     let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
     let addresses = state.gateway_addresses()?;
     let board = Arc::new(Paths::default());
@@ -124,6 +137,11 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     };
     // The source may have changed between its first reading and the start of the watcher.
     let _ = table_changed.try_send(());
+    let (routes_changed, mut routes) = mpsc::channel(1);
+    let _routes = match args.underlay() {
+        Underlay::Auto => Some(monitor::watch_routes(routes_changed).context("cannot watch for changes of routes")?),
+        Underlay::Named(_) => None,
+    };
     let _monitor = monitor::watch(links_changed).context("cannot watch for changes of interfaces")?;
     let mut agent = Agent {
         args,
@@ -144,7 +162,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         newcomer,
         xdp: Default::default(),
         next_hops,
-        uplinks: Default::default(),
+        uplinks: Uplinks { own_address, ..Uplinks::default() },
         probing,
         programmed: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
@@ -160,6 +178,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             Cause::Rest => agent.rest(),
             Cause::Guard if !block_in_place(|| agent.guard_table()) => {}
             Cause::Guard => agent.reconcile(Cause::Tick).await,
+            Cause::Routes if !agent.uplinks_moved().await => {}
+            Cause::Routes => agent.reconcile(Cause::Kernel).await,
             cause => agent.reconcile(cause).await,
         }
         if agent.last.ready && !announced {
@@ -186,6 +206,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             Ok(()) = host_firewall.changed() => {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
+            }
+            // As a routing protocol's: one look at all that came within a moment, and no more than a few each second.
+            Some(()) = routes.recv() => {
+                sleep(ROUTES_SETTLE).await;
+                while routes.try_recv().is_ok() {}
+                Cause::Routes
             }
             () = namespace_appears(&agent) => Cause::Kernel,
             () = retry(&agent.backoff) => Cause::Tick,

@@ -30,6 +30,8 @@ use crate::{
 pub(super) struct Started {
     pub(super) table: Table,
     pub(super) socket: Socket,
+    /// Where tunnels arrive, if that is not the address that other nodes know.
+    pub(super) own_address: Option<Ipv4Addr>,
     pub(super) state: StateDir,
     pub(super) dataplane: Dataplane,
     pub(super) newcomer: Newcomer,
@@ -67,8 +69,8 @@ pub(super) async fn start(
     args.node.clone_from(&table.node);
     let node = table.model.find_node(&args.node)?;
     let socket = Socket::open().context("cannot open a netlink socket")?;
-    interfaces(args, node.vtep, live, &socket).await?;
     let args = &*args;
+    let own_address = interfaces(args, node.vtep, live, &socket).await?;
     let bpffs = args.bpffs.clone();
     let checks = tokio::task::spawn_blocking(move || preflight::checks(&bpffs, false)).await.context("preflight")?;
     let missing: Vec<String> =
@@ -114,22 +116,23 @@ pub(super) async fn start(
             state.remove();
         }
     })?;
-    Ok(Started { table, socket, state, dataplane, newcomer, status, metrics, instance })
+    Ok(Started { table, socket, own_address, state, dataplane, newcomer, status, metrics, instance })
 }
 
+/// Checks those that were named. Returns the node's own address where tunnels arrive, if that is not `vtep`.
 async fn interfaces(
-    args: &mut AgentArgs,
+    args: &AgentArgs,
     vtep: Ipv4Addr,
     live: Option<&Conductor>,
     socket: &Socket,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Ipv4Addr>> {
     let links = observe_links(socket).await?;
     let known = || links.keys().filter(|name| *name != "lo").cloned().collect::<Vec<_>>().join(", ");
     let underlay = args.underlay();
-    let own = live.map(|live| local_address::candidates(&live.hub.engine.borrow()));
-    args.underlay_address = local_address::find(args.underlay_address, &underlay, &links, vtep, own.as_deref())
+    let own = live.map(|live| local_address::candidates(&live.hub.engine.borrow(), None));
+    let found = local_address::find(args.underlay_address, &underlay, &links, vtep, own.as_deref())
         .map_err(anyhow::Error::msg)?;
-    let local = args.underlay_address.unwrap_or(vtep);
+    let local = found.unwrap_or(vtep);
     if local != vtep {
         tracing::warn!("{vtep}, as other nodes know this one, is taken to lead to {local} here: a NAT stands between");
     }
@@ -150,7 +153,7 @@ async fn interfaces(
     if let Some((name, why)) = named.iter().find_map(unsupported) {
         bail!("--mesh-interfaces: published ports cannot answer on {name}: {why}; leave it out");
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The socket's path must be free, or a dead agent's.

@@ -179,7 +179,7 @@ fn engine(engine: &Value) -> Option<String> {
     };
     let unreachable = match &engine["unreachable"] {
         Value::Null => String::new(),
-        lost => format!(", no answer for {} s: {}", text(&lost["since_seconds"]), text(&lost["why"])),
+        lost => format!(", of no use for {} s: {}", text(&lost["since_seconds"]), text(&lost["why"])),
     };
     Some(version + &unreachable)
 }

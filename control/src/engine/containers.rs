@@ -22,6 +22,11 @@ pub(super) fn ended(summary: &ContainerSummary) -> Option<Option<Container>> {
     })
 }
 
+/// Whether a network of this id is the swarm's.
+pub(super) fn is_swarms(network: &str) -> bool {
+    network.len() == SWARM_ID
+}
+
 /// `None`: it has nothing to do with the swarm.
 pub(super) fn container(raw: &ContainerInspectResponse) -> Option<Container> {
     let labels = raw.config.as_ref().and_then(|config| config.labels.as_ref());
@@ -29,7 +34,7 @@ pub(super) fn container(raw: &ContainerInspectResponse) -> Option<Container> {
     let settings = raw.network_settings.as_ref();
     let networks = settings.and_then(|settings| settings.networks.as_ref());
     let addresses = networks.into_iter().flatten().filter_map(|(_, endpoint)| {
-        let id = endpoint.network_id.as_ref().filter(|id| id.len() == SWARM_ID)?;
+        let id = endpoint.network_id.as_ref().filter(|id| is_swarms(id))?;
         Some((id.clone(), endpoint.ip_address.as_ref()?.parse().ok()?))
     });
     let addresses: std::collections::BTreeMap<_, _> = addresses.collect();

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     Engine, EngineView, api,
-    containers::{TASK, container, ended},
+    containers::{TASK, container, ended, is_swarms},
     info, lose,
     questions::Questions,
 };
@@ -300,11 +300,12 @@ impl Session {
             (Some(Type::CONTAINER), action) if action == "start" || action.starts_with("health_status") => {
                 self.questions.ask_now(id);
             }
-            // Before its start a container is connected too, but its start tells more.
+            // A container that runs outside the swarm belongs to it from when it is connected to one of its networks. The
+            // network is the actor.
             (Some(Type::NETWORK), "connect" | "disconnect") => {
-                let containers = &self.view.local.containers;
-                if let Some(id) = attributes.get("container").filter(|id| containers.contains_key(*id)) {
-                    self.questions.ask_now(id.clone());
+                let known = |container: &String| self.view.local.containers.contains_key(container);
+                if let Some(container) = attributes.get("container").filter(|it| is_swarms(&id) || known(it)) {
+                    self.questions.ask_now(container.clone());
                 }
             }
             _ => {}

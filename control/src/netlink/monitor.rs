@@ -27,6 +27,15 @@ pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
     })
 }
 
+/// Sends `()` for every change of an IPv4 route or rule in the caller's namespace, merged likewise.
+///
+/// # Errors
+/// When the kernel refuses the socket.
+pub fn watch_routes(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
+    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
+    listen(GROUPS, move |_| !matches!(changed.try_send(()), Err(TrySendError::Closed(()))))
+}
+
 /// What [`watch_ways`] has heard of, in numbers that change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {

@@ -8,7 +8,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMetric, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMetric, RouteNextHopFlags, RouteType},
 };
 use rtnetlink::RouteMessageBuilder;
 
@@ -108,7 +108,11 @@ pub async fn leading(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr) -> Result<BT
     for attribute in route.attributes.iter().filter(|_| route.header.kind == RouteType::Unicast) {
         match attribute {
             RouteAttribute::Oif(index) => drop(found.insert(*index)),
-            RouteAttribute::MultiPath(hops) => found.extend(hops.iter().map(|hop| hop.interface_index)),
+            // The kernel keeps the next hops of an interface that is down, and does not use them.
+            RouteAttribute::MultiPath(hops) => {
+                let used = hops.iter().filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+                found.extend(used.map(|hop| hop.interface_index));
+            }
             _ => {}
         }
     }

@@ -122,7 +122,8 @@ impl Mixer {
             _ => &inputs.relayed,
         };
         let lost = source.lost.as_ref();
-        let why = lost.map_or("no manager has been reached yet", |lost| lost.why.as_str());
+        let engine = inputs.engine.lost.as_ref();
+        let why = lost.or(engine).map_or("no manager has been reached yet", |lost| lost.why.as_str());
         self.lost = Some(Lost::again(self.lost.as_ref().or(lost), why));
     }
 

@@ -25,6 +25,8 @@ use tokio_stream::wrappers::BroadcastStream;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Behaviour {
     Answers,
+    /// That it is no task's, and on these networks.
+    Outside(&'static [&'static str]),
     /// With this status.
     Fails(u16),
     Hangs,
@@ -109,6 +111,13 @@ impl FakeEngine {
         let _ = self.shared.events.send(format!("{event}\n"));
     }
 
+    /// A container was connected to a network.
+    pub(crate) fn connected(&self, container: &str, network: &str) {
+        let actor = json!({"ID": network, "Attributes": {"container": container, "name": "app", "type": "overlay"}});
+        let event = json!({"Type": "network", "Action": "connect", "Actor": actor});
+        let _ = self.shared.events.send(format!("{event}\n"));
+    }
+
     /// Whether somebody listens to the events.
     pub(crate) fn listeners(&self) -> usize {
         self.shared.events.receiver_count()
@@ -140,14 +149,19 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         ["info"] => json_of(&json!({"Swarm": shared.world.lock().unwrap().swarm})),
         ["containers", "json"] => {
             let world = shared.world.lock().unwrap();
-            let summary = |(id, fake): (&String, &Fake)| {
-                let labels = json!({"com.docker.swarm.task.id": format!("task-{id}")});
-                json!({"Id": id, "State": fake.state, "Labels": labels})
-            };
+            let summary =
+                |(id, fake): (&String, &Fake)| json!({"Id": id, "State": fake.state, "Labels": labels(id, fake)});
             json_of(&world.containers.iter().map(summary).collect())
         }
         ["containers", id, "json"] => inspect(&shared, id).await,
         _ => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn labels(id: &str, fake: &Fake) -> Value {
+    match fake.behaviour {
+        Behaviour::Outside(_) => json!({}),
+        _ => json!({"com.docker.swarm.task.id": format!("task-{id}")}),
     }
 }
 
@@ -168,12 +182,22 @@ async fn inspect(shared: &Shared, id: &str) -> Response {
             let status = StatusCode::from_u16(status).unwrap();
             (status, json!({"message": "RWLayer is unexpectedly nil"}).to_string()).into_response()
         }
-        Some(Fake { state, .. }) => json_of(&json!({
-            "Id": id,
-            "Config": {"Labels": {"com.docker.swarm.task.id": format!("task-{id}")}},
-            "State": {"Status": state, "Running": state == "running"},
-            "NetworkSettings": {"SandboxKey": format!("/sandbox/{id}"), "Networks": {}},
-        })),
+        Some(fake) => {
+            let ids = match fake.behaviour {
+                Behaviour::Outside(networks) => networks,
+                _ => &[],
+            };
+            let network = |id: &&str| ((*id).to_owned(), json!({"NetworkID": id, "IPAddress": "10.0.1.9"}));
+            json_of(&json!({
+                "Id": id,
+                "Config": {"Labels": labels(id, &fake)},
+                "State": {"Status": fake.state, "Running": fake.state == "running"},
+                "NetworkSettings": {
+                    "SandboxKey": format!("/sandbox/{id}"),
+                    "Networks": ids.iter().map(network).collect::<serde_json::Map<_, _>>(),
+                },
+            }))
+        }
     };
     shared.world.lock().unwrap().now -= 1;
     response

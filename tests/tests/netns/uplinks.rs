@@ -1,7 +1,7 @@
 //! What carries VXLAN and clients besides one Ethernet interface: links without an Ethernet header, several uplinks, the
 //! tunnel address on the loopback device.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Result, ensure};
 use hiveway_tests::{
@@ -14,6 +14,8 @@ use serde_json::json;
 use crate::support::{Cluster, assert_even, assert_peer, assert_refused, web_table};
 
 const WEB: [&str; 2] = ["web.1", "web.2"];
+/// Less than the agent needs to notice by looking once in a while.
+const FOLLOWED: Duration = Duration::from_millis(2500);
 
 /// web.1 and web.2 on n1 and n2, published; n3 has only user.1. Nodes have these addresses.
 fn web(addresses: [&str; 3], mtu: u32) -> Table {
@@ -140,6 +142,20 @@ fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
         ensure!(tunnelled("eth1")? > before, "nothing arrives on the second uplink");
         let status = cluster.agents[2].json(&["status"])?;
         ensure!(status["node"]["underlay"] == "eth0,eth1", "{}", status["node"]);
+        // A routing protocol withdraws one of them from n3, whose interface stays up, and gives it back.
+        for (hops, uplinks) in [(1, "eth0"), (2, "eth0,eth1"), (1, "eth0"), (2, "eth0,eth1")] {
+            for other in [11, 12] {
+                let hops = [format!("nexthop via 192.168.77.{other}"), format!("nexthop via 192.168.78.{other}")]
+                    [..hops]
+                    .join(" ");
+                cluster.nodes[2].run(&format!("ip route replace 10.255.0.{other} src 10.255.0.13 {hops}"))?;
+            }
+            wait_for("the uplinks to follow the routes", FOLLOWED, || {
+                let node = cluster.agents[2].json(&["status"])?["node"].take();
+                ensure!(node["underlay"] == uplinks, "{node}");
+                Ok(())
+            })?;
+        }
         // One of the uplinks fails, and the routes with it.
         for node in &cluster.nodes {
             node.run("ip link set eth1 down")?;
@@ -147,11 +163,14 @@ fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
         wait_for("the other uplink to carry everything", PATIENCE, || {
             assert_even(&peer::tcp_load(&client, "192.168.77.13:8080", 20, 2)?, &WEB, 10)
         })?;
-        // The agent has chosen again: an uplink that is down is none.
-        wait_for("the node to be healthy", PATIENCE, || {
-            let status = cluster.agents[2].json(&["status"])?;
-            ensure!(status["healthy"] == true, "{status}");
-            Ok(())
-        })
+        // The agents have chosen again: an uplink that is down is none.
+        for agent in &cluster.agents {
+            wait_for("the node to be healthy with the uplink that is left", PATIENCE, || {
+                let status = agent.json(&["status"])?;
+                ensure!(status["node"]["underlay"] == "eth0" && status["healthy"] == true, "{status}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     });
 }

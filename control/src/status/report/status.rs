@@ -239,7 +239,10 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let paths = Known::new(shared, snapshot);
     let passing = paths.passing();
     let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
-    let backend = shared.about.engine.as_ref().and_then(|view| view.borrow().firewall_backend.clone());
+    let (backend, answers) = shared.about.engine.as_ref().map_or((None, true), |view| {
+        let view = view.borrow();
+        (view.firewall_backend.clone(), view.lost.is_none())
+    });
     let dead = dead_ports(model, &snapshot.published, backend.as_deref(), heard.reading.as_ref());
     let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
     Ok(Status {
@@ -251,6 +254,8 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             && snapshot.failing.is_empty()
             && snapshot.refused.is_none()
             && reachable
+            // What it starts, nobody would hear of.
+            && answers
             && passing
             && dead.is_none(),
         node: Node {
