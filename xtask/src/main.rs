@@ -68,7 +68,7 @@ enum Command {
     },
     /// Loads every program and compares what the verifier says with the budget (as root)
     Verify,
-    /// Runs suites on Debian's kernels in a VM: golden packets, and a swarm with IPVS and ESP (as root)
+    /// Runs suites on Debian's kernels in a VM: golden packets, links, and a swarm with IPVS and ESP (as root)
     VmTest {
         /// Which kernel; without it those that the suite is for
         #[arg(long)]
@@ -76,9 +76,9 @@ enum Command {
         /// For `swarm`: the nodes' Docker Engine, such as 26.1 or 28.5; without it the machine's own
         #[arg(long)]
         engine: Option<setup::engine::Wanted>,
-        /// `packets` and `swarm` without it
+        /// `packets`, `links` and `swarm` without it
         suite: Option<vm::Suite>,
-        /// For `packets`: test files, or `all`. For `swarm`: names of stories. For `run`: the command
+        /// For `packets`: test files, or `all`. For `links`: names of scenarios, for `swarm` of stories. For `run`: the command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

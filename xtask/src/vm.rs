@@ -52,7 +52,7 @@ pub(crate) fn run(
     setup::for_vm()?;
     build_ebpf::run()?;
     let mut tally = Tally::default();
-    let suites = suite.map_or_else(|| vec![Suite::Packets, Suite::Swarm], |suite| vec![suite]);
+    let suites = suite.map_or_else(|| vec![Suite::Packets, Suite::Links, Suite::Swarm], |suite| vec![suite]);
     for suite in suites {
         let script = suite.script(engine, arguments)?;
         let kernels = kernel.map_or_else(|| suite.kernels().to_vec(), |kernel| vec![kernel]);
