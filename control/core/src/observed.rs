@@ -53,6 +53,9 @@ pub struct Link {
     pub alias: Option<String>,
     /// Name of the bridge (or other master) that it belongs to.
     pub master: Option<IfName>,
+    /// VLAN devices: name of the interface whose frames with the VLAN's tag they take; `None` if that is in another
+    /// namespace.
+    pub vlan_on: Option<IfName>,
     /// MTU.
     pub mtu: u32,
     /// MAC; zero for links without one.
@@ -78,6 +81,7 @@ impl Link {
             layer: Layer::Ethernet,
             alias: None,
             master: None,
+            vlan_on: None,
             mtu: 1500,
             mac: Mac::default(),
             up: true,

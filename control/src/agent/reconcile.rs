@@ -389,8 +389,13 @@ impl Agent {
     ) {
         let wanted = programs::wanted(desired, links, &self.uplinks.names, clients, &self.sandboxes);
         self.attach(&wanted, round);
-        let (xdp, changes) =
-            self.xdp.attach(self.args.xdp, &mut self.shared.dataplane(), (clients, &self.uplinks.names), links);
+        let (xdp, changes) = self.xdp.attach(
+            self.args.xdp,
+            &mut self.shared.dataplane(),
+            (clients, &self.uplinks.names),
+            links,
+            &self.socket,
+        );
         round.changes += changes;
         let ways = self.ways(&xdp);
         if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {

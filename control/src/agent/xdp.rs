@@ -6,7 +6,7 @@ use dataplane::{Attached, Dataplane, Program};
 use hiveway_core::observed::{Kind, Layer, Link};
 use serde::Serialize;
 
-use crate::cli::XdpMode;
+use crate::{cli::XdpMode, netlink::Socket};
 
 /// What runs on a mesh interface, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -23,27 +23,90 @@ pub struct XdpStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {
     On(dataplane::XdpMode),
-    Off(Option<&'static str>),
+    Off(Option<String>),
+}
+
+impl Choice {
+    fn off(why: &str) -> Self {
+        Self::Off(Some(why.to_owned()))
+    }
+}
+
+/// The offloads of a driver that takes VLAN tags off received frames, as the kernel's features are named, and what
+/// `ethtool -K` calls them. The second one is for 802.1ad.
+const TAG_OFFLOADS: [(&str, &str); 2] =
+    [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
+
+/// Why XDP would not see the VLAN tags of frames that arrive on the interface, if there are VLAN devices on it: it
+/// would serve a frame of another VLAN as one without a tag. A tag that is not in the frame is in the skb's metadata,
+/// which only TC sees. `is_on` says whether an offload of the interface is on.
+fn hidden_tags<E: std::fmt::Display>(
+    name: &str,
+    link: &Link,
+    links: &BTreeMap<String, Link>,
+    is_on: impl Fn(&str) -> Result<bool, E>,
+) -> Option<String> {
+    let (vlan, _) = links.iter().find(|(_, other)| other.vlan_on.as_deref() == Some(name))?;
+    let instead = "leave it to TC, which sees them (--xdp off)";
+    // Only a NIC's driver leaves all tags in their frames when it is told to. A veth hands over what its other end left
+    // in the metadata; masters of other interfaces (bond, bridge) get frames whose tags the kernel has taken off.
+    let kind = match &link.kind {
+        Kind::Other(kind) if kind.is_empty() => None,
+        Kind::Other(kind) => Some(kind.as_str()),
+        Kind::Bridge => Some("bridge"),
+        Kind::Vxlan(_) => Some("vxlan"),
+        Kind::Veth { .. } => Some("veth"),
+    };
+    if let Some(kind) = kind {
+        return Some(format!(
+            "{vlan} is a VLAN device on {name}, and tags that reach a {kind} may be hidden from XDP whatever its \
+             rx-vlan-offload is: {instead}"
+        ));
+    }
+    let mut hiding = Vec::new();
+    for (feature, option) in TAG_OFFLOADS {
+        match is_on(feature) {
+            Ok(true) => hiding.push(format!("{option} off")),
+            Ok(false) => {}
+            Err(error) => {
+                return Some(format!(
+                    "{vlan} is a VLAN device on {name}, and whether its rx-vlan-offload hides tags from XDP is not \
+                     known ({error}): {instead}"
+                ));
+            }
+        }
+    }
+    (!hiding.is_empty()).then(|| {
+        let settings = hiding.join(" ");
+        format!(
+            "{vlan} is a VLAN device on {name}, whose rx-vlan-offload hides tags from XDP: `ethtool -K {name} \
+             {settings}`, or {instead}"
+        )
+    })
 }
 
 /// On a veth it was measured; on others it was not.
-fn choose(mode: XdpMode, link: &Link) -> Choice {
+fn choose(mode: XdpMode, link: &Link, hidden_tags: impl FnOnce() -> Option<String>) -> Choice {
     match (mode, &link.kind) {
         (XdpMode::Off, _) => Choice::Off(None),
-        (_, _) if link.layer != Layer::Ethernet => Choice::Off(Some("its packets have no Ethernet header")),
-        (XdpMode::Native, Kind::Other(kind)) if kind == "bond" || kind == "team" => Choice::Off(Some(
+        (_, _) if link.layer != Layer::Ethernet => Choice::off("its packets have no Ethernet header"),
+        (XdpMode::Native, Kind::Other(kind)) if kind == "bond" || kind == "team" => Choice::off(
             "a bond runs the driver's programs on its slaves, whose interfaces have no addresses; --xdp generic runs on the \
              bond itself",
-        )),
-        (XdpMode::Native, _) => Choice::On(dataplane::XdpMode::Native),
-        (XdpMode::Generic, _) => Choice::On(dataplane::XdpMode::Generic),
-        (XdpMode::Auto, Kind::Veth { .. }) => Choice::Off(Some(
+        ),
+        (XdpMode::Native, _) => {
+            hidden_tags().map_or(Choice::On(dataplane::XdpMode::Native), |why| Choice::Off(Some(why)))
+        }
+        (XdpMode::Generic, _) => {
+            hidden_tags().map_or(Choice::On(dataplane::XdpMode::Generic), |why| Choice::Off(Some(why)))
+        }
+        (XdpMode::Auto, Kind::Veth { .. }) => Choice::off(
             "a veth: XDP in its driver turns off segmentation offload at its peer, which costs everybody else more than \
              the mesh gains; --xdp native turns it on",
-        )),
-        (XdpMode::Auto, _) => Choice::Off(Some(
-            "not measured on this kind of interface yet; --xdp native turns it on where the driver can",
-        )),
+        ),
+        (XdpMode::Auto, _) => {
+            Choice::off("not measured on this kind of interface yet; --xdp native turns it on where the driver can")
+        }
     }
 }
 
@@ -52,6 +115,8 @@ fn choose(mode: XdpMode, link: &Link) -> Choice {
 pub(super) struct Xdp {
     /// Interfaces, by name and index, that refused, and why: not asked again while they are the same.
     refused: BTreeMap<(String, u32), String>,
+    /// Interfaces whose tags it would not see, by name, and the reason that was logged.
+    blind: BTreeMap<String, String>,
 }
 
 impl Xdp {
@@ -62,15 +127,30 @@ impl Xdp {
         dataplane: &mut Dataplane,
         (clients, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
         links: &BTreeMap<String, Link>,
+        socket: &Socket,
     ) -> (Vec<XdpStatus>, usize) {
         let present = |(name, index): &(String, u32)| links.get(name).is_some_and(|link| link.index == *index);
         self.refused.retain(|interface, _| present(interface));
+        let mut blind = std::mem::take(&mut self.blind);
         let mut changes = 0;
         let status = clients.iter().filter_map(|name| Some((name, links.get(name)?))).map(|(name, link)| {
             let off = |why: Option<String>| XdpStatus { interface: name.clone(), mode: "off", why };
-            let wanted = match choose(mode, link) {
+            let mut hidden = None;
+            let choice = choose(mode, link, || {
+                hidden = hidden_tags(name, link, links, |feature| socket.has_offload(name, feature));
+                hidden.clone()
+            });
+            if let Some(why) = hidden {
+                if blind.get(name) != Some(&why) {
+                    tracing::warn!("XDP is off on {name}: {why}");
+                }
+                self.blind.insert(name.clone(), why);
+            } else if blind.remove(name).is_some() {
+                tracing::info!("XDP sees all VLAN tags on {name} again");
+            }
+            let wanted = match choice {
                 Choice::On(wanted) => wanted,
-                Choice::Off(why) => return off(why.map(str::to_owned)),
+                Choice::Off(why) => return off(why),
             };
             let key = (name.clone(), link.index);
             if let Some(why) = self.refused.get(&key) {
@@ -112,6 +192,66 @@ mod tests {
 
     fn link(kind: Kind) -> Link {
         Link::new(2, kind)
+    }
+
+    /// Of an interface that carries no VLAN devices.
+    fn choose(mode: XdpMode, link: &Link) -> Choice {
+        super::choose(mode, link, || None)
+    }
+
+    /// Why XDP is off in this mode on `eth0` of that kind, with these VLAN devices and these offloads on.
+    fn why_off(mode: XdpMode, kind: Kind, vlans: &[(&str, &str)], on: &[&str]) -> Option<String> {
+        let mut links = BTreeMap::from([("eth0".to_owned(), link(kind))]);
+        for (name, parent) in vlans {
+            let device = Link { vlan_on: Some((*parent).to_owned()), ..link(Kind::Other("vlan".into())) };
+            links.insert((*name).to_owned(), device);
+        }
+        let is_on = |feature: &str| Ok::<_, std::fmt::Error>(on.contains(&feature));
+        match super::choose(mode, &links["eth0"], || hidden_tags("eth0", &links["eth0"], &links, is_on)) {
+            Choice::On(_) => None,
+            Choice::Off(why) => Some(why.expect("a reason")),
+        }
+    }
+
+    #[test]
+    fn where_the_driver_hides_vlan_tags_it_is_off_and_says_why() {
+        let nic = || Kind::Other(String::new());
+        let own = [("eth0.100", "eth0")];
+        for mode in [XdpMode::Native, XdpMode::Generic] {
+            let why = why_off(mode, nic(), &own, &["rx-vlan-hw-parse"]).expect("off");
+            for word in ["eth0.100 is a VLAN device on eth0", "`ethtool -K eth0 rxvlan off`", "--xdp off"] {
+                assert!(why.contains(word), "{why}");
+            }
+            let why = why_off(mode, nic(), &own, &["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"]).expect("off");
+            assert!(why.contains("`ethtool -K eth0 rxvlan off rx-vlan-stag-hw-parse off`"), "{why}");
+            // Tags stay in their frames, or no VLAN device is on this interface.
+            assert_eq!(why_off(mode, nic(), &own, &["tx-vlan-hw-insert"]), None);
+            assert_eq!(why_off(mode, nic(), &[("eth1.100", "eth1")], &["rx-vlan-hw-parse"]), None);
+            assert_eq!(why_off(mode, nic(), &[], &["rx-vlan-hw-parse"]), None);
+            assert_eq!(why_off(mode, Kind::Veth { peer: 3 }, &[], &["rx-vlan-hw-parse"]), None);
+        }
+    }
+
+    #[test]
+    fn virtual_interfaces_hide_vlan_tags_whatever_their_offload() {
+        let own = [("eth0.100", "eth0")];
+        for (kind, word) in [(Kind::Veth { peer: 3 }, "a veth"), (Kind::Bridge, "a bridge")] {
+            for mode in [XdpMode::Native, XdpMode::Generic] {
+                let why = why_off(mode, kind.clone(), &own, &[]).expect("off");
+                assert!(why.contains("eth0.100 is a VLAN device on eth0") && why.contains(word), "{why}");
+            }
+        }
+        let why = why_off(XdpMode::Generic, Kind::Other("bond".into()), &own, &[]).expect("off");
+        assert!(why.contains("a bond"), "{why}");
+    }
+
+    #[test]
+    fn an_offload_that_cannot_be_read_counts_as_on() {
+        let vlan = Link { vlan_on: Some("eth0".to_owned()), ..link(Kind::Other("vlan".into())) };
+        let links = BTreeMap::from([("eth0.100".to_owned(), vlan)]);
+        let nic = link(Kind::Other(String::new()));
+        let why = hidden_tags("eth0", &nic, &links, |_| Err("no such device")).expect("off");
+        assert!(why.contains("no such device"), "{why}");
     }
 
     #[test]

@@ -115,6 +115,7 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
         layer: layer(message.header.link_layer_type),
         alias: None,
         master: None,
+        vlan_on: None,
         mtu: 0,
         mac: [0; 6],
         up: message.header.flags.contains(LinkFlags::Up),
@@ -123,7 +124,8 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
         fdb: BTreeSet::new(),
         neighbours: BTreeMap::new(),
     };
-    let mut peer = 0;
+    // Without a namespace's number `Link` is an index in this one.
+    let (mut peer, mut elsewhere) = (0, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
@@ -131,6 +133,7 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or_default(),
             LinkAttribute::Link(index) => peer = *index,
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             _ => {}
         }
     }
@@ -139,6 +142,10 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
             LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => link.kind = Kind::Veth { peer },
             LinkInfo::Kind(InfoKind::Vxlan) => {}
+            LinkInfo::Kind(kind @ InfoKind::Vlan) => {
+                link.kind = Kind::Other(kind.to_string());
+                link.vlan_on = names.get(&peer).filter(|_| !elsewhere).cloned();
+            }
             LinkInfo::Kind(other) => link.kind = Kind::Other(format!("{other:?}").to_lowercase()),
             LinkInfo::Data(InfoData::Vxlan(settings)) => link.kind = Kind::Vxlan(vxlan(settings)),
             LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {

@@ -23,7 +23,12 @@ const WEB: [&str; 2] = ["web.1", "web.2"];
 
 /// n1 with web.1, n2 with web.2 and user.1, whose tunnel addresses are these; published as 8080/tcp and 5353/udp.
 fn table(tunnel_addresses: [&str; 2], mtu: u32) -> Table {
-    let mut table = web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n2");
+    table_of(["n1", "n2"], tunnel_addresses, mtu)
+}
+
+/// The same with web.1 and web.2 on these nodes.
+fn table_of(web: [&str; 2], tunnel_addresses: [&str; 2], mtu: u32) -> Table {
+    let mut table = web_table(&web, &[("tcp", 8080, 80), ("udp", 5353, 53)], "n2");
     table.remove("nodes", "n3");
     for (node, address) in ["n1", "n2"].into_iter().zip(tunnel_addresses) {
         table.item_mut("nodes", node)["address"] = json!(address);

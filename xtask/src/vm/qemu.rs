@@ -42,6 +42,13 @@ pub(super) fn run(kernel: &Image, suite: Suite, script: &str, mut on_line: impl 
     command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
     command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
     command.args(["-m", &suite.memory_mb().to_string()]);
+    if suite.has_nics() {
+        // Two, joined by a cable: drivers take VLAN tags off received frames or leave them there, which no veth does.
+        for nic in ["a", "b"] {
+            command.args(["-netdev", &format!("hubport,id={nic},hubid=0")]);
+            command.args(["-device", &format!("vmxnet3,netdev={nic}")]);
+        }
+    }
     command.arg("-kernel").arg(&kernel.vmlinux).arg("-initrd").arg(archive);
     command.arg("-append").arg(format!(
         "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable clocksource=hpet random.trust_cpu=on hiveway.vm={}",
@@ -95,6 +102,11 @@ impl Suite {
             Self::Swarm => 30 * 60,
             Self::Packets | Self::Links | Self::Run => 60 * 60,
         })
+    }
+
+    /// Whether there are network cards; the driver is up to the suite.
+    fn has_nics(self) -> bool {
+        matches!(self, Self::Links | Self::Run)
     }
 
     /// Its files are in memory too.

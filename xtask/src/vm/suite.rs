@@ -98,7 +98,7 @@ impl Suite {
 }
 
 /// Loaded beforehand: an emulated kernel takes longer for some than the agent waits for `nft`.
-const LINKS_SET_UP: &str = "modprobe --all 8021q bonding wireguard vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
+const LINKS_SET_UP: &str = "modprobe --all 8021q vmxnet3 bonding wireguard vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
      nft_fib_inet sch_ingress cls_bpf act_gact || exit 1\nnft list ruleset || exit 1\nexport HIVEWAY_TEST_SLOWNESS=10\n";
 
 /// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make

@@ -272,6 +272,7 @@ fn bare(index: u32, kind: Kind, alias: Option<String>, mtu: u32) -> Link {
         layer: Layer::Ethernet,
         alias,
         master: None,
+        vlan_on: None,
         mtu,
         mac: [0; 6],
         up: false,
