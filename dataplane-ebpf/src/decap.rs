@@ -40,10 +40,11 @@ pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) ->
     Ok(())
 }
 
-/// Whether what is in the tunnel is several datagrams in one GSO packet, which only the kernel's own device can take out.
+/// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, which only the kernel's own
+/// device can take out.
 #[inline(always)]
 pub(crate) fn is_datagrams(ctx: &TcContext, inner: &Packet) -> bool {
-    inner.proto == ipproto::UDP && parse::gso_size(ctx) != 0
+    inner.proto != ipproto::TCP && parse::gso_size(ctx) != 0
 }
 
 /// `NO_CSUM_RESET`: the helper would forget what the NIC has verified; [`verified`] keeps what still holds.

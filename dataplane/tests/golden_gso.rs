@@ -62,19 +62,15 @@ fn a_list_of_sctp_packets_in_the_mesh_is_counted_under_a_reason_of_its_own() -> 
 fn datagrams_in_one_gso_packet_are_left_in_their_tunnel() -> Result<()> {
     world(|world| {
         let dev = world.dev;
-        let datagrams = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, LOCAL1.ip), &udp(53, 4000));
-        let (outer, tunnel) = vxlan(PEER, VTEP, 50000, APP, &datagrams);
-        let vni = u32::from_be_bytes(net(APP));
-        golden(
-            "an overlay's",
-            Program::FromUnderlay,
-            dev.underlay,
-            frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel),
-            SlowPath,
-        )
-        .segments(4)
-        .leaves_mark(mark::CHECKED | vni)
-        .check(&mut world.harness)?;
+        for (name, l4) in [("an overlay's datagrams", udp(53, 4000)), ("an overlay's SCTP", sctp(4000))] {
+            let several = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, LOCAL1.ip), &l4);
+            let (outer, tunnel) = vxlan(PEER, VTEP, 50000, APP, &several);
+            let vni = u32::from_be_bytes(net(APP));
+            golden(name, Program::FromUnderlay, dev.underlay, frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel), SlowPath)
+                .segments(4)
+                .leaves_mark(mark::CHECKED | vni)
+                .check(&mut world.harness)?;
+        }
         let client = Ip { ttl: 57, ..ip(CLIENT, PEER) };
         let mesh = arriving(PEER, &LOCAL1, &client, &udp(CLIENT_PORT, PUBLISHED));
         underlay(world, "the mesh's", mesh.clone(), Drop(DropReason::UnsupportedGso))
