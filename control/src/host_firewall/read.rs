@@ -1,5 +1,5 @@
-//! Reads the rules: nftables' by `nft`, those of iptables that `nft` has no words for by `iptables-nft-save`, those of the
-//! older iptables by `iptables-legacy-save`, and the sets that they name.
+//! Reads the rules: nftables' by `nft`, what iptables' rules among them ask for and `nft` has no words for by
+//! `iptables-nft-save`, those of the older iptables by `iptables-legacy-save`, and the sets that they name.
 
 use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
@@ -62,11 +62,9 @@ pub fn read() -> Result<Reading, String> {
         }
     }
     let elements = elements(&listing, &mut rules.unread);
-    rules.tables =
-        nftables::tables(&listing, &elements, &texts, |family, table| family == "ip" && saved.contains_key(table));
-    for text in saved.values().chain(&legacy) {
-        rules.tables.extend(iptables::tables(text, &sets));
-    }
+    let lines: Vec<_> = saved.values().flat_map(|text| iptables::tables(text, &sets)).collect();
+    rules.tables = nftables::tables(&listing, &elements, &texts, &lines);
+    rules.tables.extend(legacy.iter().flat_map(|text| iptables::tables(text, &sets)));
     // Where an engine's own rules are readable as iptables' they say where its sandbox is.
     let engines = if saved.contains_key("nat") { Ok(None) } else { engines_nat(&listing) };
     let nat_unread = engines.is_err();

@@ -11,11 +11,15 @@ use crate::{
     takeover::{WEB, nodes, web},
 };
 
-const BANNED: &str = "192.168.77.100";
+pub(crate) const BANNED: &str = "192.168.77.100";
 const TARGET: &str = "192.168.77.11:8080";
 
 /// Nodes of engines, the first with what an engine's iptables rules are: FORWARD asks DOCKER-USER first.
-fn cluster<'l>(lab: &'l Lab, extra: &[&str], prepare: impl FnOnce(&Netns) -> Result<()>) -> Result<Cluster<'l>> {
+pub(crate) fn cluster<'l>(
+    lab: &'l Lab,
+    extra: &[&str],
+    prepare: impl FnOnce(&Netns) -> Result<()>,
+) -> Result<Cluster<'l>> {
     let nodes = nodes(lab)?;
     let engine = &nodes[0];
     for rule in ["-N DOCKER-USER", "-N DOCKER-FORWARD", "-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCKER-FORWARD"] {
@@ -35,13 +39,13 @@ fn cluster<'l>(lab: &'l Lab, extra: &[&str], prepare: impl FnOnce(&Netns) -> Res
 }
 
 /// Served by the mesh, in turn and with its own address.
-fn served(client: &Netns, address: &str) -> Result<()> {
+pub(crate) fn served(client: &Netns, address: &str) -> Result<()> {
     let tally = peer::attempts(client, "tcp", TARGET, 10)?;
     assert_even(&tally, &WEB, 5)?;
     assert_peer(&tally, address)
 }
 
-fn closed(client: &Netns) -> Result<()> {
+pub(crate) fn closed(client: &Netns) -> Result<()> {
     let tally = peer::attempts(client, "tcp", TARGET, 2)?;
     ensure!(tally.ok == 0, "{tally:?}");
     Ok(())

@@ -10,6 +10,7 @@ mod dsr;
 mod dsr_state;
 mod endings;
 mod firewall;
+mod firewall_mixed;
 mod firewall_unread;
 mod flood;
 mod fragments;

@@ -25,23 +25,55 @@ pub type Elements = BTreeMap<SetName, Vec<Value>>;
 /// behind each.
 pub type Texts = BTreeMap<(String, String, u64), String>;
 
-/// All tables for IPv4 but ours, an engine's own, and those that `skip` names by family and table.
-pub fn tables(ruleset: &Value, elements: &Elements, texts: &Texts, skip: impl Fn(&str, &str) -> bool) -> Vec<Table> {
+/// All tables for IPv4 but ours and an engine's own. `saved`: iptables' tables as `iptables-nft-save` prints them, for the
+/// conditions that `nft` does not show.
+///
+/// Only rules with such a condition are taken from there. `iptables-nft-save` prints rules that `nft` has written without
+/// what it does not know (sets, ranges, verdict maps), and says nothing about it.
+pub fn tables(ruleset: &Value, elements: &Elements, texts: &Texts, saved: &[Table]) -> Vec<Table> {
     let mut all = BTreeMap::<(String, String), Table>::new();
-    let wanted = |object: &&Value| concerns_us(object) && !skip(str(object, "family"), str(object, "table"));
-    for chain in objects(ruleset, "chain").filter(wanted) {
+    let mut lines = Lines::of(ruleset, saved);
+    for chain in objects(ruleset, "chain").filter(concerns_us) {
         let (family, name) = key(chain);
         let table =
             all.entry((family.clone(), name.clone())).or_insert_with(|| Table { family, name, ..Table::default() });
         table.chains.insert(word(chain, "name"), Chain { base: base(chain, texts), rules: Vec::new() });
     }
-    for object in objects(ruleset, "rule").filter(wanted) {
+    for object in objects(ruleset, "rule").filter(concerns_us) {
+        let line = lines.next(object);
         let chain = all.get_mut(&key(object)).and_then(|table| table.chains.get_mut(str(object, "chain")));
         if let Some(chain) = chain {
-            chain.rules.extend(rules(object, elements, texts));
+            chain.rules.extend(rules(object, elements, texts, line));
         }
     }
     all.into_values().collect()
+}
+
+/// The rules that `iptables-nft-save` has printed, by the place that they have in their chains.
+struct Lines<'a> {
+    /// By table and chain: rules that are still to come. Chains of which it has printed more or fewer rules than there are
+    /// are missing: nobody knows which is which.
+    chains: BTreeMap<(&'a str, &'a str), std::slice::Iter<'a, Rule>>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(ruleset: &'a Value, saved: &'a [Table]) -> Self {
+        let mut counts = BTreeMap::<(&str, &str), usize>::new();
+        for rule in objects(ruleset, "rule").filter(|rule| str(rule, "family") == "ip") {
+            *counts.entry((str(rule, "table"), str(rule, "chain"))).or_default() += 1;
+        }
+        let chains = saved.iter().flat_map(|table| {
+            table.chains.iter().map(|(name, chain)| ((table.name.as_str(), name.as_str()), chain.rules.iter()))
+        });
+        let chains = chains.filter(|(name, rules)| counts.get(name) == Some(&rules.len())).collect();
+        Self { chains }
+    }
+
+    /// The line of the next rule of its chain.
+    fn next(&mut self, rule: &'a Value) -> Option<&'a Rule> {
+        (str(rule, "family") == "ip").then_some(())?;
+        self.chains.get_mut(&(str(rule, "table"), str(rule, "chain")))?.next()
+    }
 }
 
 /// Whether rules of a table need words that `nft` does not have.
@@ -159,14 +191,14 @@ fn devices(text: &str) -> Option<Vec<String>> {
     Some(names.split(',').map(|name| name.trim().trim_matches('"').to_owned()).collect())
 }
 
-/// A rule, or one per entry of its verdict map.
-fn rules(object: &Value, elements: &Elements, texts: &Texts) -> Vec<Rule> {
+/// A rule, or one per entry of its verdict map. `line`: the same rule as `iptables-nft-save` prints it.
+fn rules(object: &Value, elements: &Elements, texts: &Texts, line: Option<&Rule>) -> Vec<Rule> {
     let (family, table) = key(object);
     let text = object["handle"].as_u64().and_then(|handle| texts.get(&(family.clone(), table.clone(), handle)));
     let reader = Reader { family, table, elements };
     let text = text.cloned().unwrap_or_else(|| object["expr"].to_string());
     let mut rule = Rule { text, ..Rule::default() };
-    let mut by_map = Vec::new();
+    let (mut by_map, mut hidden, mut unknown) = (Vec::new(), false, false);
     for statement in object["expr"].as_array().into_iter().flatten() {
         let Some((kind, body)) = statement.as_object().and_then(|object| object.iter().next()) else {
             // What `nft` has no JSON for stands there as text: updates of maps, say.
@@ -178,7 +210,20 @@ fn rules(object: &Value, elements: &Elements, texts: &Texts) -> Vec<Rule> {
             "vmap" => by_map.push(body),
             "counter" | "log" | "notrack" | "mangle" | "meta" | "ct helper" | "ct timeout" | "ct expectation"
             | "flow" | "dup" | "secmark" | "flow add" => {}
-            "xt" if body["type"] == "target" => rule.verdict = target(str(body, "name")),
+            "xt" => {
+                hidden = true;
+                match str(body, "type") {
+                    "target" => rule.verdict = target(str(body, "name")),
+                    "match" => unknown |= body["name"] != "comment",
+                    // Before 1.0.3 `nft` does not say which one it is.
+                    _ => {
+                        unknown = true;
+                        if rule.verdict == Verdict::Continue {
+                            rule.verdict = line.map_or(Verdict::Drop, |line| line.verdict.clone());
+                        }
+                    }
+                }
+            }
             other => match verdict(other, body) {
                 Some(verdict) => rule.verdict = verdict,
                 // Limits, quotas, meters, updates of sets and maps (a full one, or a limit in its elements, ends the rule),
@@ -186,6 +231,17 @@ fn rules(object: &Value, elements: &Elements, texts: &Texts) -> Vec<Rule> {
                 None => rule.conditions.push(Condition::Unknown),
             },
         }
+    }
+    // Rules that `nft` has written have nothing hidden. Another verdict would be another rule: they have changed meanwhile.
+    match line.filter(|line| hidden && line.verdict == rule.verdict) {
+        Some(line) => {
+            rule.text.clone_from(&line.text);
+            let more = line.conditions.iter().filter(|condition| !rule.conditions.contains(condition));
+            let more: Vec<_> = more.cloned().collect();
+            rule.conditions.extend(more);
+        }
+        None if unknown => rule.conditions.push(Condition::Unknown),
+        None => {}
     }
     if by_map.is_empty() {
         return vec![rule];
