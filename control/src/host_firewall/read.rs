@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use hiveway_core::firewall::{
-    Ruleset,
+    Addresses, Ruleset, ipset,
     iptables::{self, Sets},
     nftables::{self, Elements, SetName},
 };
@@ -26,6 +26,8 @@ const HOOKS: [&str; 4] = ["ingress", "prerouting", "forward", "postrouting"];
 const RULES: Limits = Limits { time: Duration::from_secs(5), bytes: 64 << 20 };
 /// The elements of one set: about a million addresses.
 const SET: Limits = Limits { time: Duration::from_secs(10), bytes: 64 << 20 };
+/// Sets that a list of sets may have. Each of them is read by a program.
+const MOST_LISTED: usize = 64;
 
 /// Reads everything, in the caller's network namespace.
 ///
@@ -55,7 +57,7 @@ pub fn read() -> Result<Reading, String> {
     let mut sets = Sets::new();
     for name in saved.values().chain(&legacy).flat_map(|text| iptables::set_names(text)) {
         if !sets.contains_key(&name) && !rules.unread.contains(&name) {
-            match ipset(&name) {
+            match addresses(&name, &mut sets) {
                 Some(found) => drop(sets.insert(name, found)),
                 None => rules.unread.push(name),
             }
@@ -91,9 +93,28 @@ fn engines_nat(listing: &Value) -> Result<Option<String>, String> {
     there.then(|| save("iptables-nft-save", "nat")).transpose()
 }
 
-fn ipset(name: &str) -> Option<hiveway_core::firewall::Addresses> {
+/// What is in a set of `ipset`, or in the sets that it lists. `known`: those that were read before.
+fn addresses(name: &str, known: &mut Sets) -> Option<Addresses> {
+    match listed(name)? {
+        ipset::Set::Of(found) => Some(found),
+        ipset::Set::Lists(names) if names.len() <= MOST_LISTED => {
+            for name in &names {
+                if !known.contains_key(name) {
+                    // The kernel refuses lists in lists.
+                    let ipset::Set::Of(found) = listed(name)? else { return None };
+                    known.insert(name.clone(), found);
+                }
+            }
+            Some(ipset::any_of(names.iter().filter_map(|name| known.get(name))))
+        }
+        ipset::Set::Lists(_) => None,
+    }
+}
+
+/// One set as `ipset` lists it.
+fn listed(name: &str) -> Option<ipset::Set> {
     let output = child::run("ipset", &["save", name], b"", SET).ok()?;
-    output.status.success().then(|| iptables::ipset(&String::from_utf8_lossy(&output.stdout)))?
+    output.status.success().then(|| ipset::set(&String::from_utf8_lossy(&output.stdout)))?
 }
 
 /// Elements of the sets and maps that rules in tables on the path name.

@@ -38,3 +38,34 @@ fn native_rules_in_a_chain_of_iptables_hold_as_they_stand() {
         Ok(())
     });
 }
+
+/// A netmask in the set, an exception behind a timeout, and a list of sets, with the real `ipset`.
+#[test]
+fn sets_of_ipset_hold_with_their_options() {
+    scenario(|lab| {
+        let (client, other) = (lab.client()?, lab.far_client()?);
+        let cluster = cluster(lab, &[], |_| Ok(()))?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        let netmask = "ipset create banned hash:ip netmask 24 && ipset add banned 192.168.77.5 && \
+                       iptables-nft -A DOCKER-USER -m set --match-set banned src -j DROP";
+        let exception = "ipset create most hash:net timeout 300 counters comment && \
+                         ipset add most 192.168.0.0/16 && \
+                         ipset add most 192.168.77.0/24 timeout 300 nomatch comment office && \
+                         iptables-nft -A DOCKER-USER -m set --match-set most src -j RETURN && \
+                         iptables-nft -A DOCKER-USER -i eth0 -p tcp -m conntrack --ctorigdstport 8080 -j DROP";
+        let list = "ipset create inner hash:ip && ipset add inner 192.168.77.100 && \
+                    ipset create outer list:set && ipset add outer inner && \
+                    iptables-nft -A DOCKER-USER -m set --match-set outer src -j DROP";
+        for rules in [netmask, exception, list] {
+            wait_for("the client to be served", PATIENCE, || served(&client, BANNED))?;
+            node.shell(rules)?;
+            wait_for(&format!("the rules to hold: {rules}"), PATIENCE, || closed(&client))?;
+            wait_for("others to be served", PATIENCE, || served(&other, "192.168.88.100"))?;
+            let status = agent.json(&["status"])?;
+            ensure!(status["takeover"]["mesh"] == true, "{rules}: {status:#}");
+            ensure!(status["firewall"]["unread_sets"] == serde_json::json!([]), "{rules}: {status:#}");
+            node.run("iptables-nft -F DOCKER-USER")?;
+        }
+        Ok(())
+    });
+}

@@ -1,4 +1,4 @@
-//! Rules as `iptables-save` prints them, and sets as `ipset save` does.
+//! Rules as `iptables-save` prints them.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
@@ -112,7 +112,7 @@ fn known_chains(table: &mut Table) {
 
 fn rule_of(line: &str, mut words: impl Iterator<Item = String>, sets: &Sets) -> Rule {
     let mut rule = Rule { text: line.to_owned(), ..Rule::default() };
-    let (mut negated, mut module) = (false, String::new());
+    let (mut negated, mut module, mut set_negated) = (false, String::new(), false);
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_default();
         let not = std::mem::take(&mut negated);
@@ -155,7 +155,17 @@ fn rule_of(line: &str, mut words: impl Iterator<Item = String>, sets: &Sets) -> 
             "--pkt-type" => pkt_type(&value(), not),
             "--tcp-flags" => flags(&value(), &value(), not),
             "--syn" => Condition::Flags { mask: 0x17, set: 0x02, negated: not },
-            "--match-set" => match_set(&value(), &value(), not, sets),
+            "--match-set" => {
+                set_negated = not;
+                match_set(&value(), &value(), not, sets)
+            }
+            // The exceptions match instead, and only they.
+            "--return-nomatch" => match rule.conditions.pop() {
+                Some(Condition::Address(end, Addresses { most, .. })) if !set_negated => {
+                    Condition::Address(end, Addresses { most, least: Arc::default() })
+                }
+                _ => Condition::Unknown,
+            },
             // Only later fragments: these follow their first, which has ports.
             "-f" if not => continue,
             "-f" => Condition::Never,
@@ -307,6 +317,10 @@ fn flags(mask: &str, set: &str, negated: bool) -> Condition {
 /// `--match-set NAME src`, or `src,dst` and the like: the set's first dimension counts, others may match or not.
 fn match_set(name: &str, dimensions: &str, negated: bool, sets: &Sets) -> Condition {
     let (first, more) = dimensions.split_once(',').unwrap_or((dimensions, ""));
+    if !matches!(first, "src" | "dst") {
+        // A blank in the set's name, which is printed as it is.
+        return Condition::Unknown;
+    }
     let end = if first == "src" { End::Source } else { End::Destination };
     match sets.get(name) {
         Some(found) if more.is_empty() => Condition::Address(end, found.clone().negated(negated)),
@@ -316,39 +330,4 @@ fn match_set(name: &str, dimensions: &str, negated: bool, sets: &Sets) -> Condit
         }
         None => Condition::Unknown,
     }
-}
-
-/// A set of addresses as `ipset save NAME` prints it. `None`: no set whose elements begin with an IPv4 address.
-pub fn ipset(saved: &str) -> Option<Addresses> {
-    let mut lines = saved.lines();
-    let create = lines.find(|line| line.starts_with("create "))?;
-    let kind = create.split_whitespace().nth(2)?;
-    let of_addresses = ["hash:ip", "hash:net", "bitmap:ip"].iter().any(|known| kind.starts_with(known));
-    if !of_addresses || create.contains("family inet6") {
-        return None;
-    }
-    let (mut yes, mut no) = (Vec::new(), Vec::new());
-    for line in lines.filter(|line| line.starts_with("add ")) {
-        let element = line.split_whitespace().nth(2)?;
-        // Further dimensions, ports say, may match or not.
-        let first = element.split(',').next().unwrap_or(element);
-        let range = match first.split_once('-') {
-            Some((first, last)) => {
-                (first.parse::<Ipv4Addr>().ok()?.to_bits(), last.parse::<Ipv4Addr>().ok()?.to_bits())
-            }
-            None => {
-                let net = first.parse::<Ipv4Net>().or_else(|_| first.parse::<Ipv4Addr>().map(Ipv4Net::from)).ok()?;
-                (net.network().to_bits(), net.broadcast().to_bits())
-            }
-        };
-        if line.ends_with(" nomatch") { no.push(range) } else { yes.push(range) }
-    }
-    let (most, no) = (Ranges::of(yes), Ranges::of(no));
-    if kind.contains(',') {
-        return Some(Addresses::some_of(most));
-    }
-    if no.is_empty() {
-        return Some(Addresses::exactly(most));
-    }
-    Some(Addresses { least: Arc::new(most.minus(&no)), most: Arc::new(most) })
 }

@@ -12,6 +12,7 @@
 //! What cannot be read with certainty widens what is left to the host, and never narrows it.
 
 mod entries;
+pub mod ipset;
 pub mod iptables;
 mod judge;
 mod left;

@@ -1,6 +1,6 @@
 //! Rules of real hosts, and what they leave to the host.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -220,21 +220,19 @@ fn without_an_engine_a_forward_chain_closes_only_what_it_names() {
 
 #[test]
 fn sets_become_sources() {
-    let set = |text: &str| iptables::ipset(text);
-    let found = set("create bad hash:net family inet hashsize 1024 maxelem 65536 timeout 300\n\
-                     add bad 203.0.113.0/24 timeout 299\nadd bad 198.51.100.7 timeout 3\nadd bad 203.0.113.128/25 nomatch\n");
-    let found = found.unwrap();
-    assert_eq!(prefixes(&found.most), "198.51.100.7/32 203.0.113.0/24");
-    assert_eq!(prefixes(&found.least), "198.51.100.7/32 203.0.113.0/25");
-    let pairs =
-        set("create p hash:ip,port family inet hashsize 1024 maxelem 65536\nadd p 203.0.113.7,tcp:80\n").unwrap();
-    assert_eq!((prefixes(&pairs.most), prefixes(&pairs.least)), ("203.0.113.7/32".into(), String::new()));
-    assert_eq!(set("create l list:set size 8\nadd l bad\n"), None);
-    assert_eq!(set("create six hash:ip family inet6 hashsize 1024 maxelem 65536\n"), None);
+    let net = |text: &str| Ranges::net(text.parse().unwrap());
+    let most = net("198.51.100.7/32").or(&net("203.0.113.0/24"));
+    let found = Addresses { least: Arc::new(most.minus(&net("203.0.113.128/25"))), most: Arc::new(most) };
+    let pairs = Addresses::some_of(net("203.0.113.7/32"));
     let sets = Sets::from([("bad".into(), found), ("p".into(), pairs)]);
     for (rule, left) in [
         ("-m set --match-set bad src -j DROP", "198.51.100.7/32 203.0.113.0/24"),
         ("-m set --match-set p src,dst -j DROP", "203.0.113.7/32"),
+        // Its exceptions match, which are not known one by one.
+        ("-m set --match-set bad src --return-nomatch -j DROP", "198.51.100.7/32 203.0.113.0/24"),
+        ("-m set ! --match-set bad src --return-nomatch -j DROP", "0.0.0.0/0"),
+        // The set `a b`, and not a set `bad` with a dimension `b`.
+        ("-m set --match-set bad b src -j DROP", "0.0.0.0/0"),
     ] {
         let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule}\nCOMMIT\n");
         assert_eq!(iptables::set_names(&text).count(), 1);
@@ -244,6 +242,12 @@ fn sets_become_sources() {
     let text = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m set --match-set bad src -j RETURN\n\
                 -A PREROUTING -s 203.0.113.0/24 -j DROP\nCOMMIT\n";
     assert_eq!(said(&judged(iptables::tables(text, &sets), &path())), ["203.0.113.128/25"]);
+    let reversed = text.replace("bad src", "bad src --return-nomatch");
+    assert_eq!(
+        said(&judged(iptables::tables(&reversed, &sets), &path())),
+        ["203.0.113.0/24"],
+        "none is surely let pass"
+    );
 }
 
 fn native(family: &str, hook: &Value, rules: &[Value], sets: &Elements) -> Vec<String> {
@@ -539,8 +543,8 @@ fn a_rule_about_answers_is_no_engines() {
 fn mixed() -> (Value, Elements, nftables::Texts, Vec<Table>) {
     let set: Value = serde_json::from_str(include_str!("fixtures/iptables-nft-1.8.9.sets")).unwrap();
     let good = set["nftables"][1]["set"]["elem"].as_array().unwrap().clone();
-    let office = iptables::ipset("create office hash:ip family inet hashsize 1024\nadd office 198.51.100.9\n");
-    let sets = Sets::from([("office".to_owned(), office.unwrap())]);
+    let office = Addresses::exactly(Ranges::net("198.51.100.9/32".parse().unwrap()));
+    let sets = Sets::from([("office".to_owned(), office)]);
     (
         serde_json::from_str(include_str!("fixtures/iptables-nft-1.8.9.json")).unwrap(),
         Elements::from([(("ip".into(), "filter".into(), "good".into()), good)]),
