@@ -118,7 +118,7 @@ impl<'a> Judge<'a> {
             .flat_map(|rule| &rule.conditions)
             .filter(|condition| matches!(condition, Condition::Port { .. } | Condition::Protocol { .. }))
             .collect();
-        told.sort_by_key(|condition| format!("{condition:?}"));
+        told.sort_by_cached_key(|condition| format!("{condition:?}"));
         told.dedup();
         let mut alike = BTreeMap::<Vec<u8>, Vec<Port>>::new();
         for (protocol, port) in &self.path.ports {
@@ -146,9 +146,14 @@ impl<'a> Judge<'a> {
                 self.table(at, packet, &mut all);
             }
         }
-        let mut clients = Ranges::NONE;
-        for ((table, chain, rule), sources) in all {
-            clients = clients.or(&sources);
+        // All at once: there may be tens of thousands of rules.
+        let clients = Ranges::any_of(all.iter().map(|(_, sources)| sources));
+        let mut by_rule = BTreeMap::<_, Vec<Ranges>>::new();
+        for (rule, sources) in all {
+            by_rule.entry(rule).or_default().push(sources);
+        }
+        for ((table, chain, rule), sources) in by_rule {
+            let sources = Ranges::any_of(&sources);
             let named = &self.rules.tables[table];
             let reason = self.found.entry((table, chain.clone(), rule)).or_insert_with(|| Reason {
                 rule: named.chains[&chain].rules.get(rule).map_or("its policy".into(), |rule| rule.text.clone()),
@@ -157,9 +162,13 @@ impl<'a> Judge<'a> {
                 ports: BTreeSet::new(),
                 interfaces: BTreeSet::new(),
             });
-            reason.sources = reason.sources.or(&sources);
+            if reason.sources != sources {
+                reason.sources = reason.sources.or(&sources);
+            }
             reason.ports.extend(ports);
-            reason.interfaces.insert(interface.to_owned());
+            if !reason.interfaces.contains(interface) {
+                reason.interfaces.insert(interface.to_owned());
+            }
         }
         clients
     }
@@ -297,7 +306,7 @@ impl<'a> Walk<'_, 'a> {
         } else {
             usize::MAX
         };
-        let mut returned = Ranges::NONE;
+        let mut returned = Vec::new();
         for (at, rule) in chain.rules.iter().enumerate() {
             if at >= ends {
                 return Ranges::NONE;
@@ -317,19 +326,20 @@ impl<'a> Walk<'_, 'a> {
                     }
                     self.closed.push(((self.at, name.to_owned(), at), may));
                 }
-                Verdict::Accept => here = here.minus(&found.least),
+                Verdict::Accept => here.remove(&found.least),
                 Verdict::Return => {
-                    here = here.minus(&found.least);
-                    returned = returned.or(&may);
+                    here.remove(&found.least);
+                    returned.push(may);
                 }
                 // What an engine has there is about other traffic.
                 Verdict::Jump(to) | Verdict::Goto(to) if self.judge.path.engine && ENGINES.contains(&to.as_str()) => {}
                 Verdict::Jump(to) | Verdict::Goto(to) if depth < DEEPEST => {
                     let out = self.chain(to, may, depth + 1);
-                    here = here.minus(&found.least);
+                    here.remove(&found.least);
                     match &rule.verdict {
+                        Verdict::Jump(_) if out.is_within(&here) => {}
                         Verdict::Jump(_) => here = here.or(&out),
-                        _ => returned = returned.or(&out),
+                        _ => returned.push(out),
                     }
                 }
                 // It asks itself.
@@ -339,7 +349,8 @@ impl<'a> Walk<'_, 'a> {
                 break;
             }
         }
-        here.or(&returned)
+        returned.push(here);
+        Ranges::any_of(&returned)
     }
 
     /// `None`: it matches no such packet.

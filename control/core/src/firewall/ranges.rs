@@ -4,6 +4,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+/// Of two sets the smaller one's ranges are searched for in the other, if that has more than so many times as many.
+const SEARCHED: usize = 16;
+
 /// A set of IPv4 addresses: inclusive ranges in order, none of which touches the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ranges(Vec<(u32, u32)>);
@@ -21,6 +24,7 @@ impl Ranges {
     /// begins holds none.
     pub fn of(ranges: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut all: Vec<_> = ranges.into_iter().filter(|(first, last)| first <= last).collect();
+        work::add(all.len());
         all.sort_unstable();
         let mut joined: Vec<(u32, u32)> = Vec::with_capacity(all.len().min(1024));
         for (first, last) in all {
@@ -30,6 +34,11 @@ impl Ranges {
             }
         }
         Self(joined)
+    }
+
+    /// Addresses that are in any of these.
+    pub fn any_of<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self::of(all.into_iter().flat_map(|one| one.0.iter().copied()))
     }
 
     /// The addresses of a CIDR; host bits do not count.
@@ -78,6 +87,11 @@ impl Ranges {
         if other.is_all() {
             return self.clone();
         }
+        let (few, many) = if self.0.len() < other.0.len() { (self, other) } else { (other, self) };
+        if few.0.len() * SEARCHED < many.0.len() {
+            return Self(few.0.iter().flat_map(|range| many.overlapping(*range)).collect());
+        }
+        work::add(self.0.len() + other.0.len());
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
         let mut found = Vec::new();
         while let (Some(one), Some(two)) = (a.peek(), b.peek()) {
@@ -94,9 +108,20 @@ impl Ranges {
         Self(found)
     }
 
+    /// The parts of a range that are in it. They are searched for.
+    fn overlapping(&self, (first, last): (u32, u32)) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let from = self.0.partition_point(|range| range.1 < first);
+        let found = self.0[from..].iter().take_while(move |range| range.0 <= last);
+        found.map(move |range| {
+            work::add(1);
+            (range.0.max(first), range.1.min(last))
+        })
+    }
+
     /// All other addresses.
     #[must_use]
     pub fn complement(&self) -> Self {
+        work::add(self.0.len());
         let (mut rest, mut next) = (Vec::with_capacity(self.0.len() + 1), Some(0));
         for (first, last) in &self.0 {
             if let Some(next) = next.filter(|next| next < first) {
@@ -114,8 +139,31 @@ impl Ranges {
         if self.is_empty() || other.is_empty() { self.clone() } else { self.and(&other.complement()) }
     }
 
+    /// Takes out the addresses that are in the other. A few are taken out where they are.
+    pub fn remove(&mut self, other: &Self) {
+        if other.0.len() * SEARCHED >= self.0.len() {
+            *self = self.minus(other);
+            return;
+        }
+        for (first, last) in &other.0 {
+            let from = self.0.partition_point(|range| range.1 < *first);
+            let to = self.0.partition_point(|range| range.0 <= *last);
+            let (Some(begin), Some(end)) = (self.0.get(from), self.0.get(..to).and_then(<[_]>::last)) else { continue };
+            if from >= to {
+                continue;
+            }
+            work::add(1 + to - from);
+            let before = first.checked_sub(1).map(|before| (begin.0, before)).filter(|(a, b)| a <= b);
+            let after = last.checked_add(1).map(|after| (after, end.1)).filter(|(a, b)| a <= b);
+            self.0.splice(from..to, before.into_iter().chain(after));
+        }
+    }
+
     /// Whether every address of this one is in the other.
     pub fn is_within(&self, other: &Self) -> bool {
+        if self.0.len() * SEARCHED < other.0.len() {
+            return self.0.iter().all(|range| other.overlapping(*range).next() == Some(*range));
+        }
         self.minus(other).is_empty()
     }
 
@@ -146,6 +194,29 @@ impl FromIterator<Ipv4Net> for Ranges {
     fn from_iter<T: IntoIterator<Item = Ipv4Net>>(nets: T) -> Self {
         Self::of(nets.into_iter().map(|net| (net.network().to_bits(), net.broadcast().to_bits())))
     }
+}
+
+/// How many ranges were looked at: what takes time, counted for tests.
+#[cfg(test)]
+pub(super) mod work {
+    use std::cell::Cell;
+
+    thread_local! {
+        static DONE: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(in crate::firewall) fn add(ranges: usize) {
+        DONE.with(|done| done.set(done.get() + ranges as u64));
+    }
+
+    pub(in crate::firewall) fn done() -> u64 {
+        DONE.with(Cell::get)
+    }
+}
+
+#[cfg(not(test))]
+mod work {
+    pub(super) fn add(_ranges: usize) {}
 }
 
 #[cfg(test)]
@@ -202,6 +273,28 @@ mod tests {
     }
 
     proptest! {
+        /// A few ranges and many are looked at in another way.
+        #[test]
+        fn a_few_in_many((few, in_few) in some()) {
+            let many = Ranges::of((0..20).flat_map(|n| [(n * 3, n * 3 + 1), (u32::MAX - n * 3 - 1, u32::MAX - n * 3)]));
+            for many in [&many, &many.complement()] {
+                let in_many = members(many);
+                for few in few.0.iter().map(|range| Ranges::of([*range])).chain([few.clone()]) {
+                    let kept = |inside: bool| -> Vec<u32> {
+                        in_many.iter().copied().filter(|ip| few.contains(Ipv4Addr::from_bits(*ip)) == inside).collect()
+                    };
+                    let mut rest = many.clone();
+                    rest.remove(&few);
+                    prop_assert_eq!(members(&rest), kept(false));
+                    prop_assert_eq!(&rest, &many.minus(&few));
+                    prop_assert_eq!(members(&many.and(&few)), kept(true));
+                    prop_assert_eq!(&many.and(&few), &few.and(many));
+                    prop_assert_eq!(few.is_within(many), few.complement().or(many).is_all());
+                }
+            }
+            prop_assert_eq!(members(&few), in_few);
+        }
+
         #[test]
         fn sets_are_sets((a, in_a) in some(), (b, in_b) in some()) {
             let both = |in_one: bool, in_two: bool| -> Vec<u32> {
@@ -211,6 +304,10 @@ mod tests {
             prop_assert_eq!(members(&a.and(&b)), both(true, true));
             prop_assert_eq!(members(&a.minus(&b)), both(true, false));
             prop_assert_eq!(members(&a.complement().minus(&b)), both(false, false));
+            let mut rest = a.clone();
+            rest.remove(&b);
+            prop_assert_eq!(rest, a.minus(&b));
+            prop_assert_eq!(Ranges::any_of([&a, &b]), a.or(&b));
             prop_assert_eq!(a.or(&b), Ranges::of(a.0.iter().chain(&b.0).copied()));
             prop_assert_eq!(a.complement().complement(), a.clone());
             prop_assert_eq!(a.is_within(&b), in_a.iter().all(|ip| in_b.contains(ip)));

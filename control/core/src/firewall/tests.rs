@@ -634,3 +634,27 @@ fn extensions_without_a_name_may_drop() {
     assert_eq!(with("-A PREROUTING -s 203.0.113.7/32 -j TARPIT\n"), ["203.0.113.7/32"]);
     assert_eq!(with("-A PREROUTING -s 203.0.113.7/32 -j LOG\n"), Vec::<String>::new());
 }
+
+/// Fail2ban without sets: a rule per client. What it takes grows with the rules, and not with their square.
+#[test]
+fn tens_of_thousands_of_rules_are_judged_soon() {
+    let last = "-A PREROUTING -i eth0 -s 11.0.0.0/8 -j DROP\n";
+    for (verdict, last, n) in
+        [("DROP", "", 20_000), ("ACCEPT", last, 3_000), ("RETURN", last, 3_000), ("office", "", 3_000)]
+    {
+        let rules: String = (0..n)
+            .map(|n| {
+                format!("-A PREROUTING -s {}/32 -j {verdict}\n", std::net::Ipv4Addr::from_bits(0x0b00_0000 + n * 2))
+            })
+            .collect();
+        let office = ":office - [0:0]\n-A office -j DROP\n";
+        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n{office}{rules}{last}COMMIT\n");
+        let tables = iptables::tables(&text, &Sets::new());
+        let before = super::ranges::work::done();
+        let judgement = judged(tables, &path());
+        let work = super::ranges::work::done() - before;
+        // Three questions, two kinds of ports, two interfaces, and what they have in common.
+        assert!(work < 100 * u64::from(n), "{verdict}: {work} ranges looked at");
+        assert!(judgement.left.prefixes() >= n as usize, "{verdict}: {}", judgement.left.prefixes());
+    }
+}
