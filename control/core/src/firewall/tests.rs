@@ -230,7 +230,7 @@ fn sets_become_sources() {
         ("-m set --match-set p src,dst -j DROP", "203.0.113.7/32"),
         // Its exceptions match, which are not known one by one.
         ("-m set --match-set bad src --return-nomatch -j DROP", "198.51.100.7/32 203.0.113.0/24"),
-        ("-m set ! --match-set bad src --return-nomatch -j DROP", "0.0.0.0/0"),
+        ("-i eth+ -m set ! --match-set bad src --return-nomatch -j DROP", "0.0.0.0/0"),
         // The set `a b`, and not a set `bad` with a dimension `b`.
         ("-m set --match-set bad b src -j DROP", "0.0.0.0/0"),
     ] {
