@@ -81,8 +81,54 @@ pub struct Judgement {
     pub left: Left,
     /// What may close a port to them.
     pub reasons: Vec<Reason>,
-    /// Why the mesh cannot be taken over at all: everything is closed to everybody, or may be.
+    /// Why the mesh cannot be taken over at all: everything is closed to everybody, or may be, whatever is published and
+    /// wherever clients arrive.
     pub unbounded: Option<Reason>,
+}
+
+/// The rule that closes everything: not just what happens to be published and the interfaces that there are, which rules
+/// name, but any port at any interface.
+fn unbounded(rules: &Ruleset, path: &Path, ignored: &Ignored, closed: &Closed) -> Option<Reason> {
+    let protocols: BTreeSet<u8> = path.ports.iter().map(|(protocol, _)| *protocol).collect();
+    let port = unnamed_port(rules, path);
+    // No interface has such a name.
+    let interfaces = BTreeSet::from([" ".to_owned()]);
+    let other =
+        Path { ports: protocols.iter().map(|protocol| (*protocol, port)).collect(), interfaces, ..path.clone() };
+    let all = judge(rules, &other, ignored);
+    if !Left::of(&all, 1, other.ports.len()).everywhere.is_all() {
+        return None;
+    }
+    let same = |reason: &Reason| {
+        closed.reasons.iter().find(|known| known.chain == reason.chain && known.rule == reason.rule).cloned()
+    };
+    all.reasons.first().and_then(same).or(closed.reasons.first().cloned())
+}
+
+/// A port that is not published and that the fewest rules name.
+fn unnamed_port(rules: &Ruleset, path: &Path) -> u16 {
+    let conditions = rules.tables.iter().flat_map(|table| table.chains.values()).flat_map(|chain| &chain.rules);
+    // How many more rules name a port than the one before it.
+    let mut steps = BTreeMap::<u32, i64>::from([(1, 0)]);
+    let mut name = |first: u16, last: u16| {
+        *steps.entry(first.into()).or_default() += 1;
+        *steps.entry(u32::from(last) + 1).or_default() -= 1;
+    };
+    for condition in conditions.flat_map(|rule| &rule.conditions) {
+        if let Condition::Port { ranges, negated: false, .. } = condition {
+            ranges.iter().for_each(|(first, last)| name(*first, *last));
+        }
+    }
+    for (_, port) in &path.ports {
+        name(*port, *port);
+    }
+    let mut named = 0;
+    let ports = steps.into_iter().map(|(first, step)| {
+        named += step;
+        (named, first)
+    });
+    let ports = ports.filter_map(|(named, first)| Some((named, u16::try_from(first).ok().filter(|port| *port > 0)?)));
+    ports.min().map_or(1, |(_, port)| port)
 }
 
 /// Judges `rules`. With [`Ignored::All`] the reasons are those that are ignored.
@@ -93,12 +139,6 @@ pub fn judgement(rules: &Ruleset, path: &Path, ignored: &Ignored) -> Judgement {
         return Judgement { reasons: closed.reasons, ..Judgement::default() };
     }
     let left = Left::of(&closed, path.interfaces.len(), path.ports.len());
-    let largest = || {
-        let everything = |reason: &&Reason| {
-            reason.sources.is_all() && reason.ports.len() == path.ports.len() && reason.interfaces == path.interfaces
-        };
-        closed.reasons.iter().find(everything).or(closed.reasons.first()).cloned()
-    };
-    let unbounded = if left.everywhere.is_all() { largest() } else { None };
+    let unbounded = if left.everywhere.is_all() { unbounded(rules, path, ignored, &closed) } else { None };
     Judgement { left, reasons: closed.reasons, unbounded }
 }

@@ -142,6 +142,45 @@ fn what_closes_everything_is_named() {
     }
 }
 
+/// A rule about the only published port, or the only interface, is about that port or interface: it is left to the host.
+#[test]
+fn what_a_port_or_an_interface_bounds_does_not_end_the_takeover() {
+    let judged = |rules: &str, ports: &[Port], interfaces: &[&str]| {
+        let text = format!(
+            "*filter\n:FORWARD ACCEPT [0:0]\n:DOCKER-USER - [0:0]\n:web - [0:0]\n-A FORWARD -j DOCKER-USER\n\
+             -A web -m limit --limit 10/sec -j RETURN\n-A web -j DROP\n{rules}\nCOMMIT\n"
+        );
+        let interfaces = interfaces.iter().map(|name| (*name).to_owned()).collect();
+        let path = Path { ports: ports.iter().copied().collect(), interfaces, ..path() };
+        let judgement = judged(iptables::tables(&text, &Sets::new()), &path);
+        assert!(judgement.left.everywhere.is_all(), "{rules}: {:?}", judgement.left);
+        judgement.unbounded.map(|reason| reason.rule)
+    };
+    let (web, dns) = ((6, 8080), (17, 53));
+    let port = "-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 8080 -m limit --limit 10/sec -j DROP";
+    let jump = "-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 8080 -j web";
+    let ports = "-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 1:60000 -j DROP";
+    for rule in [port, jump, ports] {
+        assert_eq!(judged(rule, &[web], &["eth0", "eth1"]), None, "{rule}");
+    }
+    assert_eq!(judged("-A DOCKER-USER -i eth0 -j DROP", &[web, dns], &["eth0"]), None);
+    let both = format!("{port}\n-A DOCKER-USER -p udp -m udp --dport 53 -j DROP");
+    assert_eq!(judged(&both, &[web, dns], &["eth0"]), None);
+    for all in [
+        "-A DOCKER-USER -m mark --mark 0x1 -j DROP",
+        "-A DOCKER-USER -p tcp -j DROP",
+        "-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 1:65535 -j DROP",
+        "-A DOCKER-USER -p tcp -m conntrack ! --ctorigdstport 22 -j DROP",
+        "-A DOCKER-USER -i eth+ -j DROP",
+    ] {
+        let named = judged(&format!("{port}\n{all}"), &[web], &["eth0"]);
+        match all.contains("eth+") {
+            true => assert_eq!(named, None, "{all}"),
+            false => assert_eq!(named.as_deref(), Some(all)),
+        }
+    }
+}
+
 /// Each layout of iptables' FORWARD that an engine makes, with a ban of the administrator's in front.
 #[test]
 fn an_engines_own_rules_are_known() {
