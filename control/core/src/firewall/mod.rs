@@ -9,7 +9,8 @@
 //! nftables::tables  ─┴▶ rules::Ruleset ─ judge ─▶ Closed (clients, ports, interfaces, and by what) ─ Left::of ─▶ Left
 //! ```
 //!
-//! What cannot be read with certainty widens what is left to the host, and never narrows it.
+//! What cannot be read with certainty widens what is left to the host. Some rules are not followed, and leave nothing:
+//! reverse path filters, redirections, rules about a few of a client's own ports, and about packets that no connection has.
 
 mod entries;
 pub mod ipset;
