@@ -37,6 +37,8 @@ pub(super) struct HostRules {
     /// Published ports of a round without any rules.
     unread: Option<BTreeSet<Port>>,
     left: Option<(Arc<Judgement>, BTreeMap<String, u32>, LeftEntries)>,
+    /// Chains of `--ignore-firewall` that were last not there.
+    missing: Vec<String>,
 }
 
 struct Judged {
@@ -62,10 +64,19 @@ pub struct FirewallStatus {
     pub unread_sets: Vec<String>,
     /// Chains that are ignored as asked, or `all`.
     pub ignored: Vec<String>,
+    /// Those of them that are not on the host, or that are never asked.
+    pub ignored_missing: Vec<String>,
     /// Why the mesh is not taken over, if that is because of a rule.
     pub refused: Option<String>,
     /// This agent has not read the rules yet: what the maps held before holds, and all other ports are left to the host.
     pub unread: bool,
+}
+
+impl FirewallStatus {
+    /// What was asked for and has no effect.
+    pub fn warnings(&self) -> Vec<String> {
+        self.ignored_missing.iter().map(|chain| not_there(chain)).collect()
+    }
 }
 
 /// One rule.
@@ -87,7 +98,7 @@ pub struct LeftRule {
 
 impl HostRules {
     pub(super) fn new(heard: Receiver<Heard>, before: LeftEntries) -> Self {
-        Self { heard, judged: None, seen: (None, None), before, unread: None, left: None }
+        Self { heard, judged: None, seen: (None, None), before, unread: None, left: None, missing: Vec::new() }
     }
 
     /// What is to be done about news of the rules: everything is looked at only if they mean something else for published
@@ -151,8 +162,17 @@ impl HostRules {
         }
     }
 
-    /// For display.
-    pub(super) fn status(&self, ignored: &Ignored) -> FirewallStatus {
+    /// For display. What `ignored` names and is not there is logged, once.
+    pub(super) fn status(&mut self, ignored: &Ignored) -> FirewallStatus {
+        let missing = self.seen.0.as_ref().map(|rules| ignored.missing(rules)).unwrap_or_default();
+        for chain in missing.iter().filter(|chain| !self.missing.contains(chain)) {
+            tracing::warn!("{}", not_there(chain));
+        }
+        self.missing = missing;
+        FirewallStatus { ignored_missing: self.missing.clone(), ..self.of_judgement(ignored) }
+    }
+
+    fn of_judgement(&self, ignored: &Ignored) -> FirewallStatus {
         let ignored = match ignored {
             Ignored::None => Vec::new(),
             Ignored::All => vec!["all".to_owned()],
@@ -172,6 +192,7 @@ impl HostRules {
             for_all_ports: judgement.left.for_all_ports,
             unread_sets: judged.rules.unread.clone(),
             ignored,
+            ignored_missing: Vec::new(),
             refused: judgement.unbounded.as_ref().filter(|_| judged.path.engine).map(refusal),
             unread: false,
         }
@@ -268,6 +289,13 @@ fn refusal(reason: &Reason) -> String {
          interfaces, restrict clients with --mesh-allow or the label hiveway.allow instead, or start the agent with \
          --ignore-firewall={}",
         reason.chain, reason.rule, reason.chain
+    )
+}
+
+fn not_there(chain: &str) -> String {
+    format!(
+        "chain {chain} of --ignore-firewall is not on the host, or is never asked: nothing is ignored by it; chains are \
+         named by family, table and name, like ip:filter:DOCKER-USER"
     )
 }
 

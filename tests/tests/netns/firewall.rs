@@ -337,7 +337,7 @@ fn our_own_table_comes_back() {
 fn what_closes_everything_ends_the_takeover_unless_it_is_ignored() {
     scenario(|lab| {
         let client = lab.client()?;
-        let cluster = cluster(lab, &["--ignore-firewall=inet:mine:f"], |node| {
+        let cluster = cluster(lab, &["--ignore-firewall=inet:mine:f,inet:mine:typo"], |node| {
             node.run("nft add table inet mine")?;
             node.run("nft add chain inet mine f { type filter hook forward priority 0 ; policy drop ; }")?;
             Ok(())
@@ -347,6 +347,18 @@ fn what_closes_everything_ends_the_takeover_unless_it_is_ignored() {
         ensure!(status["firewall"]["ignored"][0] == "inet:mine:f", "{status:#}");
         let text = cluster.agents[0].cli(&["status"])?;
         ensure!(text.contains("ignored as asked: inet:mine:f"), "{text}");
+        // What is asked for and has no effect is said; it has one as soon as there is such a chain.
+        let missing = |there: bool| {
+            let (status, text) = (cluster.agents[0].json(&["status"])?, cluster.agents[0].cli(&["status"])?);
+            let warning = "chain inet:mine:typo of --ignore-firewall is not on the host";
+            let listed = status["firewall"]["ignored_missing"] == serde_json::json!(["inet:mine:typo"]);
+            let said = status["warnings"].to_string().contains(warning);
+            ensure!([listed, said, text.contains(warning)] == [!there; 3], "{text}\n{status:#}");
+            Ok(())
+        };
+        wait_for("it to be said", PATIENCE, || missing(false))?;
+        cluster.nodes[0].run("nft add chain inet mine typo")?;
+        wait_for("it to be said no more", PATIENCE, || missing(true))?;
         cluster.nodes[0].run("nft add chain inet mine g { type filter hook forward priority 1 ; policy drop ; }")?;
         wait_for("the takeover to end", PATIENCE, || {
             let status = cluster.agents[0].json(&["status"])?;

@@ -73,6 +73,15 @@ impl Ignored {
             Self::Chains(all) => all.contains(chain),
         }
     }
+
+    /// Chains that are named here and are none of those in `rules`.
+    pub fn missing(&self, rules: &Ruleset) -> Vec<String> {
+        let Self::Chains(all) = self else { return Vec::new() };
+        let there = |chain: &&String| {
+            rules.tables.iter().any(|table| table.chains.keys().any(|name| table.chain(name) == **chain))
+        };
+        all.iter().filter(|chain| !there(chain)).cloned().collect()
+    }
 }
 
 /// What is left to the host, and why.

@@ -308,6 +308,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,
         warnings: [
             snapshot.unsupported.clone(),
+            snapshot.firewall.warnings(),
             warnings(
                 &listing,
                 snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
