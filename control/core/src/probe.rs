@@ -168,19 +168,35 @@ struct Bucket {
     /// Nanoseconds that are saved up.
     saved: u64,
     last: u64,
+    /// The first path since the last [`Bucket::fill`] that got no probe. The next look begins with it, or paths that are
+    /// probed again and again would take all probes from those behind them.
+    missed_out: Option<Ip4>,
+    /// Where the last look began.
+    first: Ip4,
 }
 
 impl Bucket {
     fn fill(&mut self, now: u64) {
         self.saved = (self.saved + now.saturating_sub(self.last)).min(SECOND);
         self.last = now;
+        self.first = self.missed_out.take().unwrap_or(self.first);
     }
 
-    /// Takes one of `rate` probes per second, if there is one.
-    fn take(&mut self, rate: u64) -> bool {
+    /// The paths in the order in which they may take.
+    fn turn<P>(&self, paths: &BTreeMap<Ip4, P>) -> Vec<Ip4> {
+        let (behind, before) = (paths.range(self.first..), paths.range(..self.first));
+        behind.chain(before).map(|(vtep, _)| *vtep).collect()
+    }
+
+    /// Takes one of `rate` probes per second for this path, if there is one.
+    fn take(&mut self, rate: u64, vtep: Ip4) -> bool {
         let price = SECOND / rate;
         let enough = self.saved >= price;
-        self.saved -= if enough { price } else { 0 };
+        if enough {
+            self.saved -= price;
+        } else {
+            self.missed_out.get_or_insert(vtep);
+        }
         enough
     }
 }
@@ -237,22 +253,26 @@ impl Prober {
         let large_period = LARGE.max(self.paths.len() as u64 * SECOND / LARGE_PER_SECOND);
         self.small.fill(now);
         self.large.fill(now);
-        for (vtep, path) in &mut self.paths {
-            if now >= path.next && path.waits.is_none() && self.small.take(SMALL_PER_SECOND) {
+        for vtep in self.small.turn(&self.paths) {
+            let Some(path) = self.paths.get_mut(&vtep) else { continue };
+            if now >= path.next && path.waits.is_none() && self.small.take(SMALL_PER_SECOND, vtep) {
                 // Again soon if the last one was lost.
                 path.next = now + if path.missed > 0 && path.missed < FAILS { SMALL } else { period };
                 path.sequence = path.sequence.wrapping_add(1).max(1);
                 path.waits = Some((path.sequence, now));
-                due.push(Due { vtep: *vtep, sequence: path.sequence, size: OUTER_LEN as u16 });
+                due.push(Due { vtep, sequence: path.sequence, size: OUTER_LEN as u16 });
             }
-            let taken = mtus.get(vtep).copied().unwrap_or(interface);
+        }
+        for vtep in self.large.turn(&self.paths) {
+            let Some(path) = self.paths.get_mut(&vtep) else { continue };
+            let taken = mtus.get(&vtep).copied().unwrap_or(interface);
             if let Some(size) = path.large_due(now, taken, interface)
-                && self.large.take(LARGE_PER_SECOND)
+                && self.large.take(LARGE_PER_SECOND, vtep)
             {
                 path.large.next = now + large_period;
                 path.sequence = path.sequence.wrapping_add(1).max(1);
                 path.large.waits = Some((path.sequence, now, size));
-                due.push(Due { vtep: *vtep, sequence: path.sequence, size });
+                due.push(Due { vtep, sequence: path.sequence, size });
             }
         }
         due
@@ -418,6 +438,10 @@ mod tests {
         paths: BTreeMap<Ip4, u16>,
         probed: BTreeMap<Ip4, Probed>,
         sent: Vec<Due>,
+        /// What this node's interface takes.
+        interface: u16,
+        /// So many large probes get lost from now on, whatever the path takes.
+        unlucky: u32,
     }
 
     impl World {
@@ -426,7 +450,7 @@ mod tests {
             let mut prober = Prober::default();
             prober.follow(&paths.keys().copied().collect(), SECOND);
             let probed = paths.keys().map(|vtep| (*vtep, Probed::default())).collect();
-            Self { prober, now: SECOND, paths, probed, sent: Vec::new() }
+            Self { prober, now: SECOND, paths, probed, sent: Vec::new(), interface: 1500, unlucky: 0 }
         }
 
         fn run(&mut self, seconds: u64) {
@@ -434,17 +458,22 @@ mod tests {
             while self.now < end {
                 self.prober.read(self.now, &self.probed);
                 let limits = self.prober.limits();
-                for due in self.prober.due(self.now, &limits, 1500) {
+                for due in self.prober.due(self.now, &limits, self.interface) {
                     self.sent.push(due);
+                    let large = usize::from(due.size) != OUTER_LEN;
                     if due.size > self.paths[&due.vtep] {
+                        continue;
+                    }
+                    if large && self.unlucky > 0 {
+                        self.unlucky -= 1;
                         continue;
                     }
                     let entry = self.probed.get_mut(&due.vtep).unwrap();
                     entry.answered = self.now;
-                    if usize::from(due.size) == OUTER_LEN {
-                        (entry.sequence, entry.rtt) = (due.sequence, 70);
-                    } else {
+                    if large {
                         (entry.large_sequence, entry.large_size) = (due.sequence, due.size);
+                    } else {
+                        (entry.sequence, entry.rtt) = (due.sequence, 70);
                     }
                 }
                 self.now += STEP;
@@ -541,6 +570,21 @@ mod tests {
         assert!(large <= 60 * LARGE_PER_SECOND + 60, "{large}");
         let probed: BTreeSet<_> = world.sent.iter().map(|due| due.vtep).collect();
         assert_eq!(probed.len(), 1000);
+    }
+
+    #[test]
+    fn paths_in_trouble_do_not_keep_the_others_from_being_probed() {
+        // The first hundred answer nothing, the next fifty take no large packets.
+        let size = |n: u32| if n < 100 { 0 } else { 1500 - 100 * u16::from(n < 150) };
+        let mut world = World::new((0..250u32).map(|n| (n.to_be_bytes(), size(n))));
+        world.run(10);
+        let tried = |world: &World, large: bool| {
+            let sent = world.sent.iter().filter(|due| (usize::from(due.size) != OUTER_LEN) == large);
+            sent.map(|due| due.vtep).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(tried(&world, false).len(), 250);
+        world.run(60);
+        assert_eq!(tried(&world, true).len(), 150);
     }
 
     #[test]
