@@ -200,6 +200,7 @@ mod tests {
             limit: None,
             their_mtu: Some(1500),
             heard: Some(Duration::from_secs(1)),
+            heard_for: Duration::from_secs(30),
             port: None,
         };
         change(&mut view);

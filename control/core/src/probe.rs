@@ -45,8 +45,10 @@ const SEARCH_FAILS: u32 = 2;
 /// Where the search ends: this near, and never below.
 const NEAR: u16 = 8;
 const LEAST: u16 = 552;
-/// Requests of another node that are younger than this say that its packets arrive here.
+/// Requests of another node that are younger than this say that its packets arrive here; where it sends them seldom, those
+/// that are younger than [`HEARD_PERIODS`] times their distance.
 const HEARD: u64 = 30 * SECOND;
+const HEARD_PERIODS: u64 = 3;
 /// How many of the last small probes the loss is reckoned over.
 const WINDOW: u32 = 60;
 
@@ -143,6 +145,8 @@ pub struct PathView {
     pub their_mtu: Option<u16>,
     /// Since the other node's last probe came in.
     pub heard: Option<Duration>,
+    /// For how long after such a probe its packets are taken to arrive here.
+    pub heard_for: Duration,
     /// The port that the other node uses for VXLAN, if it was seen to be another one.
     pub port: Option<u16>,
 }
@@ -150,7 +154,7 @@ pub struct PathView {
 impl PathView {
     /// The other node's packets arrive here, which says which direction it is that fails.
     pub fn is_heard(&self) -> bool {
-        self.heard.is_some_and(|heard| heard < Duration::from_nanos(HEARD))
+        self.heard.is_some_and(|heard| heard < self.heard_for)
     }
 }
 
@@ -246,10 +250,15 @@ impl Prober {
         }
     }
 
+    /// How often each path is probed with a small packet.
+    fn period(&self) -> u64 {
+        SMALL.max(self.paths.len() as u64 * SECOND / SMALL_PER_SECOND)
+    }
+
     /// What is to be sent now. `mtus`: the longest outer packet that the data plane sends to each node, or `interface`.
     pub fn due(&mut self, now: u64, mtus: &BTreeMap<Ip4, u16>, interface: u16) -> Vec<Due> {
         let mut due = Vec::new();
-        let period = SMALL.max(self.paths.len() as u64 * SECOND / SMALL_PER_SECOND);
+        let period = self.period();
         let large_period = LARGE.max(self.paths.len() as u64 * SECOND / LARGE_PER_SECOND);
         self.small.fill(now);
         self.large.fill(now);
@@ -292,7 +301,9 @@ impl Prober {
 
     /// What is known about each path.
     pub fn views(&self) -> BTreeMap<Ip4, PathView> {
-        self.paths.iter().map(|(vtep, path)| (*vtep, path.view())).collect()
+        // The other nodes know about as many nodes as this one does, and probe as often.
+        let heard_for = HEARD.max(HEARD_PERIODS * self.period());
+        self.paths.iter().map(|(vtep, path)| (*vtep, path.view(heard_for))).collect()
     }
 
     /// What probes have found to be the most that passes, where they have.
@@ -404,7 +415,7 @@ impl Path {
         }
     }
 
-    fn view(&self) -> PathView {
+    fn view(&self, heard_for: u64) -> PathView {
         let since = |at: u64| Duration::from_nanos(self.now.saturating_sub(at));
         let bits = if self.counted == 0 { 0 } else { self.lost & (u64::MAX >> (64 - self.counted)) };
         let some = |value: u16| (value != 0).then_some(value);
@@ -418,7 +429,8 @@ impl Path {
             limit: some(self.large.limit),
             their_mtu: some(self.probed.their_mtu),
             heard: (self.probed.heard != 0).then(|| since(self.probed.heard)),
-            port: (self.probed.stray != 0 && since(self.probed.stray) < Duration::from_nanos(HEARD))
+            heard_for: Duration::from_nanos(heard_for),
+            port: (self.probed.stray != 0 && since(self.probed.stray) < Duration::from_nanos(heard_for))
                 .then(|| u16::from_be_bytes(self.probed.stray_port)),
         }
     }
@@ -585,6 +597,23 @@ mod tests {
         assert_eq!(tried(&world, false).len(), 250);
         world.run(60);
         assert_eq!(tried(&world, true).len(), 150);
+    }
+
+    #[test]
+    fn in_a_swarm_whose_probes_are_rare_they_are_not_forgotten_in_between() {
+        let mut world = World::new((0..2000u32).map(|n| (n.to_be_bytes(), 1500)));
+        let vtep = 7u32.to_be_bytes();
+        let entry = world.probed.get_mut(&vtep).unwrap();
+        (entry.heard, entry.stray, entry.stray_port) = (world.now, world.now, 7789u16.to_be_bytes());
+        let mut view_at = |later: u64| {
+            world.prober.read(world.now + later * SECOND, &world.probed);
+            world.prober.views().remove(&vtep).unwrap()
+        };
+        let view = view_at(100);
+        assert!(view.is_heard(), "{view:?}");
+        assert_eq!(view.port, Some(7789));
+        let view = view_at(130);
+        assert!(!view.is_heard() && view.port.is_none(), "{view:?}");
     }
 
     #[test]
