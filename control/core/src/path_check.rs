@@ -143,11 +143,13 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
 fn narrowness(here: &Here, path: &PathTo) -> Option<Finding> {
     let PathTo { hostname, address, .. } = path;
     let limit = path.view.limit.filter(|limit| *limit < here.interface)?;
+    // Where not even the limit is known to pass, it is the least that is tried.
+    let sizes = if path.view.passed.is_some() { "more than" } else { "as few as" };
     Some(finding(
         Gravity::Warning,
         path,
         format!(
-            "packets to {hostname} ({address}) of more than {limit} bytes vanish, and no router says so; this node sends no \
+            "packets to {hostname} ({address}) of {sizes} {limit} bytes vanish, and no router says so; this node sends no \
              larger ones now"
         ),
         format!(
@@ -234,6 +236,8 @@ mod tests {
         let narrow = found(|view| view.limit = Some(1400), &[("app".into(), 1450)]);
         assert!(narrow.iter().all(|finding| finding.severity == Gravity::Warning));
         assert!(narrow.iter().any(|finding| finding.problem.contains("more than 1400 bytes vanish")), "{narrow:?}");
+        let nothing = found(|view| (view.limit, view.passed) = (Some(552), None), &[]);
+        assert!(nothing[0].problem.contains("as few as 552 bytes vanish"), "{nothing:?}");
         assert!(
             narrow.iter().any(|finding| finding.problem.contains("network app") && finding.remedy.contains("1350"))
         );

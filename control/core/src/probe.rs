@@ -6,7 +6,7 @@
 //! without an answer, and passes again after [`PASSES`] with one, so that a single lost packet changes nothing.
 //!
 //! If large probes get no answer where small ones do, no router has said why: the size that passes is searched for (as
-//! RFC 8899 does), and every ten minutes it is tried whether more passes.
+//! RFC 8899 does), to the byte; every ten minutes the search goes on from there, in case more passes now.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,8 +42,7 @@ const RAISE: u64 = 600 * SECOND;
 /// Large probes in a row without an answer until a smaller size is looked for, and each size's chances then.
 const LARGE_FAILS: u32 = 3;
 const SEARCH_FAILS: u32 = 2;
-/// Where the search ends: this near, and never below.
-const NEAR: u16 = 8;
+/// The search begins with this size and never goes below.
 const LEAST: u16 = 552;
 /// Requests of another node that are younger than this say that its packets arrive here; where it sends them seldom, those
 /// that are younger than [`HEARD_PERIODS`] times their distance.
@@ -231,11 +230,65 @@ struct Large {
     waits: Option<(u32, u64, u16)>,
     missed: u32,
     passed: u16,
-    /// Largest size that is known to pass and smallest that is known not to, while it is searched.
-    search: Option<(u16, u16)>,
+    search: Option<Search>,
     /// What the search has found; 0: nothing limits it.
     limit: u16,
-    raise: u64,
+    /// When the next search for more begins.
+    raise_at: u64,
+}
+
+/// A search for the largest size that passes.
+#[derive(Clone, Copy, Debug)]
+struct Search {
+    /// Largest size that is known to pass; 0: not even [`LEAST`] is.
+    passes: u16,
+    /// Smallest size that is taken not to pass.
+    fails: u16,
+    /// [`Search::passes`] when it began.
+    bottom: u16,
+    /// [`Search::fails`] when it began. The search asks for nothing larger.
+    top: u16,
+}
+
+/// What a search has found.
+enum Found {
+    /// Its top passes.
+    All,
+    /// This much passes, and no byte more.
+    Most(u16),
+    /// Not even the least size passes.
+    Nothing,
+}
+
+impl Search {
+    fn new(passes: u16, top: u16) -> Self {
+        Self { passes, fails: top, bottom: passes, top }
+    }
+
+    /// What is tried next. Before the search ends the smallest size that does not pass is tried once more: what was lost by
+    /// chance, there or where the search began, must not limit the path for ten minutes.
+    fn next(&self) -> u16 {
+        match (self.passes, self.fails - self.passes) {
+            (0, _) => LEAST,
+            (_, 1) => self.fails,
+            // As a rule nothing has changed since the last search, and one byte more tells.
+            (passes, _) if passes == self.bottom && self.fails == self.top => passes + 1,
+            (passes, apart) => passes + apart / 2,
+        }
+    }
+
+    /// Takes note of what became of a probe of that size. Says what the search has found, if that ends it.
+    fn note(&mut self, size: u16, passed: bool) -> Option<Found> {
+        match (passed, size == self.fails) {
+            (true, false) => self.passes = size,
+            (true, true) if size == self.top => return Some(Found::All),
+            (true, true) => (self.passes, self.fails) = (size, self.top),
+            (false, true) if self.passes == 0 => return Some(Found::Nothing),
+            (false, true) => return Some(Found::Most(self.passes)),
+            (false, false) => self.fails = size,
+        }
+        None
+    }
 }
 
 impl Prober {
@@ -316,6 +369,34 @@ impl Prober {
     }
 }
 
+impl Large {
+    /// Begins to look whether more passes than was found, up to what the interface takes.
+    fn raise(&mut self, interface: u16) {
+        self.missed = 0;
+        if self.limit < interface {
+            // The limit is not known to pass if not even the least size did.
+            let passes = if self.passed == 0 { 0 } else { self.limit };
+            self.search = Some(Search::new(passes, interface));
+        } else {
+            self.limit = 0;
+        }
+    }
+
+    fn end(&mut self, found: Option<Found>, now: u64) {
+        let Some(found) = found else { return };
+        let top = self.search.take().map_or(0, |search| search.top);
+        match found {
+            // An earlier search's limit holds if this one has not looked beyond it.
+            Found::All if top > self.limit => self.limit = 0,
+            Found::All => {}
+            Found::Most(size) => (self.limit, self.passed) = (size, size),
+            Found::Nothing => (self.limit, self.passed) = (LEAST, 0),
+        }
+        // A limit at which probes are lost as well is looked at again soon.
+        self.raise_at = now + if self.passed == 0 { LARGE } else { RAISE };
+    }
+}
+
 impl Path {
     fn new(now: u64, next: u64, large: u64) -> Self {
         Self {
@@ -358,15 +439,15 @@ impl Path {
 
     /// The size of the large probe that is due.
     fn large_due(&mut self, now: u64, taken: u16, interface: u16) -> Option<u16> {
-        let large = &self.large;
+        let large = &mut self.large;
         if self.state != State::Passing || self.missed > 0 || large.waits.is_some() {
             return None;
         }
-        if let Some((passes, fails)) = large.search {
-            return Some(passes + (fails - passes) / 2);
+        if large.search.is_none() && large.limit != 0 && now >= large.raise_at {
+            large.raise(interface);
         }
-        if large.limit != 0 && now >= large.raise {
-            return Some(interface);
+        if let Some(search) = large.search {
+            return Some(search.next());
         }
         // Twice at the usual pace would take a minute.
         let again = large.missed > 0 && large.missed < LARGE_FAILS;
@@ -388,30 +469,15 @@ impl Path {
         } else if small_passes {
             large.missed += 1;
         }
-        match large.search {
-            Some((_, fails)) if answered => large.search = Some((size, fails)),
-            Some((passes, _)) if large.missed >= SEARCH_FAILS => {
-                large.search = Some((passes, size));
+        if let Some(search) = &mut large.search {
+            if answered || large.missed >= SEARCH_FAILS {
                 large.missed = 0;
+                let found = search.note(size, answered);
+                large.end(found, now);
             }
-            None if answered && large.limit != 0 && size > large.limit => large.limit = 0,
-            None if large.limit != 0 && now >= large.raise && !answered => {
-                large.raise = now + RAISE;
-                large.missed = 0;
-            }
-            None if large.missed >= LARGE_FAILS && size > LEAST => {
-                large.search = Some((LEAST, size));
-                large.missed = 0;
-            }
-            _ => {}
-        }
-        if let Some((passes, fails)) = large.search
-            && fails - passes <= NEAR
-        {
-            large.limit = passes;
-            large.passed = passes;
-            large.search = None;
-            large.raise = now + RAISE;
+        } else if large.missed >= LARGE_FAILS && size > LEAST {
+            large.search = Some(Search::new(0, size));
+            large.missed = 0;
         }
     }
 
@@ -549,15 +615,72 @@ mod tests {
         world.run(40);
         world.paths.insert(A, 1400);
         world.run(90);
-        let limit = world.view().limit.unwrap();
-        assert!((1392..=1400).contains(&limit), "{limit}");
-        assert_eq!(world.prober.limits(), BTreeMap::from([(A, limit)]));
+        assert_eq!((world.view().limit, world.view().passed), (Some(1400), Some(1400)));
+        assert_eq!(world.prober.limits(), BTreeMap::from([(A, 1400)]));
         assert_eq!(world.view().state, State::Passing);
+        world.sent.clear();
         world.run(650);
-        assert_eq!(world.view().limit, Some(limit));
+        assert_eq!(world.view().limit, Some(1400));
+        let more = world.sent.iter().filter(|due| due.size > 1400).count();
+        assert!((1..=4).contains(&more), "{more}");
         world.paths.insert(A, 1500);
         world.run(650);
         assert_eq!(world.view().limit, None);
+    }
+
+    #[test]
+    fn lost_probes_alone_limit_nothing() {
+        let mut world = World::new([(A, 1500)]);
+        world.run(40);
+        // Three begin a search, more of them lead it astray.
+        for unlucky in [3, 5, 8] {
+            world.unlucky = unlucky;
+            world.run(120);
+            assert_eq!((world.unlucky, world.view().limit, world.view().passed), (0, None, Some(1500)), "{unlucky}");
+        }
+    }
+
+    #[test]
+    fn a_lost_probe_does_not_make_a_narrow_path_narrower() {
+        let mut world = World::new([(A, 1500)]);
+        world.run(40);
+        world.paths.insert(A, 1400);
+        while world.prober.paths[&A].large.search.is_none() {
+            world.run(1);
+        }
+        world.unlucky = 2;
+        world.run(120);
+        assert_eq!((world.unlucky, world.view().limit), (0, Some(1400)));
+    }
+
+    #[test]
+    fn between_interfaces_of_other_sizes_the_smaller_one_is_found() {
+        let mut world = World::new([(A, 1500)]);
+        world.interface = 8896;
+        world.run(120);
+        assert_eq!((world.view().limit, world.view().passed), (Some(1500), Some(1500)));
+    }
+
+    #[test]
+    fn a_narrow_path_that_takes_a_little_more_is_used() {
+        let mut world = World::new([(A, 1400)]);
+        world.run(120);
+        assert_eq!(world.view().limit, Some(1400));
+        world.paths.insert(A, 1450);
+        world.run(700);
+        assert_eq!((world.view().limit, world.view().passed), (Some(1450), Some(1450)));
+        // And one that takes less than it did is measured anew.
+        world.paths.insert(A, 1300);
+        world.run(120);
+        assert_eq!(world.view().limit, Some(1300));
+    }
+
+    #[test]
+    fn what_no_probe_has_shown_to_pass_is_not_said_to() {
+        let mut world = World::new([(A, 400)]);
+        world.run(120);
+        assert_eq!((world.view().state, world.view().passed), (State::Passing, None));
+        assert!(world.sent.iter().any(|due| due.size == LEAST));
     }
 
     #[test]
