@@ -69,13 +69,39 @@ pub fn findings(here: &Here, paths: &[PathTo], networks: &[(String, u32)]) -> Ve
         found.extend(narrowness(here, path));
         found.extend(networks.iter().filter_map(|(name, mtu)| too_large(path, name, *mtu)));
     }
+    found.extend(waiting(paths));
     found.sort_by(|a, b| (a.severity, &a.node).cmp(&(b.severity, &b.node)));
     found
 }
 
-/// Whether anything stands in the way of traffic.
+/// Whether anything stands in the way of traffic, or none was seen to pass yet. A node that joins is given a moment, or all
+/// others would not be healthy whenever one does.
 pub fn blocked(paths: &[PathTo]) -> bool {
-    paths.iter().any(|path| path.view.state == State::Failing || path.view.port.is_some())
+    paths.iter().any(|PathTo { view, .. }| match view.state {
+        State::Failing => true,
+        State::Waiting => !view.joining || view.port.is_some(),
+        State::Passing => view.port.is_some(),
+    })
+}
+
+/// Paths without an answer yet, in one: after a start these are all.
+fn waiting(paths: &[PathTo]) -> Option<Finding> {
+    const NAMED: usize = 3;
+    let mut waiting = paths.iter().filter(|path| path.view.state == State::Waiting && path.view.port.is_none());
+    let first = waiting.clone().next()?;
+    let named: Vec<_> =
+        waiting.by_ref().take(NAMED).map(|path| format!("{} ({})", path.hostname, path.address)).collect();
+    let others = match waiting.count() {
+        0 => String::new(),
+        1 => " and to one other node".to_owned(),
+        others => format!(" and to {others} other nodes"),
+    };
+    Some(finding(
+        Gravity::Warning,
+        first,
+        format!("waiting for the first probe to pass to {}{others}", named.join(", ")),
+        "wait a few seconds and look again".to_owned(),
+    ))
 }
 
 fn finding(severity: Gravity, path: &PathTo, problem: String, remedy: String) -> Finding {
@@ -120,12 +146,6 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
                  {own} and {address}, port {port}, pass both ways. A node without Hiveway has `dataplane: none` in a table"
             ),
         )),
-        State::Waiting => Some(finding(
-            Gravity::Warning,
-            path,
-            format!("{hostname} ({address}) has not answered a probe yet"),
-            "wait a few seconds and look again".to_owned(),
-        )),
         State::Passing if view.loss >= LOSSY && view.counted >= ENOUGH => Some(finding(
             Gravity::Warning,
             path,
@@ -136,7 +156,7 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
             ),
             "look at the counters of the links and queues between the nodes (`ip -s link`, switches)".to_owned(),
         )),
-        State::Passing => None,
+        State::Waiting | State::Passing => None,
     }
 }
 
@@ -204,6 +224,7 @@ mod tests {
             heard: Some(Duration::from_secs(1)),
             heard_for: Duration::from_secs(30),
             port: None,
+            joining: false,
         };
         change(&mut view);
         PathTo { hostname: "n2".into(), address: Ipv4Addr::new(192, 0, 2, 2), mtu: view.limit.unwrap_or(1500), view }
@@ -217,6 +238,19 @@ mod tests {
     fn a_path_in_order_is_not_worth_a_word() {
         assert_eq!(found(|_| {}, &[("app".into(), 1450)]), []);
         assert!(!blocked(&[path(|_| {})]));
+    }
+
+    #[test]
+    fn what_has_not_passed_yet_does_not_pass() {
+        let waits = |joining| path(|view| (view.state, view.joining) = (State::Waiting, joining));
+        assert!(blocked(&[path(|_| {}), waits(false)]));
+        // A moment for a node that joins.
+        assert!(!blocked(&[path(|_| {}), waits(true)]));
+        let many: Vec<_> = (0..200).map(|_| waits(false)).collect();
+        let found = findings(&here(), &many, &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let three = "n2 (192.0.2.2), n2 (192.0.2.2), n2 (192.0.2.2)";
+        assert_eq!(found[0].problem, format!("waiting for the first probe to pass to {three} and to 197 other nodes"));
     }
 
     #[test]

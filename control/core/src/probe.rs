@@ -3,7 +3,8 @@
 //!
 //! Each other node is sent a small probe every second, and where there are more than [`SMALL_PER_SECOND`] nodes less often;
 //! and a probe as large as the path is taken to carry every half minute. A path fails after [`FAILS`] small probes in a row
-//! without an answer, and passes again after [`PASSES`] with one, so that a single lost packet changes nothing.
+//! without an answer, and passes again after [`PASSES`] with one, so that a single lost packet changes nothing. Before the
+//! first answer it is waited for, and that is not passing; only a node that joins while others pass is given a moment.
 //!
 //! If large probes get no answer where small ones do, no router has said why: the size that passes is searched for (as
 //! RFC 8899 does), to the byte; every ten minutes the search goes on from there, in case more passes now.
@@ -27,6 +28,9 @@ pub const LARGE_PER_SECOND: u64 = 4;
 pub const FAILS: u32 = 3;
 /// The same for a path that never has: the other node's agent may start later than this one.
 pub const FAILS_AT_FIRST: u32 = 10;
+/// For so long a node that has just joined is waited for without a word, if the paths to others pass. Its first probe is due at
+/// once; longer than a path takes to fail it must not go unnoticed.
+pub const JOINS: Duration = Duration::from_secs(3);
 /// Answered small probes in a row until a path that has failed passes.
 pub const PASSES: u32 = 2;
 
@@ -55,7 +59,7 @@ const WINDOW: u32 = 60;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Nothing is known yet.
+    /// No probe was answered yet.
     Waiting,
     /// Probes are answered.
     Passing,
@@ -148,9 +152,16 @@ pub struct PathView {
     pub heard_for: Duration,
     /// The port that the other node uses for VXLAN, if it was seen to be another one.
     pub port: Option<u16>,
+    /// The node has joined less than [`JOINS`] ago, while other paths passed.
+    pub joining: bool,
 }
 
 impl PathView {
+    /// A path that has not been probed.
+    pub fn unknown(joining: bool) -> Self {
+        Self { joining, ..Path::new(0, 0, 0).view(0) }
+    }
+
     /// The other node's packets arrive here, which says which direction it is that fails.
     pub fn is_heard(&self) -> bool {
         self.heard.is_some_and(|heard| heard < self.heard_for)
@@ -208,6 +219,8 @@ impl Bucket {
 struct Path {
     state: State,
     since: u64,
+    /// Other paths passed when this one came.
+    joined: bool,
     /// When the next small probe is due.
     next: u64,
     sequence: u32,
@@ -295,11 +308,16 @@ impl Prober {
     /// Probes the paths to these nodes from now on, and forgets the others.
     pub fn follow(&mut self, nodes: &BTreeSet<Ip4>, now: u64) {
         self.paths.retain(|vtep, _| nodes.contains(vtep));
+        let joined = self.paths.values().any(|path| path.state == State::Passing);
+        let mut new = 0..;
         let count = nodes.len().max(1) as u64;
         for (number, vtep) in (0..).zip(nodes) {
-            // Spread, so that they are not sent in one burst each time.
-            let at = |period| now + period * number / count;
-            self.paths.entry(*vtep).or_insert_with(|| Path::new(now, at(SMALL), at(LARGE / 10) + 2 * SECOND));
+            self.paths.entry(*vtep).or_insert_with(|| {
+                // Spread, so that they are not sent in one burst each time, but as soon as may be.
+                let small = now + new.next().unwrap_or(0) * (SECOND / SMALL_PER_SECOND);
+                let large = now + 2 * SECOND + LARGE / 10 * number / count;
+                Path { joined, ..Path::new(now, small, large) }
+            });
         }
     }
 
@@ -318,8 +336,8 @@ impl Prober {
         for vtep in self.small.turn(&self.paths) {
             let Some(path) = self.paths.get_mut(&vtep) else { continue };
             if now >= path.next && path.waits.is_none() && self.small.take(SMALL_PER_SECOND, vtep) {
-                // Again soon if the last one was lost.
-                path.next = now + if path.missed > 0 && path.missed < FAILS { SMALL } else { period };
+                // Again soon if the last one was lost, until that is enough to go by.
+                path.next = now + if path.missed > 0 && path.state != State::Failing { SMALL } else { period };
                 path.sequence = path.sequence.wrapping_add(1).max(1);
                 path.waits = Some((path.sequence, now));
                 due.push(Due { vtep, sequence: path.sequence, size: OUTER_LEN as u16 });
@@ -402,6 +420,7 @@ impl Path {
         Self {
             state: State::Waiting,
             since: now,
+            joined: false,
             next,
             sequence: 0,
             waits: None,
@@ -498,6 +517,7 @@ impl Path {
             heard_for: Duration::from_nanos(heard_for),
             port: (self.probed.stray != 0 && since(self.probed.stray) < Duration::from_nanos(heard_for))
                 .then(|| u16::from_be_bytes(self.probed.stray_port)),
+            joining: self.joined && self.state == State::Waiting && since(self.since) < JOINS,
         }
     }
 }
@@ -582,6 +602,40 @@ mod tests {
         world.paths.insert(A, 1500);
         world.run(4);
         assert_eq!(world.view().state, State::Passing);
+    }
+
+    #[test]
+    fn a_node_is_given_a_moment_only_if_it_joins_while_others_pass() {
+        const B: Ip4 = [192, 0, 2, 3];
+        let mut world = World::new([(A, 1500)]);
+        assert_eq!((world.view().state, world.view().joining), (State::Waiting, false));
+        world.run(1);
+        assert_eq!(world.view().state, State::Passing);
+        world.paths.insert(B, 0);
+        world.probed.insert(B, Probed::default());
+        world.prober.follow(&BTreeSet::from([A, B]), world.now);
+        let b = |world: &World| (world.prober.views()[&B].state, world.prober.views()[&B].joining);
+        assert_eq!(b(&world), (State::Waiting, true));
+        world.run(2);
+        assert_eq!(b(&world), (State::Waiting, true));
+        world.run(2);
+        assert_eq!(b(&world), (State::Waiting, false));
+        // After all paths have failed there is nothing to go by.
+        world.paths.insert(A, 0);
+        world.run(10);
+        world.prober.follow(&BTreeSet::from([A]), world.now);
+        world.prober.follow(&BTreeSet::from([A, B]), world.now);
+        assert_eq!(b(&world), (State::Waiting, false));
+    }
+
+    #[test]
+    fn a_first_probe_that_is_lost_is_followed_by_others_at_once() {
+        // Of a thousand paths each is probed every 20 seconds.
+        let mut world = World::new((0..1000u32).map(|n| (n.to_be_bytes(), 1500)));
+        let vtep = 7u32.to_be_bytes();
+        world.paths.insert(vtep, 0);
+        world.run(30);
+        assert_eq!(world.prober.views()[&vtep].state, State::Failing);
     }
 
     #[test]

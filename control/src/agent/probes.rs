@@ -5,13 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
     os::fd::{AsRawFd as _, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use dataplane::{MapFault, Probes, monotonic_now};
 use dataplane_common::addr::Ip4;
-use hiveway_core::probe::{Due, PathView, Prober, Stamp, frame};
+use hiveway_core::probe::{Due, PathView, Prober, Stamp, State, frame};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::{
     sync::watch,
@@ -51,6 +51,8 @@ pub struct Paths {
 
 #[derive(Clone, Debug, Default)]
 struct PathsState {
+    /// The nodes that are to be tried, from the moment on when that is decided.
+    wanted: BTreeSet<Ip4>,
     views: BTreeMap<Ip4, PathView>,
     /// The longest outer packet that the programs send there.
     mtus: BTreeMap<Ip4, u16>,
@@ -65,9 +67,13 @@ impl Paths {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What probes have shown.
+    /// What probes have shown of each path that is to be tried.
     pub fn views(&self) -> BTreeMap<Ip4, PathView> {
-        self.lock().views.clone()
+        let state = self.lock();
+        // A path that the prober has not come to yet is known not to have passed.
+        let joining = state.views.values().any(|view| view.state == State::Passing);
+        let view = |vtep| state.views.get(vtep).cloned().unwrap_or_else(|| PathView::unknown(joining));
+        state.wanted.iter().map(|vtep| (*vtep, view(vtep))).collect()
     }
 
     /// The longest outer packet that the programs send to each node.
@@ -93,6 +99,7 @@ impl Paths {
 #[derive(Debug)]
 pub(super) struct Probing {
     wanted: watch::Sender<Wanted>,
+    paths: Arc<Paths>,
     prober: JoinHandle<()>,
 }
 
@@ -101,16 +108,17 @@ impl Probing {
     ///
     /// # Errors
     /// When the kernel refuses a packet socket.
-    pub(super) fn start(probes: Probes, paths: std::sync::Arc<Paths>) -> io::Result<Self> {
+    pub(super) fn start(probes: Probes, paths: Arc<Paths>) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(Wanted::default());
         // Sends only: with protocol 0 nothing is received.
         let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        let sender = Sender { raw, probes, paths, prober: Prober::default(), nodes: BTreeSet::new() };
-        Ok(Self { wanted, prober: tokio::spawn(sender.run(wants)) })
+        let sender = Sender { raw, probes, paths: paths.clone(), prober: Prober::default(), nodes: BTreeSet::new() };
+        Ok(Self { wanted, paths, prober: tokio::spawn(sender.run(wants)) })
     }
 
     /// Tries these from now on.
     pub(super) fn follow(&self, wanted: Wanted) {
+        self.paths.lock().wanted.clone_from(&wanted.nodes);
         self.wanted.send_if_modified(|now| {
             let differs = *now != wanted;
             *now = wanted;
@@ -128,7 +136,7 @@ impl Drop for Probing {
 struct Sender {
     raw: OwnedFd,
     probes: Probes,
-    paths: std::sync::Arc<Paths>,
+    paths: Arc<Paths>,
     prober: Prober,
     nodes: BTreeSet<Ip4>,
 }
@@ -198,5 +206,25 @@ impl Sender {
             )
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_waited_for_from_the_moment_when_it_is_wanted() {
+        let (a, b) = ([192, 0, 2, 2], [192, 0, 2, 3]);
+        let paths = Paths::default();
+        paths.lock().wanted.insert(a);
+        let view = paths.views().remove(&a).unwrap();
+        assert_eq!((view.state, view.joining), (State::Waiting, false));
+        // One that joins later, and one that has gone.
+        paths.lock().views.insert(a, PathView { state: State::Passing, ..view });
+        paths.lock().wanted.insert(b);
+        assert!(paths.views()[&b].joining);
+        paths.lock().wanted.remove(&a);
+        assert!(!paths.views().contains_key(&a));
     }
 }

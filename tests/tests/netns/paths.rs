@@ -1,6 +1,9 @@
 //! Paths between nodes that take less than the nodes' own interfaces.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
@@ -184,7 +187,7 @@ fn nodes_try_the_paths_between_them() {
         pass(&cluster.agents)?;
         // The data plane answers, whatever becomes of the agent.
         n2.sigkill();
-        std::thread::sleep(std::time::Duration::from_secs(6));
+        std::thread::sleep(Duration::from_secs(6));
         pass(&[n1.clone(), n3])?;
         n2.launch()?;
         n2.wait_ready()?;
@@ -197,6 +200,42 @@ fn nodes_try_the_paths_between_them() {
         cluster.table.item_mut("nodes", "n2")["state"] = serde_json::json!("down");
         cluster.table.write(&cluster.file)?;
         pass(&[n1])
+    });
+}
+
+#[test]
+fn a_node_is_not_healthy_before_traffic_was_seen_to_pass() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 3, table())?;
+        pass(&cluster.agents)?;
+        let [n1, n3] = [0, 2].map(|n| cluster.agents[n].clone());
+        close_way(lab, "n1", "192.168.77.12")?;
+        n1.terminate()?;
+        n1.launch()?;
+        // From the first answer until the path is known to fail, and beyond.
+        let (started, mut ready) = (Instant::now(), None);
+        let (mut waited, mut said) = (false, String::new());
+        while ready.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(15)) {
+            ensure!(started.elapsed() < 2 * PATIENCE, "the agent is not ready after {:?}", started.elapsed());
+            let Ok(status) = n1.json(&["status"]) else { continue };
+            ensure!(status["healthy"] != true, "healthy after {:?}: {}", started.elapsed(), status["paths"]);
+            if status["ready"] == true {
+                ready.get_or_insert_with(Instant::now);
+            }
+            said = status["path_problems"].to_string();
+            waited |= said.contains("waiting for the first probe to pass to n2 (192.168.77.12)");
+        }
+        ensure!(waited, "nothing was said of the first probe; at last: {said}");
+        complains(&n1, &["n2", "packets from 192.168.77.11 to 192.168.77.12, UDP port 4789, are lost on the way"])?;
+        open_way(lab)?;
+        pass(&cluster.agents)?;
+        // Where traffic passes that is known soon.
+        n3.terminate()?;
+        n3.restart()?;
+        let started = Instant::now();
+        pass(std::slice::from_ref(&n3))?;
+        ensure!(started.elapsed() < Duration::from_secs(10), "healthy only after {:?}", started.elapsed());
+        Ok(())
     });
 }
 

@@ -293,8 +293,11 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         wait_for("the mesh to be taken over", PATIENCE, || {
             assert_even(&peer::tcp_load(&client, "192.168.77.11:8080", 20, 1)?, &WEB, 10)
         })?;
-        let status = cluster.agents[0].json(&["status"])?;
-        ensure!(status["dead_ports"].is_null() && status["healthy"] == true, "{status:#}");
+        wait_for("the node to be healthy", PATIENCE, || {
+            let status = cluster.agents[0].json(&["status"])?;
+            ensure!(status["dead_ports"].is_null() && status["healthy"] == true, "{status:#}");
+            Ok(())
+        })?;
         // A roll-back leaves them dead again, and says so.
         cluster.agents[0].terminate()?;
         let said = cluster.agents[0].teardown()?;

@@ -45,9 +45,9 @@ pub(super) struct Check {
     node: String,
     hostname: String,
     address: Option<Ipv4Addr>,
-    /// Nothing is known about some path yet.
+    /// Some path has not passed a probe yet.
     waiting: bool,
-    /// No problem is an error.
+    /// [`Known::passing`].
     passing: bool,
     paths: Vec<PathRow>,
     problems: Vec<Finding>,
@@ -85,7 +85,7 @@ impl Known {
         }
     }
 
-    /// No path is known to fail.
+    /// Every path was seen to pass, or its node has just joined, and none is known to fail.
     pub(super) fn passing(&self) -> bool {
         self.fault.is_none() && !blocked(&self.paths())
     }
