@@ -5,7 +5,10 @@ use std::{net::Ipv4Addr, time::Duration};
 use dataplane_common::headers::ENCAP_LEN;
 use serde::Serialize;
 
-use crate::probe::{PathView, State};
+use crate::{
+    model::Carrier,
+    probe::{PathView, State},
+};
 
 /// Loss from which it is worth a warning.
 const LOSSY: f64 = 0.05;
@@ -38,6 +41,17 @@ pub struct Here {
     pub interface: u16,
 }
 
+/// An overlay network that containers' packets keep to.
+#[derive(Clone, Debug)]
+pub struct Overlay {
+    /// Its name.
+    pub name: String,
+    /// MTU of the containers' interfaces.
+    pub mtu: u32,
+    /// Who carries what containers send each other.
+    pub carrier: Carrier,
+}
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,15 +75,15 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// What is wrong with the paths. `networks`: name and MTU of each overlay network that containers' packets keep to.
-pub fn findings(here: &Here, paths: &[PathTo], networks: &[(String, u32)]) -> Vec<Finding> {
+/// What is wrong with the paths, and with the networks over them: of each network once.
+pub fn findings(here: &Here, paths: &[PathTo], networks: &[Overlay]) -> Vec<Finding> {
     let mut found = Vec::new();
     for path in paths {
         found.extend(silence(here, path));
         found.extend(narrowness(here, path));
-        found.extend(networks.iter().filter_map(|(name, mtu)| too_large(path, name, *mtu)));
     }
     found.extend(waiting(paths));
+    found.extend(networks.iter().filter_map(|network| too_large(paths, network)));
     found.sort_by(|a, b| (a.severity, &a.node).cmp(&(b.severity, &b.node)));
     found
 }
@@ -180,22 +194,37 @@ fn narrowness(here: &Here, path: &PathTo) -> Option<Finding> {
     ))
 }
 
-/// A network whose full packets do not fit.
-fn too_large(path: &PathTo, network: &str, mtu: u32) -> Option<Finding> {
-    let PathTo { hostname, address, mtu: takes, .. } = path;
-    let fits = u32::from(*takes).saturating_sub(ENCAP_LEN as u32);
+/// A network whose full packets do not fit, with the narrowest path and how many others there are.
+fn too_large(paths: &[PathTo], network: &Overlay) -> Option<Finding> {
+    let fits = |path: &PathTo| u32::from(path.mtu).saturating_sub(ENCAP_LEN as u32);
     // Nothing is known yet where the path takes nothing.
-    (mtu > fits && *takes != 0).then(|| {
-        finding(
-            Gravity::Warning,
-            path,
-            format!(
-                "network {network} has an MTU of {mtu}: with {ENCAP_LEN} bytes of tunnel that is more than the {takes} bytes \
-                 that the path to {hostname} ({address}) takes; containers are told to send less"
-            ),
-            format!("make the network with an MTU of {fits}, or the path wider"),
-        )
-    })
+    let narrow = || paths.iter().filter(|path| path.mtu != 0 && network.mtu > fits(path));
+    let narrowest = narrow().min_by_key(|path| (path.mtu, &path.hostname))?;
+    let others = match narrow().count() - 1 {
+        0 => String::new(),
+        1 => ", and the path to one other node is too narrow as well".to_owned(),
+        others => format!(", and the paths to {others} other nodes are too narrow as well"),
+    };
+    let PathTo { hostname, address, mtu: takes, .. } = narrowest;
+    let Overlay { name, mtu, carrier } = network;
+    let fits = fits(narrowest);
+    let (then, make) = match carrier {
+        Carrier::Hiveway => ("containers are told to send less", format!("an MTU of {fits}")),
+        Carrier::Engine => (
+            "what its containers send each other the engine carries: Hiveway does not tell them, and larger packets may be \
+             fragmented or lost",
+            format!("`--opt com.docker.network.driver.mtu={fits}`"),
+        ),
+    };
+    Some(finding(
+        Gravity::Warning,
+        narrowest,
+        format!(
+            "network {name} has an MTU of {mtu}: with {ENCAP_LEN} bytes of tunnel that is more than the {takes} bytes that \
+             the path to {hostname} ({address}) takes{others}; {then}"
+        ),
+        format!("make the network with {make}, or the path wider"),
+    ))
 }
 
 /// As people write it.
@@ -230,13 +259,17 @@ mod tests {
         PathTo { hostname: "n2".into(), address: Ipv4Addr::new(192, 0, 2, 2), mtu: view.limit.unwrap_or(1500), view }
     }
 
-    fn found(change: impl FnOnce(&mut PathView), networks: &[(String, u32)]) -> Vec<Finding> {
+    fn app(mtu: u32) -> Overlay {
+        Overlay { name: "app".into(), mtu, carrier: Carrier::Hiveway }
+    }
+
+    fn found(change: impl FnOnce(&mut PathView), networks: &[Overlay]) -> Vec<Finding> {
         findings(&here(), &[path(change)], networks)
     }
 
     #[test]
     fn a_path_in_order_is_not_worth_a_word() {
-        assert_eq!(found(|_| {}, &[("app".into(), 1450)]), []);
+        assert_eq!(found(|_| {}, &[app(1450)]), []);
         assert!(!blocked(&[path(|_| {})]));
     }
 
@@ -263,11 +296,37 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_named_once() {
+        let narrow = |n: u8, mtu: u16| {
+            let mut path = path(|_| {});
+            (path.hostname, path.address, path.mtu) = (format!("n{n}"), Ipv4Addr::new(192, 0, 2, n), mtu);
+            path
+        };
+        let paths = [narrow(2, 1400), narrow(3, 1380), narrow(4, 1500), narrow(5, 1400), narrow(6, 0)];
+        let found = findings(&here(), &paths, &[app(1450), app(1300)]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(
+            (found[0].node.as_str(), found[0].problem.as_str(), found[0].remedy.as_str()),
+            (
+                "n3",
+                "network app has an MTU of 1450: with 50 bytes of tunnel that is more than the 1380 bytes that the path to \
+                 n3 (192.0.2.3) takes, and the paths to 2 other nodes are too narrow as well; containers are told to send \
+                 less",
+                "make the network with an MTU of 1330, or the path wider"
+            )
+        );
+        // Between containers on an engine's network the engine's tunnel decides.
+        let engine = findings(&here(), &paths, &[Overlay { carrier: Carrier::Engine, ..app(1450) }]);
+        assert!(engine[0].problem.contains("Hiveway does not tell them"), "{engine:?}");
+        assert!(engine[0].remedy.contains("com.docker.network.driver.mtu=1330"), "{engine:?}");
+    }
+
+    #[test]
     fn ports_and_sizes_are_named() {
         let port = found(|view| (view.state, view.port) = (State::Failing, Some(7789)), &[]);
         assert!(port[0].problem.contains("UDP port 7789, this node uses port 4789"), "{port:?}");
         assert_eq!(port.len(), 1);
-        let narrow = found(|view| view.limit = Some(1400), &[("app".into(), 1450)]);
+        let narrow = found(|view| view.limit = Some(1400), &[app(1450)]);
         assert!(narrow.iter().all(|finding| finding.severity == Gravity::Warning));
         assert!(narrow.iter().any(|finding| finding.problem.contains("more than 1400 bytes vanish")), "{narrow:?}");
         let nothing = found(|view| (view.limit, view.passed) = (Some(552), None), &[]);

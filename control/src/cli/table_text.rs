@@ -260,7 +260,7 @@ fn status(value: &Value) -> String {
     if !warnings.is_empty() {
         out += &format!("\nWarnings:\n  {}\n", warnings.join("\n  "));
     }
-    out += &check::problems(&value["path_problems"]);
+    out += &path_problems(&value["path_problems"]);
     let shadowed = value["shadowed"].as_array().filter(|sockets| !sockets.is_empty());
     if let Some(sockets) = shadowed {
         out += "\nLocal processes on published ports (the service answers instead):\n";
@@ -294,6 +294,18 @@ fn status(value: &Value) -> String {
         }
     }
     out
+}
+
+/// The first of them, the worst: `status` is about all of the node.
+fn path_problems(problems: &Value) -> String {
+    const SHOWN: usize = 5;
+    let all = problems.as_array().map(Vec::as_slice).unwrap_or_default();
+    let (shown, others) = all.split_at(all.len().min(SHOWN));
+    let more = match others.len() {
+        0 => String::new(),
+        more => format!("\n{more} more problems with paths to other nodes: `hiveway check`\n"),
+    };
+    check::problems(&Value::from(shown)) + &more
 }
 
 /// Who gives us tables, and whom we give them to.
@@ -486,6 +498,18 @@ mod tests {
         let want = "REASON       PACKETS  BYTES\nspoofed_mac  3        180\nno_flow      12       720\n";
         assert_eq!(render(Request::Drops, &drops), want);
         assert_eq!(render(Request::Drops, &json!([])), "no drops\n");
+    }
+
+    #[test]
+    fn few_problems_of_paths_are_shown() {
+        let problems: Vec<_> = (0..300)
+            .map(|n| json!({"severity": "error", "problem": format!("n{n} is silent"), "remedy": "talk"}))
+            .collect();
+        let shown = path_problems(&json!(problems));
+        assert_eq!(shown.matches("is silent").count(), 5, "{shown}");
+        assert!(shown.starts_with("\nerror: n0 is silent\n") && shown.contains("\n295 more problems"), "{shown}");
+        assert_eq!(path_problems(&json!(problems[..1])), "\nerror: n0 is silent\n  remedy: talk\n");
+        assert_eq!(path_problems(&json!([])), "");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use hiveway_core::{
     DEFAULT_VXLAN_PORT,
     model::Node,
-    path_check::{Finding, Here, PathTo, blocked, findings},
+    path_check::{Finding, Here, Overlay, PathTo, blocked, findings},
     probe::State,
 };
 use serde::Serialize;
@@ -118,7 +118,7 @@ impl Known {
     pub(super) fn problems(&self, snapshot: &Snapshot) -> Vec<Finding> {
         // The mesh keeps its segments small itself; other networks' containers go by the network's MTU.
         let networks: Vec<_> = (snapshot.model.networks.values().filter(|network| !network.ingress))
-            .map(|network| (network.name.clone(), network.mtu))
+            .map(|network| Overlay { name: network.name.clone(), mtu: network.mtu, carrier: network.carrier })
             .collect();
         let mut problems: Vec<_> = (self.fault.iter())
             .map(|fault| Finding {
