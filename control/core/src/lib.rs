@@ -28,6 +28,8 @@ pub mod names;
 pub mod next_hop;
 pub mod observed;
 pub mod path_check;
+pub mod path_matrix;
+pub mod path_report;
 pub mod plan;
 pub mod probe;
 mod problem;

@@ -15,6 +15,11 @@ const LOSSY: f64 = 0.05;
 /// Over at least so many probes.
 const ENOUGH: u32 = 20;
 
+/// Whether so much loss over so many probes is worth a warning.
+pub(crate) fn is_lossy(loss: f64, counted: u32) -> bool {
+    loss >= LOSSY && counted >= ENOUGH
+}
+
 /// A node and the path to it.
 #[derive(Clone, Debug)]
 pub struct PathTo {
@@ -67,6 +72,9 @@ pub enum Gravity {
 pub struct Finding {
     /// How bad.
     pub severity: Gravity,
+    /// Host name of the node that sees it; `None`: this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Host name of the other node.
     pub node: String,
     /// What was seen.
@@ -119,7 +127,7 @@ fn waiting(paths: &[PathTo]) -> Option<Finding> {
 }
 
 fn finding(severity: Gravity, path: &PathTo, problem: String, remedy: String) -> Finding {
-    Finding { severity, node: path.hostname.clone(), problem, remedy }
+    Finding { severity, from: None, node: path.hostname.clone(), problem, remedy }
 }
 
 fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
@@ -160,7 +168,7 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
                  {own} and {address}, port {port}, pass both ways. A node without Hiveway has `dataplane: none` in a table"
             ),
         )),
-        State::Passing if view.loss >= LOSSY && view.counted >= ENOUGH => Some(finding(
+        State::Passing if is_lossy(view.loss, view.counted) => Some(finding(
             Gravity::Warning,
             path,
             format!(

@@ -123,6 +123,7 @@ impl Known {
         let mut problems: Vec<_> = (self.fault.iter())
             .map(|fault| Finding {
                 severity: hiveway_core::path_check::Gravity::Error,
+                from: None,
                 node: self.here.hostname.clone(),
                 problem: format!("no probes are sent: {fault}"),
                 remedy: "see `hiveway status`".to_owned(),
