@@ -70,7 +70,7 @@ impl Agent {
         let files = control::certs::Files::of_swarm(&directory.join(node));
         let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: None };
         let ready = watch::Sender::new(false);
-        let handle = start(&hub, options, ready.subscribe());
+        let handle = start(&hub, options, ready.subscribe(), watch::Sender::new(Arc::default()).subscribe());
         Self { engine, table, hub, ready, state_dir, handle }
     }
 

@@ -9,6 +9,7 @@ pub mod host_rules;
 mod memory;
 mod newcomer;
 mod next_hops;
+mod path_news;
 pub mod probes;
 mod programs;
 mod ready;

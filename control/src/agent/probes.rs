@@ -11,7 +11,10 @@ use std::{
 
 use dataplane::{MapFault, Probes, monotonic_now};
 use dataplane_common::addr::Ip4;
-use hiveway_core::probe::{Due, PathView, Prober, Stamp, State, frame};
+use hiveway_core::{
+    path_report::PathReport,
+    probe::{Due, PathView, Prober, Stamp, State, frame},
+};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::{
     sync::watch,
@@ -58,6 +61,8 @@ struct PathsState {
     mtus: BTreeMap<Ip4, u16>,
     /// What probes have found to be the most that passes.
     limits: BTreeMap<Ip4, u16>,
+    /// What the underlay's interface takes.
+    interface: u16,
     /// Why there are no probes.
     fault: Option<String>,
 }
@@ -84,6 +89,12 @@ impl Paths {
     /// Why no probes are sent, if they should be.
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.clone()
+    }
+
+    /// All that is known, as other nodes are told.
+    pub fn report(&self) -> PathReport {
+        let state = self.lock();
+        PathReport::whole(&state.views, &state.mtus, state.interface, state.fault.as_deref())
     }
 
     pub(super) fn limits(&self) -> BTreeMap<Ip4, u16> {
@@ -155,7 +166,8 @@ impl Sender {
             }
             {
                 let mut state = self.paths.lock();
-                (state.views, state.limits, state.fault) = (self.prober.views(), self.prober.limits(), fault);
+                (state.views, state.limits) = (self.prober.views(), self.prober.limits());
+                (state.interface, state.fault) = (wanted.interface, fault);
             }
             let idle = wanted.nodes.is_empty();
             tokio::select! {

@@ -16,6 +16,7 @@ use super::{
     host_rules::HostRules,
     memory,
     next_hops::NextHops,
+    path_news,
     probes::{Paths, Probing},
     ready,
     reconcile::{Agent, Cause},
@@ -64,7 +65,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let conductor = args.table.is_live().then(|| conductor(&args));
     let (ready, when_ready) = watch::channel(false);
-    let relay = conductor.as_ref().map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready));
+    let board = Arc::new(Paths::default());
+    let relay = conductor
+        .as_ref()
+        .map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready, path_news::follow(board.clone())));
     let starting = conductor.as_ref().map(|conductor| Starting {
         source: args.table.to_string(),
         started: std::time::Instant::now(),
@@ -93,7 +97,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     } = started;
     let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
     let addresses = state.gateway_addresses()?;
-    let board = Arc::new(Paths::default());
     let about = About {
         mesh_allow: args.mesh_allow(),
         mesh_deny: args.mesh_deny(),

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    CheckArgs, exit,
+    CheckArgs, exit, matrix_text,
     table_text::{columns, text},
 };
 use crate::status::{client::ask, protocol::Request};
@@ -32,7 +32,9 @@ pub(super) fn check(args: &CheckArgs) -> u8 {
     } else {
         print!("{}", render(&value));
     }
-    if value["passing"] == true && value["waiting"] == false { exit::OK } else { exit::FAILED }
+    // An agent that was started from an older binary says only whether its own paths pass.
+    let passing = value["passing"] == true && value["all_passing"] != false;
+    if passing && value["waiting"] == false { exit::OK } else { exit::FAILED }
 }
 
 /// The answer as text.
@@ -66,6 +68,7 @@ pub(super) fn render(value: &Value) -> String {
         }),
         "no other node that runs Hiveway",
     );
+    out += &matrix_text::render(value);
     out += &problems(&value["problems"]);
     out
 }

@@ -5,6 +5,7 @@ mod check;
 mod connection_args;
 mod engine_args;
 pub mod exit;
+mod matrix_text;
 mod relay_args;
 pub mod run;
 mod show;

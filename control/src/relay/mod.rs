@@ -17,9 +17,27 @@ pub mod server;
 mod start;
 mod status;
 
+use std::time::Instant;
+
+use hiveway_core::path_report::PathReport;
 pub use parting::{Told, say_goodbye};
 pub use start::{Handle, Options, start};
 pub use status::{Board, RelayStatus};
+
+/// What this node's probes have shown, for the managers.
+#[derive(Clone, Debug)]
+pub struct PathNews {
+    /// When it was so.
+    pub at: Instant,
+    /// What they have shown.
+    pub report: PathReport,
+}
+
+impl Default for PathNews {
+    fn default() -> Self {
+        Self { at: Instant::now(), report: PathReport::default() }
+    }
+}
 
 /// What this agent speaks.
 pub const PROTOCOL: u32 = 1;

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    DEFAULT_PORT, VERSION,
+    DEFAULT_PORT, PathNews, VERSION,
     client::{self, Contacts, Manager, Views},
     server::{self, Registry, Sessions},
     status::Board,
@@ -54,16 +54,29 @@ pub struct Handle {
 }
 
 /// Starts everything. `ready`: the data plane works; only then does the node report itself, and others send it frames of
-/// the routing mesh.
-pub fn start(hub: &Hub, options: Options, ready: watch::Receiver<bool>) -> Handle {
+/// the routing mesh. `paths`: what its probes show.
+pub fn start(
+    hub: &Hub,
+    options: Options,
+    ready: watch::Receiver<bool>,
+    paths: watch::Receiver<Arc<PathNews>>,
+) -> Handle {
     let registry = Arc::new(Registry::open(Some(options.state_dir.join(RELAY_REPORTS)), hub.reports.clone()));
     let board = Arc::<Board>::default();
     let mut tasks = JoinSet::new();
-    tasks.spawn(run(hub.clone(), options, ready, registry, board.clone()));
+    board.set(|board| board.registry = Some(registry.clone()));
+    tasks.spawn(run(hub.clone(), options, ready, paths, registry, board.clone()));
     Handle { board, _tasks: tasks }
 }
 
-async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry: Arc<Registry>, board: Arc<Board>) {
+async fn run(
+    hub: Hub,
+    options: Options,
+    ready: watch::Receiver<bool>,
+    paths: watch::Receiver<Arc<PathNews>>,
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+) {
     let reloading = certificates(&hub, &options.files, &board).await;
     let credentials = reloading.subscribe();
     board.set(|board| board.credentials = Some(credentials.clone()));
@@ -77,6 +90,7 @@ async fn run(hub: Hub, options: Options, ready: watch::Receiver<bool>, registry:
         credentials: credentials.clone(),
         managers: listed.clone(),
         report: reported,
+        paths,
         place: placed,
         wanted,
         relayed: hub.relayed.clone(),

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     PROTOCOL, VERSION,
     client::{LinkView, Views},
-    server::{SessionView, Sessions},
+    server::{Registry, SessionView, Sessions},
 };
 use crate::certs::Credentials;
 
@@ -31,6 +31,7 @@ pub(super) struct Parts {
     pub(super) listening: Option<SocketAddr>,
     pub(super) listen_error: Option<String>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) registry: Option<Arc<Registry>>,
     pub(super) links: Arc<Views>,
 }
 
@@ -72,6 +73,12 @@ struct AgentView {
 impl Board {
     pub(super) fn set(&self, change: impl FnOnce(&mut Parts)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Where other nodes' agents report, while this node is a manager that serves tables.
+    pub fn registry(&self) -> Option<Arc<Registry>> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.registry.clone().filter(|_| parts.listening.is_some())
     }
 
     /// As it is now.

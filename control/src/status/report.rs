@@ -1,6 +1,7 @@
 //! Answers to requests, as JSON with stable keys (docs/cli.md).
 
 mod flows;
+mod matrix;
 mod paths;
 mod starting;
 mod status;
@@ -12,6 +13,7 @@ use hiveway_core::views;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use matrix::Matrix;
 pub use starting::Starting;
 
 use super::protocol::Request;

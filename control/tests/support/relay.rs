@@ -12,6 +12,7 @@ use std::{
 use control::{
     certs::{Credentials, Files, Reloading},
     relay::{
+        PathNews,
         client::{self, Manager, Views},
         server::{self, Registry, Sessions},
     },
@@ -61,6 +62,7 @@ pub(crate) struct Server {
     pub(crate) base: watch::Sender<Live>,
     pub(crate) reports: watch::Receiver<Arc<Reports>>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) registry: Arc<Registry>,
     tasks: Vec<JoinHandle<()>>,
     reloading: Option<Reloading>,
 }
@@ -92,7 +94,12 @@ impl Server {
             }
         });
         let sessions = Arc::new(Sessions::default());
-        let parts = server::Parts { table, credentials: reloading.subscribe(), registry, sessions: sessions.clone() };
+        let parts = server::Parts {
+            table,
+            credentials: reloading.subscribe(),
+            registry: registry.clone(),
+            sessions: sessions.clone(),
+        };
         // The one that was there before may take a moment to go.
         let listener = loop {
             match TcpListener::bind(at).await {
@@ -102,7 +109,8 @@ impl Server {
         };
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(async move { server::serve(listener, parts).await.unwrap() });
-        Self { address, files, base, reports, sessions, tasks: vec![conductor, serving], reloading: Some(reloading) }
+        let tasks = vec![conductor, serving];
+        Self { address, files, base, reports, sessions, registry, tasks, reloading: Some(reloading) }
     }
 
     pub(crate) fn manager(&self) -> Manager {
@@ -127,6 +135,7 @@ impl Drop for Server {
 pub(crate) struct Client {
     pub(crate) live: watch::Receiver<Arc<Live>>,
     pub(crate) report: watch::Sender<Option<Report>>,
+    pub(crate) paths: watch::Sender<Arc<PathNews>>,
     pub(crate) place: watch::Sender<Option<Ipv4Addr>>,
     pub(crate) managers: watch::Sender<Vec<Manager>>,
     pub(crate) views: Arc<Views>,
@@ -141,6 +150,7 @@ impl Client {
         let (_credentials, credentials) = watch::channel(Arc::new(Credentials::load(&files).unwrap()));
         let (managers, listed) = watch::channel(managers);
         let (report, reported) = watch::channel(None);
+        let (paths, path_news) = watch::channel(Arc::default());
         let (place, placed) = watch::channel(None);
         let (_wanted, wanted) = watch::channel(true);
         let (relayed, live) = watch::channel(Arc::new(Live::default()));
@@ -149,13 +159,14 @@ impl Client {
             credentials,
             managers: listed,
             report: reported,
+            paths: path_news,
             place: placed,
             wanted,
             relayed,
             views: views.clone(),
         };
         let task = tokio::spawn(client::run(parts));
-        Self { live, report, place, managers, views, files, _wanted, _credentials, task }
+        Self { live, report, paths, place, managers, views, files, _wanted, _credentials, task }
     }
 
     pub(crate) fn of(ca: &Ca, directory: PathBuf, node: &str, servers: &[&Server]) -> Self {

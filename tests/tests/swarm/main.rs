@@ -14,6 +14,7 @@ mod interfaces;
 mod jobs;
 mod mesh;
 mod other_drivers;
+mod paths;
 mod plain;
 mod scaling;
 mod stacks;
@@ -76,6 +77,7 @@ const STORIES: &[Story] = &[
     Story { name: "replicated_job", needs: HivewaySince(JOBS_END), run: jobs::replicated },
     Story { name: "swarm_scoped_bridge", needs: Hiveway, run: other_drivers::bridge },
     Story { name: "swarm_scoped_macvlan", needs: Hiveway, run: other_drivers::macvlan },
+    Story { name: "paths_between_nodes", needs: Hiveway, run: paths::matrix },
     Story { name: "data_path_port", needs: Hiveway, run: data_path::port },
     Story { name: "data_path_address", needs: Hiveway, run: data_path::address },
     Story { name: "engines_balance_by_themselves", needs: Balancer, run: balancer::engines_alone },

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     certs::Credentials,
     relay::{
-        PROTOCOL, VERSION,
-        convert::{decode, encode_report, port_of},
+        PROTOCOL, PathNews, VERSION,
+        convert::{decode, encode_paths, encode_report, port_of},
     },
 };
 
@@ -65,6 +65,8 @@ pub(super) struct Link {
     pub(super) credentials: watch::Receiver<Arc<Credentials>>,
     /// What to report; `None` while there is nothing to say yet.
     pub(super) report: watch::Receiver<Option<Report>>,
+    /// What is known of the paths to other nodes.
+    pub(super) paths: watch::Receiver<Arc<PathNews>>,
     /// Where this node's tunnels end, once its engine has said so.
     pub(super) place: watch::Receiver<Option<Ipv4Addr>>,
     /// Whose tables are wanted.
@@ -104,7 +106,11 @@ impl Link {
     }
 
     fn message(&mut self) -> FromAgent {
-        let report = self.report.borrow_and_update().as_ref().map(encode_report);
+        let mut report = self.report.borrow_and_update().as_ref().map(encode_report);
+        let paths = self.paths.borrow_and_update().clone();
+        if let Some(report) = &mut report {
+            report.paths = Some(encode_paths(&paths.report, paths.at.elapsed()));
+        }
         let want_tables = self.provider.borrow_and_update().as_ref() == Some(&self.manager);
         let vtep = self.place.borrow_and_update().map_or(0, Ipv4Addr::to_bits);
         FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), want_tables, report, goodbye: false, vtep }
@@ -166,6 +172,12 @@ impl Link {
                     sleep(SETTLE).await;
                     let message = self.message();
                     let _ = out.send(message).await;
+                }
+                Ok(()) = self.paths.changed() => {
+                    let message = self.message();
+                    if message.report.is_some() {
+                        let _ = out.send(message).await;
+                    }
                 }
                 Ok(()) = self.place.changed() => {
                     let message = self.message();

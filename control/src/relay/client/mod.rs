@@ -23,6 +23,7 @@ pub use goodbye::{Contacts, goodbye};
 
 use crate::{
     certs::Credentials,
+    relay::PathNews,
     source::{Live, Lost},
 };
 use choice::{Links, State, Verdict};
@@ -51,6 +52,8 @@ pub struct Parts {
     pub managers: watch::Receiver<Vec<Manager>>,
     /// What to report; `None` while there is nothing to say yet.
     pub report: watch::Receiver<Option<Report>>,
+    /// What is known of the paths to other nodes, sent with the report.
+    pub paths: watch::Receiver<Arc<PathNews>>,
     /// Where this node's tunnels end, said also while there is nothing to report.
     pub place: watch::Receiver<Option<Ipv4Addr>>,
     /// Whether tables are wanted (managers have their own).
@@ -158,6 +161,7 @@ impl Client {
                 manager: manager.clone(),
                 credentials: self.parts.credentials.clone(),
                 report: self.parts.report.clone(),
+                paths: self.parts.paths.clone(),
                 place: self.parts.place.clone(),
                 provider: self.chosen.subscribe(),
                 events: self.events.clone(),

@@ -6,6 +6,7 @@
 mod decode;
 mod encode;
 mod names;
+mod paths;
 mod report;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use hiveway_core::Model;
 
 pub use decode::decode;
 pub use encode::encode;
+pub use paths::{decode_paths, encode_paths};
 pub use report::{decode_report, encode_report, port_number, port_of, text};
 
 /// Services' labels that are sent begin with this.

@@ -10,7 +10,7 @@ const MAX_TASKS: usize = 10_000;
 /// Bytes of an id or a version, which swarm's and ours never reach.
 const MAX_TEXT: usize = 64;
 
-/// `report` as a message; the version travels beside it.
+/// `report` as a message; the version travels beside it, and what is known of paths is put in later.
 pub fn encode_report(report: &Report) -> wire::Report {
     wire::Report {
         vtep: report.vtep.map_or(0, Ipv4Addr::to_bits),
@@ -18,6 +18,7 @@ pub fn encode_report(report: &Report) -> wire::Report {
         dead: report.dead.iter().cloned().collect(),
         vxlan_port: port_number(report.vxlan_port),
         unreachable: report.unreachable.iter().cloned().collect(),
+        paths: None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod accept;
 mod connection;
 mod farewell;
+mod heard;
 mod members;
 mod registry;
 mod saved;
@@ -25,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 pub use farewell::{Farewell, farewell};
+pub use heard::{Heard, Word};
 pub use registry::Registry;
 pub use saved::reported;
 pub use sessions::{SessionView, Sessions};

@@ -18,7 +18,7 @@ use hiveway_core::{
 };
 use tokio::sync::watch;
 
-use super::saved;
+use super::{Heard, saved};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -36,6 +36,8 @@ pub struct Registry {
     effective: watch::Sender<Arc<Reports>>,
     /// Where reports survive a restart; `None`: nowhere.
     file: Option<PathBuf>,
+    /// What agents say of paths. Apart from their reports: it changes no table, and is not saved.
+    pub paths: Heard,
 }
 
 impl Registry {
@@ -44,7 +46,7 @@ impl Registry {
         let saved = file.as_deref().map(saved::read).unwrap_or_default();
         let entry = |(node, report)| (node, Entry { report, session: None, down: false });
         let entries: BTreeMap<_, _> = saved.into_iter().map(entry).collect();
-        let registry = Self { entries: Mutex::new(entries), effective, file };
+        let registry = Self { entries: Mutex::new(entries), effective, file, paths: Heard::default() };
         registry.announce(&registry.entries());
         registry
     }
@@ -57,8 +59,13 @@ impl Registry {
     pub(super) fn report(&self, node: &str, session: u64, report: Report) {
         let mut entries = self.entries();
         let down = entries.get(node).is_some_and(|entry| entry.down);
-        entries.insert(node.to_owned(), Entry { report, session: Some(session), down });
-        self.announce(&entries);
+        let entry = Entry { report, session: Some(session), down };
+        // Most say only something new about paths.
+        let known = entries.get(node) == Some(&entry);
+        if !known {
+            entries.insert(node.to_owned(), entry);
+            self.announce(&entries);
+        }
     }
 
     /// The node's agent says where its tunnels end, and has nothing to report yet. What an agent there has reported before
@@ -73,6 +80,7 @@ impl Registry {
 
     /// Hiveway has been taken down on the node.
     pub(super) fn goodbye(&self, node: &str) {
+        self.paths.forget(node);
         let mut entries = self.entries();
         entries.remove(node);
         self.announce(&entries);
@@ -80,6 +88,7 @@ impl Registry {
 
     /// The session has ended. Changes nothing, unless the node is down.
     pub(super) fn closed(&self, node: &str, session: u64) {
+        self.paths.closed(node, session);
         let mut entries = self.entries();
         if let Some(entry) = entries.get_mut(node).filter(|entry| entry.session == Some(session)) {
             entry.session = None;
@@ -92,6 +101,7 @@ impl Registry {
 
     /// The manager's table says this now (a whole one: nodes that are not in it have been removed).
     pub(super) fn table(&self, table: &Loaded) {
+        self.paths.retain(|node| table.model.nodes.contains_key(node) || table.unplaced.contains(node));
         let mut entries = self.entries();
         entries.retain(|node, entry| {
             let Some(node) = table.model.nodes.get(node.as_str()) else { return table.unplaced.contains(node) };

@@ -11,7 +11,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    Parts,
+    Parts, Word,
     connection::Peer,
     members::{admit, is_unplaced, nowhere},
     sessions::Entry,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::relay::{
     PROTOCOL, VERSION,
-    convert::{decode_report, text},
+    convert::{decode_paths, decode_report, text},
 };
 
 /// For the first message.
@@ -154,9 +154,16 @@ impl Session {
     fn heard(&mut self, message: FromAgent) -> Result<bool, Status> {
         let FromAgent { protocol, version, want_tables, report, goodbye, vtep } = message;
         let reported = report.is_some();
-        if let Some(report) = report {
+        if let Some(mut report) = report {
+            let paths = report.paths.take().map(decode_paths);
             let report =
                 decode_report(report, &version).map_err(|why| Status::invalid_argument(format!("report: {why}")))?;
+            let (word, age) = match paths {
+                Some(Ok((paths, age))) => (Word::Rows(Arc::new(paths)), age),
+                Some(Err(why)) => (Word::Nonsense(why), Duration::ZERO),
+                None => (Word::Nothing, Duration::ZERO),
+            };
+            self.parts.registry.paths.says(self.node(), self.entry.id, &report.version, word, age);
             self.parts.registry.report(self.node(), self.entry.id, report);
         } else if vtep != 0 {
             let place = decode_report(Report { vtep, ..Report::default() }, &version)

@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use hiveway_core::{
     DEFAULT_VXLAN_PORT,
     model::Node,
-    path_check::{Finding, Here, Overlay, PathTo, blocked, findings},
+    path_check::{Finding, Gravity, Here, Overlay, PathTo, blocked, findings},
     probe::State,
 };
 use serde::Serialize;
 
+use super::matrix::{Matrix, MatrixRow};
 use crate::agent::shared::{Shared, Snapshot};
 
 /// A path from this node to another one.
@@ -49,7 +50,13 @@ pub(super) struct Check {
     waiting: bool,
     /// [`Known::passing`].
     passing: bool,
+    /// Nor does one from another node, as far as its agent has told this one (managers).
+    all_passing: bool,
+    /// Whose rows this agent knows: `manager` all nodes', `worker` its own; null where agents do not report.
+    role: Option<&'static str>,
     paths: Vec<PathRow>,
+    /// All nodes' rows (managers), else null.
+    nodes: Option<Vec<MatrixRow>>,
     problems: Vec<Finding>,
 }
 
@@ -122,7 +129,7 @@ impl Known {
             .collect();
         let mut problems: Vec<_> = (self.fault.iter())
             .map(|fault| Finding {
-                severity: hiveway_core::path_check::Gravity::Error,
+                severity: Gravity::Error,
                 from: None,
                 node: self.here.hostname.clone(),
                 problem: format!("no probes are sent: {fault}"),
@@ -136,13 +143,20 @@ impl Known {
 
 pub(super) fn check(shared: &Shared, snapshot: &Snapshot) -> Check {
     let known = Known::new(shared, snapshot);
+    let matrix = Matrix::now(shared, snapshot);
+    let mut problems = known.problems(snapshot);
+    problems.extend(matrix.iter().flat_map(|matrix| matrix.problems.clone()));
+    problems.sort_by_key(|problem| problem.severity);
     Check {
         node: snapshot.node.clone(),
         hostname: known.here.hostname.clone(),
         address: snapshot.vtep,
         waiting: known.paths.iter().any(|(_, path)| path.view.state == State::Waiting),
         passing: known.passing(),
+        all_passing: known.passing() && matrix.as_ref().is_none_or(Matrix::passing),
+        role: shared.about.relay.as_ref().map(|_| if matrix.is_some() { "manager" } else { "worker" }),
         paths: known.rows(),
-        problems: known.problems(snapshot),
+        nodes: matrix.map(|matrix| matrix.rows),
+        problems,
     }
 }
