@@ -11,6 +11,7 @@ pub mod instance;
 pub mod ipv6;
 pub mod listeners;
 pub mod local_address;
+mod lost_uplinks;
 pub mod mesh;
 pub mod metrics;
 pub mod netlink;

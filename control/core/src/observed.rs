@@ -62,6 +62,8 @@ pub struct Link {
     pub mac: Mac,
     /// Administratively up.
     pub up: bool,
+    /// The other end of its cable, or what stands for it, is there.
+    pub carrier: bool,
     /// IPv4 addresses.
     pub addresses: BTreeSet<Ipv4Net>,
     /// The bridge port is isolated from other isolated ports.
@@ -73,7 +75,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// One that is up, with nothing on it and an MTU of 1500.
+    /// One that is up and has a carrier, with nothing on it and an MTU of 1500.
     pub fn new(index: u32, kind: Kind) -> Self {
         Self {
             index,
@@ -85,6 +87,7 @@ impl Link {
             mtu: 1500,
             mac: Mac::default(),
             up: true,
+            carrier: true,
             addresses: BTreeSet::new(),
             isolated: false,
             fdb: BTreeSet::new(),

@@ -48,7 +48,9 @@ use super::{
 };
 use crate::{
     cli::AgentArgs,
-    local_address, mesh,
+    local_address,
+    lost_uplinks::LostUplinks,
+    mesh,
     netlink::{self, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
     source::Hub,
@@ -89,6 +91,7 @@ pub(super) struct Agent {
     pub(super) next_hops: NextHops,
     /// What `--underlay` means now.
     pub(super) uplinks: Uplinks,
+    pub(super) lost_uplinks: LostUplinks,
     pub(super) probing: Probing,
     /// Processor time of the last round.
     pub(super) cost: Duration,
@@ -459,6 +462,7 @@ impl Agent {
             tracing::info!("VXLAN of other nodes arrives on {}", found.text());
             self.uplinks = found;
         }
+        self.lost_uplinks.note(&self.uplinks, links);
     }
 
     fn attach(&mut self, wanted: &[Attachment], round: &mut Round) {
@@ -500,6 +504,7 @@ impl Agent {
         self.last.underlay_address = self.uplinks.own_address;
         self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.uplinks = self.uplinks.clone();
+        self.last.lost_uplinks = self.lost_uplinks.warnings(&self.args.underlay(), &self.uplinks, links);
         self.last.underlay_mtu = self.underlay_mtu();
         self.probing.follow(self.probes(links));
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));

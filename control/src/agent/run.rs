@@ -166,6 +166,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         xdp: Default::default(),
         next_hops,
         uplinks: Uplinks { own_address, ..Uplinks::default() },
+        lost_uplinks: Default::default(),
         probing,
         programmed: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),

@@ -74,6 +74,8 @@ pub struct Snapshot {
     pub vxlan_port: Option<u16>,
     /// Where other nodes' VXLAN arrives.
     pub uplinks: Uplinks,
+    /// What is wrong with them: those that were in use and are gone.
+    pub lost_uplinks: Vec<String>,
     /// What the underlay's interface takes, in bytes.
     pub underlay_mtu: u16,
     /// Gateway bridge, and whether it is ours.

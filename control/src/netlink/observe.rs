@@ -119,6 +119,7 @@ fn parse(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
         mtu: 0,
         mac: [0; 6],
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         addresses: BTreeSet::new(),
         isolated: false,
         fdb: BTreeSet::new(),

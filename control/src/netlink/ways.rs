@@ -85,7 +85,7 @@ pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option
 }
 
 /// Indices of all interfaces that packets from `from` to `to` may leave through, by the route that the kernel finds: more
-/// than one if it has several next hops. Empty: no route, or none that leaves the node.
+/// than one if it has several next hops. Dead ones do not count. Empty: no route, or none that leaves the node.
 ///
 /// # Errors
 /// When the request fails; that there is no route is no error.

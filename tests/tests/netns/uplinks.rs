@@ -171,6 +171,51 @@ fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
                 Ok(())
             })?;
         }
-        Ok(())
+        // Everything works, and it is said what does not.
+        let healthy_and_says = |what: &[&str]| {
+            wait_for(&format!("the node to be healthy and to say {what:?}"), PATIENCE, || {
+                let status = cluster.agents[2].json(&["status"])?;
+                ensure!(status["healthy"] == true, "{status}");
+                let said: Vec<_> = status["warnings"].as_array().into_iter().flatten().collect();
+                let said: Vec<_> =
+                    said.iter().filter_map(|text| text.as_str()).filter(|t| t.contains("uplink")).collect();
+                let fits = said.iter().zip(what).all(|(said, what)| said.contains(what));
+                ensure!(said.len() == what.len() && fits, "{said:?}");
+                Ok(())
+            })
+        };
+        healthy_and_says(&["uplink eth1 is down: VXLAN is accepted on eth0 only; `ip link set eth1 up`"])?;
+        let text = cluster.agents[2].cli(&["status"])?;
+        ensure!(text.contains("Warnings:") && text.contains("uplink eth1 is down"), "{text}");
+        // Up again without the routes that it had: half of the fabric is still unused. On all nodes: where a node has no route
+        // over an uplink, what others send there is not accepted.
+        let n3 = &cluster.nodes[2];
+        let routes = |hops: fn(u8) -> String| -> Result<()> {
+            for (node, host) in cluster.nodes.iter().zip(11..) {
+                for other in (11..14).filter(|other| *other != host) {
+                    node.run(&format!("ip route replace 10.255.0.{other} src 10.255.0.{host} {}", hops(other)))?;
+                }
+            }
+            Ok(())
+        };
+        routes(|other| format!("via 192.168.77.{other}"))?;
+        cluster.nodes.iter().try_for_each(|node| node.run("ip link set eth1 up").map(drop))?;
+        healthy_and_says(&["uplink eth1 works again, but no route to another node leads over it"])?;
+        routes(|other| format!("nexthop via 192.168.77.{other} nexthop via 192.168.78.{other}"))?;
+        healthy_and_says(&[])?;
+        // The cable: routes stay, as the kernel leaves them by default.
+        switch.run("ip link set n3-b down")?;
+        wait_for("the cable to be missed", PATIENCE, || {
+            let status = cluster.agents[2].json(&["status"])?;
+            ensure!(status["warnings"].to_string().contains("uplink eth1 has no carrier"), "{}", status["warnings"]);
+            Ok(())
+        })?;
+        switch.run("ip link set n3-b up")?;
+        healthy_and_says(&[])?;
+        // Taken out, on which the kernel forgets the routes that have led over it, the other hop included.
+        cluster.nodes[..2].iter().try_for_each(|node| node.run("ip link set eth1 down").map(drop))?;
+        n3.run("ip link del eth1")?;
+        routes(|other| format!("via 192.168.77.{other}"))?;
+        healthy_and_says(&["uplink eth1 is gone: VXLAN is accepted on eth0 only; bring it and its routes back"])
     });
 }

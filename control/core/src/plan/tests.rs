@@ -277,6 +277,7 @@ fn bare(index: u32, kind: Kind, alias: Option<String>, mtu: u32) -> Link {
         mac: [0; 6],
         up: false,
         addresses: BTreeSet::new(),
+        carrier: true,
         isolated: false,
         fdb: BTreeSet::new(),
         neighbours: Default::default(),

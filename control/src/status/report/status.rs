@@ -309,6 +309,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         warnings: [
             snapshot.unsupported.clone(),
             snapshot.firewall.warnings(),
+            snapshot.lost_uplinks.clone(),
             warnings(
                 &listing,
                 snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
