@@ -43,8 +43,6 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
-/// The same for routes, of which a routing protocol changes thousands.
-const ROUTES_SETTLE: Duration = Duration::from_millis(300);
 
 /// Runs the agent until it is told to stop.
 ///
@@ -211,12 +209,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
-            // As a routing protocol's: one look at all that came within a moment, and no more than a few each second.
-            Some(()) = routes.recv() => {
-                sleep(ROUTES_SETTLE).await;
-                while routes.try_recv().is_ok() {}
-                Cause::Routes
-            }
             () = namespace_appears(&agent) => Cause::Kernel,
             () = retry(&agent.backoff) => Cause::Tick,
             () = until(agent.newcomer.due()) => {
@@ -231,6 +223,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             } else {
                 Cause::Rest
             },
+            // Behind everything else: a routing protocol may have news all the time.
+            Some(()) = routes.recv() => Cause::Routes,
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");

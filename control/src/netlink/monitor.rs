@@ -13,6 +13,11 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// How long to wait for more changes of routes before telling of them together.
+const ROUTES_SETTLE: Duration = Duration::from_millis(300);
+/// The least time from telling of them to listening again.
+const ROUTES_REST: Duration = Duration::from_millis(500);
+
 /// Sends `()` for every change of a link or an IPv4 address in the caller's namespace. Changes that come faster than
 /// they are taken are merged.
 ///
@@ -27,13 +32,26 @@ pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
     })
 }
 
-/// Sends `()` for every change of an IPv4 route or rule in the caller's namespace, merged likewise.
+/// Sends `()` when IPv4 routes or rules in the caller's namespace have changed: once for all that comes within
+/// [`ROUTES_SETTLE`], and after [`ROUTES_REST`] at the earliest again, for a routing protocol changes thousands.
 ///
 /// # Errors
 /// When the kernel refuses the socket.
 pub fn watch_routes(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
     const GROUPS: &[MulticastGroup] = &[MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
-    listen(GROUPS, move |_| !matches!(changed.try_send(()), Err(TrySendError::Closed(()))))
+    let (news, mut heard) = mpsc::channel(1);
+    let listening = listen(GROUPS, move |_| !matches!(news.try_send(()), Err(TrySendError::Closed(()))))?;
+    tokio::spawn(async move {
+        while heard.recv().await.is_some() {
+            tokio::time::sleep(ROUTES_SETTLE).await;
+            while heard.try_recv().is_ok() {}
+            if let Err(TrySendError::Closed(())) = changed.try_send(()) {
+                return;
+            }
+            tokio::time::sleep(ROUTES_REST).await;
+        }
+    });
+    Ok(listening)
 }
 
 /// What [`watch_ways`] has heard of, in numbers that change.
