@@ -93,6 +93,9 @@ impl NodeRow {
     }
 }
 
+/// Within this time after a manager's agent has started the others have told it of their paths.
+const REPORTED: Duration = Duration::from_secs(15);
+
 /// What is wrong that the own row does not say already: errors first, then by node.
 pub fn findings(nodes: &[NodeRow]) -> Vec<Finding> {
     let matrix = Matrix::new(nodes);
@@ -184,7 +187,18 @@ impl<'n> Matrix<'n> {
         Some(match (there.heard, answers_missing) {
             (true, None | Some(false)) => lost(a, b, "but what it sends arrives".to_owned()),
             (false, Some(true)) => lost(b, a, format!("though what {} sends arrives there", a.hostname)),
-            (true, Some(true)) | (false, Some(false)) => self.error(
+            (true, Some(true)) => self.error(
+                a,
+                b,
+                format!(
+                    "{} and {} do not answer each other since {seconds} s, UDP port {port}: a moment ago probes of both \
+                     arrived, and within a minute it shows which direction fails",
+                    a.at(),
+                    b.at()
+                ),
+                both(),
+            ),
+            (false, Some(false)) => self.error(
                 a,
                 b,
                 format!(
@@ -229,6 +243,10 @@ impl<'n> Matrix<'n> {
             remedy: remedy.to_owned(),
         };
         if let Some(problem) = node.missing() {
+            // This agent, or that one, has just started.
+            if matches!(node.said, Said::Silence { lasts } if lasts < REPORTED) {
+                return Vec::new();
+            }
             let remedy = match node.said {
                 Said::Nothing { .. } => "upgrade the agent on that node; until then ask it there: `hiveway check`",
                 Said::Nonsense { .. } => "bring its agent and this one to the same version",
@@ -255,8 +273,10 @@ impl<'n> Matrix<'n> {
                 found.push(finding(Gravity::Warning, &to.hostname, problem, remedy));
             }
             if let Some(limit) = row.limit {
+                // Where not even the limit is known to pass, it is the least that is tried.
+                let sizes = if row.passed.is_some() { "more than" } else { "as few as" };
                 let problem = format!(
-                    "packets from {} to {} of more than {limit} bytes vanish, and no router says so; {name} sends no \
+                    "packets from {} to {} of {sizes} {limit} bytes vanish, and no router says so; {name} sends no \
                      larger ones now",
                     node.at(),
                     to.at()

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hiveway_core::path_report::{Pace, REFRESH};
+use hiveway_core::path_report::{Pace, PathReport, REFRESH};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
@@ -13,6 +13,8 @@ use crate::relay::PathNews;
 
 /// How often it is looked whether something has changed.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long an agent may take until it has paths.
+const BEGINNING: Duration = Duration::from_secs(10);
 /// What is added to the time between two regular reports at most: nodes that are switched on together must not report
 /// together for ever.
 const SPREAD: f64 = 10.0;
@@ -28,6 +30,10 @@ pub(super) fn follow(paths: Arc<Paths>) -> watch::Receiver<Arc<PathNews>> {
         while !news.is_closed() {
             tick.tick().await;
             let report = paths.report().shortened();
+            // Probes have not begun: an empty report would keep the first real one waiting.
+            if report == PathReport::default() && began.elapsed() < BEGINNING {
+                continue;
+            }
             if pace.is_due(began.elapsed(), &report, refresh) {
                 news.send_replace(Arc::new(PathNews { at: std::time::Instant::now(), report }));
             }

@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     num::NonZeroU16,
     sync::Arc,
     time::{Duration, Instant},
@@ -89,6 +90,8 @@ pub(super) struct Agent {
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
+    /// This node's address in the table, if an interface carried it when it was new.
+    pub(super) carried: Option<Ipv4Addr>,
     /// What `--underlay` means now.
     pub(super) uplinks: Uplinks,
     pub(super) lost_uplinks: LostUplinks,
@@ -140,10 +143,10 @@ impl Agent {
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
         let mut links = observe_links(&self.socket).await?;
-        self.find_own_address(&links, round);
+        let found = self.find_own_address(&links);
         self.find_uplinks(&links, round).await;
         let carried = underlay(&self.args, self.local(), &links, &self.uplinks);
-        round.note(&mut self.backoff, "underlay", carried);
+        round.note(&mut self.backoff, "underlay", found.and(carried));
         let gateway = gateway(&self.args, &links);
         round.note(&mut self.backoff, "addresses", addresses(&links, &gateway));
         let vxlan_port = self.vxlan_port();
@@ -225,29 +228,37 @@ impl Agent {
         Ok(desired)
     }
 
-    fn vtep(&self) -> std::net::Ipv4Addr {
+    fn vtep(&self) -> Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
-        node.map_or(std::net::Ipv4Addr::UNSPECIFIED, |node| node.vtep)
+        node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.vtep)
     }
 
     /// The node's own address where tunnels arrive.
-    fn local(&self) -> std::net::Ipv4Addr {
+    fn local(&self) -> Ipv4Addr {
         self.uplinks.own_address.unwrap_or_else(|| self.vtep())
     }
 
     /// Looks for that address again: a swarm that is made anew may announce another one, and a lease may end. Where none is
     /// found, the last one stays.
-    fn find_own_address(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
+    ///
+    /// # Errors
+    /// When none is there.
+    fn find_own_address(&mut self, links: &BTreeMap<String, Link>) -> Result<(), String> {
         let last = self.uplinks.own_address;
+        // What the node itself has carried and has lost is no NAT's.
+        if last.is_none() && self.carried == Some(self.vtep()) && self.args.underlay_address.is_none() {
+            return Ok(());
+        }
         let candidates = self.hub.as_ref().map(|hub| local_address::candidates(&hub.engine.borrow(), last));
         let (asked, underlay, vtep) = (self.args.underlay_address, self.args.underlay(), self.vtep());
-        let found = local_address::find(asked, &underlay, links, vtep, candidates.as_deref());
-        let Some(found) = round.note(&mut self.backoff, "underlay", found) else { return };
+        let found = local_address::find(asked, &underlay, links, vtep, candidates.as_deref())?;
+        self.carried = uplinks::carried(links, vtep).then_some(vtep);
         if found != last && (found.is_some() || uplinks::carried(links, vtep)) {
             let there = found.unwrap_or(vtep);
             tracing::warn!("tunnels to this node, {vtep} to the others, arrive at {there} from now on");
             self.uplinks.own_address = found;
         }
+        Ok(())
     }
 
     /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.

@@ -163,6 +163,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         newcomer,
         xdp: Default::default(),
         next_hops,
+        carried: None,
         uplinks: Uplinks { own_address, ..Uplinks::default() },
         lost_uplinks: Default::default(),
         probing,

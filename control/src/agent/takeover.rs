@@ -115,6 +115,12 @@ impl Agent {
     /// more.
     pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
         let behind_gateway = || desired.tapped.iter().filter(|task| task.gateway);
+        // Who is only gone for a moment keeps its setting. First, for what is given back by mistake is turned off again below.
+        let keep: BTreeSet<&str> = behind_gateway().map(|task| task.id.as_str()).collect();
+        let (_, failures) = offloads::give_back(&self.state, |offload| keep.contains(offload.task.as_str()));
+        for failure in failures {
+            round.note::<(), _>(&mut self.backoff, "giving offloads back", Err(failure));
+        }
         let mut found = Vec::new();
         for task in behind_gateway() {
             let (Some(sandbox), Some(space)) = (self.sandboxes.get(&task.id), spaces.0.get(&task.id)) else { continue };
@@ -131,12 +137,6 @@ impl Agent {
             for (item, space, on) in found {
                 self.seen(offloads::turn_off(space, &on), &item, round);
             }
-        }
-        // Who is only gone for a moment keeps its setting.
-        let keep: BTreeSet<&str> = behind_gateway().map(|task| task.id.as_str()).collect();
-        let (_, failures) = offloads::give_back(&self.state, |offload| keep.contains(offload.task.as_str()));
-        for failure in failures {
-            round.note::<(), _>(&mut self.backoff, "giving offloads back", Err(failure));
         }
     }
 
