@@ -48,6 +48,9 @@ pub fn find(
     candidates: Option<&[Ipv4Addr]>,
 ) -> Result<Option<Ipv4Addr>, String> {
     if let Some(address) = asked {
+        if address.is_loopback() {
+            return Err(format!("--underlay-address: nothing arrives at {address} from other nodes"));
+        }
         return match carried(links, address) {
             true => Ok(Some(address).filter(|address| *address != vtep)),
             false => Err(format!("--underlay-address: no interface carries {address}")),
@@ -116,6 +119,9 @@ mod tests {
         assert_eq!(find(Some(ip([10, 0, 0, 6])), "eth0", NAT, None), Ok(Some(ip([10, 0, 0, 6]))));
         assert!(
             find(Some(ip([10, 0, 0, 9])), "eth0", NAT, None).unwrap_err().contains("no interface carries 10.0.0.9")
+        );
+        assert!(
+            find(Some(ip([127, 0, 0, 1])), "eth0", NAT, None).unwrap_err().contains("nothing arrives at 127.0.0.1")
         );
         // The engine or the kernel knows which it is; 127.0.0.1 it is not.
         let own = [NAT, ip([127, 0, 0, 1]), ip([198, 51, 100, 5])];

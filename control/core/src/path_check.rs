@@ -153,7 +153,7 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
             ),
             format!(
                 "let UDP from {own} to {address}, port {port}, pass: firewalls and security groups between the nodes, and \
-                 early rules (netdev, XDP) on {hostname}"
+                 others' XDP programs on {hostname}"
             ),
         )),
         State::Failing => Some(finding(
@@ -298,6 +298,12 @@ mod tests {
     fn the_direction_that_fails_is_named() {
         let one = found(|view| view.state = State::Failing, &[]);
         assert!(one[0].problem.contains("packets from 192.0.2.1 to 192.0.2.2, UDP port 4789, are lost"), "{one:?}");
+        // What arrived before it began to fail says nothing of the direction.
+        let before = |view: &mut PathView| {
+            (view.state, view.since, view.heard) =
+                (State::Failing, Duration::from_secs(7), Some(Duration::from_secs(11)));
+        };
+        assert!(!found(before, &[])[0].problem.contains("arrives here"));
         let both = found(|view| (view.state, view.heard) = (State::Failing, None), &[]);
         assert!(both[0].problem.contains("nothing arrives from it"), "{both:?}");
         assert!(blocked(&[path(|view| view.state = State::Failing)]));

@@ -177,8 +177,8 @@ impl<'n> Matrix<'n> {
                 a.hostname
             );
             let remedy = format!(
-                "let UDP from {} to {}, port {port}, pass: firewalls and security groups between the nodes, and early \
-                 rules (netdev, XDP) on {}",
+                "let UDP from {} to {}, port {port}, pass: firewalls and security groups between the nodes, and others' \
+                 XDP programs on {}",
                 from.address, to.address, to.hostname
             );
             self.error(a, b, problem, remedy)

@@ -162,9 +162,11 @@ impl PathView {
         Self { joining, ..Path::new(0, 0, 0).view(0) }
     }
 
-    /// The other node's packets arrive here, which says which direction it is that fails.
+    /// The other node's packets arrive here, which says which direction it is that fails: what has arrived before a path
+    /// began to fail says nothing.
     pub fn is_heard(&self) -> bool {
-        self.heard.is_some_and(|heard| heard < self.heard_for)
+        let counts = if self.state == State::Failing { self.heard_for.min(self.since) } else { self.heard_for };
+        self.heard.is_some_and(|heard| heard < counts)
     }
 }
 

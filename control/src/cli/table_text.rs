@@ -367,10 +367,12 @@ fn firewall(firewall: &Value) -> Option<String> {
     if more > 0 {
         parts.push(format!("{more} more rules (status --json)"));
     }
-    let ignored = list(&firewall["ignored"]);
+    let asked = firewall["ignored"].as_array().is_some_and(|chains| !chains.is_empty());
+    let ignored = if asked { list(&firewall["ignored"]) } else { String::new() };
     let unread = firewall["unread"] == true;
     let mut out = match (parts.is_empty(), ignored.as_str()) {
         _ if unread => "not read yet: what held before holds, all else is left to the host".to_owned(),
+        (true, "all") => "not asked (--ignore-firewall); closes no published port".to_owned(),
         (true, _) => "closes no published port".to_owned(),
         (false, "all") => format!("ignored as asked: {}", parts.join("; ")),
         (false, _) => format!("left to the host: {}", parts.join("; ")),

@@ -100,7 +100,9 @@ impl Capture {
         self.process.signal(Signal::SIGUSR1)?;
         let line = wait_for("tcpdump's counts", PATIENCE, || {
             let text = self.process.stderr()?;
-            let line = text.lines().filter(|line| line.contains("received by filter")).nth(earlier);
+            // A line that is not whole yet is still being written.
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let line = whole.filter(|line| line.contains("received by filter")).nth(earlier);
             line.map(str::to_owned).context("not yet")
         })?;
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
