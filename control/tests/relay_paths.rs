@@ -110,7 +110,7 @@ fn a_manager_knows_the_paths_between_workers() {
         w2.paths.send_replace(news(vec![row(1, State::Passing, true), row(2, State::Failing, true)]));
         eventually("w2's row", || rows(heard, "w2").is_some_and(|report| report.counts.failing == 1)).await;
         let (_, problems, _) = matrix(&server, &live);
-        assert!(problems[0].contains("nothing passes between w1 (192.0.2.2) and w2 (192.0.2.3)"), "{problems:?}");
+        assert!(problems[0].contains("w1 (192.0.2.2) and w2 (192.0.2.3) have not answered each other"), "{problems:?}");
         for (client, other) in [(&w1, 3), (&w2, 2)] {
             client.paths.send_replace(news(vec![row(1, State::Passing, true), row(other, State::Passing, true)]));
         }

@@ -191,8 +191,7 @@ impl<'n> Matrix<'n> {
                 a,
                 b,
                 format!(
-                    "{} and {} do not answer each other since {seconds} s, UDP port {port}: a moment ago probes of both \
-                     arrived, and within a minute it shows which direction fails",
+                    "{} and {} have not answered each other for {seconds} s, UDP port {port}, though probes of both arrive",
                     a.at(),
                     b.at()
                 ),
