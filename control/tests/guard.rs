@@ -35,7 +35,7 @@ fn firewall() -> Firewall {
         vxlan_port: 4789,
         vteps: BTreeSet::from([[192, 0, 2, 9].into(), [192, 0, 2, 10].into(), [192, 0, 2, 2].into()]),
         vtep: Some([192, 0, 2, 1].into()),
-        bridges: ["hw-gwbridge".into()].into(),
+        bridges: ["br-0123456789ab", "docker0", "docker_gwbridge", "hw-gwbridge"].map(String::from).into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
@@ -136,8 +136,7 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
         }
         far.run("ip route add default via 192.0.2.1");
         vm.run("ip route add 192.0.2.2 via 192.0.3.1");
-        let bridges = ["hw-gwbridge".into(), "docker0".into()].into();
-        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), bridges, ..firewall() }).unwrap();
+        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
         far.run("nft add table inet counting");
         far.run("nft add chain inet counting in '{ type filter hook input priority 0; }'");
         far.run("nft add rule inet counting in udp dport 4789 counter");

@@ -19,7 +19,7 @@ use hiveway_core::{
     model::NodeState,
     path_matrix::Said,
     path_report::{Counts, PathReport, Row},
-    probe::State,
+    probe::{PathView, State},
 };
 use hiveway_proto::relay::{self as wire, FromAgent, relay_client::RelayClient};
 use relay::{Client, Server, eventually, m, model, raw, until};
@@ -33,19 +33,13 @@ fn address(last: u8) -> Ipv4Addr {
 }
 
 fn row(to: u8, state: State, heard: bool) -> Row {
-    Row {
-        to: address(to),
+    let view = PathView {
         state,
-        since: 12,
-        rtt: Some(120),
-        lost: 0,
-        counted: 60,
-        mtu: 1500,
-        passed: Some(1500),
-        limit: None,
-        heard,
-        port: None,
-    }
+        heard: heard.then_some(Duration::ZERO),
+        since: Duration::from_secs(12),
+        ..PathView::unknown(false)
+    };
+    Row::new(address(to).octets(), &view, 1500)
 }
 
 fn report(rows: Vec<Row>) -> PathReport {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     model::Carrier,
-    probe::{PathView, State},
+    probe::{PathView, State, settles},
 };
 
 /// Loss from which it is worth a warning.
@@ -138,8 +138,7 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
             Gravity::Error,
             path,
             format!("{hostname} ({address}) sends its tunnels to UDP port {theirs}, this node uses port {port}"),
-            "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)"
-                .to_owned(),
+            remedy::ONE_PORT.to_owned(),
         ));
     }
     let seconds = view.since.as_secs();
@@ -151,18 +150,23 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
                 "{hostname} ({address}) has not answered for {seconds} s, but what it sends arrives here: packets from \
                  {own} to {address}, UDP port {port}, are lost on the way"
             ),
-            format!(
-                "let UDP from {own} to {address}, port {port}, pass: firewalls and security groups between the nodes, and \
-                 others' XDP programs on {hostname}"
-            ),
+            remedy::let_pass(own, *address, port, hostname),
         )),
         State::Failing => Some(finding(
             Gravity::Error,
             path,
-            format!(
-                "{hostname} ({address}) has not answered for {seconds} s, and nothing arrives from it: packets to UDP port \
-                 {port} are lost in both directions or on the way here, or no agent runs there"
-            ),
+            if view.is_settled() {
+                format!(
+                    "{hostname} ({address}) has not answered for {seconds} s, and nothing arrives from it: packets to UDP \
+                     port {port} are lost in both directions or on the way here, or no agent runs there"
+                )
+            } else {
+                format!(
+                    "{hostname} ({address}) has not answered for {seconds} s: packets to UDP port {port} are lost, in which \
+                     direction shows within {} s, or no agent runs there",
+                    settles(view.period).as_secs()
+                )
+            },
             format!(
                 "on {hostname}: `hiveway check` and `hiveway status` say whether packets from here arrive; let UDP between \
                  {own} and {address}, port {port}, pass both ways. A node without Hiveway has `dataplane: none` in a table"
@@ -176,7 +180,7 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
                 100.0 * view.loss,
                 view.counted
             ),
-            "look at the counters of the links and queues between the nodes (`ip -s link`, switches)".to_owned(),
+            remedy::LINKS.to_owned(),
         )),
         State::Waiting | State::Passing => None,
     }
@@ -185,20 +189,14 @@ fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
 fn narrowness(here: &Here, path: &PathTo) -> Option<Finding> {
     let PathTo { hostname, address, .. } = path;
     let limit = path.view.limit.filter(|limit| *limit < here.interface)?;
-    // Where not even the limit is known to pass, it is the least that is tried.
-    let sizes = if path.view.passed.is_some() { "more than" } else { "as few as" };
     Some(finding(
         Gravity::Warning,
         path,
         format!(
-            "packets to {hostname} ({address}) of {sizes} {limit} bytes vanish, and no router says so; this node sends no \
-             larger ones now"
+            "packets to {hostname} ({address}) of {} vanish, and no router says so; this node sends no larger ones now",
+            vanishing(limit, path.view.passed)
         ),
-        format!(
-            "let ICMP type 3 code 4 (fragmentation needed) reach {}, or set the route's MTU: `ip route replace {address}/32 \
-             … mtu {limit}`",
-            here.address
-        ),
+        remedy::narrow(here.address, *address, limit),
     ))
 }
 
@@ -235,6 +233,37 @@ fn too_large(paths: &[PathTo], network: &Overlay) -> Option<Finding> {
     ))
 }
 
+/// Which packets a path swallows. Where not even the limit is known to pass, it is the least that is tried.
+pub(crate) fn vanishing(limit: u16, passed: Option<u16>) -> String {
+    format!("{} {limit} bytes", if passed.is_some() { "more than" } else { "as few as" })
+}
+
+/// What to do about a path, wherever it is told of.
+pub(crate) mod remedy {
+    use std::net::Ipv4Addr;
+
+    pub(crate) const ONE_PORT: &str =
+        "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)";
+    pub(crate) const LINKS: &str =
+        "look at the counters of the links and queues between the nodes (`ip -s link`, switches)";
+
+    /// Packets of one direction are lost.
+    pub(crate) fn let_pass(from: Ipv4Addr, to: Ipv4Addr, port: u16, receiver: &str) -> String {
+        format!(
+            "let UDP from {from} to {to}, port {port}, pass: firewalls and security groups between the nodes, and others' \
+             XDP programs on {receiver}"
+        )
+    }
+
+    /// Packets above a size are lost without a word.
+    pub(crate) fn narrow(from: Ipv4Addr, to: Ipv4Addr, limit: u16) -> String {
+        format!(
+            "let ICMP type 3 code 4 (fragmentation needed) reach {from}, or set the route's MTU there: `ip route replace \
+             {to}/32 … mtu {limit}`"
+        )
+    }
+}
+
 /// As people write it.
 pub fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
@@ -249,20 +278,7 @@ mod tests {
     }
 
     fn path(change: impl FnOnce(&mut PathView)) -> PathTo {
-        let mut view = PathView {
-            state: State::Passing,
-            since: Duration::from_secs(12),
-            rtt: None,
-            loss: 0.0,
-            counted: 60,
-            passed: Some(1500),
-            limit: None,
-            their_mtu: Some(1500),
-            heard: Some(Duration::from_secs(1)),
-            heard_for: Duration::from_secs(30),
-            port: None,
-            joining: false,
-        };
+        let mut view = PathView::passing();
         change(&mut view);
         PathTo { hostname: "n2".into(), address: Ipv4Addr::new(192, 0, 2, 2), mtu: view.limit.unwrap_or(1500), view }
     }
@@ -299,11 +315,15 @@ mod tests {
         let one = found(|view| view.state = State::Failing, &[]);
         assert!(one[0].problem.contains("packets from 192.0.2.1 to 192.0.2.2, UDP port 4789, are lost"), "{one:?}");
         // What arrived before it began to fail says nothing of the direction.
-        let before = |view: &mut PathView| {
-            (view.state, view.since, view.heard) =
-                (State::Failing, Duration::from_secs(7), Some(Duration::from_secs(11)));
+        let before = |since| {
+            let fails = |view: &mut PathView| {
+                (view.state, view.since, view.heard) =
+                    (State::Failing, Duration::from_secs(since), Some(Duration::from_secs(since + 4)));
+            };
+            found(fails, &[]).remove(0).problem
         };
-        assert!(!found(before, &[])[0].problem.contains("arrives here"));
+        assert!(before(7).contains("nothing arrives from it"));
+        assert!(before(2).contains("in which direction shows within 3 s"), "{}", before(2));
         let both = found(|view| (view.state, view.heard) = (State::Failing, None), &[]);
         assert!(both[0].problem.contains("nothing arrives from it"), "{both:?}");
         assert!(blocked(&[path(|view| view.state = State::Failing)]));

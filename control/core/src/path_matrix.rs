@@ -11,9 +11,9 @@ use std::{
 };
 
 use crate::{
-    path_check::{Finding, Gravity},
+    path_check::{Finding, Gravity, remedy, vanishing},
     path_report::{PathReport, Row},
-    probe::State,
+    probe::{State, period, settles},
 };
 
 /// Findings at most: what everybody sees of one node's cable is one fault, and a thousand lines help nobody.
@@ -157,15 +157,12 @@ impl<'n> Matrix<'n> {
             return None;
         }
         if let Some(port) = there.port {
-            return Some(
-                self.error(
-                    a,
-                    b,
-                    format!("{} sends its tunnels to UDP port {port}, {} uses port {}", b.at(), a.at(), a.port),
-                    "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)"
-                        .to_owned(),
-                ),
-            );
+            return Some(self.error(
+                a,
+                b,
+                format!("{} sends its tunnels to UDP port {port}, {} uses port {}", b.at(), a.at(), a.port),
+                remedy::ONE_PORT.to_owned(),
+            ));
         }
         let (seconds, port) = (there.since, a.port);
         let lost = |from: &NodeRow, to: &NodeRow, why: String| {
@@ -176,11 +173,7 @@ impl<'n> Matrix<'n> {
                 b.hostname,
                 a.hostname
             );
-            let remedy = format!(
-                "let UDP from {} to {}, port {port}, pass: firewalls and security groups between the nodes, and others' \
-                 XDP programs on {}",
-                from.address, to.address, to.hostname
-            );
+            let remedy = remedy::let_pass(from.address, to.address, port, &to.hostname);
             self.error(a, b, problem, remedy)
         };
         let both = || format!("let UDP between {} and {}, port {port}, pass both ways", a.address, b.address);
@@ -194,6 +187,19 @@ impl<'n> Matrix<'n> {
                     "{} and {} have not answered each other for {seconds} s, UDP port {port}, though probes of both arrive",
                     a.at(),
                     b.at()
+                ),
+                both(),
+            ),
+            // The other node's next probe is not due yet.
+            (false, _) if u64::from(seconds) <= settles(period(self.nodes.len())).as_secs() => self.error(
+                a,
+                b,
+                format!(
+                    "{} has not answered {} for {seconds} s: packets to UDP port {port} are lost, in which direction does \
+                     not show yet, or no agent runs on {}",
+                    b.at(),
+                    a.at(),
+                    b.hostname
                 ),
                 both(),
             ),
@@ -268,23 +274,16 @@ impl<'n> Matrix<'n> {
                     row.counted,
                     to.at()
                 );
-                let remedy = "look at the counters of the links and queues between the nodes (`ip -s link`, switches)";
-                found.push(finding(Gravity::Warning, &to.hostname, problem, remedy));
+                found.push(finding(Gravity::Warning, &to.hostname, problem, remedy::LINKS));
             }
             if let Some(limit) = row.limit {
-                // Where not even the limit is known to pass, it is the least that is tried.
-                let sizes = if row.passed.is_some() { "more than" } else { "as few as" };
                 let problem = format!(
-                    "packets from {} to {} of {sizes} {limit} bytes vanish, and no router says so; {name} sends no \
-                     larger ones now",
+                    "packets from {} to {} of {} vanish, and no router says so; {name} sends no larger ones now",
                     node.at(),
-                    to.at()
+                    to.at(),
+                    vanishing(limit, row.passed)
                 );
-                let remedy = format!(
-                    "let ICMP type 3 code 4 (fragmentation needed) reach {}, or set the route's MTU there: `ip route replace \
-                     {}/32 … mtu {limit}`",
-                    node.address, to.address
-                );
+                let remedy = remedy::narrow(node.address, to.address, limit);
                 found.push(finding(Gravity::Warning, &to.hostname, problem, &remedy));
             }
         }

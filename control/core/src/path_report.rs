@@ -203,18 +203,7 @@ mod tests {
     use super::*;
 
     fn view(state: State) -> PathView {
-        PathView {
-            state,
-            since: Duration::from_secs(12),
-            rtt: Some(Duration::from_micros(70)),
-            loss: 0.0,
-            counted: 60,
-            passed: Some(1500),
-            limit: None,
-            their_mtu: Some(1500),
-            heard: Some(Duration::from_secs(1)),
-            ..PathView::unknown(false)
-        }
+        PathView { state, ..PathView::passing() }
     }
 
     fn report(views: impl IntoIterator<Item = (u32, PathView)>) -> PathReport {

@@ -93,8 +93,9 @@ impl Paths {
 
     /// All that is known, as other nodes are told.
     pub fn report(&self) -> PathReport {
+        let views = self.views();
         let state = self.lock();
-        PathReport::whole(&state.views, &state.mtus, state.interface, state.fault.as_deref())
+        PathReport::whole(&views, &state.mtus, state.interface, state.fault.as_deref())
     }
 
     pub(super) fn limits(&self) -> BTreeMap<Ip4, u16> {

@@ -11,6 +11,8 @@ use super::{GUARD, HostRules, TABLE};
 const FIRST_PORT: u16 = 1024;
 /// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's tunnel.
 const TRANSLATED: i32 = 110;
+/// What is forwarded towards another node's VXLAN port goes through this chain.
+const TUNNELLED: &str = "tunnelled";
 
 /// Contents of our table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +47,13 @@ pub struct Masquerade {
 impl Firewall {
     /// Sets, then chains each followed by its rules, as `nft` lists them.
     pub(super) fn objects(&self) -> Vec<Value> {
-        let mut chains = vec![chain("forward", "filter", "forward", 0), chain("output", "filter", "output", 0)];
-        let mut rules: Vec<_> = self.forward().map(|statements| rule("forward", statements)).collect();
+        let (family, table) = TABLE;
+        let mut chains = vec![
+            json!({"chain": {"family": family, "table": table, "name": TUNNELLED}}),
+            chain("forward", "filter", "forward", 0),
+            chain("output", "filter", "output", 0),
+        ];
+        let mut rules: Vec<_> = self.tunnelled().chain([self.forward()]).collect();
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
             let bridge = &masquerade.bridge;
@@ -94,16 +101,19 @@ impl Firewall {
         head.into_iter().chain(rest).collect()
     }
 
+    /// Has [`TUNNELLED`] look at VXLAN towards another node, so that nothing else that is forwarded is compared with bridges.
+    fn forward(&self) -> Value {
+        rule("forward", self.tunnel([json!({"jump": {"target": TUNNELLED}})]))
+    }
+
     /// Drops VXLAN that containers send, on whichever bridge an engine has put them: a raw socket, which every container of
     /// Docker's may open, can give it another node's tunnel address. Drops what says to come from this node's own, too.
     /// Other people's VXLAN that is routed or bridged through this node passes, virtual machines' that are nodes of the
     /// swarm, say.
-    fn forward(&self) -> impl Iterator<Item = Vec<Value>> {
+    fn tunnelled(&self) -> impl Iterator<Item = Value> {
         let containers = self.bridges.iter().map(|bridge| named("==", "iifname", bridge));
-        containers.chain(self.vtep.map(from)).map(|head| {
-            let rest = self.tunnel([count_it(), drop_it()]);
-            [head].into_iter().chain(rest).collect()
-        })
+        let forged = containers.chain(self.vtep.map(from));
+        forged.map(|forged| rule(TUNNELLED, vec![forged, count_it(), drop_it()]))
     }
 
     /// Drops VXLAN that a process of this node sends, but not what a vxlan device sends, ours or others'. The kernel's

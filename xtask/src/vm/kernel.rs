@@ -104,7 +104,9 @@ fn unpack(repository: &Repository, package: &str, image: &Image) -> Result<()> {
     // Newer packages are split; the image's own then only says which parts there are.
     let said = sh::output(repository.command("apt-cache").args(["depends", package]))?;
     let depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::trim);
-    let parts = depends.filter(|name| ["linux-binary-", "linux-modules-"].iter().any(|part| name.starts_with(part)));
+    // The base has what the modules' own package leaves out: which of them are built in, and their order.
+    const PARTS: [&str; 3] = ["linux-base-", "linux-binary-", "linux-modules-"];
+    let parts = depends.filter(|name| PARTS.iter().any(|part| name.starts_with(part)));
     for package in [package].into_iter().chain(parts) {
         eprintln!("vm-test: downloading {package}");
         let mut download = repository.command("apt-get");
