@@ -5,12 +5,16 @@ use std::{
     net::Ipv4Addr,
 };
 
-use hiveway_core::observed::{Kind, Link, NAME_PREFIXES};
+use hiveway_core::{
+    model::{Place, Places},
+    observed::{Kind, Link, NAME_PREFIXES},
+};
 use ipnet::Ipv4Net;
 
 use crate::cli::MeshInterfaces;
 
-const LOOPBACK: &str = "lo";
+/// What this node itself sends to published ports is served elsewhere; nobody else arrives there.
+pub const LOOPBACK: &str = "lo";
 
 /// The interfaces that clients arrive at, the uplinks included. `gateway` is the gateway bridge.
 pub fn interfaces(
@@ -34,18 +38,40 @@ pub fn interfaces(
     chosen.into_iter().chain(uplinks.iter().cloned()).collect()
 }
 
-/// The interfaces that `all` would name, did they not have a link type that no program knows; and why.
+/// Where clients should arrive and do not: named interfaces that are not there, and those whose link type no program knows.
 pub fn left_out(links: &BTreeMap<String, Link>, wanted: &MeshInterfaces, gateway: &str) -> Vec<String> {
-    let named = |name: &String| match wanted {
-        MeshInterfaces::All => true,
-        MeshInterfaces::Named(names) => names.contains(name),
+    let named: &[String] = match wanted {
+        MeshInterfaces::All => &[],
+        MeshInterfaces::Named(names) => names,
     };
+    let absent = named.iter().filter(|name| !links.contains_key(*name)).map(|name| {
+        format!("published ports do not answer on {name}: --mesh-interfaces names it, and there is no such interface")
+    });
+    let meant = |name: &String| *wanted == MeshInterfaces::All || named.contains(name);
     let why = |(name, link): (&String, &Link)| {
         let why = link.layer.unsupported()?;
-        let meant = named(name) && faces_clients(name, link, gateway) && link.addresses.iter().any(is_global);
-        meant.then(|| format!("published ports do not answer on {name}: {why}"))
+        let clients = meant(name) && faces_clients(name, link, gateway) && link.addresses.iter().any(is_global);
+        clients.then(|| format!("published ports do not answer on {name}: {why}"))
     };
-    links.iter().filter_map(why).collect()
+    absent.chain(links.iter().filter_map(why)).collect()
+}
+
+/// Entries of `--mesh-addresses` that no address of this node is of. `own`: all of them.
+pub fn idle_places(places: &Places, links: &BTreeMap<String, Link>, own: &BTreeMap<Ipv4Addr, u32>) -> Vec<String> {
+    let idle = |place: &Place| match place {
+        Place::Net(net) if own.keys().any(|address| net.contains(address)) => None,
+        Place::Net(_) => {
+            Some(format!("--mesh-addresses: {place} holds no address of this node; no port answers there"))
+        }
+        Place::Interface(name) => match links.get(name) {
+            None => Some(format!("--mesh-addresses: there is no interface {name} here; no port answers there")),
+            Some(link) if link.addresses.iter().any(|address| own.contains_key(&address.addr())) => None,
+            Some(_) => Some(format!("--mesh-addresses: {name} has no address that ports could answer at")),
+        },
+        // Told at the start: no change of the node's addresses makes them answer.
+        Place::V6(_) => None,
+    };
+    places.all().iter().filter_map(idle).collect()
 }
 
 /// All addresses of this node, with the index of the interface that carries them: wherever clients arrive, every one
@@ -132,6 +158,28 @@ mod tests {
         assert!(why.len() == 1 && why[0].contains("on eth1: its link type 32"), "{why:?}");
         node.get_mut("eth1").unwrap().layer = Layer::Ip;
         assert!(interfaces(&node, &MeshInterfaces::All, &eth0(), "hw-gwbridge").contains("eth1"));
+    }
+
+    #[test]
+    fn what_names_nothing_here_is_told() {
+        let named = |names: &[&str]| MeshInterfaces::Named(names.iter().map(|&name| name.to_owned()).collect());
+        assert_eq!(left_out(&node(), &named(&["eth0"]), "hw-gwbridge"), Vec::<String>::new());
+        let why = left_out(&node(), &named(&["eth0", "eth9"]), "hw-gwbridge");
+        assert!(why.len() == 1 && why[0].contains("on eth9: --mesh-interfaces names it"), "{why:?}");
+
+        let idle = |list: &str| {
+            idle_places(&Places::parse(list).unwrap(), &node(), &addresses(&node(), "hw-gwbridge")).join("\n")
+        };
+        assert_eq!(idle("eth0,192.168.77.0/24,203.0.113.5,0.0.0.0/0,fd00::/8"), "");
+        for (list, why) in [
+            ("192.168.78.0/24", "192.168.78.0/24 holds no address of this node"),
+            ("eth0,203.0.113.6", "203.0.113.6/32 holds no address of this node"),
+            ("nosuch", "there is no interface nosuch here"),
+            ("eth2", "eth2 has no address that ports could answer at"),
+            ("172.17.0.1", "172.17.0.1/32 holds no address"),
+        ] {
+            assert!(idle(list).contains(why), "{list}: {}", idle(list));
+        }
     }
 
     #[test]

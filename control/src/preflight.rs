@@ -45,6 +45,9 @@ pub fn run(bpffs: &Path, as_json: bool) -> u8 {
             }
         }
         println!("{}", if ok { "This machine has what Hiveway needs." } else { "Hiveway cannot run here as it is." });
+        if !privileged(&checks) {
+            println!("Nothing else can be tried without these privileges.");
+        }
     }
     if ok { exit::OK } else { exit::FAILED }
 }
@@ -56,14 +59,20 @@ fn report(checks: &[Check]) -> Value {
     };
     json!({
         "ok": checks.iter().all(|check| check.result.is_ok()),
+        "complete": privileged(checks),
         "checks": checks.iter().map(each).collect::<Vec<_>>(),
     })
+}
+
+/// Without privileges the kernel refuses whatever is tried, which says nothing of it.
+fn privileged(checks: &[Check]) -> bool {
+    !checks.iter().any(|check| check.name == "privileges" && check.result.is_err())
 }
 
 /// Tries everything. Without `programs` these are not loaded, which takes seconds: for the agent, which loads them next.
 pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     let mut checks = dataplane::checks(bpffs, programs);
-    if checks.iter().any(|check| check.name == "privileges" && check.result.is_err()) {
+    if !privileged(&checks) {
         return checks;
     }
     let tcx = dataplane::has_tcx().unwrap_or(false);
@@ -227,7 +236,9 @@ mod tests {
         let bad = Check { name: "b", result: Err("gone".to_owned()) };
         assert_eq!(report(std::slice::from_ref(&good))["ok"], true);
         let both = report(&[good, bad]);
-        assert_eq!(both["ok"], false);
+        assert_eq!((&both["ok"], &both["complete"]), (&json!(false), &json!(true)));
         assert_eq!(both["checks"][1], json!({"check": "b", "ok": false, "missing": "gone"}));
+        let unprivileged = Check { name: "privileges", result: Err("missing CAP_BPF".to_owned()) };
+        assert_eq!(report(&[unprivileged])["complete"], false);
     }
 }

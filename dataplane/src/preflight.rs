@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::programs::{TcAttachType, tc};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::{
+    statfs::{BPF_FS_MAGIC, statfs},
+    statvfs::FsFlags,
+};
 
 use crate::{
     MapName, Program, TcHook,
@@ -38,6 +41,12 @@ pub enum PreflightError {
         "{path} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or pass another directory with --bpffs"
     )]
     NoBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Nothing can be pinned in the directory.
+    #[error("{path} is on a BPF file system that is mounted read-only: `mount -o remount,rw` it")]
+    ReadOnlyBpffs {
         /// The directory.
         path: PathBuf,
     },
@@ -170,11 +179,15 @@ fn shortened(text: &str) -> String {
 pub(crate) fn check_bpffs(path: &Path) -> Result<(), PreflightError> {
     let nearest = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let unreadable = |errno: nix::Error| PreflightError::Unreadable { path: nearest.to_owned(), source: errno.into() };
-    if statfs(nearest).map_err(unreadable)?.filesystem_type() == BPF_FS_MAGIC {
-        Ok(())
-    } else {
-        Err(PreflightError::NoBpffs { path: path.to_owned() })
+    let found = statfs(nearest).map_err(unreadable)?;
+    if found.filesystem_type() != BPF_FS_MAGIC {
+        return Err(PreflightError::NoBpffs { path: path.to_owned() });
     }
+    // As containers see /sys that are not given it otherwise.
+    if found.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(PreflightError::ReadOnlyBpffs { path: path.to_owned() });
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<String, PreflightError> {
@@ -262,5 +275,29 @@ mod tests {
         let error = check_bpffs(&dir.path().join("not/there")).unwrap_err();
         assert!(matches!(error, PreflightError::NoBpffs { .. }));
         assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"));
+    }
+
+    #[test]
+    fn a_read_only_one_is_refused_with_the_remedy() {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        // In a mount namespace of its own, which ends with the thread.
+        let thread = std::thread::spawn(move || {
+            let none = None::<&str>;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), none).unwrap();
+            let writable = check_bpffs(&path.join("not/there")).map_err(|error| error.to_string());
+            mount(none, &path, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none).unwrap();
+            (writable, check_bpffs(&path.join("not/there")).unwrap_err())
+        });
+        let (writable, error) = thread.join().unwrap();
+        assert_eq!(writable, Ok(()));
+        assert!(matches!(error, PreflightError::ReadOnlyBpffs { .. }));
+        assert!(error.to_string().contains("read-only: `mount -o remount,rw`"), "{error}");
     }
 }

@@ -32,9 +32,11 @@ pub const LARGE_PER_SECOND: u64 = 4;
 pub const FAILS: u32 = 3;
 /// The same for a path that never has: the other node's agent may start later than this one.
 pub const FAILS_AT_FIRST: u32 = 10;
-/// For so long a node that has just joined is waited for without a word, if the paths to others pass. Its first probe is due at
-/// once; longer than a path takes to fail it must not go unnoticed.
+/// For so long a node that has just joined is waited for without a word, if the paths to others pass or there have been none
+/// for [`ALONE`]. Its first probe is due at once; longer than a path takes to fail it must not go unnoticed.
 pub const JOINS: Duration = Duration::from_secs(3);
+/// A node that has been alone for so long has not merely started and not heard of the others yet.
+pub const ALONE: Duration = Duration::from_secs(10);
 /// Answered small probes in a row until a path that has failed passes.
 pub const PASSES: u32 = 2;
 
@@ -149,7 +151,7 @@ pub struct PathView {
     pub period: Duration,
     /// The port that the other node uses for VXLAN, if it was seen to be another one.
     pub port: Option<u16>,
-    /// The node has joined less than [`JOINS`] ago, while other paths passed.
+    /// The node has joined less than [`JOINS`] ago, while other paths passed or there were none.
     pub joining: bool,
 }
 
@@ -212,6 +214,8 @@ pub fn period(paths: usize) -> Duration {
 #[derive(Debug, Default)]
 pub struct Prober {
     paths: BTreeMap<Ip4, Path>,
+    /// Since then there have been none.
+    alone: Option<u64>,
     small: Bucket,
     large: Bucket,
 }
@@ -259,7 +263,7 @@ impl Bucket {
 struct Path {
     state: State,
     since: u64,
-    /// Other paths passed when this one came.
+    /// It came as [`Prober::joins`] says.
     joined: bool,
     /// When the next small probe is due.
     next: u64,
@@ -280,7 +284,8 @@ impl Prober {
     /// Probes the paths to these nodes from now on, and forgets the others.
     pub fn follow(&mut self, nodes: &BTreeSet<Ip4>, now: u64) {
         self.paths.retain(|vtep, _| nodes.contains(vtep));
-        let joined = self.paths.values().any(|path| path.state == State::Passing);
+        let joined = self.joins().is_some_and(|from| from <= now);
+        self.alone = nodes.is_empty().then(|| self.alone.unwrap_or(now));
         let mut new = 0..;
         let count = nodes.len().max(1) as u64;
         for (number, vtep) in (0..).zip(nodes) {
@@ -291,6 +296,13 @@ impl Prober {
                 Path { joined, ..Path::new(now, small, large) }
             });
         }
+    }
+
+    /// From then on (nanoseconds as `now`) a node that comes joins others that are in order, rather than being one of all those
+    /// that this node has just learned of. `None`: not as things are.
+    pub fn joins(&self) -> Option<u64> {
+        let passing = self.paths.values().any(|path| path.state == State::Passing);
+        if passing { Some(0) } else { self.alone.map(|since| since + ALONE.as_nanos() as u64) }
     }
 
     /// What is to be sent now. `mtus`: the longest outer packet that the data plane sends to each node, or `interface`.

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -38,8 +39,8 @@ fn exact_now() -> u64 {
 pub(super) struct Wanted {
     /// This node's tunnel address.
     pub(super) vtep: Ip4,
-    /// Tunnel addresses of the nodes that should answer.
-    pub(super) nodes: BTreeSet<Ip4>,
+    /// The nodes that should answer: tunnel address, host name.
+    pub(super) nodes: BTreeMap<Ip4, String>,
     /// Index of this node's end of the host link; `None`: it is not there yet.
     pub(super) link: Option<u32>,
     /// What the underlay's interface takes, in bytes.
@@ -57,6 +58,8 @@ struct PathsState {
     /// The nodes that are to be tried, from the moment on when that is decided.
     wanted: BTreeSet<Ip4>,
     views: BTreeMap<Ip4, PathView>,
+    /// [`Prober::joins`].
+    joins: Option<u64>,
     /// The longest outer packet that the programs send there.
     mtus: BTreeMap<Ip4, u16>,
     /// What probes have found to be the most that passes.
@@ -76,7 +79,7 @@ impl Paths {
     pub fn views(&self) -> BTreeMap<Ip4, PathView> {
         let state = self.lock();
         // A path that the prober has not come to yet is known not to have passed.
-        let joining = state.views.values().any(|view| view.state == State::Passing);
+        let joining = state.joins.is_some_and(|from| from <= monotonic_now());
         let view = |vtep| state.views.get(vtep).cloned().unwrap_or_else(|| PathView::unknown(joining));
         state.wanted.iter().map(|vtep| (*vtep, view(vtep))).collect()
     }
@@ -110,7 +113,8 @@ impl Paths {
 /// The prober's end that the agent holds.
 #[derive(Debug)]
 pub(super) struct Probing {
-    wanted: watch::Sender<Wanted>,
+    /// `None`: no table has been read yet.
+    wanted: watch::Sender<Option<Wanted>>,
     paths: Arc<Paths>,
     prober: JoinHandle<()>,
 }
@@ -121,17 +125,18 @@ impl Probing {
     /// # Errors
     /// When the kernel refuses a packet socket.
     pub(super) fn start(probes: Probes, paths: Arc<Paths>) -> io::Result<Self> {
-        let (wanted, wants) = watch::channel(Wanted::default());
+        let (wanted, wants) = watch::channel(None);
         // Sends only: with protocol 0 nothing is received.
         let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        let sender = Sender { raw, probes, paths: paths.clone(), prober: Prober::default(), nodes: BTreeSet::new() };
+        let sender = Sender { raw, probes, paths: paths.clone(), prober: Prober::default(), nodes: None };
         Ok(Self { wanted, paths, prober: tokio::spawn(sender.run(wants)) })
     }
 
     /// Tries these from now on.
     pub(super) fn follow(&self, wanted: Wanted) {
-        self.paths.lock().wanted.clone_from(&wanted.nodes);
+        self.paths.lock().wanted = wanted.nodes.keys().copied().collect();
         self.wanted.send_if_modified(|now| {
+            let wanted = Some(wanted);
             let differs = *now != wanted;
             *now = wanted;
             differs
@@ -150,27 +155,20 @@ struct Sender {
     probes: Probes,
     paths: Arc<Paths>,
     prober: Prober,
-    nodes: BTreeSet<Ip4>,
+    /// Those that the prober follows.
+    nodes: Option<BTreeSet<Ip4>>,
 }
 
 impl Sender {
-    async fn run(mut self, mut wants: watch::Receiver<Wanted>) {
+    async fn run(mut self, mut wants: watch::Receiver<Option<Wanted>>) {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wanted = wants.borrow_and_update().clone();
-            let fault = self.look(&wanted).err();
-            if let Some(fault) = &fault
-                && self.paths.fault().as_ref() != Some(fault)
-            {
-                tracing::warn!("probes of the paths to other nodes: {fault}");
+            if let Some(wanted) = &wanted {
+                self.round(wanted);
             }
-            {
-                let mut state = self.paths.lock();
-                (state.views, state.limits) = (self.prober.views(), self.prober.limits());
-                (state.interface, state.fault) = (wanted.interface, fault);
-            }
-            let idle = wanted.nodes.is_empty();
+            let idle = wanted.is_none_or(|wanted| wanted.nodes.is_empty());
             tokio::select! {
                 changed = wants.changed() => if changed.is_err() {
                     return;
@@ -180,12 +178,38 @@ impl Sender {
         }
     }
 
-    fn look(&mut self, wanted: &Wanted) -> Result<(), String> {
-        if self.nodes != wanted.nodes {
-            self.prober.follow(&wanted.nodes, monotonic_now());
-            self.nodes.clone_from(&wanted.nodes);
+    /// Looks, and makes known what was seen.
+    fn round(&mut self, wanted: &Wanted) {
+        let fault = self.look(wanted).err();
+        if let Some(fault) = &fault
+            && self.paths.fault().as_ref() != Some(fault)
+        {
+            tracing::warn!("probes of the paths to other nodes: {fault}");
         }
-        let probed = self.probes.follow(&wanted.nodes).map_err(|fault: MapFault| fault.to_string())?;
+        let views = self.prober.views();
+        let mut state = self.paths.lock();
+        let turned = turned(&state.views, &views, &wanted.nodes);
+        (state.views, state.limits, state.joins) = (views, self.prober.limits(), self.prober.joins());
+        (state.interface, state.fault) = (wanted.interface, fault);
+        drop(state);
+        if let Some(failing) = turned.failing {
+            tracing::warn!("probes to {failing} get no answer: `hiveway check` says more");
+        }
+        if let Some(passing) = turned.passing {
+            tracing::info!("probes to {passing} are answered");
+        }
+    }
+
+    fn look(&mut self, wanted: &Wanted) -> Result<(), String> {
+        if self.nodes.as_ref().is_none_or(|nodes| !nodes.iter().eq(wanted.nodes.keys())) {
+            let nodes = wanted.nodes.keys().copied().collect();
+            self.prober.follow(&nodes, monotonic_now());
+            self.nodes = Some(nodes);
+        }
+        let probed = self
+            .probes
+            .follow(self.nodes.as_ref().unwrap_or(&BTreeSet::new()))
+            .map_err(|fault: MapFault| fault.to_string())?;
         self.prober.read(monotonic_now(), &probed);
         if wanted.nodes.is_empty() {
             return Ok(());
@@ -222,6 +246,30 @@ impl Sender {
     }
 }
 
+/// Paths that have begun to fail or to pass, named.
+#[derive(Debug, PartialEq, Eq)]
+struct Turned {
+    failing: Option<String>,
+    passing: Option<String>,
+}
+
+/// What has become of the paths since `before`. A whole underlay that fails gives one line.
+fn turned(before: &BTreeMap<Ip4, PathView>, now: &BTreeMap<Ip4, PathView>, names: &BTreeMap<Ip4, String>) -> Turned {
+    const NAMED: usize = 5;
+    let into = |state: State| {
+        let was = |vtep: &Ip4| before.get(vtep).map_or(State::Waiting, |view| view.state);
+        let mut all = now.iter().filter(|(vtep, view)| view.state == state && was(vtep) != state);
+        let name = |(vtep, _): (&Ip4, _)| {
+            format!("{} ({})", names.get(vtep).map_or("a node", String::as_str), Ipv4Addr::from(*vtep))
+        };
+        let named: Vec<_> = all.by_ref().take(NAMED).map(name).collect();
+        let more = all.count();
+        let others = if more == 0 { String::new() } else { format!(" and {more} more") };
+        (!named.is_empty()).then(|| named.join(", ") + &others)
+    };
+    Turned { failing: into(State::Failing), passing: into(State::Passing) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,10 +282,30 @@ mod tests {
         let view = paths.views().remove(&a).unwrap();
         assert_eq!((view.state, view.joining), (State::Waiting, false));
         // One that joins later, and one that has gone.
+        paths.lock().joins = Some(0);
         paths.lock().views.insert(a, PathView { state: State::Passing, ..view });
         paths.lock().wanted.insert(b);
         assert!(paths.views()[&b].joining);
+        paths.lock().joins = Some(u64::MAX);
+        assert!(!paths.views()[&b].joining);
         paths.lock().wanted.remove(&a);
         assert!(!paths.views().contains_key(&a));
+    }
+
+    #[test]
+    fn paths_that_turn_are_named_once() {
+        let view = |state| PathView { state, ..PathView::unknown(false) };
+        let views = |state| (1..=7).map(|last| ([192, 0, 2, last], view(state))).collect::<BTreeMap<_, _>>();
+        let names = (1..=7).map(|last| ([192, 0, 2, last], format!("n{last}"))).collect();
+        let [waiting, passing, failing] = [State::Waiting, State::Passing, State::Failing].map(views);
+        let all = "n1 (192.0.2.1), n2 (192.0.2.2), n3 (192.0.2.3), n4 (192.0.2.4), n5 (192.0.2.5) and 2 more";
+        assert_eq!(turned(&BTreeMap::new(), &passing, &names), Turned { failing: None, passing: Some(all.to_owned()) });
+        assert_eq!(turned(&passing, &failing, &names).failing.as_deref(), Some(all));
+        for (before, now) in [(&passing, &passing), (&failing, &failing), (&BTreeMap::new(), &waiting)] {
+            assert_eq!(turned(before, now, &names), Turned { failing: None, passing: None });
+        }
+        let mut one = passing.clone();
+        one.insert([192, 0, 2, 3], view(State::Failing));
+        assert_eq!(turned(&passing, &one, &names).failing.as_deref(), Some("n3 (192.0.2.3)"));
     }
 }

@@ -430,7 +430,9 @@ impl Agent {
         let up = |name: &str| links.get(name).filter(|link| link.up && link.is_ours(name));
         probes::Wanted {
             vtep: own.octets(),
-            nodes: peers(&self.table.model, &self.last.node, own).map(|node| node.vtep.octets()).collect(),
+            nodes: peers(&self.table.model, &self.last.node, own)
+                .map(|node| (node.vtep.octets(), node.hostname.clone()))
+                .collect(),
             link: up(names::HOST).filter(|_| up(names::HOST_FAR).is_some()).map(|link| link.index),
             interface: self.underlay_mtu(),
         }
@@ -520,14 +522,16 @@ impl Agent {
         self.probing.follow(self.probes(links));
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
-        self.last.addresses = mesh::addresses(links, &gateway.name).into_keys().collect();
+        let addresses = mesh::addresses(links, &gateway.name);
+        self.last.unserved = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
+        self.last.addresses = addresses.keys().copied().collect();
         if let Some(bound) = &settings.mesh_addresses {
+            self.last.unserved.extend(mesh::idle_places(bound, links, &addresses));
             let on = |name: &str| links.get(name).map(|l| l.addresses.iter().map(|a| a.addr().into()).collect());
             let nets = bound.nets(&|name| on(name).unwrap_or_default());
             self.last.addresses.retain(|ip| nets.contains(*ip));
         }
         self.last.mesh_interfaces = clients.into_iter().collect();
-        self.last.unsupported = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
         self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
         self.last.takeover = takeover::account(model, settings, desired, &self.sandboxes);

@@ -84,8 +84,8 @@ pub struct Snapshot {
     pub gateway_subnet: Option<ipnet::Ipv4Net>,
     /// Interfaces that clients arrive at.
     pub mesh_interfaces: Vec<String>,
-    /// Interfaces that clients do not arrive at because of their link type, and why.
-    pub unsupported: Vec<String>,
+    /// Interfaces and addresses where published ports should answer and do not, and why.
+    pub unserved: Vec<String>,
     /// What XDP does there.
     pub xdp: Vec<XdpStatus>,
     /// Addresses at which published ports answer.

@@ -14,7 +14,7 @@ use super::{newcomer::Newcomer, table::Table};
 use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
-    local_address, metrics,
+    local_address, mesh, metrics,
     netlink::{Socket, observe_links},
     preflight,
     source::Conductor,
@@ -149,9 +149,20 @@ async fn interfaces(
     if let Some(missing) = named.iter().find(|name| !links.contains_key(*name)) {
         bail!("--mesh-interfaces: there is no interface {missing} in this network namespace; there are: {}", known());
     }
+    if named.iter().any(|name| name == mesh::LOOPBACK) {
+        bail!(
+            "--mesh-interfaces: nobody but this node itself arrives on lo, and its own connections to published ports are \
+             served whatever is named; leave it out"
+        );
+    }
     let unsupported = |name: &String| Some((name.clone(), links.get(name)?.layer.unsupported()?));
     if let Some((name, why)) = named.iter().find_map(unsupported) {
         bail!("--mesh-interfaces: published ports cannot answer on {name}: {why}; leave it out");
+    }
+    if let Some(places) = args.mesh_addresses() {
+        // Without a name the gateway bridge's own address counts here; `status` knows better.
+        let own = mesh::addresses(&links, args.gwbridge.as_deref().unwrap_or_default());
+        mesh::idle_places(&places, &links, &own).iter().for_each(|idle| tracing::warn!("{idle}"));
     }
     Ok(found)
 }

@@ -100,6 +100,20 @@ fn a_node_is_given_a_moment_only_if_it_joins_while_others_pass() {
     world.prober.follow(&BTreeSet::from([A]), world.now);
     world.prober.follow(&BTreeSet::from([A, B]), world.now);
     assert_eq!(b(&world), (State::Waiting, false));
+    // Nor is there after a moment without any: the table may have been away.
+    world.prober.follow(&BTreeSet::new(), world.now);
+    world.run(5);
+    world.prober.follow(&BTreeSet::from([B]), world.now);
+    assert_eq!(b(&world), (State::Waiting, false));
+    // One that has been alone is joined.
+    world.prober.follow(&BTreeSet::new(), world.now);
+    world.run(5);
+    world.prober.follow(&BTreeSet::new(), world.now);
+    world.run(6);
+    world.prober.follow(&BTreeSet::from([B]), world.now);
+    assert_eq!(b(&world), (State::Waiting, true));
+    world.run(4);
+    assert_eq!(b(&world), (State::Waiting, false));
 }
 
 #[test]

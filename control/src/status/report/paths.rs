@@ -127,18 +127,28 @@ impl Known {
         let networks: Vec<_> = (snapshot.model.networks.values().filter(|network| !network.ingress))
             .map(|network| Overlay { name: network.name.clone(), mtu: network.mtu, carrier: network.carrier })
             .collect();
-        let mut problems: Vec<_> = (self.fault.iter())
-            .map(|fault| Finding {
-                severity: Gravity::Error,
-                from: None,
-                node: self.here.hostname.clone(),
-                problem: format!("no probes are sent: {fault}"),
-                remedy: "see `hiveway status`".to_owned(),
-            })
-            .collect();
+        let own = |problem: String, remedy: &str| Finding {
+            severity: Gravity::Error,
+            from: None,
+            node: self.here.hostname.clone(),
+            problem,
+            remedy: remedy.to_owned(),
+        };
+        // What every path begins with comes first.
+        let underlay = snapshot.failing.iter().filter(|trouble| is_underlays(&trouble.item)).map(|trouble| {
+            let problem = format!("{}: {}", trouble.item, trouble.why);
+            own(problem, "mend this first: all paths begin here; `hiveway status` shows all that is failing")
+        });
+        let fault = self.fault.iter().map(|fault| own(format!("no probes are sent: {fault}"), "see `hiveway status`"));
+        let mut problems: Vec<_> = underlay.chain(fault).collect();
         problems.extend(findings(&self.here, &self.paths(), &networks));
         problems
     }
+}
+
+/// Whether a failing item of this name is about where tunnels begin.
+fn is_underlays(item: &str) -> bool {
+    matches!(item.split(' ').next(), Some("underlay" | "uplinks"))
 }
 
 pub(super) fn check(shared: &Shared, snapshot: &Snapshot) -> Check {

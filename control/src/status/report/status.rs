@@ -307,7 +307,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         ipv6: not_served(!snapshot.published.is_empty(), &listeners)
             .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,
         warnings: [
-            snapshot.unsupported.clone(),
+            snapshot.unserved.clone(),
             snapshot.firewall.warnings(),
             snapshot.lost_uplinks.clone(),
             warnings(
