@@ -26,6 +26,7 @@ fn host() -> HostRules {
             },
             Bound { ports: [(6, 9)].into(), nets: vec![] },
         ],
+        engine: true,
         mss: 1410,
     }
 }

@@ -15,6 +15,7 @@ fn firewall() -> Firewall {
         bridges: BTreeSet::from(["hw-gwbridge".into()]),
         ports: BTreeSet::from([(6, 8080)]),
         bound: Vec::new(),
+        engine: false,
         mss: 1410,
     };
     Firewall {

@@ -44,8 +44,18 @@ pub struct Config {
     pub mesh_return: u32,
     /// MAC of the interface `underlay_ifindex`; XDP leaves frames for another one to the stack. Zero: it has none.
     pub underlay_mac: Mac,
+    /// Bits of [`node_flag`].
+    pub flags: u8,
     /// Always zero.
-    pub _pad: [u8; 2],
+    pub _pad: u8,
+}
+
+/// Bits of [`Config::flags`].
+pub mod node_flag {
+    /// Some nodes run no Hiveway: nobody tries the paths to them, so tunnels there may be fragmented on the way.
+    pub const STOCK_NODES: u8 = 1;
+    /// A Docker engine answers published ports, too: what shall not be served is dropped, not left to it.
+    pub const ENGINE: u8 = 2;
 }
 
 /// Values of [`Config::mesh_return`]: how replies of this node's tasks to clients of other ingress nodes go.

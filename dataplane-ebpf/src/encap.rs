@@ -5,12 +5,12 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
-    helpers::generated::bpf_get_hash_recalc,
+    helpers::generated::{bpf_get_hash_recalc, bpf_get_prandom_u32},
     programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, Mac, VniBytes},
-    config::Config,
+    config::{Config, node_flag},
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Endpoint, kind},
@@ -20,8 +20,8 @@ use dataplane_common::{
 
 use crate::{
     fib::{self, Ends, Way},
-    headers::{Headers, WORDS},
-    maps,
+    headers::{ATOMIC, Headers, WORDS, fragmentable},
+    maps, mesh_stock,
     parse::{self, Fragment, Packet},
     path,
     verdict::{self, Action, Verdict},
@@ -133,7 +133,8 @@ pub(crate) fn encapsulate(
     }
     let out = uplink(ctx, config, &vtep, hash)?;
     ctx.adjust_room(ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
-    write_headers(ctx, config, vtep, vni, inner_dst, inner_src, tos, ip_len, hash)?;
+    let second = if may_be_fragmented(config, &vtep) { fragmentable(random()) } else { ATOMIC };
+    write_headers(ctx, config, vtep, vni, inner_dst, inner_src, tos, ip_len, second, hash)?;
     verdict::count(ctx, Counter::Encapsulated);
     Ok(Action::Neigh(out))
 }
@@ -147,7 +148,8 @@ pub(crate) fn uplink(ctx: &TcContext, config: &Config, vtep: &Ip4, hash: u32) ->
     }
 }
 
-/// Writes all headers of a tunnelled frame up to the inner Ethernet header; `ip_len`: of the outer IP packet.
+/// Writes all headers of a tunnelled frame up to the inner Ethernet header; `ip_len`: of the outer IP packet; `second`: as in
+/// [`Headers`].
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "as for `encapsulate`")]
 pub(crate) fn write_headers(
@@ -159,6 +161,7 @@ pub(crate) fn write_headers(
     inner_src: Mac,
     tos: u8,
     ip_len: u32,
+    second: u32,
     hash: u32,
 ) -> Result<(), DropReason> {
     let headers = Headers {
@@ -167,6 +170,7 @@ pub(crate) fn write_headers(
         vtep: u32::from_le_bytes(vtep),
         tos,
         ip_len: u16::try_from(ip_len).unwrap_or(0),
+        second,
         sport: source_port(hash),
         vni: u32::from_le_bytes(vni),
         inner_dst: of_mac(inner_dst),
@@ -179,6 +183,18 @@ pub(crate) fn write_headers(
     unsafe { buffer.write(words) };
     // SAFETY: as above.
     ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)
+}
+
+/// Whether routers may fragment what goes to `vtep`, as they may the kernel's own tunnels: no probes find out what a path to a
+/// node without Hiveway takes, and where no router says so either, larger packets would be lost for good.
+#[inline(always)]
+fn may_be_fragmented(config: &Config, vtep: &Ip4) -> bool {
+    config.flags & node_flag::STOCK_NODES != 0 && mesh_stock::is_stock(vtep)
+}
+
+fn random() -> u32 {
+    // SAFETY: takes nothing, and returns a number.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// The uplink that the route to `vtep` leads through; where it has several next hops, by the tunnel's ports if the node

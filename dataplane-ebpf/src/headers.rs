@@ -20,6 +20,8 @@ pub(crate) struct Headers {
     /// Length of the outer IP packet, as a number; 0 if it is more than 65,535 bytes long, and segmentation is to write that of
     /// each segment (as the kernel's `iph_set_totlen`).
     pub ip_len: u16,
+    /// The outer header's second word: [`ATOMIC`], or [`fragmentable`].
+    pub second: u32,
     /// Source port, as a number.
     pub sport: u16,
     /// VXLAN network identifier, the first byte zero.
@@ -29,15 +31,24 @@ pub(crate) struct Headers {
     pub inner_src: u64,
 }
 
+/// An outer header's second word: no identification, DF.
+pub(crate) const ATOMIC: u32 = u32::from_le_bytes([0, 0, 0x40, 0]);
+
+/// The second word of a packet that routers may fragment: an identification (RFC 6864), no DF.
+#[inline(always)]
+pub(crate) fn fragmentable(identification: u32) -> u32 {
+    identification & 0xffff
+}
+
 impl Headers {
-    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, DF, TTL 64, no UDP checksum. `src` is this node's underlay address.
+    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, TTL 64, no UDP checksum. `src` is this node's underlay address.
     #[inline(always)]
     pub(crate) fn words(&self, config: &Config, src: u32) -> [u64; WORDS] {
         const TYPE: u64 = u16::from_le_bytes(ethertype::IPV4) as u64;
         let dst = self.vtep;
-        // Version, header length and ECN; no identification, DF; TTL 64.
+        // Version, header length and ECN; identification and flags; TTL 64.
         let first = 0x45 | u32::from(self.tos & 0x03) << 8 | u32::from(self.ip_len.swap_bytes()) << 16;
-        let second = u32::from_le_bytes([0, 0, 0x40, 0]);
+        let second = self.second;
         let third = u32::from_le_bytes([64, ipproto::UDP, 0, 0]);
         let sum = u64::from(first) + u64::from(second) + u64::from(third) + u64::from(src) + u64::from(dst);
         let third = third | u32::from(checksum(sum)) << 16;

@@ -14,13 +14,13 @@ use dataplane_common::{
     endpoint::vtep_mesh,
     flow::{AffinityKey, Flow, MESH_ZONE, STOCK_ZONE, flag},
     fragment::{Fragmented, place},
-    headers::{INNER_ETH, INNER_NET, ethertype, ipproto},
+    headers::{INNER_ETH, INNER_NET, ethertype, ipproto, tcpflag},
 };
 
 use crate::{
     affinity, decap, flow, fragment, host, icmp,
     maps::{self, scratch},
-    nat,
+    mss, nat,
     nat::Translation,
     parse::{self, Fragment, Packet},
     quote, ttl,
@@ -53,7 +53,17 @@ pub(crate) fn translate(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep
         let decided = Fragmented { src: to.src, dst: to.dst, task: to.dst, peer: *vtep, ..Fragmented::default() };
         fragment::decided(ctx, packet, MESH_ZONE, place::INGRESS, decided)?;
     }
-    nat::rewrite(ctx, packet, &scratch()?.new.to)
+    nat::rewrite(ctx, packet, &scratch()?.new.to)?;
+    clamp(ctx, packet, vtep)
+}
+
+/// Lowers the MSS of a SYN to what fits the tunnel to `vtep`: the node there does it for nobody.
+#[inline(always)]
+fn clamp(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
+    if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 && packet.fragment != Fragment::Later {
+        mss::clamp(ctx, maps::config()?, packet, vtep)?;
+    }
+    Ok(())
 }
 
 /// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
@@ -103,6 +113,7 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> V
         let decided = Fragmented { src: to.src, dst: to.dst, peer: outer.src, ..Fragmented::default() };
         fragment::decided(ctx, inner, STOCK_ZONE, place::RETURN, decided)?;
         nat::rewrite(ctx, inner, to)?;
+        clamp(ctx, inner, &outer.src)?;
     }
     (inner.src, inner.dst) = (to.src, to.dst);
     verdict::count(ctx, Counter::MeshReply);

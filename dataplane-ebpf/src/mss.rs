@@ -23,7 +23,8 @@ const MAX_OPTIONS: usize = 10;
 ///
 /// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
 /// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2.
-#[inline(always)]
+// Not inlined: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
 pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {
     let room = if *peer == config.vtep { config.underlay_mtu } else { encap::room(config, peer) };
     let limit = room.saturating_sub((IPV4_LEN + TCP_LEN) as u16);

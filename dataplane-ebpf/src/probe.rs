@@ -24,6 +24,7 @@ use dataplane_common::{
 
 use crate::{
     checksum, encap,
+    headers::ATOMIC,
     maps::{self, PROBES, scratch},
     parse::{self, Copied, Eth, Fragment, Packet},
     path,
@@ -210,7 +211,7 @@ fn answer(ctx: &TcContext, config: &Config, outer: &Packet, inner: &Packet) -> V
     cut(ctx)?;
     let (to, src) = (mac_of(NODE_MAC_PREFIX, outer.src), mac_of(NODE_MAC_PREFIX, config.vtep));
     let hash = encap::own_hash_apart(inner);
-    encap::write_headers(ctx, config, outer.src, config.mesh_vni, to, src, 0, OUTER_LEN as u32, hash)?;
+    encap::write_headers(ctx, config, outer.src, config.mesh_vni, to, src, 0, OUTER_LEN as u32, ATOMIC, hash)?;
     let mtu = path::mtu(config, &outer.src);
     let buffer = &mut scratch()?.packet.0;
     // SAFETY: the buffer is large enough and aligned to eight; any bytes are valid.

@@ -5,6 +5,7 @@ mod support;
 use anyhow::Result;
 use dataplane::testing::Decision::{Drop, Neigh, Pass, Peer};
 use dataplane_common::{
+    config::node_flag,
     counter::Counter,
     drop_reason::DropReason,
     mesh::{ClientPrefix, ClientRule, TargetKey, shown_as, target_flag},
@@ -82,8 +83,19 @@ fn a_bound_port_opens_connections_at_its_addresses_alone() -> Result<()> {
             world.state.node_addresses.get_mut(&address).expect("an address of the node").classes = classes;
         }
         world.harness.apply(&world.state)?;
-        underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), Pass)
-            .check(&mut world.harness)?;
+        let elsewhere = |world: &mut World, decision| {
+            underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), decision)
+                .check(&mut world.harness)?;
+            let packet = from_client(&tcp(1001, PUBLISHED, "PA"));
+            underlay(world, "of a connection of the stack's", packet, Pass).check(&mut world.harness)
+        };
+        elsewhere(world, Pass)?;
+        // An engine would serve it there.
+        world.state.config.flags = node_flag::ENGINE;
+        world.harness.apply(&world.state)?;
+        elsewhere(world, Drop(DropReason::NotAllowed))?;
+        world.state.config.flags = 0;
+        world.harness.apply(&world.state)?;
         given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
         let opened = |world: &mut World, l4: &L4| -> Result<bool> {
             let packet = frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, NODE2), l4);

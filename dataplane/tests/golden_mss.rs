@@ -5,24 +5,11 @@ mod support;
 use anyhow::Result;
 use dataplane::testing::Decision::{Neigh, Peer};
 use dataplane_common::{addr::VIRTUAL_MAC, counter::Counter};
-use etherparse::{IpNumber, Ipv4Header, TcpHeader};
 use support::{
     mesh::*,
-    packets::{Ip, Ip4, L4, frame, hop, ip, routed},
+    packets::{Ip, frame, hop, ip, routed, syn},
     world::*,
 };
-
-/// A SYN (or SYN ACK) with these raw options, padded to words with ENDs, and some data.
-fn syn(src: Ip4, dst: Ip4, (sport, dport): (u16, u16), ack: bool, options: &[u8]) -> L4 {
-    let payload = [2, 4, 0xff, 0xff];
-    let mut tcp = TcpHeader::new(sport, dport, 1000, 0xfaf0);
-    (tcp.syn, tcp.ack, tcp.acknowledgment_number) = (true, ack, if ack { 1 } else { 0 });
-    tcp.set_options_raw(options).expect("at most 40 bytes");
-    let length = u16::try_from(tcp.header_len() + payload.len()).expect("short");
-    let pseudo = Ipv4Header::new(length, 64, IpNumber::TCP, src, dst).expect("short");
-    tcp.checksum = tcp.calc_checksum_ipv4(&pseudo, &payload).expect("short");
-    L4::Raw { proto: 6, payload: [&tcp.to_bytes()[..], &payload].concat() }
-}
 
 /// What `limit` makes of options: in, out.
 fn cases(limit: u16) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {

@@ -7,11 +7,12 @@ use std::{
 };
 
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
-use hiveway_core::{Desired, Model, Settings, binding::Binding, names, observed::Link};
+use hiveway_core::{Desired, Model, Settings, binding::Binding, model::Carrier, names, observed::Link};
 use ipnet::Ipv4Net;
 
 use super::facts::Gateway;
 use crate::{
+    engine_mesh::has_ipvs,
     mesh,
     netlink::{Stale, forget_connections},
     nft::{Bound, Firewall, HostRules, Masquerade},
@@ -53,7 +54,7 @@ pub(super) fn firewall(
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
-        host: host(desired, gateway, links, uplinks),
+        host: host(desired, gateway, links, uplinks).map(|host| HostRules { engine: engine(model), ..host }),
     }
 }
 
@@ -71,6 +72,7 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
         bridges: bridges(links, gateway),
         ports: desired.published.iter().filter(|key| !desired.bound.contains_key(key)).copied().collect(),
         bound: bound(desired, links),
+        engine: false,
         mss: u16::try_from(room).unwrap_or(u16::MAX),
     })
 }
@@ -80,6 +82,11 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
 fn bridges(links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
     let there = mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone());
     there.chain([gateway.name.clone()]).collect()
+}
+
+/// Whether an engine has the published ports, too.
+fn engine(model: &Model) -> bool {
+    model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine)
 }
 
 /// Bound ports, by where they answer. The whole of a loopback device's subnets is the node's.
@@ -113,6 +120,7 @@ pub(super) fn stale(
         published: host.published(),
         local: own.chain([LOOPBACK]).collect(),
         containers: bridges.flat_map(|(_, bridge)| bridge.addresses.iter().map(Ipv4Net::trunc)).collect(),
+        unanswered: host.engine && !has_ipvs(),
         forgotten: Vec::new(),
     }
 }

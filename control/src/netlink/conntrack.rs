@@ -43,6 +43,8 @@ pub struct Stale {
     pub local: Vec<Ipv4Net>,
     /// Subnets of containers that reach the node's own addresses through the host link.
     pub containers: Vec<Ipv4Net>,
+    /// What an engine has translated gets no answer: the kernel cannot balance for it.
+    pub unanswered: bool,
     /// Connections that were forgotten as older than their port. A process that still answered one of them has begun it
     /// anew in its own name, and what the client sends would go on being taken for an answer.
     pub forgotten: Vec<Ends>,
@@ -71,7 +73,7 @@ impl Stale {
     /// No port is published.
     pub fn unpublished(host: Ipv4Addr) -> Self {
         let (local, containers, forgotten) = (Vec::new(), Vec::new(), Vec::new());
-        Self { host, published: BTreeSet::new(), local, containers, forgotten }
+        Self { host, published: BTreeSet::new(), local, containers, unanswered: false, forgotten }
     }
 
     /// Such connections, as they began, with the attributes that name them.
@@ -113,13 +115,14 @@ impl Stale {
     }
 
     /// A process or container of the node has begun it before the port was published, and no translation leads it
-    /// elsewhere: what an engine has translated stays with the engine, and what comes from outside is not of this node.
+    /// elsewhere: what an engine has translated stays with the engine if that answers, and what comes from outside is not of
+    /// this node.
     /// TCP stays where it is: its other end is a process, which would see it end.
     fn older(&self, original: &Ends, reply: &Ends) -> bool {
         let within = |nets: &[Ipv4Net], ip: Ipv4Addr| nets.iter().any(|net| net.contains(&ip));
         original.protocol == ipproto::UDP
             && self.is_published(original)
-            && reply.source == original.destination
+            && (reply.source == original.destination || self.unanswered && reply.source.0 != self.host)
             && within(&self.local, original.destination.0)
             && (within(&self.local, original.source.0) || within(&self.containers, original.source.0))
     }
@@ -217,6 +220,7 @@ mod tests {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Ipv4Net>>();
         let stale = Stale {
             forgotten: vec![ends(17, "127.0.0.1:40000", "127.0.0.1:514")],
+            unanswered: false,
             host: Ipv4Addr::new(169, 254, 72, 1),
             published: [(17, 514), (6, 514)].into(),
             local: nets(&["127.0.0.0/8", "192.0.2.11/32", "172.17.0.1/32"]),
@@ -235,6 +239,10 @@ mod tests {
         assert!(!plain(17, "192.0.2.99:40000", "192.0.2.11:514"), "from outside");
         let engines = ends(17, "172.18.0.2:514", "192.0.2.11:40000");
         assert!(!stale.older(&ends(17, "192.0.2.11:40000", "192.0.2.11:514"), &engines), "an engine leads it");
+        let broken = Stale { unanswered: true, ..stale.clone() };
+        assert!(broken.older(&ends(17, "192.0.2.11:40000", "192.0.2.11:514"), &engines));
+        let ours = ends(17, "169.254.72.1:514", "192.0.2.11:40000");
+        assert!(!broken.older(&ends(17, "192.0.2.11:40000", "192.0.2.11:514"), &ours), "led to the host link");
         let late = |source, destination| stale.answered(&ends(17, source, destination), &ends(17, destination, source));
         assert!(late("127.0.0.1:514", "127.0.0.1:40000"));
         assert!(!late("127.0.0.1:514", "127.0.0.1:40001"), "begun by the process");

@@ -39,6 +39,8 @@ pub struct HostRules {
     pub ports: BTreeSet<(u8, u16)>,
     /// Those that answer at some only, together with the others that answer at the same ones.
     pub bound: Vec<Bound>,
+    /// An engine serves the same ports at all addresses: bound ones are closed at the others.
+    pub engine: bool,
     /// Largest TCP segment that fits the tunnel. The sockets would go by the loopback device's MTU.
     pub mss: u16,
 }
@@ -88,10 +90,11 @@ impl HostRules {
 
     /// In the order of the chains.
     pub(super) fn rules(&self) -> Vec<Value> {
-        let mut rules: Vec<_> = self.destination(&[]).map(|statements| rule("host_output", statements)).collect();
+        let way = |head: &[Value]| self.destination(head).chain(self.closed(head)).collect::<Vec<_>>();
+        let mut rules: Vec<_> = way(&[]).into_iter().map(|statements| rule("host_output", statements)).collect();
         for bridge in &self.bridges {
             let from = [named("==", "iifname", bridge)];
-            rules.extend(self.destination(&from).map(|statements| rule("host_prerouting", statements)));
+            rules.extend(way(&from).into_iter().map(|statements| rule("host_prerouting", statements)));
         }
         let source = json!({"snat": {"family": "ip", "addr": self.vtep}});
         rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), source]));
@@ -101,10 +104,20 @@ impl HostRules {
         rules
     }
 
+    /// New connections to bound ports at this node's other addresses, which the engine's rules would lead to a task.
+    fn closed<'a>(&'a self, head: &'a [Value]) -> impl Iterator<Item = Vec<Value>> + 'a {
+        let bound = self.groups().into_iter().filter(|group| self.engine && group.nets.is_some());
+        let ports = bound.flat_map(|group| by_protocol(group.ports).into_keys().map(move |name| (name, group.number)));
+        ports.map(|(protocol, number)| {
+            let set = format!("@{}", set_name(protocol, number));
+            let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
+            head.iter().cloned().chain([port, is_local(), json!({"drop": null})]).collect()
+        })
+    }
+
     /// Published ports at whatever address of this node, floating ones too; bound ones at theirs.
     fn destination<'a>(&'a self, head: &'a [Value]) -> impl Iterator<Item = Vec<Value>> + 'a {
-        let local = json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}},
-                                     "right": "local"}});
+        let local = is_local();
         let to = json!({"dnat": {"family": "ip", "addr": self.ip}});
         let matches = self.groups().into_iter().flat_map(|group| {
             let protocols: Vec<_> = by_protocol(group.ports).into_keys().collect();
@@ -170,6 +183,11 @@ fn to_net(net: Ipv4Net) -> Value {
         length => json!({"prefix": {"addr": net.network(), "len": length}}),
     };
     json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": right}})
+}
+
+/// To an address of this node.
+fn is_local() -> Value {
+    json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}})
 }
 
 fn is_syn() -> Value {

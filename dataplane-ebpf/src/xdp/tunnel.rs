@@ -12,7 +12,10 @@ use super::{
     head::Head,
     hop::Hop,
 };
-use crate::{checksum, encap, headers::Headers};
+use crate::{
+    checksum, encap,
+    headers::{ATOMIC, Headers},
+};
 
 /// What differs between packets of one node.
 pub(super) struct Tunnel {
@@ -35,6 +38,8 @@ impl Part<{ INNER_NET + IPV4_LEN }> {
             vtep: tunnel.vtep,
             tos: inner.tos,
             ip_len: tunnel.ip_len,
+            // What is for a node without Hiveway has been passed on.
+            second: ATOMIC,
             sport: encap::source_port(hash::flow_of_words(inner.src, inner.dst, inner.ports, inner.proto)),
             vni: word(&config.mesh_vni),
             inner_dst: TASK | u64::from(tunnel.task) << 16,

@@ -12,7 +12,7 @@ use dataplane_common::{
     drop_reason::DropReason,
 };
 
-use super::{dissect, pcap};
+use super::{dissect, icmp::sum, pcap};
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides.
 const NEXT: i32 = -1;
@@ -95,14 +95,22 @@ impl Golden {
     }
 
     /// As [`Golden::check`], but the outer UDP source port, which comes from a hash with a secret, is taken from what
-    /// came out. Returns it; it must lie in the dynamic range.
+    /// came out, and so is a random identification where DF is not expected. Returns it; it must lie in the dynamic range.
     pub fn check_tunnelled(mut self, harness: &mut Harness) -> Result<u16> {
         const SOURCE_PORT: std::ops::Range<usize> = 34..36;
+        const IDENTIFICATION: std::ops::Range<usize> = 18..20;
+        const FLAGS: usize = 20;
+        const CHECKSUM: std::ops::Range<usize> = 24..26;
         let outcome = harness.run(self.program, &self.input).context(self.what)?;
         let mut sport = 0;
         if let (Some(expected), Some(actual)) = (&mut self.packet, outcome.packet.get(SOURCE_PORT)) {
             expected[SOURCE_PORT].copy_from_slice(actual);
             sport = u16::from_be_bytes([actual[0], actual[1]]);
+            if expected[FLAGS] & 0x40 == 0 {
+                let identified = [IDENTIFICATION, CHECKSUM].map(|at| (at.clone(), outcome.packet[at].to_vec()));
+                identified.into_iter().for_each(|(at, actual)| expected[at].copy_from_slice(&actual));
+                assert_eq!(sum(&expected[14..34]), 0xffff, "{}: the outer header's checksum", self.what);
+            }
         }
         self.compare(&outcome);
         assert!(sport >= 49152, "{}: outer source port {sport} is no dynamic port", self.what);

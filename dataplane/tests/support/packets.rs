@@ -185,3 +185,15 @@ pub fn vxlan(src: Ip4, dst: Ip4, sport: u16, vni: u32, inner: &[u8]) -> (Ip, L4)
     let payload = [&header[..], inner].concat();
     (Ip { id: 0, ..ip(src, dst) }, L4::Udp { sport, dport: 4789, payload, checksum: false })
 }
+
+/// A SYN (or SYN ACK) with these raw options, padded to words with ENDs, and some data.
+pub fn syn(src: Ip4, dst: Ip4, (sport, dport): (u16, u16), ack: bool, options: &[u8]) -> L4 {
+    let payload = [2, 4, 0xff, 0xff];
+    let mut tcp = TcpHeader::new(sport, dport, 1000, 0xfaf0);
+    (tcp.syn, tcp.ack, tcp.acknowledgment_number) = (true, ack, if ack { 1 } else { 0 });
+    tcp.set_options_raw(options).expect("at most 40 bytes");
+    let length = u16::try_from(tcp.header_len() + payload.len()).expect("short");
+    let pseudo = Ipv4Header::new(length, 64, IpNumber::TCP, src, dst).expect("short");
+    tcp.checksum = tcp.calc_checksum_ipv4(&pseudo, &payload).expect("short");
+    L4::Raw { proto: 6, payload: [&tcp.to_bytes()[..], &payload].concat() }
+}

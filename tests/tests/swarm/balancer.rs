@@ -14,6 +14,7 @@ use hiveway_tests::{
     swarm::Hiveway,
 };
 
+use crate::mesh;
 use crate::support::{
     Recorder, Stage, Task,
     recorder::time_of_day,
@@ -142,6 +143,12 @@ pub(crate) fn mixed_cluster(stage: &mut Stage) -> Result<()> {
         ensure!(tally.peers.contains_key(&own) == with_us, "{own} on n1: {with_us}, {tally:?}");
     }
     stage.agree()
+}
+
+/// Bound to one node's address, a port is closed at the others, though the engines could serve it there.
+pub(crate) fn bound(stage: &mut Stage) -> Result<()> {
+    stage.nodes().iter().map(Hiveway::on).try_for_each(|agent| agent.start(&[]))?;
+    mesh::bound(stage)
 }
 
 /// A published service with a task per node, and clients of it; it answers. The client on n1.

@@ -46,6 +46,8 @@ const STORIES: &[Story] = &[
     Story { name: "udp", needs: Hiveway, run: mesh::udp },
     Story { name: "internal_network_with_published_port", needs: Hiveway, run: mesh::internal_network },
     Story { name: "host_mode_port_is_the_engines", needs: Hiveway, run: mesh::host_mode },
+    Story { name: "bound_to_an_address", needs: Hiveway, run: mesh::bound },
+    Story { name: "containers_on_the_default_bridge", needs: Hiveway, run: mesh::default_bridge },
     Story { name: "service_by_name", needs: Hiveway, run: vip::vip },
     Story { name: "dnsrr", needs: Hiveway, run: vip::dnsrr },
     Story { name: "attachable_network_with_docker_run", needs: Hiveway, run: vip::attachable },
@@ -85,6 +87,7 @@ const STORIES: &[Story] = &[
     Story { name: "vip_of_ours_beside_the_engines", needs: Balancer, run: balancer::vip },
     Story { name: "rolled_back_under_load", needs: Balancer, run: balancer::rolled_back_under_load },
     Story { name: "mixed_cluster_with_ipvs", needs: Balancer, run: balancer::mixed_cluster },
+    Story { name: "bound_beside_ipvs", needs: Balancer, run: balancer::bound },
     Story { name: "encrypted_network", needs: Balancer, run: balancer_encrypted::encrypted_network },
 ];
 

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use dataplane_common::{
     ABI_VERSION,
     addr::{NetId, VIRTUAL_MAC},
-    config::{Config, mesh_return},
+    config::{Config, mesh_return, node_flag},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, endpoint_flag, kind, local_flag, vtep_mesh},
     mesh::NodeAddress,
     service::{Backend, NOWHERE},
@@ -53,6 +53,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),
         ingress_ip: stock.map_or([0; 4], |(ip, _)| ip.octets()),
         ingress_vni: stock.map_or([0; 4], |(_, subnet)| subnet.vni.bytes()),
+        flags: flag(ingress.is_some_and(|network| network.carrier == Carrier::Engine), node_flag::ENGINE),
         mesh_return: if settings.direct_return { mesh_return::DIRECT } else { mesh_return::TUNNEL },
         ..Config::default()
     };
@@ -97,6 +98,9 @@ impl Maps<'_> {
                     Dataplane::Left => vtep_mesh::LEFT,
                     Dataplane::None => vtep_mesh::NONE,
                 };
+                if hiveway != vtep_mesh::MEMBER {
+                    self.state.config.flags |= node_flag::STOCK_NODES;
+                }
                 self.state.vteps.insert(node.vtep.octets(), Vtep { hiveway, ..Vtep::default() });
             }
         }
