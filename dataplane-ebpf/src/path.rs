@@ -1,7 +1,8 @@
 //! How large a packet may be on its way to another node: path-MTU discovery (RFC 1191) for the tunnel's outer packets.
 //!
-//! All of them have DF, so a router that cannot pass one on says so to this node's tunnel address. No socket has sent the
-//! packet, so the kernel has nobody to tell, and the error is noted here.
+//! Those to other members have DF, so a router that cannot pass one on says so to this node's tunnel address. No socket has
+//! sent the packet, so the kernel has nobody to tell, and the error is noted here. Those to nodes without Hiveway may be cut on
+//! the way, as what comes back from there; that shows what the path takes, too.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
 use dataplane_common::{
@@ -16,6 +17,7 @@ use crate::{
     flow,
     icmp::UNREACHABLE,
     maps::{self, PATH_STATE, PATHS},
+    mesh_stock,
     parse::{Copied, Fragment, Packet},
     reject::FRAGMENTATION_NEEDED,
     verdict,
@@ -80,15 +82,30 @@ pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {
     {
         return;
     }
+    learn(ctx, config, &vtep, told);
+}
+
+/// Notes how long the first fragment is into which a tunnel's packet was cut on the way from a node without Hiveway, whose
+/// packets have no DF: the way there is taken to be as narrow. From members come fragments that they have cut themselves.
+#[inline(never)]
+pub(crate) fn note_cut(ctx: &TcContext, config: &Config, packet: &Packet) {
+    if mesh_stock::is_stock(&packet.src) {
+        learn(ctx, config, &packet.src, packet.total_len);
+    }
+}
+
+/// Believes that the path to `vtep` takes `told` bytes only.
+#[inline(always)]
+fn learn(ctx: &TcContext, config: &Config, vtep: &Ip4, told: u16) {
     let Some(state) = PATH_STATE.get_ptr_mut(0) else { return };
     // SAFETY: into a live array map; the agent stores each word as a whole.
     let (min, expires) =
         unsafe { ((&raw const (*state).min).read_volatile(), (&raw const (*state).expires).read_volatile()) };
     let learned = told.max(min as u16);
-    if expires == 0 || learned > mtu(config, &vtep) || learned >= config.underlay_mtu {
+    if expires == 0 || learned > mtu(config, vtep) || learned >= config.underlay_mtu {
         return;
     }
-    if believe(&vtep, learned, flow::now() + expires) {
+    if believe(vtep, learned, flow::now() + expires) {
         lower_floor(state, learned);
         verdict::count(ctx, Counter::PathMtuLearned);
     }

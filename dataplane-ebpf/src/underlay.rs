@@ -9,7 +9,7 @@ use crate::{
     maps::{self, config},
     mesh_ingress, options,
     parse::{self, Fragment, Packet},
-    tunnel,
+    path, tunnel,
     verdict::{Action, Verdict},
 };
 
@@ -32,6 +32,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         Fragment::First if ours => {
             fragment::begin(packet, MESH_ZONE, place::INGRESS);
             outer_fragment(ctx, packet);
+            path::note_cut(ctx, config, packet);
             Ok(Action::Pass)
         }
         _ => mesh_ingress::from_outside(ctx, config, packet, true),

@@ -10,12 +10,12 @@ use dataplane::{
     Belief, PathLimit, Program,
     testing::Decision::{Neigh, Pass, Peer, Refuse, SlowPath},
 };
-use dataplane_common::{addr::VIRTUAL_MAC, counter::Counter, drop_reason::DropReason};
+use dataplane_common::{addr::VIRTUAL_MAC, counter::Counter, drop_reason::DropReason, mark};
 use support::{
     golden::{Golden, golden},
     icmp::{TOO_BIG, error, quote},
     mesh::*,
-    packets::{Ip, Ip4, L4, Mac, frame, ip, vxlan},
+    packets::{Ip, Ip4, L4, Mac, frame, ip, pieces, vxlan},
     world::*,
     xdp::{XDP_TX, passes, through_xdp},
 };
@@ -175,6 +175,50 @@ fn what_a_router_would_not_say_is_not_believed() -> Result<()> {
         world.harness.paths()?.believe(Belief { min: 552, expires: Duration::ZERO });
         passes_on(world, "with ip_no_pmtu_disc", told(1400, &good(), 8)).check(&mut world.harness)?;
         fits(world, REMOTE1.ip, 1450)
+    })
+}
+
+/// A tunnel's packet from `node` that was cut after `size` bytes of payload: the first and the last fragment.
+fn cut(node: Ip4, size: usize) -> [Vec<u8>; 2] {
+    let inner = L4::Udp { sport: 1000, dport: 53, payload: vec![0x5a; 1422], checksum: true };
+    let (outer, l4) = vxlan(
+        node,
+        VTEP,
+        50000,
+        INGRESS,
+        &frame(mac(ON_PLAIN.ip), mac(LOCAL1.ip), &ip(ON_PLAIN.ip, LOCAL1.ip), &inner),
+    );
+    let pieces = pieces(&outer, &l4, size);
+    [&pieces[0], &pieces[pieces.len() - 1]].map(|(ip, l4)| frame(ROUTER_MAC, NODE_MAC, ip, l4))
+}
+
+/// Nodes without Hiveway send without DF, and what arrives in pieces says how narrow the path is.
+#[test]
+fn a_cut_tunnel_of_a_node_without_hiveway_is_believed() -> Result<()> {
+    believing(|world| {
+        let fragment = |low: Ip4| mark::FRAGMENT | u32::from_be_bytes([0, low[1], low[2], low[3]]);
+        let arrives = |world: &mut World, what, node, size, learned| {
+            let [first, last] = cut(node, size);
+            let len = first.len();
+            let case = passes_on(world, what, first).leaves_mark(if node == STRANGER { 0 } else { fragment(node) });
+            let case = if learned { case.counts(Counter::PathMtuLearned, len) } else { case };
+            case.check(&mut world.harness)?;
+            let outcome = passes_on(world, "the last fragment", last).run(&mut world.harness)?;
+            assert!(!outcome.counters.contains_key(&Counter::PathMtuLearned));
+            anyhow::Ok(())
+        };
+        arrives(world, "from a member, which cuts what it sends itself", PEER, 1376, false)?;
+        arrives(world, "from a stranger", STRANGER, 1376, false)?;
+        fits(world, ON_PLAIN.ip, 1450)?;
+        arrives(world, "cut after 1396 bytes", PLAIN, 1376, true)?;
+        fits(world, ON_PLAIN.ip, 1346)?;
+        arrives(world, "a longer one", PLAIN, 1400, false)?;
+        fits(world, ON_PLAIN.ip, 1346)?;
+        fits(world, REMOTE1.ip, 1450)?;
+        arrives(world, "a tiny one", PLAIN, 64, true)?;
+        fits(world, ON_PLAIN.ip, 502)?;
+        world.harness.paths()?.believe(Belief { min: 552, expires: Duration::ZERO });
+        arrives(world, "with ip_no_pmtu_disc", PLAIN, 64, false)
     })
 }
 
