@@ -54,7 +54,8 @@ impl Beside {
 
     /// The engine's own view of its node: a manager at this address, which knows another one.
     fn engine_says(&self, address: &str) {
-        let managers = json!([{"NodeID": "n1", "Addr": format!("{address}:2377")}, {"NodeID": "m", "Addr": format!("{OTHER}:2377")}]);
+        let peer = |node: &str, address: &str| json!({"NodeID": node, "Addr": format!("{address}:2377")});
+        let managers = [peer("n1", address), peer("m", OTHER)];
         self.engine.world().swarm = json!({"NodeID": "n1", "NodeAddr": address, "LocalNodeState": "active",
             "ControlAvailable": true, "Error": "", "RemoteManagers": managers});
     }

@@ -1,4 +1,4 @@
-//! Nodes behind a 1:1 NAT: each announces an address that is on none of its interfaces, as with a cloud's elastic addresses.
+//! Nodes behind a 1:1 NAT: each announces an address that is on none of its interfaces, as clouds' elastic addresses are.
 
 use std::{
     net::Ipv4Addr,
@@ -129,8 +129,8 @@ fn follow(stage: &Stage) -> Result<()> {
 /// Makes the switch the router that translates between each node's own address and the announced one.
 fn translate(stage: &Stage) -> Result<()> {
     let switch = stage.outside();
-    // Where the kernel's bridges ask iptables, a packet for a node of the same bridge is not routed once it is translated, but
-    // handed on as a frame, which isolation stops.
+    // Where the kernel's bridges ask iptables, a packet for a node of the same bridge is not routed once it is translated,
+    // but handed on as a frame, which isolation stops.
     switch.shell("cd /proc/sys/net/bridge 2>/dev/null && echo 0 >bridge-nf-call-iptables || true")?;
     // Else it would tell the nodes of shorter ways, of which there are none.
     switch.run("sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.br0.send_redirects=0")?;
@@ -151,7 +151,7 @@ fn translate(stage: &Stage) -> Result<()> {
     isolate(stage, true)
 }
 
-/// Whether the switch hands nothing from one node's cable to another's: then they reach each other through the router alone.
+/// Whether the switch hands nothing from one node's cable to another's: then the router is the only way between them.
 fn isolate(stage: &Stage, isolated: bool) -> Result<()> {
     let state = if isolated { "on" } else { "off" };
     let switch = stage.outside();
