@@ -7,7 +7,12 @@ mod support;
 #[path = "support/swarm_ca.rs"]
 mod swarm_ca;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use control::{
     engine::{EngineView, Membership},
@@ -205,6 +210,55 @@ fn a_promoted_node_serves_and_a_demoted_one_stops() {
         until(&mut relayed, "the new manager's table", |live| live.is_current() && live.from.contains("127.0.0.2"))
             .await;
         eventually("silent", || m.status()["listening"].is_null()).await;
+    });
+}
+
+/// The table and the engine say that m is there now.
+fn moves(m: &Agent, address: Ipv4Addr) {
+    m.table.send_modify(|live| {
+        let table = Arc::make_mut(live).table.as_mut().map(Arc::make_mut).unwrap();
+        let node = table.model.nodes.get_mut("m").unwrap();
+        (node.address, node.vtep) = (address, address);
+    });
+    m.engine(|view| view.managers = [(address.into(), "m".to_owned())].into());
+}
+
+#[test]
+fn a_manager_serves_where_the_others_find_it_and_says_goodbye_there() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        ca.issue(&path.join("m"), &manager("m"));
+        ca.issue(&path.join("w1"), &worker("w1"));
+        let (m, w1) = (Agent::start("m", path, &["m"]), Agent::start("w1", path, &["m"]));
+        for agent in [&m, &w1] {
+            agent.ready.send_replace(true);
+        }
+        eventually("listening", || m.status()["listening"] == "127.0.0.1:4788").await;
+        // The swarm was made anew with another address, and nobody has seen the node outside of one.
+        moves(&m, [127, 0, 0, 9].into());
+        w1.engine(|view| view.managers = [([127, 0, 0, 9].into(), "m".to_owned())].into());
+        eventually("listening there", || m.status()["listening"] == "127.0.0.9:4788").await;
+        let mut relayed = w1.hub.relayed.subscribe();
+        until(&mut relayed, "its table from there", |live| live.is_current() && live.from.contains("127.0.0.9")).await;
+
+        // Behind a NAT: on no interface. What it leads to is an address of the node's own.
+        moves(&m, [203, 0, 113, 7].into());
+        w1.engine(|view| view.managers = [([127, 0, 0, 1].into(), "m".to_owned())].into());
+        eventually("listening for that", || m.status()["listening"] == "203.0.113.7:4788").await;
+        until(&mut relayed, "its table over the NAT", |live| live.is_current() && live.from.contains("127.0.0.1"))
+            .await;
+        until(&mut m.hub.reports.subscribe(), "w1's report", |reports| reports.contains_key("w1")).await;
+        let contacts = m.state_dir.join("relay-contacts.json");
+        eventually("contacts are kept", || {
+            std::fs::read_to_string(&contacts).is_ok_and(|text| text.contains("0.0.0.0:4788"))
+        })
+        .await;
+        let state_dir = m.state_dir.clone();
+        drop(m);
+        until(&mut relayed, "the manager is gone", |live| live.lost.is_some()).await;
+        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
+        assert_eq!(told, Some(vec![Ok("node w1".into())]));
     });
 }
 

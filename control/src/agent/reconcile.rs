@@ -254,8 +254,10 @@ impl Agent {
         let found = local_address::find(asked, &underlay, links, vtep, candidates.as_deref())?;
         self.carried = uplinks::carried(links, vtep).then_some(vtep);
         if found != last && (found.is_some() || uplinks::carried(links, vtep)) {
-            let there = found.unwrap_or(vtep);
-            tracing::warn!("tunnels to this node, {vtep} to the others, arrive at {there} from now on");
+            match found {
+                Some(own) => tracing::warn!("tunnels to this node, {vtep} to the others, arrive at {own} from now on"),
+                None => tracing::info!("tunnels to this node arrive at {vtep} from now on: there is no NAT any more"),
+            }
             self.uplinks.own_address = found;
         }
         Ok(())

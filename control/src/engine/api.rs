@@ -6,7 +6,7 @@
 use std::{fmt, path::Path, time::Duration};
 
 use axum::http::{Uri, uri::PathAndQuery};
-use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, models::SystemVersion};
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, errors::Error, models::SystemVersion};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -53,16 +53,41 @@ pub struct EngineVersion {
 /// # Errors
 /// When the engine does not answer, or no version is known to both; then what to upgrade.
 pub(super) async fn connect(socket: &Path) -> Result<(Docker, EngineVersion), String> {
-    let docker = Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE.as_secs(), API_DEFAULT_VERSION)
-        .map_err(|error| error.to_string())?;
+    let docker =
+        Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE.as_secs(), API_DEFAULT_VERSION).map_err(said)?;
     let answer = timeout(PATIENCE, docker.version()).await.map_err(|_| silent())?;
-    let said = answer.map_err(|error| error.to_string())?;
-    let (api, version) = choose(&said)?;
+    let answer = answer.map_err(|error| match error {
+        Error::HyperLegacyError { err } if err.is_connect() => {
+            format!("cannot connect to {}: {}", socket.display(), root(&err))
+        }
+        error => said(error),
+    })?;
+    let (api, version) = choose(&answer)?;
     Ok((docker.with_request_modifier(move |request| versioned(request, api)), version))
 }
 
+/// What to say of an error. The client's own text leaves out the causes.
+pub(super) fn said(error: Error) -> String {
+    match error {
+        Error::RequestTimeoutError => silent(),
+        Error::DockerResponseServerError { status_code, message } => format!("{status_code}: {}", message.trim()),
+        Error::HyperLegacyError { err } if std::error::Error::source(&err).is_some() => {
+            format!("{err}: {}", root(&err))
+        }
+        error => error.to_string(),
+    }
+}
+
+/// The innermost cause of an error.
+fn root(mut error: &dyn std::error::Error) -> String {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
+}
+
 /// What to say of an engine that does not answer.
-pub(super) fn silent() -> String {
+fn silent() -> String {
     format!("no answer within {} s", PATIENCE.as_secs())
 }
 

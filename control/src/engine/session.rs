@@ -24,7 +24,8 @@ use tokio::{
 };
 
 use super::{
-    Engine, EngineView, api,
+    Engine, EngineView,
+    api::{self, said},
     containers::{TASK, container, ended, is_swarms},
     info, lose,
     questions::Questions,
@@ -75,7 +76,7 @@ async fn follow(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -> Result
         session.ask_for_containers();
         tokio::select! {
             event = events.next() => match event {
-                Some(event) => session.event(event.map_err(|error| error.to_string())?),
+                Some(event) => session.event(event.map_err(said)?),
                 None => return Ok(()),
             },
             Some(answer) = session.answers.next(), if !session.answers.is_empty() => match answer {
@@ -149,14 +150,6 @@ struct Session {
 /// `answer`, but no longer than the engine may take.
 async fn patiently<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     timeout(api::PATIENCE, answer).await.unwrap_or(Err(Error::RequestTimeoutError))
-}
-
-fn said(error: Error) -> String {
-    match error {
-        Error::RequestTimeoutError => api::silent(),
-        Error::DockerResponseServerError { status_code, message } => format!("{status_code}: {}", message.trim()),
-        error => error.to_string(),
-    }
 }
 
 impl Session {

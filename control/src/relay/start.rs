@@ -277,7 +277,8 @@ async fn serve(
         };
         tracing::info!("relay: serving tables at {address}");
         board.set(|board| (board.listening, board.listen_error) = (Some(address), None));
-        serving.send_replace(Some(address));
+        // Where it listens in fact: `teardown` does so again.
+        serving.send_replace(Some(listener.local_addr().unwrap_or(address)));
         let parts = server::Parts {
             table: hub.table.clone(),
             credentials: credentials.clone(),
@@ -292,6 +293,9 @@ async fn serve(
                 }
             }
             _ = engine.wait_for(|view| !view.manager) => tracing::info!("relay: this node is no manager any more"),
+            () = moved(hub.clone(), address), if options.listen.is_none() => {
+                tracing::info!("relay: this node has another address");
+            }
         }
         board.set(|board| board.listening = None);
         serving.send_replace(None);
@@ -300,15 +304,33 @@ async fn serve(
 
 /// Where to listen; `None`: look again whether to listen at all.
 async fn listen_address(hub: &mut Hub, listen: Option<SocketAddr>) -> Option<SocketAddr> {
-    let own = |live: &Live, engine: &EngineView| {
-        let node = live.table.as_ref()?.model.nodes.get(engine.local.node.as_deref()?)?;
-        Some(SocketAddr::new(node.address.into(), DEFAULT_PORT))
-    };
     if listen.is_some() {
         return listen;
     }
     let engine = hub.engine.borrow().clone();
-    let found = timeout(PAUSE, hub.table.wait_for(|live| own(live, &engine).is_some())).await;
+    let found = timeout(PAUSE, hub.table.wait_for(|live| own_address(live, &engine).is_some())).await;
     let live = found.ok()?.ok()?.clone();
-    own(&live, &engine)
+    own_address(&live, &engine)
+}
+
+/// Where this node is found by the others, as the table says.
+fn own_address(live: &Live, engine: &EngineView) -> Option<SocketAddr> {
+    let node = live.table.as_ref()?.model.nodes.get(engine.local.node.as_deref()?)?;
+    Some(SocketAddr::new(node.address.into(), DEFAULT_PORT))
+}
+
+/// Returns when the others find this node elsewhere than at `address`: a swarm may be made anew sooner than it is noticed
+/// that the node has left the one before.
+async fn moved(mut hub: Hub, address: SocketAddr) {
+    loop {
+        let (live, engine) = (hub.table.borrow_and_update().clone(), hub.engine.borrow_and_update().clone());
+        if own_address(&live, &engine).is_some_and(|now| now != address) {
+            return;
+        }
+        let changed =
+            tokio::select! { changed = hub.table.changed() => changed, changed = hub.engine.changed() => changed };
+        if changed.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::{
     future::ready,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use axum::{
@@ -44,6 +45,8 @@ pub(crate) struct World {
     pub(crate) api: (&'static str, &'static str),
     pub(crate) containers: BTreeMap<String, Fake>,
     pub(crate) swarm: Value,
+    /// Nothing is answered while it is set, as by a process that is stopped.
+    pub(crate) hangs: bool,
     /// Paths of all requests, with their version.
     pub(crate) asked: Vec<String>,
     /// Inspections that were asked for.
@@ -67,9 +70,7 @@ pub(crate) struct FakeEngine {
 
 impl Drop for FakeEngine {
     fn drop(&mut self) {
-        self.task.abort();
-        // Ends the streams of its events, which nobody else would.
-        let _ = self.shared.events.send(String::new());
+        self.die();
     }
 }
 
@@ -81,6 +82,7 @@ impl FakeEngine {
             api: ("1.41", "1.12"),
             containers: BTreeMap::new(),
             swarm,
+            hangs: false,
             asked: Vec::new(),
             inspected: BTreeSet::new(),
             now: 0,
@@ -93,6 +95,13 @@ impl FakeEngine {
         let app = Router::new().fallback(answer).with_state(shared.clone());
         let task = tokio::spawn(async move { drop(axum::serve(listener, app).await) });
         Self { socket, shared, task }
+    }
+
+    /// Dies as a killed process does: connections break, the socket's file stays.
+    pub(crate) fn die(&mut self) {
+        self.task.abort();
+        // Ends the streams of its events, which nobody else would.
+        let _ = self.shared.events.send(String::new());
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
@@ -131,6 +140,9 @@ fn json_of(value: &Value) -> Response {
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     shared.world.lock().unwrap().asked.push(path.clone());
+    while shared.world.lock().unwrap().hangs {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let mut parts: Vec<_> = path.split('/').skip(1).collect();
     if parts[0].starts_with("v1.") {
         parts.remove(0);
@@ -174,7 +186,7 @@ async fn inspect(shared: &Shared, id: &str) -> Response {
         world.containers.get(id).cloned()
     };
     // Long enough that several come together.
-    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
     let response = match fake {
         None => StatusCode::NOT_FOUND.into_response(),
         Some(Fake { behaviour: Behaviour::Hangs, .. }) => std::future::pending().await,

@@ -1,4 +1,5 @@
 //! A manager's control socket: lists and pushes what it is told to.
+#![allow(dead_code, reason = "not every test file uses everything")]
 
 use std::{
     path::PathBuf,
@@ -72,7 +73,8 @@ impl FakeManager {
         fake
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// What `--swarm-dir` names; the control socket is `control.sock` in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 

@@ -1,6 +1,6 @@
 //! The whole lab: up, found again, down.
 
-use std::{fs, path::Path, process::Command, thread};
+use std::{fs, net::Ipv4Addr, path::Path, process::Command, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -89,28 +89,45 @@ impl Swarm {
             image::import(node, &archive)
         })?;
         fs::remove_file(archive)?;
-        self.join_all(&nodes, &[], |_| Vec::new())
+        self.join_all(&nodes, &[], |_| Vec::new(), Node::address)
     }
 
     /// Makes the swarm anew under the running engines: every node leaves, the first makes another one with the flags
     /// `init`, the others join it, and all of them with the flags `each`. Services, networks and containers of the swarm
     /// are gone with the old one.
     pub fn remake(&self, init: &[&str], each: impl Fn(&Node) -> Vec<String> + Sync) -> Result<()> {
+        self.remake_announcing(init, each, Node::address)
+    }
+
+    /// As [`Swarm::remake`], with another address that each node announces to the others. A node whose announced address is
+    /// on none of its interfaces needs `--listen-addr` among its flags.
+    pub fn remake_announcing(
+        &self,
+        init: &[&str],
+        each: impl Fn(&Node) -> Vec<String> + Sync,
+        announced: impl Fn(&Node) -> Ipv4Addr + Sync,
+    ) -> Result<()> {
         let nodes = self.nodes();
         // Workers first: a manager that is alone takes the swarm with it.
         nodes.iter().rev().try_for_each(|node| node.docker(&["swarm", "leave", "--force"]).map(drop))?;
-        self.join_all(&nodes, init, each)
+        self.join_all(&nodes, init, each, announced)
     }
 
-    fn join_all(&self, nodes: &[Node], init: &[&str], each: impl Fn(&Node) -> Vec<String> + Sync) -> Result<()> {
+    fn join_all(
+        &self,
+        nodes: &[Node],
+        init: &[&str],
+        each: impl Fn(&Node) -> Vec<String> + Sync,
+        announced: impl Fn(&Node) -> Ipv4Addr + Sync,
+    ) -> Result<()> {
         let first = nodes.first().context("no nodes")?;
-        let address = first.address().to_string();
+        let address = announced(first).to_string();
         let swarm = |node: &Node, words: &[&str]| -> Result<()> {
             let flags = each(node);
             let mut line = vec!["swarm"];
             line.extend(words);
             // Where the client outside and the other nodes find it, whatever other interfaces it has.
-            let own = node.address().to_string();
+            let own = announced(node).to_string();
             line.extend(["--advertise-addr", &own]);
             line.extend(flags.iter().map(String::as_str));
             if words[0] == "join" {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
-    lab::{Lab, Netns, Offloads, scenario},
+    lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for},
     peer,
     table::Table,
 };
@@ -38,9 +38,14 @@ fn behind_nat(lab: &Lab, label: &str, host: u8) -> Result<Netns> {
     switch.run("nft add table ip nat")?;
     switch.run("nft add chain ip nat in { type nat hook prerouting priority dstnat; }")?;
     switch.run("nft add chain ip nat out { type nat hook postrouting priority srcnat; }")?;
-    switch.run(&format!("nft add rule ip nat in ip daddr 192.168.77.{host} dnat to {own}"))?;
-    switch.run(&format!("nft add rule ip nat out ip saddr {own} snat to 192.168.77.{host}"))?;
+    translate(switch, host, &own)?;
     Ok(netns)
+}
+
+/// 192.168.77.`host` leads to `own`, and what comes from there has it as its source.
+fn translate(switch: &Netns, host: u8, own: &str) -> Result<()> {
+    switch.run(&format!("nft add rule ip nat in ip daddr 192.168.77.{host} dnat to {own}"))?;
+    switch.run(&format!("nft add rule ip nat out ip saddr {own} snat to 192.168.77.{host}")).map(drop)
 }
 
 #[test]
@@ -92,5 +97,52 @@ fn mesh_vips_and_overlay_work_between_nodes_behind_nat() {
             "{status}"
         );
         Ok(())
+    });
+}
+
+/// n2's elastic address is exchanged for another one, in the NAT and in the table, under running agents.
+#[test]
+fn an_announced_address_that_changes_is_followed() {
+    scenario(|lab| {
+        let client = lab.client()?;
+        let nodes = vec![lab.node("n1", 11)?, behind_nat(lab, "n2", 12)?];
+        let mut table = web_table(&["n1", "n2"], &[("tcp", 8080, 80)], "n1");
+        table.remove("nodes", "n3");
+        let mut cluster = Cluster::start_each(lab, nodes, table, |node| match node.label() {
+            "n2" => vec!["--underlay-address".into(), private(12)],
+            _ => Vec::new(),
+        })?;
+        let tasks = ["web.1", "web.2"];
+        cluster.serve(&tasks)?;
+        let served = |cluster: &Cluster<'_>, n2: &str| -> Result<()> {
+            wait_for(&format!("paths between n1 and {n2}"), PATIENCE, || {
+                let [n1, other] = [0, 1].map(|agent: usize| cluster.agents[agent].json(&["status"]));
+                let (n1, other) = (n1?, other?);
+                let node = &other["node"];
+                ensure!(node["vtep"] == n2 && node["underlay_address"] == private(12).as_str(), "{node}");
+                ensure!(n1["paths"][0]["address"] == n2, "{}", n1["paths"]);
+                ensure!(n1["healthy"] == true && other["healthy"] == true, "{n1}\n{other}");
+                Ok(())
+            })?;
+            for node in ["192.168.77.11", n2] {
+                let tcp = peer::tcp_load(&client, &format!("{node}:8080"), 20, 2)?;
+                assert_even(&tcp, &tasks, 10).with_context(|| format!("client to {node}"))?;
+            }
+            let user = cluster.task("user.1");
+            assert_even(&peer::tcp_load(user, "10.0.1.2:80", 20, 2)?, &tasks, 10).context("user to VIP")
+        };
+        served(&cluster, "192.168.77.12")?;
+
+        let switch = lab.switch();
+        switch.run("ip addr del 192.168.77.12/32 dev br0")?;
+        switch.run("ip addr add 192.168.77.22/32 dev br0")?;
+        switch.run("nft flush chain ip nat in")?;
+        switch.run("nft flush chain ip nat out")?;
+        translate(switch, 22, &private(12))?;
+        // A router that is not told to forget translates the nodes' tunnels as before for as long as there are packets.
+        switch.run("nft add chain ip nat forget { type filter hook prerouting priority raw; }")?;
+        switch.run("nft add rule ip nat forget ct zone set 22")?;
+        cluster.change(|table| table.item_mut("nodes", "n2")["address"] = "192.168.77.22".into())?;
+        served(&cluster, "192.168.77.22")
     });
 }

@@ -13,6 +13,7 @@ mod failures;
 mod interfaces;
 mod jobs;
 mod mesh;
+mod nat;
 mod other_drivers;
 mod paths;
 mod plain;
@@ -82,6 +83,8 @@ const STORIES: &[Story] = &[
     Story { name: "paths_between_nodes", needs: Hiveway, run: paths::matrix },
     Story { name: "data_path_port", needs: Hiveway, run: data_path::port },
     Story { name: "data_path_address", needs: Hiveway, run: data_path::address },
+    Story { name: "data_path_address_changes", needs: Hiveway, run: data_path::address_changes },
+    Story { name: "one_to_one_nat", needs: Hiveway, run: nat::one_to_one },
     Story { name: "engines_balance_by_themselves", needs: Balancer, run: balancer::engines_alone },
     Story { name: "installed_under_load", needs: Balancer, run: balancer::installed_under_load },
     Story { name: "vip_of_ours_beside_the_engines", needs: Balancer, run: balancer::vip },
