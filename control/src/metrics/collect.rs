@@ -43,8 +43,8 @@ impl Collector for Agent {
         let prefixes = snapshot.firewall.prefixes as i64;
         gauge(out, "left_to_host_prefixes", "Prefixes of clients that are left to the host", prefixes)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
-        let addresses = snapshot.addresses.len() as i64;
-        gauge(out, "node_addresses", "Addresses of this node, where published ports answer", addresses)?;
+        let addresses = snapshot.wanted_addresses as i64;
+        gauge(out, "node_addresses", "Addresses of this node, where published ports should answer", addresses)?;
         let room = MAX_ANSWERING as i64;
         gauge(out, "node_addresses_max", "At how many of them published ports can answer", room)?;
         self.paths(out)?;
