@@ -133,6 +133,16 @@ fn finding(severity: Gravity, path: &PathTo, problem: String, remedy: String) ->
 fn silence(here: &Here, path: &PathTo) -> Option<Finding> {
     let PathTo { hostname, address, view, .. } = path;
     let (own, port) = (here.address, here.port);
+    if view.port == Some(port) {
+        return Some(finding(
+            Gravity::Error,
+            path,
+            format!(
+                "tunnels of {hostname} ({address}) arrive here on an interface that is no uplink, and are not accepted"
+            ),
+            remedy::UPLINKS.to_owned(),
+        ));
+    }
     if let Some(theirs) = view.port {
         return Some(finding(
             Gravity::Error,
@@ -244,6 +254,8 @@ pub(crate) mod remedy {
 
     pub(crate) const ONE_PORT: &str =
         "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)";
+    pub(crate) const UPLINKS: &str = "name all interfaces where other nodes' tunnels arrive with --underlay (`status` shows the uplinks beside the tunnel \
+         address), or have them sent to one of the uplinks";
     pub(crate) const LINKS: &str =
         "look at the counters of the links and queues between the nodes (`ip -s link`, switches)";
 
@@ -360,6 +372,12 @@ mod tests {
         let port = found(|view| (view.state, view.port) = (State::Failing, Some(7789)), &[]);
         assert!(port[0].problem.contains("UDP port 7789, this node uses port 4789"), "{port:?}");
         assert_eq!(port.len(), 1);
+        // The right port, at the wrong interface.
+        for state in [State::Failing, State::Passing] {
+            let astray = found(|view| (view.state, view.port) = (state, Some(4789)), &[]);
+            assert!(astray[0].problem.contains("arrive here on an interface that is no uplink"), "{astray:?}");
+            assert!(astray.len() == 1 && astray[0].remedy.contains("--underlay"), "{astray:?}");
+        }
         let narrow = found(|view| view.limit = Some(1400), &[app(1450)]);
         assert!(narrow.iter().all(|finding| finding.severity == Gravity::Warning));
         assert!(narrow.iter().any(|finding| finding.problem.contains("more than 1400 bytes vanish")), "{narrow:?}");

@@ -156,6 +156,14 @@ impl<'n> Matrix<'n> {
         if a.own && !news {
             return None;
         }
+        if there.port == Some(a.port) {
+            let problem = format!(
+                "tunnels of {} arrive at {} on an interface that is no uplink, and are not accepted",
+                b.at(),
+                a.at()
+            );
+            return Some(self.error(a, b, problem, remedy::UPLINKS.to_owned()));
+        }
         if let Some(port) = there.port {
             return Some(self.error(
                 a,

@@ -87,7 +87,7 @@ pub struct Row {
     pub limit: Option<u16>,
     /// Probes of the other node arrive.
     pub heard: bool,
-    /// The port that the other node uses for VXLAN, if it was seen to be another one.
+    /// As [`PathView::port`].
     pub port: Option<u16>,
 }
 

@@ -51,6 +51,9 @@ const LARGE: u64 = 30 * SECOND;
 /// that are younger than [`HEARD_PERIODS`] times their distance.
 const HEARD: Duration = Duration::from_secs(30);
 const HEARD_PERIODS: u32 = 3;
+/// A request that came in where no tunnel is expected is forgotten once so many in a row have come in as they should: where a
+/// node's packets take several ways, one of them may still lead there.
+const STRAY_PERIODS: u32 = 5;
 /// How many of the last small probes the loss is reckoned over.
 const WINDOW: u32 = 60;
 
@@ -149,7 +152,8 @@ pub struct PathView {
     pub heard: Option<Duration>,
     /// How often nodes probe each other with a small packet.
     pub period: Duration,
-    /// The port that the other node uses for VXLAN, if it was seen to be another one.
+    /// The port that the other node sends its tunnels to, if they come in where none is expected: another one than this
+    /// node's, or this node's at an interface that is no uplink.
     pub port: Option<u16>,
     /// The node has joined less than [`JOINS`] ago, while other paths passed or there were none.
     pub joining: bool,
@@ -417,6 +421,14 @@ impl Path {
         self.state == State::Passing && self.missed == 0
     }
 
+    /// The other node's requests come in where no tunnel is expected.
+    fn strays(&self, period: Duration) -> bool {
+        let Probed { stray, heard, .. } = self.probed;
+        let since = Duration::from_nanos(self.now.saturating_sub(stray));
+        let over = heard > stray && since > STRAY_PERIODS * period;
+        stray != 0 && since < heard_for(period) && !over
+    }
+
     fn view(&self, period: Duration) -> PathView {
         let since = |at: u64| Duration::from_nanos(self.now.saturating_sub(at));
         let bits = if self.counted == 0 { 0 } else { self.lost & (u64::MAX >> (64 - self.counted)) };
@@ -432,8 +444,7 @@ impl Path {
             their_mtu: some(self.probed.their_mtu),
             heard: (self.probed.heard != 0).then(|| since(self.probed.heard)),
             period,
-            port: (self.probed.stray != 0 && since(self.probed.stray) < heard_for(period))
-                .then(|| u16::from_be_bytes(self.probed.stray_port)),
+            port: self.strays(period).then(|| u16::from_be_bytes(self.probed.stray_port)),
             joining: self.joined && self.state == State::Waiting && since(self.since) < JOINS,
         }
     }

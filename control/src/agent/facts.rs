@@ -6,6 +6,7 @@ use dataplane_common::mesh::MAX_NODE_ADDRESSES;
 use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
     firewall::LeftEntries,
+    model::Places,
     observed::{Kind, Link, Replies},
     plan::DEFAULT_GATEWAY_BRIDGE,
     sandbox::Sandbox,
@@ -120,17 +121,13 @@ pub(super) fn facts(
             Underlay::Named(names)
         ));
     }
-    let mut node_addresses = mesh::addresses(links, &gateway.name);
-    while node_addresses.len() > MAX_ANSWERING {
-        node_addresses.pop_last();
-    }
     Ok(Facts {
         ifindex: links.iter().map(|(name, link)| (name.clone(), link.index)).collect(),
         underlay_ifindex: uplinks.only,
         underlay_mac: uplinks.mac,
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
         underlay_ip: uplinks.own_address,
-        node_addresses,
+        node_addresses: Answering::new(args.mesh_addresses().as_ref(), links, &gateway.name).known,
         engine_balances: has_ipvs(),
         left,
         sandboxes: sandboxes.clone(),
@@ -141,18 +138,109 @@ pub(super) fn facts(
 /// Addresses of this node that published ports can answer at: all that the map holds, but for the host link's.
 pub const MAX_ANSWERING: usize = MAX_NODE_ADDRESSES as usize - 1;
 
-/// Whether published ports answer at all addresses of this node.
-///
-/// # Errors
-/// How many they do not answer at.
-pub(super) fn addresses(links: &BTreeMap<String, Link>, gateway: &Gateway) -> Result<(), String> {
-    let there = mesh::addresses(links, &gateway.name).len();
-    if there <= MAX_ANSWERING {
-        return Ok(());
+/// This node's addresses, as far as published ports are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answering {
+    /// No more than the map holds, with the index of the interface that carries each. Addresses that `--mesh-addresses`
+    /// does not name are here, too, as long as there is room: the programs ask which class they are of.
+    pub(super) known: BTreeMap<Ipv4Addr, u32>,
+    /// Those of them at which published ports answer.
+    pub(super) at: Vec<Ipv4Addr>,
+    /// At how many they would answer with enough room.
+    pub(super) wanted: usize,
+}
+
+impl Answering {
+    /// On a node with these links. `bound`: `--mesh-addresses`. What there is no room for are the last ones in numerical
+    /// order, those that are not bound first.
+    pub(super) fn new(bound: Option<&Places>, links: &BTreeMap<String, Link>, gateway: &str) -> Self {
+        let all = mesh::addresses(links, gateway);
+        let on = |name: &str| links.get(name).map(|link| link.addresses.iter().map(|a| a.addr().into()).collect());
+        let nets = bound.map(|places| places.nets(&|name| on(name).unwrap_or_default()));
+        let answers = |ip: Ipv4Addr| nets.as_ref().is_none_or(|nets| nets.contains(ip));
+        let (mut known, others): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(ip, _)| answers(*ip));
+        let wanted = known.len();
+        while known.len() > MAX_ANSWERING {
+            known.pop_last();
+        }
+        let at = known.keys().copied().collect();
+        let room = MAX_ANSWERING - known.len();
+        known.extend(others.into_iter().take(room));
+        Self { known, at, wanted }
     }
-    Err(format!(
-        "this node has {there} addresses, and published ports answer at {MAX_ANSWERING} of them at most: the last {} in \
-         numerical order are left to the stack",
-        there - MAX_ANSWERING
-    ))
+
+    /// Whether there is room for all at which published ports should answer.
+    ///
+    /// # Errors
+    /// For how many there is none.
+    pub(super) fn fits(&self) -> Result<(), String> {
+        let cut = self.wanted - self.at.len();
+        if cut == 0 {
+            return Ok(());
+        }
+        Err(format!(
+            "published ports should answer at {} addresses of this node, and do at {MAX_ANSWERING} at most: the last {cut} \
+             in numerical order are left to the stack; name those that matter with --mesh-addresses",
+            self.wanted
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ipnet::Ipv4Net;
+
+    use super::*;
+
+    const GATEWAY: &str = "docker_gwbridge";
+
+    /// eth0 with so many addresses from 10.0.0.1 on, eth1 with one above them.
+    fn node(count: usize) -> BTreeMap<String, Link> {
+        let other = || Kind::Other(String::new());
+        let first = u32::from(Ipv4Addr::new(10, 0, 0, 1));
+        let many: BTreeSet<Ipv4Net> = (first..).take(count).map(|ip| Ipv4Addr::from(ip).into()).collect();
+        let eth0 = Link { addresses: many, ..Link::new(2, other()) };
+        let eth1 = Link { addresses: BTreeSet::from([LAST.into()]), ..Link::new(3, other()) };
+        BTreeMap::from([("eth0".to_owned(), eth0), ("eth1".to_owned(), eth1)])
+    }
+
+    const LAST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+
+    fn answering(bound: &str, count: usize) -> Answering {
+        let places = (!bound.is_empty()).then(|| Places::parse(bound).unwrap());
+        Answering::new(places.as_ref(), &node(count), GATEWAY)
+    }
+
+    #[test]
+    fn as_many_as_the_map_holds_all_answer() {
+        let all = answering("", MAX_ANSWERING - 1);
+        assert_eq!((all.known.len(), all.at.len(), all.wanted), (MAX_ANSWERING, MAX_ANSWERING, MAX_ANSWERING));
+        assert_eq!(all.known.get(&LAST), Some(&3));
+        assert_eq!(all.fits(), Ok(()));
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_left_out_everywhere_and_said() {
+        let all = answering("", MAX_ANSWERING + 4);
+        assert_eq!((all.known.len(), all.at.len(), all.wanted), (MAX_ANSWERING, MAX_ANSWERING, MAX_ANSWERING + 5));
+        assert!(!all.known.contains_key(&LAST) && !all.at.contains(&LAST), "the highest goes first");
+        assert!(all.at.iter().eq(all.known.keys()), "what is shown is what the map holds");
+        let why = all.fits().unwrap_err();
+        assert!(why.contains("at 16388 addresses") && why.contains("the last 5"), "{why}");
+    }
+
+    #[test]
+    fn addresses_that_are_bound_are_kept_and_the_others_cut() {
+        for bound in ["eth1", "192.0.2.0/24"] {
+            let bound = answering(bound, MAX_ANSWERING + 4);
+            assert_eq!((bound.at.as_slice(), bound.wanted), ([LAST].as_slice(), 1));
+            assert_eq!((bound.known.len(), bound.known.get(&LAST)), (MAX_ANSWERING, Some(&3)));
+            assert_eq!(bound.fits(), Ok(()), "nothing is missing that was asked for");
+        }
+        let too_many = answering("eth0", MAX_ANSWERING + 4);
+        assert_eq!((too_many.at.len(), too_many.known.len()), (MAX_ANSWERING, MAX_ANSWERING));
+        assert!(too_many.fits().unwrap_err().contains("the last 4"));
+    }
 }

@@ -24,6 +24,10 @@ use crate::{host_firewall::Heard, mesh};
 /// No more rules than these are shown, and no more of one rule's sources.
 const SHOWN_RULES: usize = 50;
 const SHOWN_SOURCES: usize = 8;
+/// No more chains than these have numbers of their own: each is a series of the metrics.
+const SHOWN_CHAINS: usize = 20;
+/// The name of the rest; chains' have colons.
+const OTHER_CHAINS: &str = "other";
 
 /// The host's rules as last judged.
 pub(super) struct HostRules {
@@ -45,6 +49,8 @@ struct Judged {
     rules: Arc<Ruleset>,
     path: Path,
     judgement: Arc<Judgement>,
+    /// Its rules by chain.
+    chains: Vec<LeftChain>,
 }
 
 /// `firewall` of `status --json`.
@@ -54,6 +60,8 @@ pub struct FirewallStatus {
     pub left: Vec<LeftRule>,
     /// How many such rules there are; not all of them may be shown.
     pub rules: usize,
+    /// The same by chain: those with the most rules, and one named `other` for the rest.
+    pub chains: Vec<LeftChain>,
     /// Entries in map `LEFT`.
     pub prefixes: usize,
     /// There were too many: what shares a prefix of this length with one of them is left, too.
@@ -72,7 +80,29 @@ pub struct FirewallStatus {
     pub unread: bool,
 }
 
+/// What a chain closes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftChain {
+    /// Like `ip:filter:DOCKER-USER`.
+    pub chain: String,
+    /// How many of its rules.
+    pub rules: usize,
+    /// How many CIDRs of clients they have together; what several rules have in common counts for each.
+    pub prefixes: usize,
+}
+
 impl FirewallStatus {
+    /// Everything that leaves clients to the host, by a stable name, and whether it does now.
+    pub fn why_left(&self) -> [(&'static str, bool); 5] {
+        [
+            ("rules", self.rules > 0),
+            ("unread", self.unread),
+            ("unread_sets", !self.unread_sets.is_empty()),
+            ("for_all_ports", self.for_all_ports),
+            ("widened", self.widened_to.is_some()),
+        ]
+    }
+
     /// What was asked for and has no effect.
     pub fn warnings(&self) -> Vec<String> {
         self.ignored_missing.iter().map(|chain| not_there(chain)).collect()
@@ -156,7 +186,11 @@ impl HostRules {
                 // What is the same stays the same value: the map's entries need not be made again.
                 let same = self.judged.as_ref().filter(|judged| judged.path == path && *judged.judgement == judgement);
                 let judgement = same.map_or_else(|| Arc::new(judgement), |judged| judged.judgement.clone());
-                self.judged = Some(Judged { rules: rules.clone(), path, judgement: judgement.clone() });
+                let chains = match &self.judged {
+                    Some(judged) if Arc::ptr_eq(&judged.judgement, &judgement) => judged.chains.clone(),
+                    _ => block_in_place(|| by_chain(&judgement.reasons)),
+                };
+                self.judged = Some(Judged { rules: rules.clone(), path, judgement: judgement.clone(), chains });
                 judgement
             }
         }
@@ -187,6 +221,7 @@ impl HostRules {
         FirewallStatus {
             left: judgement.reasons.iter().take(SHOWN_RULES).map(|reason| shown(reason, &judged.path)).collect(),
             rules: judgement.reasons.len(),
+            chains: judged.chains.clone(),
             prefixes: self.left.as_ref().map_or(0, |(_, _, entries)| entries.entries.len()),
             widened_to: judgement.left.widened,
             for_all_ports: judgement.left.for_all_ports,
@@ -299,6 +334,28 @@ fn not_there(chain: &str) -> String {
     )
 }
 
+/// What the rules close, by chain; the chains with the most rules first.
+fn by_chain(reasons: &[Reason]) -> Vec<LeftChain> {
+    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for reason in reasons {
+        let (rules, prefixes) = counts.entry(&reason.chain).or_default();
+        (*rules, *prefixes) = (*rules + 1, *prefixes + reason.sources.prefixes().count());
+    }
+    let row =
+        |(chain, (rules, prefixes)): (&str, (usize, usize))| LeftChain { chain: chain.to_owned(), rules, prefixes };
+    let mut chains: Vec<_> = counts.into_iter().map(row).collect();
+    chains.sort_by(|a, b| b.rules.cmp(&a.rules).then_with(|| a.chain.cmp(&b.chain)));
+    let rest = chains.split_off(chains.len().min(SHOWN_CHAINS));
+    if !rest.is_empty() {
+        chains.push(LeftChain {
+            chain: OTHER_CHAINS.to_owned(),
+            rules: rest.iter().map(|chain| chain.rules).sum(),
+            prefixes: rest.iter().map(|chain| chain.prefixes).sum(),
+        });
+    }
+    chains
+}
+
 fn shown(reason: &Reason, path: &Path) -> LeftRule {
     let port = |(protocol, port): &Port| match protocol {
         6 => format!("{port}/tcp"),
@@ -317,5 +374,45 @@ fn shown(reason: &Reason, path: &Path) -> LeftRule {
             true => Vec::new(),
             false => reason.interfaces.iter().cloned().collect(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(chain: &str, sources: &[&str]) -> Reason {
+        Reason {
+            chain: chain.to_owned(),
+            rule: "drop".to_owned(),
+            sources: sources.iter().map(|net| net.parse::<ipnet::Ipv4Net>().unwrap()).collect(),
+            ports: BTreeSet::new(),
+            interfaces: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn rules_are_counted_by_chain() {
+        let user = "ip:filter:DOCKER-USER";
+        let reasons = [
+            reason("inet:f2b:pre", &["192.0.2.0/24"]),
+            reason(user, &["192.0.2.1/32", "192.0.2.9/32"]),
+            reason(user, &["192.0.2.1/32"]),
+        ];
+        let row = |chain: &str, rules, prefixes| LeftChain { chain: chain.to_owned(), rules, prefixes };
+        assert_eq!(by_chain(&reasons), [row(user, 2, 3), row("inet:f2b:pre", 1, 1)]);
+    }
+
+    #[test]
+    fn so_many_chains_have_numbers_of_their_own() {
+        let mut reasons: Vec<_> =
+            (0..SHOWN_CHAINS + 5).map(|n| reason(&format!("ip:t:{n:02}"), &["10.0.0.0/8"])).collect();
+        reasons.push(reason("ip:t:24", &["10.0.0.0/8"]));
+        let chains = by_chain(&reasons);
+        assert_eq!(chains.len(), SHOWN_CHAINS + 1);
+        assert_eq!((chains[0].chain.as_str(), chains[0].rules), ("ip:t:24", 2), "the largest has one");
+        let other = chains.last().unwrap();
+        assert_eq!((other.chain.as_str(), other.rules, other.prefixes), (OTHER_CHAINS, 5, 5));
+        assert_eq!(chains.iter().map(|chain| chain.rules).sum::<usize>(), reasons.len());
     }
 }

@@ -31,7 +31,7 @@ use tokio::task::block_in_place;
 use super::{
     apply::Round,
     backoff::Backoff,
-    facts::{Gateway, addresses, facts, gateway, settings, underlay},
+    facts::{Answering, Gateway, facts, gateway, settings, underlay},
     firewall::{self, firewall, ports, stale},
     host_rules::HostRules,
     memory,
@@ -148,7 +148,8 @@ impl Agent {
         let carried = underlay(&self.args, self.local(), &links, &self.uplinks);
         round.note(&mut self.backoff, "underlay", found.and(carried));
         let gateway = gateway(&self.args, &links);
-        round.note(&mut self.backoff, "addresses", addresses(&links, &gateway));
+        let answering = Answering::new(self.args.mesh_addresses().as_ref(), &links, &gateway.name);
+        round.note(&mut self.backoff, "addresses", answering.fits());
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
@@ -524,14 +525,12 @@ impl Agent {
         self.probing.follow(self.probes(links));
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
-        let addresses = mesh::addresses(links, &gateway.name);
+        let answering = Answering::new(settings.mesh_addresses.as_ref(), links, &gateway.name);
+        (self.last.addresses, self.last.wanted_addresses) = (answering.at, answering.wanted);
         self.last.unserved = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
-        self.last.addresses = addresses.keys().copied().collect();
         if let Some(bound) = &settings.mesh_addresses {
-            self.last.unserved.extend(mesh::idle_places(bound, links, &addresses));
-            let on = |name: &str| links.get(name).map(|l| l.addresses.iter().map(|a| a.addr().into()).collect());
-            let nets = bound.nets(&|name| on(name).unwrap_or_default());
-            self.last.addresses.retain(|ip| nets.contains(*ip));
+            let own = mesh::addresses(links, &gateway.name);
+            self.last.unserved.extend(mesh::idle_places(bound, links, &own));
         }
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();

@@ -90,6 +90,8 @@ pub struct Snapshot {
     pub xdp: Vec<XdpStatus>,
     /// Addresses at which published ports answer.
     pub addresses: Vec<std::net::Ipv4Addr>,
+    /// At how many they would answer if the map had room for all.
+    pub wanted_addresses: usize,
     /// Ports that this node answers at: (IP protocol number, port).
     pub published: std::collections::BTreeSet<(u8, u16)>,
     /// Tasks with networking on this node.

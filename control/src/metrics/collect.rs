@@ -10,7 +10,10 @@ use prometheus_client::{
 
 use hiveway_core::probe::State;
 
-use crate::agent::{MAX_ANSWERING, shared::Shared};
+use crate::{
+    agent::{MAX_ANSWERING, host_rules::FirewallStatus, shared::Shared, takeover::Takeover},
+    status::report::Health,
+};
 
 /// Reads the agent's state and the maps at each scrape.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ impl Collector for Agent {
         labelled(out, "build_info", "Version of the agent", MetricType::Gauge, |family| {
             family(&[("version", env!("CARGO_PKG_VERSION"))], &ConstGauge::new(1i64))
         })?;
+        health(out, &Health::new(&self.0, &snapshot), snapshot.takeover.as_ref())?;
         gauge(out, "ready", "1 once the first table has been programmed", i64::from(snapshot.ready))?;
         if let Some(at) = snapshot.read_at {
             let age = at.elapsed().as_secs() as i64;
@@ -38,13 +42,10 @@ impl Collector for Agent {
         counter(out, "reconcile_errors", "Errors of single items in reconciliations", snapshot.errors)?;
         gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
         gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
-        let rules = snapshot.firewall.rules as i64;
-        gauge(out, "left_to_host_rules", "Rules of the host's packet filters that may close published ports", rules)?;
-        let prefixes = snapshot.firewall.prefixes as i64;
-        gauge(out, "left_to_host_prefixes", "Prefixes of clients that are left to the host", prefixes)?;
+        left_to_host(out, &snapshot.firewall)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
-        let addresses = snapshot.addresses.len() as i64;
-        gauge(out, "node_addresses", "Addresses of this node, where published ports answer", addresses)?;
+        let addresses = snapshot.wanted_addresses as i64;
+        gauge(out, "node_addresses", "Addresses of this node, where published ports should answer", addresses)?;
         let room = MAX_ANSWERING as i64;
         gauge(out, "node_addresses_max", "At how many of them published ports can answer", room)?;
         self.paths(out)?;
@@ -140,6 +141,42 @@ impl Agent {
     }
 }
 
+/// What makes a node unhealthy, as far as no other metric says it.
+fn health(out: &mut DescriptorEncoder<'_>, health: &Health, takeover: Option<&Takeover>) -> fmt::Result {
+    gauge(out, "healthy", "1 while `status` says healthy", i64::from(health.healthy))?;
+    if let Some(reachable) = health.engine_reachable {
+        let help = "1 while this node's engine answers in a version of its API that the agent speaks";
+        gauge(out, "engine_reachable", help, i64::from(reachable))?;
+    }
+    let dead = health.dead_ports.as_ref().map_or(0, |dead| dead.ports.len()) as i64;
+    gauge(out, "dead_ports", "Published ports that neither Hiveway nor the engine serves on this node", dead)?;
+    if let Some(mesh) = takeover.and_then(|takeover| takeover.mesh) {
+        let help = "1 while the engine's routing mesh is not taken over, for the reason in `status`";
+        gauge(out, "takeover_refused", help, i64::from(!mesh))?;
+    }
+    Ok(())
+}
+
+/// What is left to the host's packet filters, and why.
+fn left_to_host(out: &mut DescriptorEncoder<'_>, firewall: &FirewallStatus) -> fmt::Result {
+    let (rules, prefixes) = (firewall.rules as i64, firewall.prefixes as i64);
+    gauge(out, "left_to_host_rules", "Rules of the host's packet filters that may close published ports", rules)?;
+    gauge(out, "left_to_host_prefixes", "Prefixes of clients that are left to the host", prefixes)?;
+    labelled(out, "left_to_host_chain_rules", "These rules by chain", MetricType::Gauge, |family| {
+        let mut chains = firewall.chains.iter();
+        chains.try_for_each(|left| family(&[("chain", &left.chain)], &ConstGauge::new(left.rules as i64)))
+    })?;
+    let help = "CIDRs of clients in these rules by chain";
+    labelled(out, "left_to_host_chain_prefixes", help, MetricType::Gauge, |family| {
+        let mut chains = firewall.chains.iter();
+        chains.try_for_each(|left| family(&[("chain", &left.chain)], &ConstGauge::new(left.prefixes as i64)))
+    })?;
+    labelled(out, "left_to_host", "1 while clients are left to the host for this reason", MetricType::Gauge, |family| {
+        let mut reasons = firewall.why_left().into_iter();
+        reasons.try_for_each(|(reason, so)| family(&[("reason", reason)], &ConstGauge::new(i64::from(so))))
+    })
+}
+
 fn gauge(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
     ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
@@ -171,5 +208,41 @@ trait Sample {
 impl<T: EncodeMetric> Sample for T {
     fn sample(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
         self.encode(encoder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Only(Health);
+
+    impl Collector for Only {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            health(&mut encoder, &self.0, None)
+        }
+    }
+
+    fn text(engine_reachable: Option<bool>) -> String {
+        let mut registry = Registry::with_prefix("hiveway");
+        let healthy = engine_reachable != Some(false);
+        registry.register_collector(Box::new(Only(Health { healthy, dead_ports: None, engine_reachable })));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn an_engine_that_does_not_answer_is_0_and_none_is_no_series() {
+        for (reachable, value) in [(true, 1), (false, 0)] {
+            let text = text(Some(reachable));
+            let lines = [format!("hiveway_engine_reachable {value}"), format!("hiveway_healthy {value}")];
+            assert!(lines.iter().all(|line| text.lines().any(|found| found == line)), "{text}");
+        }
+        let text = text(None);
+        assert!(!text.contains("engine_reachable") && !text.contains("takeover_refused"), "{text}");
     }
 }

@@ -1,6 +1,7 @@
 //! Answers to requests, as JSON with stable keys (docs/cli.md).
 
 mod flows;
+mod health;
 mod matrix;
 mod paths;
 mod starting;
@@ -13,6 +14,7 @@ use hiveway_core::views;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use health::Health;
 pub use matrix::Matrix;
 pub use starting::Starting;
 

@@ -1,13 +1,13 @@
 //! What the host's packet filters close stays closed, and nothing else is given up.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, PATIENCE, scenario, wait_for},
     peer::{self, LoadLoop},
 };
 
 use crate::{
-    support::{Cluster, assert_even, assert_peer},
+    support::{Cluster, METRICS, assert_even, assert_metrics, assert_peer},
     takeover::{WEB, nodes, web},
 };
 
@@ -55,7 +55,7 @@ pub(crate) fn closed(client: &Netns) -> Result<()> {
 fn a_ban_costs_its_client_and_nobody_else_at_every_hook() {
     scenario(|lab| {
         let (client, other) = (lab.client()?, lab.far_client()?);
-        let cluster = cluster(lab, &[], |_| Ok(()))?;
+        let cluster = cluster(lab, &METRICS, |_| Ok(()))?;
         let node = &cluster.nodes[0];
         let status = || cluster.agents[0].json(&["status"]);
         served(&client, BANNED)?;
@@ -104,8 +104,16 @@ fn a_ban_costs_its_client_and_nobody_else_at_every_hook() {
             let rule = &status["firewall"]["left"][0];
             ensure!(rule["chain"] == chain && rule["sources"].to_string().contains("192.168.77.100/32"), "{status:#}");
             ensure!(status["takeover"]["mesh"] == true, "{ban}: {status:#}");
+            let of_chain =
+                ["rules", "prefixes"].map(|what| format!("hiveway_left_to_host_chain_{what}{{chain=\"{chain}\"}}"));
+            let [rules, prefixes] = of_chain.each_ref().map(String::as_str);
+            let sources = if ban == set { 2.0 } else { 1.0 };
+            let (left, unread) = ("hiveway_left_to_host{reason=\"rules\"}", "hiveway_left_to_host{reason=\"unread\"}");
+            let seen = [(rules, Some(1.0)), (prefixes, Some(sources)), (left, Some(1.0)), (unread, Some(0.0))];
+            assert_metrics(node, &seen).with_context(|| ban.to_owned())?;
             node.shell(unban)?;
             wait_for(&format!("the ban to end: {unban}"), PATIENCE, || served(&client, BANNED))?;
+            wait_for("the metrics to say so", PATIENCE, || assert_metrics(node, &[(rules, None), (left, Some(0.0))]))?;
         }
         ensure!(cluster.agents[0].counter("left_to_host")? > 0, "nothing was counted");
         let text = cluster.agents[0].cli(&["status"])?;

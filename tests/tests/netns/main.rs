@@ -33,6 +33,7 @@ mod next_hops;
 mod overlay;
 mod paths;
 mod plain_linux;
+mod replaced;
 mod scaling;
 mod snapshot;
 mod sockets;

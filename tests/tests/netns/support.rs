@@ -1,6 +1,12 @@
 //! A cluster in a lab: nodes, an agent on each, a namespace per task, one table for all.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
@@ -199,6 +205,32 @@ pub(crate) fn web_table(nodes: &[&str], ports: &[(&str, u16, u16)], user: &str) 
 /// As operators set it: source validation on every node.
 pub(crate) fn strict(cluster: &Cluster<'_>) -> Result<()> {
     cluster.nodes.iter().try_for_each(|node| node.run("sysctl -qw net.ipv4.conf.all.rp_filter=1").map(drop))
+}
+
+/// Where agents serve metrics that scenarios read: `--metrics`.
+pub(crate) const METRICS: [&str; 2] = ["--metrics", "127.0.0.1:9464"];
+
+/// The value of a series, like `hiveway_path_up{peer="192.0.2.1"}`; `None` if there is no such series.
+pub(crate) fn metric(node: &Netns, series: &str) -> Result<Option<f64>> {
+    let text = node.enter(|| -> Result<String> {
+        let mut stream = TcpStream::connect(METRICS[1])?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })??;
+    ensure!(text.contains("# EOF"), "not metrics: {text}");
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map(|value| value.parse().with_context(|| format!("{series} is {value}"))).transpose()
+}
+
+/// Fails unless these series have these values.
+pub(crate) fn assert_metrics(node: &Netns, expected: &[(&str, Option<f64>)]) -> Result<()> {
+    expected.iter().try_for_each(|(series, value)| {
+        let seen = metric(node, series)?;
+        ensure!(seen == *value, "{series} is {seen:?}, not {value:?}");
+        Ok(())
+    })
 }
 
 fn is_endpoint(task: &Value) -> bool {

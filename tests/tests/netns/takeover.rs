@@ -12,7 +12,7 @@ use hiveway_tests::{
 };
 use serde_json::json;
 
-use crate::support::{Cluster, assert_even, assert_peer, assert_refused, web_table};
+use crate::support::{Cluster, METRICS, assert_even, assert_metrics, assert_peer, assert_refused, web_table};
 
 pub(crate) const WEB: [&str; 2] = ["web.1", "web.2"];
 
@@ -271,7 +271,7 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         nodes[0].run("nft add table ip filter")?;
         nodes[0].run("nft add chain ip filter DOCKER-USER")?;
         nodes[0].run("nft add rule ip filter DOCKER-USER meta mark 7 drop")?;
-        let mut cluster = Cluster::start_on(lab, nodes, web(), &[])?;
+        let mut cluster = Cluster::start_on(lab, nodes, web(), &METRICS)?;
         cluster.serve(&WEB)?;
         let status = cluster.agents[0].json(&["status"])?;
         let why = status["takeover"]["mesh_why"].as_str().unwrap_or_default().to_owned();
@@ -286,6 +286,17 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         let ipvs = Path::new("/proc/net/ip_vs").exists();
         ensure!(remedy.contains(if ipvs { "DOCKER-INGRESS" } else { "modprobe ip_vs" }), "{remedy}");
         assert_refused(&peer::attempts(&client, "tcp", "192.168.77.11:8080", 2)?, 2)?;
+        assert_metrics(
+            &cluster.nodes[0],
+            &[
+                ("hiveway_ready", Some(1.0)),
+                ("hiveway_healthy", Some(0.0)),
+                ("hiveway_takeover_refused", Some(1.0)),
+                ("hiveway_dead_ports", Some(2.0)),
+                // Tables come from files here: nothing asks an engine.
+                ("hiveway_engine_reachable", None),
+            ],
+        )?;
         // VIPs are none of its business; nor are other nodes' clients, its own tasks included.
         assert_even(&peer::tcp_load(&client, "192.168.77.12:8080", 20, 1)?, &WEB, 10)?;
         assert_even(&peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 20, 1)?, &WEB, 10)?;
@@ -296,7 +307,9 @@ fn the_mesh_stays_the_engines_where_the_hosts_firewall_has_a_say() {
         wait_for("the node to be healthy", PATIENCE, || {
             let status = cluster.agents[0].json(&["status"])?;
             ensure!(status["dead_ports"].is_null() && status["healthy"] == true, "{status:#}");
-            Ok(())
+            let good = [("healthy", 1.0), ("takeover_refused", 0.0), ("dead_ports", 0.0)];
+            let good = good.map(|(name, value)| (format!("hiveway_{name}"), Some(value)));
+            assert_metrics(&cluster.nodes[0], &good.each_ref().map(|(name, value)| (name.as_str(), *value)))
         })?;
         // A roll-back leaves them dead again, and says so.
         cluster.agents[0].terminate()?;

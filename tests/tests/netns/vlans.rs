@@ -165,6 +165,87 @@ fn only_the_node_meant_answers(lab: &Lab, xdp: &str) -> Result<()> {
     assert_even(&tally, &WEB, 20)
 }
 
+/// Where the probe stands in an outer frame, and its nonce in it.
+const PROBE_AT: usize = 92;
+const NONCE_AT: usize = PROBE_AT + 8;
+
+/// A frame of a node's tunnel: `inner` from n1 to n3, to this MAC.
+fn tunnelled(target: [u8; 6], vni: u32, inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![8, 0, 0, 0];
+    payload.extend_from_slice(&(vni << 8).to_be_bytes());
+    payload.extend_from_slice(inner);
+    let builder = PacketBuilder::ethernet2(mac("02:00:00:00:00:11"), target);
+    let builder = builder.ipv4(ip("192.168.77.11"), ip("192.168.77.13"), 64).udp(50_000, 4789);
+    let mut bytes = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut bytes, &payload).expect("a vector takes everything");
+    bytes
+}
+
+/// The first frame of a capture.
+fn first_frame(capture: Capture) -> Result<Vec<u8>> {
+    let file = std::fs::read(capture.stop()?)?;
+    // Behind the file's header one for each frame, with the length that was captured.
+    let header = file.get(24..40).context("nothing was captured")?;
+    let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+    Ok(file.get(40..40 + length).context("the capture is cut off")?.to_vec())
+}
+
+/// What a hub shows a promiscuous interface of the others' tunnels: neither is a container's packet taken out, nor a probe
+/// answered, although the tunnel's address is the node's own.
+fn only_the_node_meant_takes_tunnels(lab: &Lab, xdp: &str) -> Result<()> {
+    let sender = lab.client()?;
+    let cluster = Cluster::start_with(lab, 3, web(), &["--xdp", xdp])?;
+    let (node, agent) = (&cluster.nodes[2], &cluster.agents[2]);
+    node.run("ip link set eth0 promisc on")?;
+    let (meant, another) = (address_of(node, "eth0")?, mac("02:00:00:00:00:99"));
+    // A request of n1's own; kind 1, in the mesh's VNI.
+    let requests = format!("src 192.168.77.11 and udp port 4789 and udp[12:4] = {} and udp[59] = 1", MESH_VNI << 8);
+    let mut probes = Capture::start(lab, node, "eth0", &requests)?;
+    probes.wait_packets(1)?;
+    let probe = first_frame(probes)?;
+    ensure!(probe.len() >= NONCE_AT + 8 && probe[PROBE_AT..PROBE_AT + 2] == [1, 1], "not a probe: {probe:?}");
+    let probe = |target: [u8; 6], nonce: u8| {
+        let mut frame = probe.clone();
+        frame[..6].copy_from_slice(&target);
+        frame[NONCE_AT..NONCE_AT + 8].fill(nonce);
+        frame
+    };
+    let answers = |nonce: &str| {
+        let filter = format!("src 192.168.77.13 and udp port 4789 and udp[66:4] = 0x{}", nonce.repeat(4));
+        Capture::start(lab, lab.switch(), "n3", &filter)
+    };
+    let (mut wrong, mut right) = (answers("ee")?, answers("dd")?);
+    let mut delivered = Capture::start(lab, cluster.task("user.1"), "eth0", &format!("udp port {DISCARD_PORT}"))?;
+    let mut seen = Capture::start(lab, node, "eth0", "ether dst 02:00:00:00:00:99")?;
+    let inner = datagram("10.0.1.3", "10.0.1.9", None);
+    let drops = agent.json(&["drops"])?;
+    for _ in 0..5 {
+        sender.send_frame("eth0", &tunnelled(another, 4097, &inner))?;
+        sender.send_frame("eth0", &probe(another, 0xee))?;
+    }
+    seen.wait_packets(10)?;
+    // The same to the node's own MAC: behind those, and taken.
+    sender.send_frame("eth0", &tunnelled(meant, 4097, &inner))?;
+    sender.send_frame("eth0", &probe(meant, 0xdd))?;
+    delivered.wait_packets(1)?;
+    right.wait_packets(1)?;
+    ensure!(delivered.packets()? == 1, "a packet for another host was taken out of its tunnel");
+    ensure!(wrong.packets()? == 0, "a probe for another host was answered");
+    let now = agent.json(&["drops"])?;
+    ensure!(now == drops, "frames for another host were dropped: {drops} before, now {now}");
+    Ok(())
+}
+
+#[test]
+fn tunnels_for_another_host_are_left_to_the_stack() {
+    scenario(|lab| only_the_node_meant_takes_tunnels(lab, "off"));
+}
+
+#[test]
+fn xdp_leaves_tunnels_for_another_host_too() {
+    scenario(|lab| only_the_node_meant_takes_tunnels(lab, "generic"));
+}
+
 #[test]
 fn frames_for_another_host_are_left_to_the_stack() {
     scenario(|lab| only_the_node_meant_answers(lab, "off"));

@@ -17,9 +17,10 @@ use crate::{
     sh,
 };
 
-/// Test files of crate dataplane that meet every hook, helper and kind of program at least once. Each test loads all
-/// programs, which takes an emulated kernel 5 s and more.
-const KERNEL_DEPENDENT: [&str; 11] = [
+/// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what kernels
+/// treat differently: GSO metadata, IP options, ICMP errors, adjusted room. Each test loads all programs, which takes an
+/// emulated kernel 5 s and more.
+const KERNEL_DEPENDENT: [&str; 17] = [
     "lifecycle",
     "attachments",
     "sandboxes",
@@ -29,6 +30,12 @@ const KERNEL_DEPENDENT: [&str; 11] = [
     "golden_mesh_backend",
     "golden_mesh_dsr",
     "golden_gateway",
+    "golden_gso",
+    "golden_left",
+    "golden_options",
+    "golden_path_mtu",
+    "golden_probe",
+    "golden_ttl",
     "golden_xdp",
     "golden_xdp_open",
 ];
@@ -153,6 +160,14 @@ fn quote(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kernel_dependent_file_is_there_once() {
+        let there = |name: &&str| Path::new("../dataplane/tests").join(format!("{name}.rs")).exists();
+        assert_eq!(KERNEL_DEPENDENT.iter().find(|name| !there(name)), None);
+        let names: std::collections::BTreeSet<_> = KERNEL_DEPENDENT.into_iter().collect();
+        assert_eq!(names.len(), KERNEL_DEPENDENT.len());
+    }
 
     #[test]
     fn a_script_goes_on_after_a_failure_and_fails() {

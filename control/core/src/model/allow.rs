@@ -95,7 +95,9 @@ impl AllowList {
 
     /// Whether the list names `ip`.
     pub fn contains(&self, ip: Ipv4Addr) -> bool {
-        self.0.iter().any(|net| net.contains(&ip))
+        // Of nets none of which lies in another only the last one that begins at or before it can hold it.
+        let after = self.0.partition_point(|net| net.network() <= ip);
+        after.checked_sub(1).is_some_and(|last| self.0[last].contains(&ip))
     }
 
     /// The CIDRs, sorted.

@@ -99,6 +99,10 @@ fn ports_sizes_losses_and_faults_of_other_nodes_are_named() {
     };
     let port = of_n2(|row| row.port = Some(7789));
     assert!(port.problem.contains("n3 (192.0.2.3) sends its tunnels to UDP port 7789, n2 (192.0.2.2) uses port 4789"));
+    let astray = of_n2(|row| row.port = Some(4789));
+    assert!(
+        astray.problem.contains("tunnels of n3 (192.0.2.3) arrive at n2 (192.0.2.2) on an interface that is no uplink")
+    );
     let lossy = of_n2(|row| row.lost = 1234);
     assert!(lossy.problem.contains("12 % of n2's last 60 probes of n3") && lossy.severity == Gravity::Warning);
     let narrow = of_n2(|row| row.limit = Some(1400));

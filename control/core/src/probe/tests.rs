@@ -282,6 +282,27 @@ fn in_a_swarm_whose_probes_are_rare_they_are_not_forgotten_in_between() {
 }
 
 #[test]
+fn a_stray_probe_is_forgotten_when_several_have_come_in_as_they_should() {
+    let mut world = World::new([(A, 1500)]);
+    world.run(5);
+    let start = world.now;
+    let mut view_at = |stray: u64, heard: u64, now: u64| {
+        let entry = world.probed.get_mut(&A).unwrap();
+        (entry.stray, entry.heard) = (start + stray * SECOND, start + heard * SECOND);
+        entry.stray_port = 4789u16.to_be_bytes();
+        world.prober.read(start + now * SECOND, &world.probed);
+        world.view().port
+    };
+    // Every other one takes the wrong way.
+    assert_eq!(view_at(2, 3, 3), Some(4789));
+    assert_eq!(view_at(4, 7, 7), Some(4789));
+    // No longer; and where nothing comes in any more it is remembered as all that was heard.
+    assert_eq!(view_at(4, 10, 10), None);
+    assert_eq!(view_at(4, 3, 30), Some(4789));
+    assert_eq!(view_at(4, 3, 35), None);
+}
+
+#[test]
 fn nodes_that_are_gone_are_forgotten() {
     let mut world = World::new([(A, 1500)]);
     world.run(5);

@@ -36,7 +36,7 @@ pub(super) struct PathRow {
     their_mtu: Option<u16>,
     /// Since the other node's last probe came in.
     heard_seconds_ago: Option<u64>,
-    /// Its port for VXLAN, if it was seen to use another one.
+    /// The port that it sends its tunnels to, if they come in where none is expected.
     port: Option<u16>,
 }
 

@@ -6,7 +6,10 @@ use dataplane::PerTable;
 use hiveway_core::{LeftOut, Problem, path_check::Finding};
 use serde::Serialize;
 
-use super::paths::{Known, PathRow};
+use super::{
+    health::Health,
+    paths::{Known, PathRow},
+};
 use crate::{
     agent::{
         host_rules::FirewallStatus,
@@ -15,7 +18,7 @@ use crate::{
         xdp::XdpStatus,
     },
     engine::EngineView,
-    engine_mesh::{DeadPorts, dead_ports},
+    engine_mesh::DeadPorts,
     ipv6::{NotServed, not_served},
     listeners::listeners,
     relay::RelayStatus,
@@ -32,7 +35,7 @@ pub(super) struct Status {
     uptime_seconds: u64,
     /// The first table has been programmed.
     ready: bool,
-    /// Ready, nothing failing, no table refused, source reachable, no path to another node fails, no dead ports.
+    /// See [`Health`].
     healthy: bool,
     node: Node,
     table: Table,
@@ -235,29 +238,16 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let live = snapshot.live.as_deref();
     let heard = shared.about.host_firewall.borrow().clone();
     let listing = heard.reading.as_ref().map(|reading| reading.listing.clone()).unwrap_or_default();
-    let reachable = live.is_none_or(|live| live.lost.is_none());
     let paths = Known::new(shared, snapshot);
-    let passing = paths.passing();
+    let health = Health::with(shared, snapshot, &paths);
     let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
-    let (backend, answers) = shared.about.engine.as_ref().map_or((None, true), |view| {
-        let view = view.borrow();
-        (view.firewall_backend.clone(), view.lost.is_none())
-    });
-    let dead = dead_ports(model, &snapshot.published, backend.as_deref(), heard.reading.as_ref());
     let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
     Ok(Status {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         uptime_seconds: shared.about.started.elapsed().as_secs(),
         ready: snapshot.ready,
-        healthy: snapshot.ready
-            && snapshot.failing.is_empty()
-            && snapshot.refused.is_none()
-            && reachable
-            // What it starts, nobody would hear of.
-            && answers
-            && passing
-            && dead.is_none(),
+        healthy: health.healthy,
         node: Node {
             id: snapshot.node.clone(),
             hostname: node.map(|node| node.hostname.clone()),
@@ -300,7 +290,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         left_out: snapshot.left_out.clone(),
         firewall: Firewall { judged: snapshot.firewall.clone(), read_seconds_ago: ago(heard.at), error: heard.error },
         takeover: snapshot.takeover.clone(),
-        dead_ports: dead,
+        dead_ports: health.dead_ports,
         paths: paths.rows(),
         path_problems: paths.problems(snapshot),
         shadowed: shadowed(&listeners, mesh),
