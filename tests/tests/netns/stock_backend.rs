@@ -37,7 +37,7 @@ fn backend(lab: &Lab) -> Result<(Netns, Cluster<'_>, Stock, Netns)> {
     let mut engine = Stock::default();
     let table = cluster.table.value();
     let task = table["tasks"].as_array().into_iter().flatten().find(|task| task["id"] == "web.1");
-    engine.plug(lab, &[n2.clone()], table, task.unwrap_or(&table["tasks"][0]), cluster.task("web.1"))?;
+    engine.plug(lab, std::slice::from_ref(&n2), table, task.unwrap_or(&table["tasks"][0]), cluster.task("web.1"))?;
     engine.sync(table)?;
     cluster.serve(&["web.1"])?;
     Ok((client, cluster, engine, n2))
