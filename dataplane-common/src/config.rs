@@ -54,8 +54,6 @@ pub struct Config {
 pub mod node_flag {
     /// Some nodes run no Hiveway: nobody tries the paths to them, so tunnels there may be fragmented on the way.
     pub const STOCK_NODES: u8 = 1;
-    /// A Docker engine answers published ports, too: what shall not be served is dropped, not left to it.
-    pub const ENGINE: u8 = 2;
 }
 
 /// Values of [`Config::mesh_return`]: how replies of this node's tasks to clients of other ingress nodes go.

@@ -4,7 +4,7 @@
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use dataplane_common::{
     addr::{Ip4, Mac, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
-    config::{Config, node_flag},
+    config::Config,
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, MESH_ZONE, flag},
@@ -61,13 +61,17 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         }
         // What comes over the host link has passed the node's own rules.
         if port.flags & port_flag::LEFT != 0 && packet.dst != config.host_ip && is_left(ctx, port, packet) {
+            // The host's rules do not know who may use the port.
+            if flow::may_open(packet) && affinity::get(&affinity::key(packet)).is_none() {
+                check_allowed(port, packet)?;
+            }
             return Ok(Action::Pass);
         }
         let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
         if ttl::is_spent(packet) && is_hop(config, packet) {
             return ttl::spent(ctx, port, elsewhere, packet);
         }
-        let Some(chosen) = affinity(ctx, config, port, elsewhere, packet)? else {
+        let Some(chosen) = affinity(ctx, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
         };
         chosen
@@ -126,7 +130,6 @@ fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> bool {
 #[inline(always)]
 fn affinity(
     ctx: &TcContext,
-    config: &Config,
     port: &PublishedPort,
     elsewhere: bool,
     packet: &Packet,
@@ -140,13 +143,8 @@ fn affinity(
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
-    if !flow::may_open(packet) {
+    if elsewhere || !flow::may_open(packet) {
         return Ok(None);
-    }
-    if elsewhere {
-        // The stack answers, or a process that listens there; but an engine would serve the port.
-        let closed = config.flags & node_flag::ENGINE != 0;
-        return if closed { Err(DropReason::NotAllowed) } else { Ok(None) };
     }
     check_allowed(port, packet)?;
     let Some(backend) = service::pick(port.set) else {

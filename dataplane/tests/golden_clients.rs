@@ -5,7 +5,6 @@ mod support;
 use anyhow::Result;
 use dataplane::testing::Decision::{Drop, Neigh, Pass, Peer};
 use dataplane_common::{
-    config::node_flag,
     counter::Counter,
     drop_reason::DropReason,
     mesh::{ClientPrefix, ClientRule, TargetKey, shown_as, target_flag},
@@ -65,6 +64,25 @@ fn a_restricted_port_without_a_list_is_closed_and_old_connections_go_on() -> Res
         world.state.restricted.insert(PORT);
         world.harness.apply(&world.state)?;
         underlay(world, "another", from_client(&tcp(1001, PUBLISHED, "S")), Drop(DropReason::NotAllowed))
+            .check(&mut world.harness)?;
+        given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
+        world.state.restricted.clear();
+        world.harness.apply(&world.state)?;
+        given_to(world, "open again", &REMOTE2, &tcp(1001, PUBLISHED, "S"), true)
+    })
+}
+
+#[test]
+fn a_bound_port_opens_connections_at_its_addresses_alone() -> Result<()> {
+    world(|world| {
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        given_to(world, "before", &REMOTE1, &tcp(1000, PUBLISHED, "S"), true)?;
+        world.state.bound.insert(PORT, 3);
+        for (address, classes) in [(VTEP, !(1 << 3)), (NODE2, 1 << 3)] {
+            world.state.node_addresses.get_mut(&address).expect("an address of the node").classes = classes;
+        }
+        world.harness.apply(&world.state)?;
+        underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), Pass)
             .check(&mut world.harness)?;
         given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
         world.state.restricted.clear();

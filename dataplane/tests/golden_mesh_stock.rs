@@ -39,7 +39,7 @@ const SECOND: Task = Task { ip: [10, 0, 1, 24], ingress: [10, 0, 0, 27], tag: [2
 fn stock(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
     world(|world| {
         (world.state.config.ingress_ip, world.state.config.ingress_vni) = (OWN, net(INGRESS));
-        world.state.config.flags = node_flag::STOCK_NODES | node_flag::ENGINE;
+        world.state.config.flags = node_flag::STOCK_NODES;
         let backend = |task: &Task| Backend { tag: task.tag, ip: task.ingress, vtep: task.vtep };
         for proto in [6, 17] {
             world.state.sets.insert(port_set(proto, PUBLISHED), [ON_PLAIN, SECOND].iter().map(backend).collect());

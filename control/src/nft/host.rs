@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::{
-    TABLE,
+    CLOSED, TABLE,
     ruleset::{chain, named, payload, rule},
 };
 
@@ -90,12 +90,13 @@ impl HostRules {
 
     /// In the order of the chains.
     pub(super) fn rules(&self) -> Vec<Value> {
-        let way = |head: &[Value]| self.destination(head).chain(self.closed(head)).collect::<Vec<_>>();
-        let mut rules: Vec<_> = way(&[]).into_iter().map(|statements| rule("host_output", statements)).collect();
+        let output = self.destination(&[]).chain(self.closed());
+        let mut rules: Vec<_> = output.map(|statements| rule("host_output", statements)).collect();
         for bridge in &self.bridges {
             let from = [named("==", "iifname", bridge)];
-            rules.extend(way(&from).into_iter().map(|statements| rule("host_prerouting", statements)));
+            rules.extend(self.destination(&from).map(|statements| rule("host_prerouting", statements)));
         }
+        rules.extend(self.closed().into_iter().map(|statements| rule("host_prerouting", statements)));
         let source = json!({"snat": {"family": "ip", "addr": self.vtep}});
         rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), source]));
         for (name, key) in [("host_mss_out", "oifname"), ("host_mss_in", "iifname")] {
@@ -104,15 +105,22 @@ impl HostRules {
         rules
     }
 
-    /// New connections to bound ports at this node's other addresses, which the engine's rules would lead to a task.
-    fn closed<'a>(&'a self, head: &'a [Value]) -> impl Iterator<Item = Vec<Value>> + 'a {
-        let bound = self.groups().into_iter().filter(|group| self.engine && group.nets.is_some());
-        let ports = bound.flat_map(|group| by_protocol(group.ports).into_keys().map(move |name| (name, group.number)));
-        ports.map(|(protocol, number)| {
-            let set = format!("@{}", set_name(protocol, number));
-            let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
-            head.iter().cloned().chain([port, is_local(), json!({"drop": null})]).collect()
-        })
+    /// Drops new connections to bound ports at this node's other addresses, whoever asks and wherever he comes in: the
+    /// engine's rules would lead them to a task. What connection tracking knows goes on.
+    fn closed(&self) -> Vec<Vec<Value>> {
+        let ipv4 = json!({"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}});
+        let mut rules = Vec::new();
+        for group in self.groups().into_iter().filter(|_| self.engine) {
+            let Some(nets) = group.nets else { continue };
+            for protocol in by_protocol(group.ports).into_keys() {
+                let set = format!("@{}", set_name(protocol, group.number));
+                let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
+                rules.extend(nets.iter().map(|net| vec![to_net(*net), port.clone(), json!({"accept": null})]));
+                let drop = [json!({"counter": CLOSED}), json!({"drop": null})];
+                rules.push([ipv4.clone(), port, is_local()].into_iter().chain(drop).collect());
+            }
+        }
+        rules
     }
 
     /// Published ports at whatever address of this node, floating ones too; bound ones at theirs.

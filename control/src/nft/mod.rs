@@ -24,6 +24,8 @@ const NFT: &str = "nft";
 const TABLE: (&str, &str) = ("inet", "hiveway");
 /// The counter of what the guard has dropped. It outlives changes of the rules, not the table's removal.
 const GUARD: &str = "forged";
+/// Counts new connections to bound ports at other addresses than theirs.
+const CLOSED: &str = "closed";
 /// Our table is small: an `nft` that takes longer hangs.
 const OWN: Limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
 /// For a question that somebody waits for.
@@ -84,14 +86,16 @@ pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
     if current.as_ref().is_some_and(|current| current.objects == *printed.unwrap_or(&want)) {
         return Ok(false);
     }
-    let dropped = current.map_or_else(Stat::default, |current| current.dropped);
+    let dropped = current.map_or_else(Dropped::default, |current| current.dropped);
     let (family, name) = TABLE;
     let table = json!({"table": {"family": family, "name": name}});
     // Adding first makes the deletion succeed whether or not the table is there.
-    let counter = json!({"counter": {"family": family, "table": name, "name": GUARD, "packets": dropped.packets,
-                                     "bytes": dropped.bytes}});
-    let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table}), json!({"add": counter})];
-    let commands: Vec<Value> = head.into_iter().chain(want.iter().map(|object| json!({"add": object}))).collect();
+    let counters = [(GUARD, dropped.forged), (CLOSED, dropped.closed)].map(|(counter, before)| {
+        json!({"add": {"counter": {"family": family, "table": name, "name": counter, "packets": before.packets,
+                                   "bytes": before.bytes}}})
+    });
+    let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table})].into_iter().chain(counters);
+    let commands: Vec<Value> = head.chain(want.iter().map(|object| json!({"add": object}))).collect();
     *written = None;
     apply(&json!({"nftables": commands}))?;
     // What is not even made of the same parts was changed meanwhile: the next look replaces it.
@@ -161,19 +165,28 @@ pub fn list_json(args: &[&str], limits: Limits) -> Result<Option<Value>, NftErro
     serde_json::from_slice(&listing).map(Some).map_err(|error| NftError::Answer(error.to_string()))
 }
 
-/// What the guard against forged tunnels has dropped since the table was made; nothing if there is no table.
+/// What our rules have dropped since the table was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// By the guard against forged tunnels.
+    pub forged: Stat,
+    /// New connections to bound ports at other addresses than theirs.
+    pub closed: Stat,
+}
+
+/// What our rules have dropped; nothing if there is no table.
 ///
 /// # Errors
 /// When `nft` is missing, refuses or hangs.
-pub fn guard_drops() -> Result<Stat, NftError> {
-    Ok(current(COUNTER)?.map_or_else(Stat::default, |current| current.dropped))
+pub fn drops() -> Result<Dropped, NftError> {
+    Ok(current(COUNTER)?.map_or_else(Dropped::default, |current| current.dropped))
 }
 
 /// Our table as it is.
 struct Current {
     /// Sets, chains and rules in the form of [`Firewall::objects`], as far as this version of `nft` has that form.
     objects: Vec<Value>,
-    dropped: Stat,
+    dropped: Dropped,
 }
 
 /// `None` if there is no table.
@@ -183,12 +196,15 @@ fn current(limits: Limits) -> Result<Option<Current>, NftError> {
     Ok(listing.map(|listing| Current { objects: normalise(&listing), dropped: dropped(&listing) }))
 }
 
-/// What the guard's counter says.
-fn dropped(listing: &Value) -> Stat {
-    let mut counters = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["counter"]);
-    let Some(guard) = counters.find(|counter| counter["name"] == GUARD) else { return Stat::default() };
-    let number = |field: &str| guard[field].as_u64().unwrap_or(0);
-    Stat { packets: number("packets"), bytes: number("bytes") }
+/// What our counters say.
+fn dropped(listing: &Value) -> Dropped {
+    let counter = |name: &str| {
+        let mut counters = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["counter"]);
+        let counter = counters.find(|counter| counter["name"] == name);
+        let number = |field: &str| counter.and_then(|counter| counter[field].as_u64()).unwrap_or(0);
+        Stat { packets: number("packets"), bytes: number("bytes") }
+    };
+    Dropped { forged: counter(GUARD), closed: counter(CLOSED) }
 }
 
 /// Takes out of a listing what the kernel added: handles, counter values, the order of set elements.

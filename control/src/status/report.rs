@@ -71,10 +71,14 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
 
 fn drops(shared: &Shared) -> Result<Vec<DropView>, String> {
     let drops = shared.dataplane().drops().map_err(|error| error.to_string())?;
-    // Processes of the node itself meet the same guard in the firewall. Without its answer the programs' count stands.
-    let guard = nft::guard_drops().unwrap_or_default();
+    // The firewall drops for the same reasons what the programs do not see. Without its answer the programs' count stands.
+    let firewall = nft::drops().unwrap_or_default();
     let view = |(reason, stat): (DropReason, Stat)| {
-        let more = if reason == DropReason::ForgedTunnel { guard } else { Stat::default() };
+        let more = match reason {
+            DropReason::ForgedTunnel => firewall.forged,
+            DropReason::NotAllowed => firewall.closed,
+            _ => Stat::default(),
+        };
         DropView { reason: reason.name(), packets: stat.packets + more.packets, bytes: stat.bytes + more.bytes }
     };
     Ok(drops.into_iter().map(view).collect())

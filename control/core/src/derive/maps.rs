@@ -53,7 +53,6 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
         ingress_vxlan_ifindex: ingress_vxlan.copied().unwrap_or(0),
         ingress_ip: stock.map_or([0; 4], |(ip, _)| ip.octets()),
         ingress_vni: stock.map_or([0; 4], |(_, subnet)| subnet.vni.bytes()),
-        flags: flag(ingress.is_some_and(|network| network.carrier == Carrier::Engine), node_flag::ENGINE),
         mesh_return: if settings.direct_return { mesh_return::DIRECT } else { mesh_return::TUNNEL },
         ..Config::default()
     };
