@@ -1,4 +1,4 @@
-//! Links that the development kind of machine cannot make: VLAN devices, WireGuard, bonds. Real agents and real sockets
+//! Links that the development kind of machine cannot make: VLAN devices, WireGuard, IP tunnels, bonds. Real agents and real sockets
 //! in namespaces, as in the scenarios of `tests/netns`, on Debian's kernels: `cargo xtask vm-test links`.
 
 #[path = "../netns/support.rs"]
@@ -6,6 +6,7 @@
 mod support;
 
 mod bond;
+mod tunnels;
 mod vlan;
 mod wireguard;
 

@@ -46,7 +46,7 @@ pub(crate) enum Suite {
     Packets,
     /// Stories on a Docker Swarm whose engines can balance by themselves (IPVS, ESP), on 6.12
     Swarm,
-    /// VLAN devices, WireGuard and bonds under real agents, on 6.12: the scenarios of `tests/tests/links`, or those named
+    /// VLAN devices, WireGuard, IP tunnels and bonds under real agents, on 6.12: the scenarios of `tests/tests/links`, or those named
     Links,
     /// Any command: `vm-test run uname -r`
     Run,
@@ -105,7 +105,7 @@ impl Suite {
 }
 
 /// Loaded beforehand: an emulated kernel takes longer for some than the agent waits for `nft`.
-const LINKS_SET_UP: &str = "modprobe --all 8021q vmxnet3 bonding wireguard vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
+const LINKS_SET_UP: &str = "modprobe --all 8021q vmxnet3 bonding wireguard ip_gre ipip vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
      nft_fib_inet sch_ingress cls_bpf act_gact || exit 1\nnft list ruleset || exit 1\nexport HIVEWAY_TEST_SLOWNESS=10\n";
 
 /// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make
