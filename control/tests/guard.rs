@@ -96,11 +96,11 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         let denied = Err(std::io::ErrorKind::PermissionDenied);
         assert_eq!(send(&frame(1), 4789), denied, "our VNI 4097");
         assert_eq!(send(b"x", 4789), denied, "too short for a VNI");
-        assert_eq!(nft::guard_drops().unwrap().packets, 2);
+        assert_eq!(nft::drops().unwrap().forged.packets, 2);
         nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
-        assert_eq!(nft::guard_drops().unwrap().packets, 2, "a change of the rules forgot what was counted");
+        assert_eq!(nft::drops().unwrap().forged.packets, 2, "a change of the rules forgot what was counted");
         assert_eq!(send(b"x", 4789), denied);
-        assert_eq!(nft::guard_drops().unwrap(), Stat { packets: 3, bytes: 40 + 29 + 29 });
+        assert_eq!(nft::drops().unwrap().forged, Stat { packets: 3, bytes: 40 + 29 + 29 });
         assert_eq!(send(&frame(2), 4789), Ok(12), "a VNI that is not ours");
         assert_eq!(send(&frame(1), 4790), Ok(12), "another port");
 
@@ -150,18 +150,54 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
             std::thread::sleep(std::time::Duration::from_millis(300));
         };
         send();
-        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 0), "another machine's own tunnel");
+        assert_eq!((arrived(), nft::drops().unwrap().forged.packets), (1, 0), "another machine's own tunnel");
         // Under this node's address it would be taken for this node's.
         run("nft add table ip nat");
         run("nft add chain ip nat post '{ type nat hook postrouting priority 100; }'");
         run("nft add rule ip nat post ip saddr 192.0.3.0/24 masquerade");
         send();
-        assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, 1), "it pretended to be this node");
+        assert_eq!((arrived(), nft::drops().unwrap().forged.packets), (1, 1), "it pretended to be this node");
         for (bridge, drops) in [("172.18.0.1", 2), ("172.17.0.1", 3)] {
             vm.run(&format!("ip route replace 192.0.2.2 via {bridge}"));
             send();
-            assert_eq!((arrived(), nft::guard_drops().unwrap().packets), (1, drops), "a container's at {bridge}");
+            assert_eq!((arrived(), nft::drops().unwrap().forged.packets), (1, drops), "a container's at {bridge}");
         }
+    });
+}
+
+/// An engine would lead them to a task. What is open goes on, and so does IPv6, which the port has nothing to do with.
+#[test]
+fn bound_ports_are_closed_at_other_addresses_beside_an_engine() {
+    let far = Netns::new("far");
+    in_fresh_netns(|| async {
+        run("ip link add eth0 type veth peer name eth0x");
+        run("ip addr add 192.0.2.1/24 dev eth0 && ip addr add 192.0.2.3/24 dev eth0 && ip link set eth0 up");
+        run(&format!("ip link set eth0x netns {0} && ip -n {0} link set eth0x up", far.0));
+        far.run("ip addr add 192.0.2.2/24 dev eth0x");
+        // With this IPv6 connections are tracked, too.
+        run("nft add table ip6 tracked");
+        run("nft add chain ip6 tracked in '{ type filter hook input priority 0; }'");
+        run("nft add rule ip6 tracked in ct state new counter");
+        let _listener = std::net::TcpListener::bind("[::]:8").unwrap();
+        let from_far = |address: &str| {
+            let script = format!("timeout 1 bash -c '</dev/tcp/{address}/8' 2>&1 && echo open || echo closed");
+            far.run(&script).trim().ends_with("open")
+        };
+        let own = |address: &str| {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            std::net::TcpStream::connect_timeout(&(address, 8).into(), std::time::Duration::from_secs(1)).is_ok()
+        };
+        let before = std::net::TcpStream::connect("192.0.2.3:8").unwrap();
+        nft::ensure(&Firewall { host: Some(HostRules { engine: false, ..host() }), ..firewall() }).unwrap();
+        assert!(from_far("192.0.2.3") && own("192.0.2.3") && own("127.0.0.1"), "somebody may listen there");
+        assert_eq!(nft::drops().unwrap().closed.packets, 0);
+        nft::ensure(&firewall()).unwrap();
+        assert!(from_far("192.0.2.1"), "where it is bound");
+        assert!(!from_far("192.0.2.3") && !own("192.0.2.3") && !own("127.0.0.1"));
+        assert!(nft::drops().unwrap().closed.packets >= 3);
+        assert!(own("::1"), "IPv6");
+        std::io::Write::write_all(&mut &before, b"still open").unwrap();
+        assert!(!nft::ensure(&firewall()).unwrap(), "a second time changes nothing");
     });
 }
 

@@ -57,6 +57,6 @@ fn how_a_version_of_nft_prints_our_rules_does_not_matter() {
         run(&format!("nft replace rule inet hiveway host_output handle {handle} accept"));
         assert!(nft::ensure(&firewall()).unwrap(), "a rule in the place of another went unnoticed");
         assert!(!nft::ensure(&firewall()).unwrap());
-        assert_eq!(nft::guard_drops().unwrap().packets, 0);
+        assert_eq!(nft::drops().unwrap().forged.packets, 0);
     });
 }

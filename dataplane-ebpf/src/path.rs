@@ -57,7 +57,7 @@ pub(crate) fn mtu(config: &Config, vtep: &Ip4) -> u16 {
 const LOOKED_AT: usize = ICMP_LEN + IPV4_LEN + 4;
 
 /// Notes what an ICMP error says about the path to another node, if that is "fragmentation needed" about a packet of a
-/// tunnel from this node to a member. As in the kernel, only a smaller value is believed, and never one below the
+/// tunnel from this node to another one. As in the kernel, only a smaller value is believed, and never one below the
 /// configured minimum; a router quotes a packet that is longer than what it says fits.
 #[inline(never)]
 pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {

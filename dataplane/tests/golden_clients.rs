@@ -85,36 +85,6 @@ fn a_bound_port_opens_connections_at_its_addresses_alone() -> Result<()> {
         underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), Pass)
             .check(&mut world.harness)?;
         given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
-        world.state.restricted.clear();
-        world.harness.apply(&world.state)?;
-        given_to(world, "open again", &REMOTE2, &tcp(1001, PUBLISHED, "S"), true)
-    })
-}
-
-#[test]
-fn a_bound_port_opens_connections_at_its_addresses_alone() -> Result<()> {
-    world(|world| {
-        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
-        given_to(world, "before", &REMOTE1, &tcp(1000, PUBLISHED, "S"), true)?;
-        world.state.bound.insert(PORT, 3);
-        for (address, classes) in [(VTEP, !(1 << 3)), (NODE2, 1 << 3)] {
-            world.state.node_addresses.get_mut(&address).expect("an address of the node").classes = classes;
-        }
-        world.harness.apply(&world.state)?;
-        let elsewhere = |world: &mut World, decision| {
-            underlay(world, "to another address", from_client(&tcp(1001, PUBLISHED, "S")), decision)
-                .check(&mut world.harness)?;
-            let packet = from_client(&tcp(1001, PUBLISHED, "PA"));
-            underlay(world, "of a connection of the stack's", packet, Pass).check(&mut world.harness)
-        };
-        elsewhere(world, Pass)?;
-        // An engine would serve it there.
-        world.state.config.flags = node_flag::ENGINE;
-        world.harness.apply(&world.state)?;
-        elsewhere(world, Drop(DropReason::NotAllowed))?;
-        world.state.config.flags = 0;
-        world.harness.apply(&world.state)?;
-        given_to(world, "goes on", &REMOTE1, &tcp(1000, PUBLISHED, "PA"), false)?;
         let opened = |world: &mut World, l4: &L4| -> Result<bool> {
             let packet = frame(ROUTER_MAC, NODE_MAC, &ip(CLIENT, NODE2), l4);
             let outcome = underlay(world, "to its address", packet, Pass).run(&mut world.harness)?;

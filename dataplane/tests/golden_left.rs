@@ -6,11 +6,12 @@ mod support;
 use std::sync::Arc;
 
 use anyhow::Result;
-use dataplane::testing::Decision::Pass;
+use dataplane::testing::Decision::{Drop, Pass};
 use dataplane_common::{
     addr::Ip4,
     counter::Counter,
-    service::{LEFT_BITS, LeftPrefix, PortKey, port_flag},
+    drop_reason::DropReason,
+    service::{AllowPrefix, LEFT_BITS, LeftPrefix, PortKey, port_flag},
 };
 use support::{
     golden::golden,
@@ -78,6 +79,32 @@ fn each_scope_leaves_what_it_says() -> Result<()> {
                 let want = |all: [bool; 2]| all.map(|left| left && inside);
                 assert_eq!(left(world, &syn)?, want(tcp), "{flags:#x} {prefix:?}/{length}");
                 assert_eq!(left(world, &datagram)?, want(udp), "{flags:#x} {prefix:?}/{length}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The host's rules do not know who may use a port: who may not is shut out all the same.
+#[test]
+fn what_is_left_to_the_host_keeps_to_the_ports_lists() -> Result<()> {
+    world(|world| {
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        given_to(world, "before", &REMOTE1, &tcp(1000, PUBLISHED, "S"), true)?;
+        leave(world, port_flag::LEFT_EVERYWHERE, 0, ANY, CLIENT, 32)?;
+        world.state.restricted.insert(TCP);
+        for (allowed, decision) in [(NODE2, Drop(DropReason::NotAllowed)), (CLIENT, Pass)] {
+            world.state.allow = [(32 + 32, AllowPrefix { port: TCP, ip: allowed })].into();
+            world.harness.apply(&world.state)?;
+            let packet = from_client(&tcp(1001, PUBLISHED, "S"));
+            let len = packet.len();
+            underlay(world, "opens one", packet, decision)
+                .counts(Counter::LeftToHost, len)
+                .check(&mut world.harness)?;
+            for (what, port, flags) in [("of one that was given away", 1000, "PA"), ("of the stack's", 1002, "PA")] {
+                let packet = from_client(&tcp(port, PUBLISHED, flags));
+                let len = packet.len();
+                underlay(world, what, packet, Pass).counts(Counter::LeftToHost, len).check(&mut world.harness)?;
             }
         }
         Ok(())

@@ -161,6 +161,21 @@ fn a_connection_goes_and_comes_back_translated() -> Result<()> {
     })
 }
 
+/// Pieces of two packets with one identification could be put together (RFC 6864).
+#[test]
+fn packets_that_may_be_cut_have_identifications() -> Result<()> {
+    stock(|world| {
+        let l4 = udp(CLIENT_PORT, PUBLISHED);
+        let mut seen = BTreeSet::new();
+        for _ in 0..20 {
+            let outcome = underlay(world, "datagram", from_client(&l4), Pass).run(&mut world.harness)?;
+            seen.insert([outcome.packet[18], outcome.packet[19]]);
+        }
+        assert!(seen.len() > 10, "{seen:?}");
+        Ok(())
+    })
+}
+
 /// Nobody else does: the engine over there knows nothing of the client's way.
 #[test]
 fn segment_sizes_are_clamped_in_both_directions() -> Result<()> {

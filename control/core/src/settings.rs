@@ -108,6 +108,8 @@ pub struct Facts {
     pub underlay_ip: Option<Ipv4Addr>,
     /// This node's addresses on its mesh interfaces, with the interface's index.
     pub node_addresses: BTreeMap<Ipv4Addr, u32>,
+    /// Addresses that each interface carries; one may be on several.
+    pub carried: BTreeMap<IfName, Vec<Ipv4Net>>,
     /// A Docker engine here balances VIPs by itself (the kernel has IPVS): connections that began before us are its.
     pub engine_balances: bool,
     /// Clients that are left to the host's own path.

@@ -351,8 +351,11 @@ fn bound(label: Option<&str>, node: Option<&str>) -> (Vec<String>, Option<u8>) {
     let model = table(&text);
     let desired = derive(&model, &settings, &mut GatewayAddresses::new()).expect("derivable");
     let mut facts = facts(&desired);
-    facts.ifindex.insert("eth1".into(), 3);
     facts.node_addresses.insert(Ipv4Addr::new(203, 0, 113, 5), 3);
+    // A floating address may be on lo as well.
+    for interface in ["eth1", "lo"] {
+        facts.carried.insert(interface.into(), vec!["203.0.113.5/32".parse().expect("an address")]);
+    }
     let state = map_state(&model, &desired, &settings, &facts);
     let line = |(ip, address): (&[u8; 4], &dataplane_common::mesh::NodeAddress)| {
         format!("{}: {:x}", Ipv4Addr::from(*ip), address.classes)
@@ -366,6 +369,7 @@ fn bound_ports_have_a_class_of_addresses() {
     for (label, node, own, other) in [
         (Some("192.168.77.0/24"), None, "1", "0"),
         (Some("eth1"), None, "0", "1"),
+        (Some("lo"), None, "0", "1"),
         (None, Some("eth1,192.168.77.11"), "1", "1"),
         (Some("0.0.0.0/0"), Some("eth1"), "0", "1"),
         (Some("192.168.77.0/24"), Some("eth1"), "0", "0"),

@@ -128,6 +128,10 @@ pub(super) fn facts(
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
         underlay_ip: uplinks.own_address,
         node_addresses: Answering::new(args.mesh_addresses().as_ref(), links, &gateway.name).known,
+        carried: links
+            .iter()
+            .map(|(name, link)| (name.clone(), link.addresses.iter().map(|a| a.addr().into()).collect()))
+            .collect(),
         engine_balances: has_ipvs(),
         left,
         sandboxes: sandboxes.clone(),

@@ -7,7 +7,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dataplane::{MapFault, Probes, monotonic_now};
@@ -25,6 +25,9 @@ use tokio::{
 
 /// How often answers are looked at, and probes sent that are due.
 const LOOK: Duration = Duration::from_millis(200);
+/// How much time lies between two lines of the log about paths that begin to fail or to pass: where a whole underlay fails,
+/// paths do so one after the other.
+const LINES: Duration = Duration::from_secs(5);
 
 /// `CLOCK_MONOTONIC` in nanoseconds, to the nanosecond as the programs have it when an answer comes in.
 fn exact_now() -> u64 {
@@ -128,7 +131,14 @@ impl Probing {
         let (wanted, wants) = watch::channel(None);
         // Sends only: with protocol 0 nothing is received.
         let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        let sender = Sender { raw, probes, paths: paths.clone(), prober: Prober::default(), nodes: None };
+        let sender = Sender {
+            raw,
+            probes,
+            paths: paths.clone(),
+            prober: Prober::default(),
+            nodes: None,
+            logged: Default::default(),
+        };
         Ok(Self { wanted, paths, prober: tokio::spawn(sender.run(wants)) })
     }
 
@@ -157,6 +167,8 @@ struct Sender {
     prober: Prober,
     /// Those that the prober follows.
     nodes: Option<BTreeSet<Ip4>>,
+    /// The state of each path that the log has last told of, and when.
+    logged: (BTreeMap<Ip4, State>, Option<Instant>),
 }
 
 impl Sender {
@@ -188,15 +200,20 @@ impl Sender {
         }
         let views = self.prober.views();
         let mut state = self.paths.lock();
-        let turned = turned(&state.views, &views, &wanted.nodes);
+        let now: BTreeMap<_, _> = views.iter().map(|(vtep, view)| (*vtep, view.state)).collect();
         (state.views, state.limits, state.joins) = (views, self.prober.limits(), self.prober.joins());
         (state.interface, state.fault) = (wanted.interface, fault);
         drop(state);
-        if let Some(failing) = turned.failing {
-            tracing::warn!("probes to {failing} get no answer: `hiveway check` says more");
-        }
-        if let Some(passing) = turned.passing {
-            tracing::info!("probes to {passing} are answered");
+        if self.logged.1.is_none_or(|at| at.elapsed() >= LINES) {
+            let turned = turned(&self.logged.0, &now, &wanted.nodes);
+            let silent = turned == Turned::default();
+            self.logged = (now, if silent { self.logged.1 } else { Some(Instant::now()) });
+            if let Some(failing) = turned.failing {
+                tracing::warn!("probes to {failing} get no answer: `hiveway check` says more");
+            }
+            if let Some(passing) = turned.passing {
+                tracing::info!("probes to {passing} are answered");
+            }
         }
     }
 
@@ -247,18 +264,18 @@ impl Sender {
 }
 
 /// Paths that have begun to fail or to pass, named.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Turned {
     failing: Option<String>,
     passing: Option<String>,
 }
 
-/// What has become of the paths since `before`. A whole underlay that fails gives one line.
-fn turned(before: &BTreeMap<Ip4, PathView>, now: &BTreeMap<Ip4, PathView>, names: &BTreeMap<Ip4, String>) -> Turned {
+/// What has become of the paths since `before`.
+fn turned(before: &BTreeMap<Ip4, State>, now: &BTreeMap<Ip4, State>, names: &BTreeMap<Ip4, String>) -> Turned {
     const NAMED: usize = 5;
     let into = |state: State| {
-        let was = |vtep: &Ip4| before.get(vtep).map_or(State::Waiting, |view| view.state);
-        let mut all = now.iter().filter(|(vtep, view)| view.state == state && was(vtep) != state);
+        let was = |vtep: &Ip4| before.get(vtep).copied().unwrap_or(State::Waiting);
+        let mut all = now.iter().filter(|(vtep, is)| **is == state && was(vtep) != state);
         let name = |(vtep, _): (&Ip4, _)| {
             format!("{} ({})", names.get(vtep).map_or("a node", String::as_str), Ipv4Addr::from(*vtep))
         };
@@ -294,8 +311,7 @@ mod tests {
 
     #[test]
     fn paths_that_turn_are_named_once() {
-        let view = |state| PathView { state, ..PathView::unknown(false) };
-        let views = |state| (1..=7).map(|last| ([192, 0, 2, last], view(state))).collect::<BTreeMap<_, _>>();
+        let views = |state: State| (1..=7).map(|last| ([192, 0, 2, last], state)).collect::<BTreeMap<_, _>>();
         let names = (1..=7).map(|last| ([192, 0, 2, last], format!("n{last}"))).collect();
         let [waiting, passing, failing] = [State::Waiting, State::Passing, State::Failing].map(views);
         let all = "n1 (192.0.2.1), n2 (192.0.2.2), n3 (192.0.2.3), n4 (192.0.2.4), n5 (192.0.2.5) and 2 more";
@@ -305,7 +321,7 @@ mod tests {
             assert_eq!(turned(before, now, &names), Turned { failing: None, passing: None });
         }
         let mut one = passing.clone();
-        one.insert([192, 0, 2, 3], view(State::Failing));
+        one.insert([192, 0, 2, 3], State::Failing);
         assert_eq!(turned(&passing, &one, &names).failing.as_deref(), Some("n3 (192.0.2.3)"));
     }
 }

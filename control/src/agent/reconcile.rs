@@ -527,11 +527,13 @@ impl Agent {
         self.last.gateway_subnet = Some(settings.gwbridge_subnet.trunc());
         let answering = Answering::new(settings.mesh_addresses.as_ref(), links, &gateway.name);
         (self.last.addresses, self.last.wanted_addresses) = (answering.at, answering.wanted);
-        self.last.unserved = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
+        let mut unserved = mesh::left_out(links, &self.args.mesh_interfaces, &gateway.name);
         if let Some(bound) = &settings.mesh_addresses {
             let own = mesh::addresses(links, &gateway.name);
-            self.last.unserved.extend(mesh::idle_places(bound, links, &own));
+            unserved.extend(mesh::idle_places(bound, links, &own));
         }
+        unserved.iter().filter(|why| !self.last.unserved.contains(why)).for_each(|why| tracing::warn!("{why}"));
+        self.last.unserved = unserved;
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len() + desired.tapped.len();

@@ -159,11 +159,6 @@ async fn interfaces(
     if let Some((name, why)) = named.iter().find_map(unsupported) {
         bail!("--mesh-interfaces: published ports cannot answer on {name}: {why}; leave it out");
     }
-    if let Some(places) = args.mesh_addresses() {
-        // Without a name the gateway bridge's own address counts here; `status` knows better.
-        let own = mesh::addresses(&links, args.gwbridge.as_deref().unwrap_or_default());
-        mesh::idle_places(&places, &links, &own).iter().for_each(|idle| tracing::warn!("{idle}"));
-    }
     Ok(found)
 }
 

@@ -38,7 +38,7 @@ impl Part<{ INNER_NET + IPV4_LEN }> {
             vtep: tunnel.vtep,
             tos: inner.tos,
             ip_len: tunnel.ip_len,
-            // What is for a node without Hiveway has been passed on.
+            // Connections to backends on nodes without Hiveway are opened, and carried, by TC.
             second: ATOMIC,
             sport: encap::source_port(hash::flow_of_words(inner.src, inner.dst, inner.ports, inner.proto)),
             vni: word(&config.mesh_vni),

@@ -85,11 +85,7 @@ impl Maps<'_> {
             let key = PortKey { proto: *proto, _pad: 0, port: port.to_be_bytes() };
             self.state.bound.insert(key, class.unwrap_or(NOWHERE));
         }
-        let addresses = |name: &str| -> Vec<Ipv4Net> {
-            let index = facts.ifindex.get(name);
-            let on = facts.node_addresses.iter().filter(|(_, ifindex)| Some(*ifindex) == index);
-            on.map(|(ip, _)| (*ip).into()).collect()
-        };
+        let addresses = |name: &str| -> Vec<Ipv4Net> { facts.carried.get(name).cloned().unwrap_or_default() };
         distinct.into_iter().map(|binding| binding.nets(&addresses)).collect()
     }
 }
