@@ -45,7 +45,7 @@ pub fn left_out(links: &BTreeMap<String, Link>, wanted: &MeshInterfaces, gateway
         MeshInterfaces::Named(names) => names,
     };
     let absent = named.iter().filter(|name| !links.contains_key(*name)).map(|name| {
-        format!("published ports do not answer on {name}: --mesh-interfaces names it, and there is no such interface")
+        format!("published ports are not served on {name}: --mesh-interfaces names it, and there is no such interface")
     });
     let meant = |name: &String| *wanted == MeshInterfaces::All || named.contains(name);
     let why = |(name, link): (&String, &Link)| {
@@ -60,6 +60,9 @@ pub fn left_out(links: &BTreeMap<String, Link>, wanted: &MeshInterfaces, gateway
 pub fn idle_places(places: &Places, links: &BTreeMap<String, Link>, own: &BTreeMap<Ipv4Addr, u32>) -> Vec<String> {
     let idle = |place: &Place| match place {
         Place::Net(net) if own.keys().any(|address| net.contains(address)) => None,
+        // This node's own connections.
+        Place::Net(net) if net.addr().is_loopback() => None,
+        Place::Interface(name) if name == LOOPBACK => None,
         Place::Net(_) => {
             Some(format!("--mesh-addresses: {place} holds no address of this node; no port answers there"))
         }
@@ -170,7 +173,7 @@ mod tests {
         let idle = |list: &str| {
             idle_places(&Places::parse(list).unwrap(), &node(), &addresses(&node(), "hw-gwbridge")).join("\n")
         };
-        assert_eq!(idle("eth0,192.168.77.0/24,203.0.113.5,0.0.0.0/0,fd00::/8"), "");
+        assert_eq!(idle("eth0,192.168.77.0/24,203.0.113.5,0.0.0.0/0,fd00::/8,lo,127.0.0.1"), "");
         for (list, why) in [
             ("192.168.78.0/24", "192.168.78.0/24 holds no address of this node"),
             ("eth0,203.0.113.6", "203.0.113.6/32 holds no address of this node"),

@@ -14,6 +14,9 @@ use hiveway_core::{Model, model::Dataplane};
 /// How long the others have to hear of it (half a second) and to act on it.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
+/// Why clients stay with the engine's mesh meanwhile.
+pub(super) const WAITS: &str = "the other nodes are being told that Hiveway is here; a moment";
+
 /// Where the introduction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newcomer {
@@ -51,7 +54,7 @@ impl Newcomer {
             *self = Self::Known;
             return None;
         }
-        Some("the other nodes are being told that Hiveway is here; a moment".into())
+        Some(WAITS.into())
     }
 
     /// When it is over, if it has begun.

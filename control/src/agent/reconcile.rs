@@ -537,7 +537,9 @@ impl Agent {
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();
         self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
-        self.last.takeover = takeover::account(model, settings, desired, &self.sandboxes);
+        let takeover = takeover::account(model, settings, desired, &self.sandboxes);
+        takeover::tell_of_mesh(self.last.takeover.as_ref(), takeover.as_ref());
+        self.last.takeover = takeover;
         self.last.firewall = self.host_rules.status(&self.args.ignored());
         self.last.left_out = left_out;
         if !self.last.tags.is_of(model) {

@@ -16,7 +16,7 @@ use hiveway_core::{
 };
 use serde::Serialize;
 
-use super::{apply::Round, reconcile::Agent, shared::Trouble};
+use super::{apply::Round, newcomer::WAITS, reconcile::Agent, shared::Trouble};
 use crate::{
     netlink::Spaces,
     offloads::{self, OffloadError},
@@ -44,6 +44,21 @@ pub struct Takeover {
 /// How long a running task may be without an interface on the gateway bridge before others are told: the engine makes it
 /// before the task runs.
 const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Logs why the routing mesh is the engine's if it was not, or for another reason, and that it is ours again.
+pub(super) fn tell_of_mesh(before: Option<&Takeover>, now: Option<&Takeover>) {
+    let why = |takeover: Option<&Takeover>| takeover.and_then(|takeover| takeover.mesh_why.clone());
+    match (why(before), why(now)) {
+        (_, Some(why)) if why == WAITS => {}
+        (before, Some(why)) if before.as_ref() != Some(&why) => {
+            tracing::warn!("published ports are left to the engine: {why}");
+        }
+        (Some(before), None) if before != WAITS => {
+            tracing::info!("published ports are not left to the engine any more")
+        }
+        _ => {}
+    }
+}
 
 impl Agent {
     /// Finds the interfaces that the engine has made.
