@@ -19,6 +19,7 @@ pub mod nft;
 pub mod offloads;
 pub mod preflight;
 pub mod relay;
+pub mod say;
 pub mod shadowed;
 pub mod source;
 pub mod state_dir;

@@ -3,8 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use control::cli::{Cli, exit, run};
+use control::{
+    cli::{Cli, exit, run},
+    say,
+};
 
 fn main() -> ExitCode {
-    exit::code(run::run(Cli::parse()))
+    let code = run::run(Cli::parse());
+    let Some(error) = say::unprinted() else { return exit::code(code) };
+    say::err(format_args!("error: stdout: {error}; not all was printed\n"));
+    exit::code(exit::FAILED)
 }

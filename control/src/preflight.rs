@@ -2,8 +2,6 @@
 //! network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version says little:
 //! enterprise kernels have backports.
 
-#![allow(clippy::print_stdout, reason = "what was found is what it was run for")]
-
 use std::{path::Path, thread};
 
 use dataplane::Check;
@@ -19,6 +17,7 @@ use crate::{
     child::{self, Limits},
     cli::exit,
     netlink::Socket,
+    say::outln,
 };
 
 /// A ruleset with all that ours needs: NAT, connection tracking, the routing table's opinion, marks, counters.
@@ -36,17 +35,17 @@ pub fn run(bpffs: &Path, as_json: bool) -> u8 {
     let checks = checks(bpffs, true);
     let ok = checks.iter().all(|check| check.result.is_ok());
     if as_json {
-        println!("{:#}", report(&checks));
+        outln!("{:#}", report(&checks));
     } else {
         for check in &checks {
             match &check.result {
-                Ok(found) => println!("ok      {:12}{found}", check.name),
-                Err(missing) => println!("MISSING {:12}{missing}", check.name),
+                Ok(found) => outln!("ok      {:12}{found}", check.name),
+                Err(missing) => outln!("MISSING {:12}{missing}", check.name),
             }
         }
-        println!("{}", if ok { "This machine has what Hiveway needs." } else { "Hiveway cannot run here as it is." });
+        outln!("{}", if ok { "This machine has what Hiveway needs." } else { "Hiveway cannot run here as it is." });
         if !privileged(&checks) {
-            println!("Nothing else can be tried without these privileges.");
+            outln!("Nothing else can be tried without these privileges.");
         }
     }
     if ok { exit::OK } else { exit::FAILED }

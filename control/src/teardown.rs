@@ -1,6 +1,4 @@
 //! `hiveway teardown`: everything of ours on this node goes, nothing else does.
-#![expect(clippy::print_stdout, reason = "stdout is this command's result")]
-
 use std::{path::Path, time::Duration};
 
 use dataplane::{Left, TeardownError};
@@ -15,6 +13,7 @@ use crate::{
     instance::Instance,
     netlink::{Socket, Spaces, Stale, apply, forget_connections, observe_node},
     nft, offloads, relay,
+    say::{errln, outln},
     state_dir::StateDir,
     sysctl,
 };
@@ -28,12 +27,12 @@ struct Report {
 
 impl Report {
     fn removed(&mut self, what: impl std::fmt::Display) {
-        println!("removed {what}");
+        outln!("removed {what}");
         self.removed += 1;
     }
 
     fn failed(&mut self, why: impl std::fmt::Display) {
-        eprintln!("error: {why}");
+        errln!("error: {why}");
         self.failures.push(why.to_string());
     }
 }
@@ -44,12 +43,12 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     let _instance = match Instance::take() {
         Ok(instance) => instance,
         Err(error) => {
-            eprintln!("error: {error}; nothing was removed");
+            errln!("error: {error}; nothing was removed");
             return exit::FAILED;
         }
     };
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("error: teardown needs privileges: run it as root, in the node's network namespace");
+        errln!("error: teardown needs privileges: run it as root, in the node's network namespace");
         return exit::FAILED;
     }
     let mut report = Report::default();
@@ -57,7 +56,7 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     goodbye(state_dir);
     match programs(bpffs, &mut report) {
         Err(busy @ TeardownError::Lock(_)) => {
-            eprintln!("error: {busy}; nothing was removed");
+            errln!("error: {busy}; nothing was removed");
             return exit::FAILED;
         }
         Err(error) => report.failed(error),
@@ -70,9 +69,9 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     }
     state(state_dir, &mut report);
     match (report.failures.len(), report.removed) {
-        (0, 0) => println!("nothing of ours is here"),
-        (0, _) => println!("done"),
-        (failures, _) => eprintln!("{failures} things could not be removed; run it again once the cause is gone"),
+        (0, 0) => outln!("nothing of ours is here"),
+        (0, _) => outln!("done"),
+        (failures, _) => errln!("{failures} things could not be removed; run it again once the cause is gone"),
     }
     if report.failures.is_empty() { exit::OK } else { exit::FAILED }
 }
@@ -86,11 +85,11 @@ fn hand_over(bpffs: &Path, report: &mut Report) {
     let ports = match dataplane::leave(bpffs) {
         Ok(Left { ports: 0, interfaces: 0 }) => return,
         Ok(Left { ports, interfaces }) => {
-            println!("left {} published ports and containers' interfaces to the engine", ports + interfaces);
+            outln!("left {} published ports and containers' interfaces to the engine", ports + interfaces);
             ports
         }
         // They end all the same, only later.
-        Err(error) => return eprintln!("warning: published ports cannot be left to the engine beforehand: {error}"),
+        Err(error) => return errln!("warning: published ports cannot be left to the engine beforehand: {error}"),
     };
     // The node's own new connections would still be led to us.
     firewall(report);
@@ -105,7 +104,7 @@ fn hand_over(bpffs: &Path, report: &mut Report) {
 fn warn_of_dead_ports() {
     // The agent that could say what the engine calls its backend is gone; its rules tell as well.
     if let Some(why) = engine_mesh::broken(engine_mesh::has_ipvs(), None, host_firewall::read().ok().as_ref()) {
-        eprintln!("warning: published ports are dead from now on: {why}");
+        errln!("warning: published ports are dead from now on: {why}");
     }
 }
 
@@ -123,9 +122,9 @@ fn goodbye(state_dir: &Path) {
     let Some(told) = relay::say_goodbye(state_dir) else { return };
     for node in told {
         match node {
-            Ok(node) => println!("said goodbye to {node}"),
+            Ok(node) => outln!("said goodbye to {node}"),
             Err(why) => {
-                eprintln!("warning: {why}; until this node has been down once, it is taken for one with Hiveway")
+                errln!("warning: {why}; until this node has been down once, it is taken for one with Hiveway")
             }
         }
     }
@@ -141,7 +140,7 @@ fn programs(bpffs: &Path, report: &mut Report) -> Result<(), TeardownError> {
         report.removed(format_args!("{} pinned maps from {}", done.maps.len(), bpffs.display()));
     }
     for path in &done.foreign {
-        println!("left alone: {} is not ours", path.display());
+        outln!("left alone: {} is not ours", path.display());
     }
     for failure in done.failures {
         report.failed(failure);

@@ -1,6 +1,4 @@
 //! `hiveway validate`: every problem of a table with its place.
-#![expect(clippy::print_stdout, reason = "stdout is this command's result")]
-
 use std::time::Duration;
 
 use hiveway_core::table::Reserved;
@@ -8,6 +6,7 @@ use tokio::time::timeout;
 
 use crate::{
     cli::{EngineArgs, exit},
+    say::{errln, outln},
     source::{LoadError, Loaded, Source, load},
     swarm,
 };
@@ -19,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub fn run(source: &Source, engine: &EngineArgs) -> u8 {
     match source {
         Source::Relay(_) => {
-            eprintln!("error: the table of another agent can't be checked; check {} on a manager", Source::Swarm);
+            errln!("error: the table of another agent can't be checked; check {} on a manager", Source::Swarm);
             exit::USAGE
         }
         Source::Swarm => match live(engine) {
@@ -28,7 +27,7 @@ pub fn run(source: &Source, engine: &EngineArgs) -> u8 {
                 exit::OK
             }
             Err(error) => {
-                eprintln!("error: {error:#}");
+                errln!("error: {error:#}");
                 exit::FAILED
             }
         },
@@ -58,14 +57,14 @@ fn read(source: &Source) -> u8 {
         }
         Err(LoadError::Invalid(problems)) => {
             for problem in &problems {
-                println!("{problem}");
+                outln!("{problem}");
             }
             let errors = problems.iter().filter(|p| p.severity == hiveway_core::Severity::Error).count();
-            eprintln!("{source}: {errors} error{}", if errors == 1 { "" } else { "s" });
+            errln!("{source}: {errors} error{}", if errors == 1 { "" } else { "s" });
             exit::FAILED
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            errln!("error: {error}");
             exit::FAILED
         }
     }
@@ -73,13 +72,13 @@ fn read(source: &Source) -> u8 {
 
 fn report(source: &Source, loaded: &Loaded) {
     for warning in &loaded.warnings {
-        println!("{warning}");
+        outln!("{warning}");
     }
     for item in &loaded.left_out {
-        println!("left out: {}: {}", item.what, item.why);
+        outln!("left out: {}: {}", item.what, item.why);
     }
     let model = &loaded.model;
-    println!(
+    outln!(
         "{source}: valid: {} nodes, {} networks, {} services, {} tasks",
         model.nodes.len(),
         model.networks.len(),

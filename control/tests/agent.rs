@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    io::BufRead as _,
     os::unix::net::{UnixDatagram, UnixListener, UnixStream},
     process::Stdio,
 };
@@ -207,6 +208,34 @@ fn an_agents_life() {
     assert_eq!(second.run("ip -br link").lines().count(), 1);
     let output = node.teardown();
     assert_eq!((output.status.code(), stdout(&output).trim()), (Some(0), "nothing of ours is here"));
+}
+
+/// As when journald is restarted, or `hiveway agent 2>&1 | less` is quit.
+#[test]
+fn an_agent_whose_log_nobody_reads_goes_on() {
+    let node = Node::new();
+    node.write_table(NODES);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = node.command(&[]);
+    let mut child = command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+    // The command holds the writer's ends.
+    drop(command);
+    let mut lines = std::io::BufReader::new(reader).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("ready: ")));
+    drop(lines);
+    node.write_table("version: 7\n");
+    eventually("the table is refused, and logged nowhere", || node.ask(&["status"])["table"]["refused"].is_object());
+    node.write_table(&NODES.replace("8080", "8081"));
+    eventually("the next table is in force", || node.ask(&["service", "ls"]).to_string().contains("8081"));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let files: Vec<_> =
+        limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3], files[4], "as many open files as may be: {limits}");
+    assert!(child.try_wait().unwrap().is_none());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(node.teardown().status.code(), Some(0));
 }
 
 #[test]

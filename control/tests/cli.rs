@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use support::{HIVEWAY, stderr, stdout};
 
@@ -43,6 +43,35 @@ fn wrong_usage_is_exit_code_2() {
     for args in [&["frobnicate"][..], &["agent"], &["agent", "--bogus"], &["network"], &["validate"]] {
         assert_eq!(hiveway(args).status.code(), Some(2), "{args:?}");
     }
+}
+
+/// Runs it with stdout, or stderr, closed at the other end or on a full disk.
+fn with_output(args: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
+    Command::new(HIVEWAY).args(args).stdout(stdout).stderr(stderr).spawn().unwrap().wait_with_output().unwrap()
+}
+
+fn closed() -> Stdio {
+    std::io::pipe().unwrap().1.into()
+}
+
+#[test]
+fn output_that_nobody_takes_is_no_panic() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (good, bad) = (scratch.path().join("good.yaml"), scratch.path().join("bad.yaml"));
+    std::fs::write(&good, "version: 1\nnodes: [{id: n1, hostname: n1, address: 192.0.2.1}]\n").unwrap();
+    std::fs::write(&bad, "version: 7\n").unwrap();
+    let table = |path: &std::path::Path| format!("file:{}", path.display());
+    let (good, bad) = (table(&good), table(&bad));
+    let good = ["validate", "--table", &good];
+    let bad = ["validate", "--table", &bad];
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+
+    assert_eq!(with_output(&good, closed(), Stdio::piped()).status.code(), Some(0), "its reader has seen enough");
+    assert_eq!(with_output(&bad, closed(), closed()).status.code(), Some(1));
+    assert_eq!(with_output(&bad, Stdio::null(), full().into()).status.code(), Some(1));
+    let output = with_output(&good, full().into(), Stdio::piped());
+    assert_eq!(output.status.code(), Some(1), "what was asked for is not there");
+    assert!(stderr(&output).contains("stdout: No space left on device"), "{}", stderr(&output));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 use tokio::time::interval;
 
 use super::shared::Snapshot;
-use crate::status::report::Starting;
+use crate::{say::errln, status::report::Starting};
 
 /// How often systemd is asked for more time, and for how much.
 const MORE_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
@@ -29,7 +29,7 @@ pub(super) async fn keep_waiting(starting: Option<&Starting>) {
 pub(super) fn announce(snapshot: &Snapshot) {
     let underlay = snapshot.uplinks.text();
     let vtep = snapshot.vtep.map(|vtep| vtep.to_string()).unwrap_or_default();
-    eprintln!(
+    errln!(
         "ready: node {}, tunnel address {vtep} on {underlay}, {} local tasks ({} waiting, {} items failing)",
         snapshot.node,
         snapshot.local_tasks,

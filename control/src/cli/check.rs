@@ -1,6 +1,4 @@
 //! `hiveway check`: whether the paths to other nodes work.
-#![expect(clippy::print_stdout, reason = "stdout is this command's result")]
-
 use std::{
     thread::sleep,
     time::{Duration, Instant},
@@ -12,7 +10,10 @@ use super::{
     CheckArgs, exit, matrix_text,
     table_text::{columns, text},
 };
-use crate::status::{client::ask, protocol::Request};
+use crate::{
+    say::{self, errln, outln},
+    status::{client::ask, protocol::Request},
+};
 
 /// Asks, prints, and says by the exit code whether all paths pass. Waits a while for paths that nothing is known of yet.
 pub(super) fn check(args: &CheckArgs) -> u8 {
@@ -22,15 +23,15 @@ pub(super) fn check(args: &CheckArgs) -> u8 {
             Ok(value) if value["waiting"] == true && Instant::now() < until => sleep(Duration::from_millis(300)),
             Ok(value) => break value,
             Err(error) => {
-                eprintln!("error: {error}");
+                errln!("error: {error}");
                 return exit::FAILED;
             }
         }
     };
     if args.show.json {
-        println!("{value:#}");
+        outln!("{value:#}");
     } else {
-        print!("{}", render(&value));
+        say::out(format_args!("{}", render(&value)));
     }
     // An agent that was started from an older binary says only whether its own paths pass.
     let passing = value["passing"] == true && value["all_passing"] != false;

@@ -2,10 +2,11 @@
 
 use std::io::IsTerminal;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use super::{AgentArgs, Cli, Command, List, ShowArgs, check, exit, show};
-use crate::{agent, preflight, status::protocol::Request, teardown, validate};
+use crate::{agent, preflight, say::errln, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: Cli) -> u8 {
@@ -28,16 +29,26 @@ pub fn run(cli: Cli) -> u8 {
 
 fn run_agent(args: &AgentArgs) -> u8 {
     if let Some(why) = args.missing() {
-        eprintln!("error: {why}");
+        errln!("error: {why}");
         return exit::USAGE;
     }
     log_to_stderr();
+    raise_descriptors();
     match agent::run(args.clone()) {
         Ok(()) => exit::OK,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            errln!("error: {error:#}");
             exit::FAILED
         }
+    }
+}
+
+/// A node with many tasks needs more descriptors than the 1,024 that processes get at first.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(errno) = raised {
+        tracing::warn!("the limit of open files stays as it is: {errno}");
     }
 }
 
@@ -50,5 +61,7 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // Where stderr's reader has gone, complaining about that on stderr would be a panic.
+        .log_internal_errors(false)
         .init();
 }

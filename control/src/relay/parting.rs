@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     certs::Credentials,
+    say::errln,
     state_dir::{RELAY_CONTACTS, RELAY_REPORTS},
 };
 
@@ -60,7 +61,7 @@ async fn part(contacts: &Contacts, credentials: Arc<Credentials>, state_dir: &Pa
         if let Some(address) = contacts.serving.filter(|_| !nodes.is_empty()) {
             match TcpListener::bind(address).await {
                 Ok(listener) => server::farewell(listener, credentials.clone(), farewell).await,
-                Err(error) => eprintln!("warning: cannot tell other nodes at {address}: {error}"),
+                Err(error) => errln!("warning: cannot tell other nodes at {address}: {error}"),
             }
         }
         // Whoever was to come will not; the clock decides.
