@@ -138,7 +138,7 @@ pub struct PathView {
     pub since: Duration,
     /// Round trip of the last small probe.
     pub rtt: Option<Duration>,
-    /// Share of the last small probes without an answer, and how many those were.
+    /// Share of the last small probes without an answer, since it passes if it does.
     pub loss: f64,
     /// Small probes that the loss is reckoned over.
     pub counted: u32,
@@ -408,6 +408,10 @@ impl Path {
         };
         if state != self.state {
             (self.state, self.since) = (state, now);
+            if state == State::Passing {
+                // What was lost while it did not pass says nothing of how well it passes.
+                (self.lost, self.counted) = (0, self.hits.min(WINDOW));
+            }
         }
     }
 

@@ -149,6 +149,11 @@ fn a_node_that_never_answers_fails_after_a_while() {
     assert_eq!((world.view().state, world.view().loss), (State::Failing, 1.0));
     // Only small ones.
     assert!(world.sent.iter().all(|due| usize::from(due.size) == OUTER_LEN));
+    // When it answers at last, what was lost before is no loss of the path.
+    world.paths.insert(A, 1500);
+    world.run(5);
+    assert_eq!((world.view().state, world.view().loss), (State::Passing, 0.0));
+    assert!((2..8).contains(&world.view().counted));
 }
 
 #[test]
