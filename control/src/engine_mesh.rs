@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use dataplane_common::headers::ipproto;
-use hiveway_core::{Model, TaskRole, model::Carrier};
+use hiveway_core::{Model, TaskRole};
 use serde::Serialize;
 
 use crate::host_firewall::Reading;
@@ -37,7 +37,7 @@ pub fn dead_ports(
     backend: Option<&str>,
     reading: Option<&Reading>,
 ) -> Option<DeadPorts> {
-    if !model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine) {
+    if !model.engine_has_ingress() {
         return None;
     }
     // An engine loads IPVS, and leads a port anywhere, only when the first task serves it.

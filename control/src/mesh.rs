@@ -84,6 +84,12 @@ pub fn addresses(links: &BTreeMap<String, Link>, gateway: &str) -> BTreeMap<Ipv4
     mine.flat_map(|(_, link)| link.addresses.iter().filter(|a| is_global(a)).map(|a| (a.addr(), link.index))).collect()
 }
 
+/// The addresses that each interface carries, for who names interfaces instead.
+pub fn carried(links: &BTreeMap<String, Link>) -> BTreeMap<String, Vec<Ipv4Net>> {
+    let alone = |link: &Link| link.addresses.iter().map(|address| address.addr().into()).collect();
+    links.iter().map(|(name, link)| (name.clone(), alone(link))).collect()
+}
+
 /// Bridges whose ports are containers of this node, which reach published ports through the host link: the gateway
 /// bridge, and those that a Docker engine has made.
 pub fn container_bridges<'l>(

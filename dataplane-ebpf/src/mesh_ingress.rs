@@ -60,11 +60,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
             return Ok(Action::Pass);
         }
         // What comes over the host link has passed the node's own rules.
-        if port.flags & port_flag::LEFT != 0 && packet.dst != config.host_ip && is_left(ctx, port, packet) {
-            // The host's rules do not know who may use the port.
-            if flow::may_open(packet) && affinity::get(&affinity::key(packet)).is_none() {
-                check_allowed(port, packet)?;
-            }
+        if port.flags & port_flag::LEFT != 0 && packet.dst != config.host_ip && is_left(ctx, port, packet)? {
             return Ok(Action::Pass);
         }
         let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
@@ -112,16 +108,20 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
     encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
 }
 
-/// Whether the packet is left to the host; counts it.
+/// Whether the packet is left to the host; counts it. The host's rules do not know who may use the port, so who may not opens
+/// no connection there either.
 // VERIFIER(6.18): not inlined. LLVM merged the ends of two paths otherwise, and shifted a pointer on one of them.
 #[inline(never)]
-fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> bool {
+fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
     let key = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
-    let left = left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src));
-    if left {
-        verdict::count(ctx, Counter::LeftToHost);
+    if !left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src)) {
+        return Ok(false);
     }
-    left
+    if flow::may_open(packet) && affinity::get(&affinity::key(packet)).is_none() {
+        check_allowed(port, packet)?;
+    }
+    verdict::count(ctx, Counter::LeftToHost);
+    Ok(true)
 }
 
 /// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or

@@ -22,7 +22,8 @@ const MAX_OPTIONS: usize = 10;
 /// and so is what is behind an option that makes no sense, or a second MSS: path-MTU discovery is there for those.
 ///
 /// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
-/// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2.
+/// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2. For a backend on a node
+/// without Hiveway N1 lowers both.
 // Not inlined: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
 pub(crate) fn clamp(ctx: &TcContext, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {

@@ -254,8 +254,8 @@ pub(crate) mod remedy {
 
     pub(crate) const ONE_PORT: &str =
         "run all agents with the same --vxlan-port (in a swarm: the data path port that it was made with)";
-    pub(crate) const UPLINKS: &str = "name all interfaces where other nodes' tunnels arrive with --underlay (`status` shows the uplinks beside the tunnel \
-         address), or have them sent to one of the uplinks";
+    pub(crate) const UPLINKS: &str = "name all interfaces where other nodes' tunnels arrive with --underlay (`status` shows \
+         the uplinks beside the tunnel address), or have them sent to one of the uplinks";
     pub(crate) const LINKS: &str =
         "look at the counters of the links and queues between the nodes (`ip -s link`, switches)";
 

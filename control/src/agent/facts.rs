@@ -128,10 +128,7 @@ pub(super) fn facts(
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),
         underlay_ip: uplinks.own_address,
         node_addresses: Answering::new(args.mesh_addresses().as_ref(), links, &gateway.name).known,
-        carried: links
-            .iter()
-            .map(|(name, link)| (name.clone(), link.addresses.iter().map(|a| a.addr().into()).collect()))
-            .collect(),
+        carried: mesh::carried(links),
         engine_balances: has_ipvs(),
         left,
         sandboxes: sandboxes.clone(),
@@ -159,8 +156,8 @@ impl Answering {
     /// order, those that are not bound first.
     pub(super) fn new(bound: Option<&Places>, links: &BTreeMap<String, Link>, gateway: &str) -> Self {
         let all = mesh::addresses(links, gateway);
-        let on = |name: &str| links.get(name).map(|link| link.addresses.iter().map(|a| a.addr().into()).collect());
-        let nets = bound.map(|places| places.nets(&|name| on(name).unwrap_or_default()));
+        let carried = mesh::carried(links);
+        let nets = bound.map(|places| places.nets(&|name| carried.get(name).cloned().unwrap_or_default()));
         let answers = |ip: Ipv4Addr| nets.as_ref().is_none_or(|nets| nets.contains(ip));
         let (mut known, others): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(ip, _)| answers(*ip));
         let wanted = known.len();

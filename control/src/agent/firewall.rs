@@ -7,7 +7,7 @@ use std::{
 };
 
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
-use hiveway_core::{Desired, Model, Settings, binding::Binding, model::Carrier, names, observed::Link};
+use hiveway_core::{Desired, Model, Settings, binding::Binding, names, observed::Link};
 use ipnet::Ipv4Net;
 
 use super::facts::Gateway;
@@ -54,12 +54,18 @@ pub(super) fn firewall(
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
-        host: host(desired, gateway, links, uplinks).map(|host| HostRules { engine: engine(model), ..host }),
+        host: host(model, desired, gateway, links, uplinks),
     }
 }
 
 /// Translations into the host link, once both of its ends are up: before, they would lead nowhere.
-fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, uplinks: &Uplinks) -> Option<HostRules> {
+fn host(
+    model: &Model,
+    desired: &Desired,
+    gateway: &Gateway,
+    links: &BTreeMap<String, Link>,
+    uplinks: &Uplinks,
+) -> Option<HostRules> {
     let (link, vtep) = (desired.host_link.filter(|_| !desired.published.is_empty())?, desired.vtep?);
     let up = |name: &str| links.get(name).is_some_and(|link| link.up && link.is_ours(name));
     if !up(names::HOST) || !up(names::HOST_FAR) {
@@ -72,7 +78,7 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
         bridges: bridges(links, gateway),
         ports: desired.published.iter().filter(|key| !desired.bound.contains_key(key)).copied().collect(),
         bound: bound(desired, links),
-        engine: false,
+        engine: model.engine_has_ingress(),
         mss: u16::try_from(room).unwrap_or(u16::MAX),
     })
 }
@@ -82,11 +88,6 @@ fn host(desired: &Desired, gateway: &Gateway, links: &BTreeMap<String, Link>, up
 fn bridges(links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
     let there = mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone());
     there.chain([gateway.name.clone()]).collect()
-}
-
-/// Whether an engine has the published ports, too.
-fn engine(model: &Model) -> bool {
-    model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine)
 }
 
 /// Bound ports, by where they answer. The whole of a loopback device's subnets is the node's.

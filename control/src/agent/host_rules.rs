@@ -9,7 +9,6 @@ use std::{
 use hiveway_core::{
     Model,
     firewall::{Ignored, Judgement, LeftEntries, Path, Port, Ranges, Reason, Ruleset, judgement},
-    model::Carrier,
     observed::Link,
 };
 use serde::Serialize;
@@ -296,7 +295,7 @@ impl Agent {
     /// The way of clients' packets to published ports, without Hiveway.
     fn path(&self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> Path {
         let model = &self.table.model;
-        let engine = model.networks.values().any(|network| network.ingress && network.carrier == Carrier::Engine);
+        let engine = model.engine_has_ingress();
         let bridge = links.get(&gateway.name).into_iter().flat_map(|link| &link.addresses);
         Path {
             engine,

@@ -1,6 +1,6 @@
 //! Looking things up in a model.
 
-use super::{Model, Network, Node, NodeState};
+use super::{Carrier, Model, Network, Node, NodeState};
 
 /// Why a node could not be found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,5 +48,10 @@ impl Model {
     /// The ingress network.
     pub fn ingress(&self) -> Option<&Network> {
         self.networks.values().find(|n| n.ingress)
+    }
+
+    /// Whether an engine carries the ingress network: it answers published ports, too.
+    pub fn engine_has_ingress(&self) -> bool {
+        self.ingress().is_some_and(|network| network.carrier == Carrier::Engine)
     }
 }
