@@ -42,17 +42,22 @@ fn plug(lab: &Lab, node: &Netns, interface: &str, port: &str, address: &str) -> 
     node.run(&format!("ip link set {interface} up")).map(drop)
 }
 
+/// n3 uses `interface` as its uplink and serves clients on it.
+fn taken(cluster: &Cluster<'_>, interface: &str) -> Result<()> {
+    let status = cluster.agents[2].json(&["status"])?;
+    let node = &status["node"];
+    ensure!(node["underlay"] == interface && node["mesh_interfaces"] == serde_json::json!([interface]), "{node}");
+    let lost = status["warnings"].to_string().contains("uplink");
+    ensure!(status["healthy"] == true && !lost, "{status:#}");
+    Ok(())
+}
+
 /// Within seconds: everything works through n3, and its status says so. Clients arrive on `interface` and `others`.
 fn works_on(cluster: &Cluster<'_>, client: &Netns, interface: &str) -> Result<()> {
     wait_for(&format!("everything to work on {interface}"), SECONDS, || {
         let tally = peer::attempts(client, "tcp", &format!("{}:8080", ADDRESSES[2]), 4)?;
         assert_even(&tally, &WEB, 2)?;
-        let status = cluster.agents[2].json(&["status"])?;
-        let node = &status["node"];
-        ensure!(node["underlay"] == interface && node["mesh_interfaces"] == serde_json::json!([interface]), "{node}");
-        let lost = status["warnings"].to_string().contains("uplink");
-        ensure!(status["healthy"] == true && !lost, "{status:#}");
-        Ok(())
+        taken(cluster, interface)
     })?;
     everything_works(cluster, client, ADDRESSES[2], CLIENT)
 }
@@ -103,6 +108,8 @@ fn an_uplink_is_replaced(underlay: &str, xdp: &str) {
         })?;
         plug(lab, node, "eth0", "n3", ADDRESSES[2])?;
         node.run("ip route add default via 192.168.77.1")?;
+        // Until the programs are attached to it, the kernel answers on a new interface, with RST for a published port.
+        wait_for("the new interface to be taken", SECONDS, || taken(&cluster, "eth0"))?;
         // As the new interface's first ARP packet would.
         client.run("ip neigh flush all")?;
         works_on(&cluster, &client, "eth0")?;
