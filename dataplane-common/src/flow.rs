@@ -52,8 +52,7 @@ impl FlowKey {
 }
 
 /// Value of map `FLOWS`: how a packet with that key is rewritten. A connection has two entries, one per direction;
-/// each is written by packets of its own direction, and at the end of the connection by the other's: the client's FIN
-/// sets `expected_ack` and `last_seen` of the reply entry, the backend's RST the flag of the forward entry.
+/// each is written by packets of its own direction, and at the end of the connection by the other's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
@@ -77,10 +76,11 @@ pub struct Flow {
     pub task: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Reply entries of TCP in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with which
-    /// the client completes the handshake; zero before the SYN-ACK was seen. In `FLOWS`: the upper 24 bits of the sequence
-    /// number behind the client's FIN, big endian; zero before that was seen.
-    pub expected_ack: [u8; 3],
+    /// Of TCP. Reply entries in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with which
+    /// the client completes the handshake; zero before the SYN-ACK was seen. Reply entries in `FLOWS`: the upper 24 bits of
+    /// the number that the backend has acknowledged last. Forward entries in `FLOWS` with [`flag::FIN`]: the upper 24 bits of
+    /// the sequence number behind the client's FIN.
+    pub tcp_number: [u8; 3],
 }
 
 /// [`Flow`] with its last four bytes in one, see [`Flow::new`].
@@ -125,12 +125,16 @@ pub mod flag {
     pub const REPLY: u8 = 1;
     /// At least one packet of this direction was seen (set at creation for forward entries).
     pub const SEEN: u8 = 1 << 1;
-    /// A FIN was seen in this direction.
+    /// A FIN was seen in this direction; in `AFFINITY` the client's. What a client says is only believed once its backend
+    /// has acknowledged it.
     pub const FIN: u8 = 1 << 2;
-    /// An RST was seen in either direction.
-    pub const RST: u8 = 1 << 3;
+    /// The connection has ended, by the backend's word: an RST, or a FIN and the acknowledgement of the client's. In `FLOWS`
+    /// also by an RST of the client's at the sequence number that the backend waits for. On both entries.
+    pub const ENDED: u8 = 1 << 3;
     /// `AFFINITY` only: a reply came back through this node.
     pub const REPLIED: u8 = 1 << 4;
+    /// `AFFINITY` only: a FIN of the backend's was seen.
+    pub const BACKEND_FIN: u8 = 1 << 0;
     /// `FLOWS` only: a connection made directly to a task that is also a VIP's backend. Alone under its reply key it
     /// changes nothing and only keeps the key; with a forward entry the source port is translated.
     pub const DIRECT: u8 = 1 << 5;
@@ -189,8 +193,9 @@ pub struct Affinity {
     pub vtep: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// As [`Flow::expected_ack`], in `AFFINITY_PENDING`.
-    pub expected_ack: [u8; 3],
+    /// Of TCP. In `AFFINITY_PENDING`: as [`Flow::tcp_number`] of reply entries. In `AFFINITY` with [`flag::FIN`]: the upper
+    /// 24 bits of the sequence number behind the client's FIN, big endian.
+    pub tcp_number: [u8; 3],
     /// [`crate::xdp::XdpState::generation`] under which XDP last asked everything that it asks besides this entry; 0: never.
     pub generation: u32,
     /// [`crate::endpoint::Vtep::hop`] of `vtep` then.

@@ -61,8 +61,12 @@ pub mod ipproto {
 pub mod sctpchunk {
     /// Opens an association.
     pub const INIT: u8 = 1;
+    /// The answer to [`INIT`].
+    pub const INIT_ACK: u8 = 2;
     /// Ends it at once.
     pub const ABORT: u8 = 6;
+    /// Everything has arrived, and there is nothing more to send.
+    pub const SHUTDOWN_ACK: u8 = 8;
     /// Ends it in order.
     pub const SHUTDOWN_COMPLETE: u8 = 14;
 }

@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow,
+    ending, flow,
     maps::{AFFINITY, AFFINITY_PENDING},
     parse::Packet,
     pending, verdict,
@@ -44,7 +44,7 @@ pub(crate) fn get(key: &AffinityKey) -> Option<&'static mut Affinity> {
 /// The entry with this key in `AFFINITY`.
 #[inline(always)]
 pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
-    // SAFETY: as for flows: only `last_seen`, `flags` and `expected_ack` change after creation.
+    // SAFETY: as for flows: only `last_seen`, `flags` and `tcp_number` change after creation.
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
@@ -63,18 +63,26 @@ pub(crate) fn forward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) -> Op
     }
     let known = pending(key)?;
     let proved = known.flags & flag::OWN == 0
-        && pending::client_proves(ctx, packet, known.expected_ack, known.flags & flag::REPLIED != 0);
+        && pending::client_proves(packet, known.tcp_number, known.flags & flag::REPLIED != 0);
     if proved && promote(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
+}
+
+/// Notes a packet from the backend in its connection's entry.
+#[inline(always)]
+pub(crate) fn answered(ctx: &TcContext, key: &AffinityKey, known: &mut Affinity, packet: &Packet) {
+    ending::of_backend_at_ingress(known, packet.proto, packet.flags, packet.acknowledgement);
+    flow::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
+    backward(ctx, key, packet);
 }
 
 /// Notes what a packet from the backend proves about a connection.
 #[inline(always)]
-pub(crate) fn backward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) {
+fn backward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) {
     if established(key).is_none()
         && let Some(known) = pending(key)
     {
-        if let Some(expected) = pending::expected_ack(ctx, packet) {
-            known.expected_ack = expected;
+        if let Some(expected) = pending::expected_ack(packet) {
+            known.tcp_number = expected;
         } else if pending::server_proves(packet) {
             promote(key, known, ctx.len() as usize);
         }

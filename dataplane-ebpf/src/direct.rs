@@ -16,7 +16,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow,
+    ending, flow,
     maps::{DIRECT_GATE, FLOWS, FLOWS_PENDING, scratch},
     nat::{self, Translation},
     parse::{Fragment, Packet},
@@ -80,8 +80,8 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
         // An answer to a connection that the other side opened, on this very node.
         return Some(packet.sport);
     }
-    if known.tag == backend.tag && !(flow::is_syn(packet) && flow::closed(known)) {
-        flow::touch_forward(ctx, local.net, known, packet);
+    if known.tag == backend.tag && !(flow::is_syn(packet) && flow::ended(known)) {
+        flow::touch_forward(&key, known, packet);
         return Some(known.sport);
     }
     flow::forget(&key, known);
@@ -99,7 +99,13 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
             if flow::is_syn(packet) {
                 known.flags = flag::REPLY | flag::DIRECT;
             }
-            flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet) & (flag::FIN | flag::RST));
+            if packet.flags & tcpflag::RST != 0
+                && packet.proto == ipproto::TCP
+                && flow::established(&reply_key).is_some()
+            {
+                ending::of_lone_client(known, packet);
+            }
+            flow::note(&mut known.last_seen, &mut known.flags, 0);
             return Ok(Some(packet.sport));
         }
         if !flow::may_open(packet) {

@@ -6,7 +6,7 @@
 //! again from the other.
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
-//! only `last_seen`, `flags` and `expected_ack` change. Who moves an entry puts it into `FLOWS` before it takes it out
+//! only `last_seen`, `flags` and `tcp_number` change. Who moves an entry puts it into `FLOWS` before it takes it out
 //! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order.
 
 use core::ffi::c_void;
@@ -24,6 +24,7 @@ use dataplane_common::{
 };
 
 use crate::{
+    ending,
     maps::{FLOWS, FLOWS_PENDING, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
@@ -70,32 +71,6 @@ pub(crate) fn may_open(packet: &Packet) -> bool {
     (packet.proto != ipproto::TCP && packet.proto != ipproto::SCTP) || is_syn(packet)
 }
 
-/// `flag` bits that this packet adds to its direction's entry.
-#[inline(always)]
-pub(crate) fn bits(packet: &Packet) -> u8 {
-    bits_of(packet.proto, packet.flags)
-}
-
-/// The same of a packet with these [`Packet::flags`].
-#[inline(always)]
-pub(crate) fn bits_of(proto: u8, flags: u8) -> u8 {
-    let mut bits = flag::SEEN;
-    match proto {
-        ipproto::TCP => {
-            if flags & tcpflag::FIN != 0 {
-                bits |= flag::FIN;
-            }
-            if flags & tcpflag::RST != 0 {
-                bits |= flag::RST;
-            }
-        }
-        ipproto::SCTP if flags == sctpchunk::ABORT => bits |= flag::RST,
-        ipproto::SCTP if flags == sctpchunk::SHUTDOWN_COMPLETE => bits |= flag::FIN,
-        _ => {}
-    }
-    bits
-}
-
 /// Key of the packet as it stands.
 #[inline(always)]
 pub(crate) fn key(zone: NetId, packet: &Packet) -> FlowKey {
@@ -139,29 +114,36 @@ pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option
     }
     let flow = pending(key)?;
     // An entry that has moved may be another connection's by now.
-    let moved = flow.flags & flag::REPLY == 0 && pending::forward(ctx, key, flow, packet) && pending::promote(ctx);
+    let moved =
+        flow.flags & flag::REPLY == 0 && pending::forward(key, flow, packet) && pending::promote(ctx, packet.sequence);
     if moved { established(key) } else { Some(flow) }
 }
 
-/// Finds the reply entry of a packet from the backend; likewise.
+/// Finds the reply entry of a packet from the backend, likewise; notes what that says about the connection's end.
 #[inline(always)]
 pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+    let mut proved = true;
     let flow = match established(key) {
         Some(flow) => flow,
         None => {
             let flow = pending(key)?;
-            let moved =
-                flow.flags & flag::REPLY != 0 && pending::backward(ctx, key, flow, packet) && pending::promote(ctx);
-            if moved { established(key)? } else { flow }
+            proved = flow.flags & flag::REPLY != 0
+                && pending::backward(key, flow, packet)
+                && pending::promote(ctx, packet.acknowledgement);
+            if proved { established(key)? } else { flow }
         }
     };
-    (flow.flags & flag::REPLY != 0).then_some(flow)
+    if flow.flags & flag::REPLY == 0 {
+        return None;
+    }
+    ending::of_backend(key, flow, packet, proved);
+    Some(flow)
 }
 
-/// Notes that `packet` went by.
+/// Notes that a packet went by.
 #[inline(always)]
-pub(crate) fn touch(flow: &mut Flow, packet: &Packet) {
-    note(&mut flow.last_seen, &mut flow.flags, bits(packet));
+pub(crate) fn touch(flow: &mut Flow) {
+    note(&mut flow.last_seen, &mut flow.flags, flag::SEEN);
 }
 
 /// Notes that a packet that adds `bits` went by an entry.
@@ -188,10 +170,10 @@ pub(crate) fn old(last_seen: u64, now: u64) -> bool {
     now > last_seen.wrapping_add(TOUCH_NS)
 }
 
-/// The connection has ended as far as this entry knows; a new SYN may take its place.
+/// The connection has ended; a new SYN may take its place.
 #[inline(always)]
-pub(crate) fn closed(flow: &Flow) -> bool {
-    flow.flags & (flag::FIN | flag::RST) != 0
+pub(crate) fn ended(flow: &Flow) -> bool {
+    flow.flags & flag::ENDED != 0
 }
 
 /// What the entry makes of its packets.
@@ -207,19 +189,8 @@ pub(crate) fn reply(ctx: &TcContext, net: NetId, packet: &Packet) -> Option<Tran
         return None;
     }
     let flow = backward(ctx, &key(net, packet), packet)?;
-    if packet.flags & tcpflag::RST != 0 && packet.proto == ipproto::TCP {
-        close_forward(net, flow, packet.proto);
-    }
-    touch(flow, packet);
+    touch(flow);
     Some(translation(flow))
-}
-
-/// A reset from the backend ends the forward direction too: the client may come back from the same port at once.
-#[inline(always)]
-pub(crate) fn close_forward(zone: NetId, reply: &Flow, proto: u8) {
-    if let Some(forward) = get(&forward_key(zone, reply, proto)) {
-        forward.flags |= flag::RST;
-    }
 }
 
 /// Key of the forward entry that belongs to a reply entry.
@@ -280,12 +251,12 @@ const PORT_TRIES: u32 = 40;
 /// with one address), the source port that the backend sees is changed, in `new.to`, to one at random; after a bounded
 /// number of tries the packet is dropped and counted, and its retransmission tries others. Protocols other than TCP and
 /// UDP have no port to change.
-// Not inlined, as `enter_reply`: the callers have little of the 512 bytes of stack to spare.
+// Not inlined, as `enter_reply` and `enter_forward`: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
 pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
     let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
     let shared = scratch()?;
-    (shared.isn, shared.port_found) = (initial_sequence(ctx, packet), port_found::NO);
+    (shared.isn, shared.port_found) = (initial_sequence(packet), port_found::NO);
     let mut search = PortSearch { packet, new };
     // VERIFIER(6.1): by the helper, which walks the body once. A loop would be walked as often as it runs.
     // SAFETY: the callback has the signature that the helper calls, and its context outlives the call.
@@ -298,19 +269,7 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Resul
     if shared.port_found == port_found::ENDED {
         timestamp::remove(ctx, packet);
     }
-    let now = now();
-    let forward = &mut scratch()?.flow;
-    *forward = Flow::new(
-        now,
-        new.tag,
-        (new.to.src, new.to.sport),
-        (new.to.dst, new.to.dport),
-        [new.peer, new.task],
-        bits(packet) | new.flags,
-    );
-    let key_slot = &mut scratch()?.key;
-    *key_slot = key(new.zone, packet);
-    FLOWS_PENDING.insert(&*key_slot, forward, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+    enter_forward(packet, new)
 }
 
 /// What a search for a source port has found, in `Scratch::port_found`.
@@ -361,11 +320,8 @@ const NO_SEQUENCE: u64 = u64::MAX;
 
 /// The sequence number of a SYN; [`NO_SEQUENCE`] of any other packet.
 #[inline(always)]
-fn initial_sequence(ctx: &TcContext, packet: &Packet) -> u64 {
-    if packet.proto != ipproto::TCP || !is_syn(packet) {
-        return NO_SEQUENCE;
-    }
-    ctx.load(packet.l4 + pending::SEQUENCE).map_or(NO_SEQUENCE, |sequence| u32::from_be_bytes(sequence).into())
+fn initial_sequence(packet: &Packet) -> u64 {
+    if packet.proto == ipproto::TCP && is_syn(packet) { packet.sequence.into() } else { NO_SEQUENCE }
 }
 
 /// Whether the reply direction's key is free, held by this very connection's former life, or by one that ended long
@@ -397,44 +353,28 @@ fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> u64 {
 
 /// Whether a SYN with the sequence number `isn` opens a new connection at a backend that keeps the one of this established
 /// reply entry in TIME-WAIT. As Linux has it (RFC 9293 section 3.10.7.4; RFC 6191): its number lies behind all that the
-/// backend has received. Both sides' FIN must have been seen, for what only a client says ends no connection, and nothing
-/// since.
+/// backend has received. Both sides' FIN must have been seen, and nothing since.
 #[inline(always)]
 fn succeeds(reply: &Flow, isn: u64) -> bool {
-    let [a, b, c] = reply.expected_ack;
+    let [a, b, c] = reply.tcp_number;
     let end = u32::from_be_bytes([0, a, b, c]);
     let ahead = (isn as u32 >> 8).wrapping_sub(end) & 0xff_ffff;
-    let ended = reply.flags & flag::FIN != 0 && end != 0;
+    let both = flag::FIN | flag::ENDED;
     let behind = isn != NO_SEQUENCE && ahead != 0 && ahead < 0x80_0000;
-    ended && behind && now().saturating_sub(reply.last_seen) > QUIET_NS
+    reply.flags & both == both && behind && now().saturating_sub(reply.last_seen) > QUIET_NS
 }
 
-/// Notes that `packet` of the client's went by the forward entry `known`; and, where it is the client's last, up to which
-/// sequence number, in the reply entry of a connection that has proved itself.
+/// Notes that `packet` of the client's went by the forward entry `known` with the key `key`. A task that is its own backend
+/// answers to the VIP, too: what it finds there is a reply entry.
 #[inline(always)]
-pub(crate) fn touch_forward(ctx: &TcContext, zone: NetId, known: &mut Flow, packet: &Packet) {
-    if packet.proto == ipproto::TCP && packet.flags & tcpflag::FIN != 0 && known.flags & flag::REPLY == 0 {
-        note_end(ctx, zone, known, packet);
+pub(crate) fn touch_forward(key: &FlowKey, known: &mut Flow, packet: &Packet) {
+    if known.flags & flag::REPLY == 0 {
+        ending::of_client(key, known, packet);
+    } else {
+        let proved = established(key).is_some();
+        ending::of_backend(key, known, packet, proved);
     }
-    touch(known, packet);
-}
-
-// Not inlined, and its keys in scratch memory: the callers have little of the 512 bytes of stack to spare.
-#[inline(never)]
-fn note_end(ctx: &TcContext, zone: NetId, forward: &Flow, packet: &Packet) {
-    let Ok(scratch) = scratch() else { return };
-    scratch.reply_key = reply_key(zone, forward, packet.proto);
-    let (Some(reply), Ok(sequence)) = (established(&scratch.reply_key), ctx.load(packet.l4 + pending::SEQUENCE)) else {
-        return;
-    };
-    let headers = (packet.l4 - packet.net) as u32 + u32::from(packet.tcp_len);
-    let payload = u32::from(packet.total_len).wrapping_sub(headers);
-    // The FIN counts as one.
-    let end = u32::from_be_bytes(sequence).wrapping_add(payload).wrapping_add(1);
-    let [a, b, c, _] = end.to_be_bytes();
-    reply.expected_ack = [a, b, c];
-    // Not only packets of the backend's: see `QUIET_NS`.
-    reply.last_seen = now();
+    touch(known);
 }
 
 /// Makes the reply entry, under a key that is [`usable`]. `FlowCollision`: another CPU was faster.
@@ -475,6 +415,22 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     Ok(())
 }
 
+/// Makes the forward entry.
+#[inline(never)]
+fn enter_forward(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
+    let scratch = scratch()?;
+    scratch.flow = Flow::new(
+        now(),
+        new.tag,
+        (new.to.src, new.to.sport),
+        (new.to.dst, new.to.dport),
+        [new.peer, new.task],
+        flag::SEEN | new.flags,
+    );
+    scratch.key = key(new.zone, packet);
+    FLOWS_PENDING.insert(&scratch.key, &scratch.flow, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+}
+
 /// Removes the forward entry of a connection whose reply entry `existing`, under `reply_key`, makes room: what its client
 /// still sends must not reach the new connection. `slot`: where the forward key is put together.
 #[inline(always)]
@@ -489,7 +445,7 @@ fn remove_forward(slot: &mut FlowKey, existing: &Flow, reply_key: &FlowKey) {
 
 /// Whether packets of the forward entry `forward` are answered under `reply_key`.
 #[inline(always)]
-fn leads_to(forward: &Flow, reply_key: &FlowKey) -> bool {
+pub(crate) fn leads_to(forward: &Flow, reply_key: &FlowKey) -> bool {
     forward.flags & flag::REPLY == 0
         && forward.dst == reply_key.src
         && forward.src == reply_key.dst
@@ -501,7 +457,9 @@ fn leads_to(forward: &Flow, reply_key: &FlowKey) -> bool {
 #[inline(always)]
 pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8, now: u64) -> bool {
     // A direct connection that was only noted has no forward entry.
-    let ended = closed(reply) || (reply.flags & flag::DIRECT == 0 && forward_ended(zone, reply, proto));
+    // Of a client that has gone without a word the backend's FIN is all there is.
+    let over = reply.flags & (flag::FIN | flag::ENDED) != 0;
+    let ended = over || (reply.flags & flag::DIRECT == 0 && forward_ended(zone, reply, proto));
     ended && now.saturating_sub(reply.last_seen) > TIME_WAIT_NS
 }
 
@@ -511,7 +469,7 @@ fn forward_ended(zone: NetId, reply: &Flow, proto: u8) -> bool {
     // In scratch memory: the callers have little of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return false };
     scratch.reply_key = forward_key(zone, reply, proto);
-    get(&scratch.reply_key).is_none_or(|forward| closed(forward))
+    get(&scratch.reply_key).is_none_or(|forward| ended(forward))
 }
 
 /// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.
@@ -530,11 +488,11 @@ pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
 #[inline(never)]
 pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
     let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
-    if forward_key.proto == ipproto::TCP && closed(forward) {
+    if forward_key.proto == ipproto::TCP && ended(forward) {
         if let Some(reply) = get(&reply_key)
             && answers(reply, forward_key)
         {
-            reply.flags |= flag::RST;
+            reply.flags |= flag::ENDED;
         }
     } else {
         let _ = FLOWS.remove(reply_key);

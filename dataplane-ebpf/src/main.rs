@@ -23,6 +23,7 @@ mod deliver;
 mod direct;
 mod echo;
 mod encap;
+mod ending;
 mod fib;
 mod flow;
 mod fragment;

@@ -1,6 +1,6 @@
 //! Routing mesh, the backend's node (N2): late DNAT into the container, and the reply's way back to the ingress node.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_clone_redirect, programs::TcContext};
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, Port, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
     config::{Config, mesh_return},
@@ -13,14 +13,14 @@ use dataplane_common::{
 };
 
 use crate::{
-    deliver, encap, flow, fragment, host, icmp,
+    deliver, encap, ending, flow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS, scratch},
     mesh_direct::{self, Leaves},
     mesh_ingress, mss, nat,
     nat::Translation,
     parse::{Fragment, Packet},
     reject, slow_path, ttl,
-    verdict::{self, Verdict},
+    verdict::{self, Action, Verdict},
 };
 
 /// Delivers a client's packet (no tunnel around it any more) to the task with ingress address `task`, on behalf of the
@@ -67,7 +67,31 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
         mss::clamp(ctx, config, packet, &ingress)?;
     }
     nat::rewrite(ctx, packet, &to)?;
-    deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)
+    deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)?;
+    let asked =
+        packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 && asks(ctx, packet.l4, target.ifindex);
+    Ok(if asked { Action::Device(target.ifindex) } else { Action::Peer(target.ifindex) })
+}
+
+/// Delivers a client's RST, and the same segment as an ACK behind it. A backend that has taken the RST answers with one of
+/// its own, which ends the connection here and at the ingress node; one whose connection goes on acknowledges, as it does
+/// for any segment that is out of place (RFC 9293 section 3.10.7.4). Whether the RST was delivered: then the packet is the
+/// question, and follows through the same device.
+#[inline(never)]
+fn asks(ctx: &TcContext, l4: usize, ifindex: u32) -> bool {
+    const OFFSET_AND_FLAGS: usize = 12;
+    const CHECKSUM: usize = 16;
+    const OFFSET: u16 = 0xf000;
+    let Ok(old) = ctx.load::<[u8; 2]>(l4 + OFFSET_AND_FLAGS) else { return false };
+    // SAFETY: plain helper call on a valid context.
+    if unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, 0) } != 0 {
+        return false;
+    }
+    verdict::count(ctx, Counter::Delivered);
+    let new = (u16::from_be_bytes(old) & OFFSET | u16::from(tcpflag::ACK)).to_be_bytes();
+    let _ = ctx.l4_csum_replace(l4 + CHECKSUM, u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into(), 2);
+    let _ = ctx.store(l4 + OFFSET_AND_FLAGS, &new, 0);
+    true
 }
 
 /// A later fragment goes where its first went, if it comes the same way: the published port of the first.
@@ -91,14 +115,15 @@ fn established(
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    let fresh_start = flow::is_syn(packet) && flow::closed(known);
+    let fresh_start = flow::is_syn(packet) && flow::ended(known);
     // The same client port may reach another task (its former backend is gone) or another ingress node (a floating
     // address moved) under the same addresses: then this is another connection.
     if fresh_start || known.tag != target.tag || known.peer != ingress {
         flow::forget(&key, known);
         return Ok(None);
     }
-    flow::touch_forward(ctx, MESH_ZONE, known, packet);
+    ending::of_client(&key, known, packet);
+    flow::touch(known);
     Ok(Some(flow::translation(known)))
 }
 
@@ -164,11 +189,8 @@ fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool 
     if known.tag != tag {
         return false;
     }
-    if packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 {
-        flow::close_forward(MESH_ZONE, known, packet.proto);
-    }
     let way = mesh_direct::way_of(config, packet, known, proved);
-    flow::touch(known, packet);
+    flow::touch(known);
     let (src, dst, peer, task) = (known.src, known.dst, known.peer, known.task);
     scratch.new.to = flow::translation(known);
     scratch.fragmented = Fragmented { src, dst, tag, peer, task, way, ..Fragmented::default() };

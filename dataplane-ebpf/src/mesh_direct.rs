@@ -22,6 +22,7 @@ use crate::{
     flow, host,
     nat::Translation,
     parse::Packet,
+    pending,
     verdict::{self, Action, Verdict},
 };
 
@@ -56,7 +57,9 @@ fn may_leave(packet: &Packet, known: &Flow) -> bool {
 /// Whether the ingress node needs this reply for what it remembers of the connection.
 #[inline(always)]
 fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
-    if flow::bits(packet) & (flag::FIN | flag::RST) != 0 {
+    // Its end, and what may acknowledge the client's.
+    let ends = packet.proto == ipproto::TCP && packet.flags & (tcpflag::FIN | tcpflag::RST) != 0;
+    if ends || (known.flags & (flag::FIN | flag::ENDED) != 0 && !pending::server_proves(packet)) {
         return true;
     }
     // The SYN-ACK says which number proves the client; without connections the first answer does it.

@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, encap, flow, fragment, host, icmp, left,
+    affinity, decap, encap, ending, flow, fragment, host, icmp, left,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
@@ -136,10 +136,11 @@ fn affinity(
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
-        && !(flow::is_syn(packet) && known.flags & (flag::FIN | flag::RST) != 0)
+        && !(flow::is_syn(packet) && known.flags & flag::ENDED != 0)
         && !(flow::may_open(packet) && left_behind(known))
     {
-        flow::note(&mut known.last_seen, &mut known.flags, flow::bits(packet));
+        ending::of_client_at_ingress(&key, packet);
+        flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
@@ -151,7 +152,7 @@ fn affinity(
         return Ok(None);
     };
     let stock = mesh_stock::is_stock(&backend.vtep);
-    affinity::enter(&key, backend, flow::bits(packet) | if stock { flag::STOCK } else { 0 })?;
+    affinity::enter(&key, backend, flag::SEEN | if stock { flag::STOCK } else { 0 })?;
     verdict::count(ctx, Counter::MeshFlow);
     Ok(Some((backend.ip, backend.vtep, stock)))
 }
@@ -231,8 +232,7 @@ fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     if !given_to(known, task, vtep) {
         return false;
     }
-    flow::note(&mut known.last_seen, &mut known.flags, bits_of_answer(flow::bits(packet)));
-    affinity::backward(ctx, &key, packet);
+    affinity::answered(ctx, &key, known, packet);
     true
 }
 
@@ -240,10 +240,4 @@ fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
 #[inline(always)]
 fn given_to(known: &Affinity, task: &Mac, vtep: &Ip4) -> bool {
     known.flags & flag::OWN == 0 && *task == mac_of(TASK_MAC_PREFIX, known.ip) && *vtep == known.vtep
-}
-
-/// `flag` bits that an answer with these [`flow::bits`] adds to the connection's entry.
-#[inline(always)]
-pub(crate) fn bits_of_answer(bits: u8) -> u8 {
-    (bits & !flag::SEEN) | flag::REPLIED
 }

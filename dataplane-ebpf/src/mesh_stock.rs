@@ -18,7 +18,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, flow, fragment, host, icmp,
+    affinity, decap, ending, flow, fragment, host, icmp,
     maps::{self, scratch},
     mss, nat,
     nat::Translation,
@@ -73,8 +73,12 @@ fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) 
     let key = flow::key(STOCK_ZONE, packet);
     if let Some(known) = flow::forward(ctx, &key, packet) {
         let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;
-        if same && !(flow::is_syn(packet) && flow::closed(known)) {
-            flow::touch_forward(ctx, STOCK_ZONE, known, packet);
+        if same && !(flow::is_syn(packet) && flow::ended(known)) {
+            ending::of_client(&key, known, packet);
+            flow::touch(known);
+            if flow::ended(known) {
+                given.flags |= flag::ENDED;
+            }
             scratch()?.new.to = flow::translation(known);
             return Ok(());
         }
@@ -158,14 +162,9 @@ fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
 /// Notes an answer in both tables.
 #[inline(always)]
 fn noted(ctx: &TcContext, packet: &Packet, known: &mut Flow) {
-    let bits = flow::bits(packet);
-    if bits & flag::RST != 0 {
-        flow::close_forward(STOCK_ZONE, known, packet.proto);
-    }
-    flow::touch(known, packet);
+    flow::touch(known);
     let key = AffinityKey::new((known.dst, known.dport), (known.src, known.sport), packet.proto);
     if let Some(given) = affinity::get(&key) {
-        flow::note(&mut given.last_seen, &mut given.flags, (bits & !flag::SEEN) | flag::REPLIED);
-        affinity::backward(ctx, &key, packet);
+        affinity::answered(ctx, &key, given, packet);
     }
 }

@@ -135,6 +135,9 @@ pub(crate) struct Packet {
     pub flags: u8,
     /// TCP header length in bytes.
     pub tcp_len: u8,
+    /// TCP sequence and acknowledgement numbers; zero otherwise.
+    pub sequence: u32,
+    pub acknowledgement: u32,
 }
 
 impl Packet {
@@ -206,6 +209,8 @@ fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReas
         dport: [0; 2],
         flags: 0,
         tcp_len: 0,
+        sequence: 0,
+        acknowledgement: 0,
     };
     if packet.fragment != Fragment::Later {
         transport(ctx, packet)?;
@@ -234,6 +239,8 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
             within(packet, usize::from(packet.tcp_len))?;
             packet.sport = [tcp[0], tcp[1]];
             packet.dport = [tcp[2], tcp[3]];
+            packet.sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            packet.acknowledgement = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
             packet.flags = tcp[13];
         }
         ipproto::UDP => {

@@ -16,15 +16,11 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow,
+    ending, flow,
     maps::{FLOWS, FLOWS_PENDING, scratch},
     parse::Packet,
     verdict,
 };
-
-/// Offsets in the TCP header.
-pub(crate) const SEQUENCE: usize = 4;
-pub(crate) const ACKNOWLEDGEMENT: usize = 8;
 
 /// A TCP segment with ACK and neither SYN nor RST.
 #[inline(always)]
@@ -40,25 +36,28 @@ pub(crate) fn is_syn_ack(proto: u8, flags: u8) -> bool {
 
 /// What the client must acknowledge after a SYN-ACK with this sequence number.
 #[inline(always)]
-pub(crate) fn after(sequence: [u8; 4]) -> [u8; 3] {
-    let next = u32::from_be_bytes(sequence).wrapping_add(1).to_be_bytes();
-    [next[1], next[2], next[3]]
+pub(crate) fn after(sequence: u32) -> [u8; 3] {
+    lower(sequence.wrapping_add(1))
+}
+
+/// The lower 24 bits of a number, big endian.
+#[inline(always)]
+fn lower(number: u32) -> [u8; 3] {
+    let [_, a, b, c] = number.to_be_bytes();
+    [a, b, c]
 }
 
 /// What the client's packet must acknowledge after this one of the server, if it is a SYN-ACK.
 #[inline(always)]
-pub(crate) fn expected_ack(ctx: &TcContext, packet: &Packet) -> Option<[u8; 3]> {
-    if !is_syn_ack(packet.proto, packet.flags) {
-        return None;
-    }
-    ctx.load(packet.l4 + SEQUENCE).ok().map(after)
+pub(crate) fn expected_ack(packet: &Packet) -> Option<[u8; 3]> {
+    is_syn_ack(packet.proto, packet.flags).then(|| after(packet.sequence))
 }
 
 /// Whether the client's packet proves that it has seen an answer. `expected`: of the SYN-ACK, zero if there was none;
 /// `answered`: something came back.
 #[inline(always)]
-pub(crate) fn client_proves(ctx: &TcContext, packet: &Packet, expected: [u8; 3], answered: bool) -> bool {
-    proves(packet.proto, packet.flags, expected, answered, || ctx.load(packet.l4 + ACKNOWLEDGEMENT).ok())
+pub(crate) fn client_proves(packet: &Packet, expected: [u8; 3], answered: bool) -> bool {
+    proves(packet.proto, packet.flags, expected, answered, || Some(packet.acknowledgement))
 }
 
 /// The same for who reads the acknowledgement number in another way.
@@ -68,7 +67,7 @@ pub(crate) fn proves(
     flags: u8,
     expected: [u8; 3],
     answered: bool,
-    acknowledgement: impl FnOnce() -> Option<[u8; 4]>,
+    acknowledgement: impl FnOnce() -> Option<u32>,
 ) -> bool {
     if proto != ipproto::TCP {
         return answered;
@@ -76,7 +75,7 @@ pub(crate) fn proves(
     if expected == [0; 3] || !is_plain_ack(flags) {
         return false;
     }
-    matches!(acknowledgement(), Some(number) if [number[1], number[2], number[3]] == expected)
+    acknowledgement().is_some_and(|number| lower(number) == expected)
 }
 
 /// Whether the server's packet proves that its side of the handshake is complete.
@@ -96,12 +95,12 @@ pub(crate) fn completes(proto: u8, flags: u8, data: bool) -> bool {
 
 /// A packet from the client of a pending connection. Whether it proves the connection: then [`promote`] follows.
 #[inline(never)]
-pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, flow: &Flow, packet: &Packet) -> bool {
+pub(crate) fn forward(key: &FlowKey, flow: &Flow, packet: &Packet) -> bool {
     let Ok(scratch) = scratch() else { return false };
     scratch.reply_key = flow::reply_key(key.zone, flow, key.proto);
     match flow::get(&scratch.reply_key) {
         Some(reply) if flow::answers(reply, key) => {
-            client_proves(ctx, packet, reply.expected_ack, reply.flags & flag::SEEN != 0)
+            client_proves(packet, reply.tcp_number, reply.flags & flag::SEEN != 0)
         }
         // The key is another connection's by now: this one's entry is about to be displaced, too.
         Some(_) => false,
@@ -120,9 +119,9 @@ pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, flow: &Flow, packet: &Pack
 
 /// A packet from the backend of a pending connection. Whether it proves the connection: then [`promote`] follows.
 #[inline(never)]
-pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool {
-    if let Some(expected) = expected_ack(ctx, packet) {
-        reply.expected_ack = expected;
+pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool {
+    if let Some(expected) = expected_ack(packet) {
+        reply.tcp_number = expected;
     }
     let Ok(scratch) = scratch() else { return false };
     scratch.reply_key = *key;
@@ -130,10 +129,11 @@ pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, reply: &mut Flow, packet:
 }
 
 /// Moves both entries of the connection whose reply key is in `scratch` to the established table. When that is full they
-/// stay where they are: the connection works as long as nothing displaces it. Whether they have moved.
+/// stay where they are: the connection works as long as nothing displaces it. Whether they have moved. `acknowledged`: of
+/// TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
 // Called beside the functions above, not by them: the stack has no room for three frames below a program's.
 #[inline(never)]
-pub(crate) fn promote(ctx: &TcContext) -> bool {
+pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
     let Ok(scratch) = scratch() else { return false };
     let Some(reply) = flow::get(&scratch.reply_key) else { return false };
     scratch.key = flow::forward_key(scratch.reply_key.zone, reply, scratch.reply_key.proto);
@@ -141,8 +141,7 @@ pub(crate) fn promote(ctx: &TcContext) -> bool {
     // A direct connection that was only noted has no forward entry.
     let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
     scratch.flow = *reply;
-    // From here on it says where the client's stream ends.
-    scratch.flow.expected_ack = [0; 3];
+    scratch.flow.tcp_number = ending::upper(acknowledged);
     if FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
         return false;
     }

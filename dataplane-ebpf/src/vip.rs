@@ -125,13 +125,13 @@ fn established(
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(());
     };
-    let fresh_start = flow::is_syn(packet) && flow::closed(known);
+    let fresh_start = flow::is_syn(packet) && flow::ended(known);
     // The reply of a hairpin connection also goes to the VIP, and back to its own sender.
     let is_reply = known.flags & flag::REPLY != 0;
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip: known.dst });
     match backend {
         Some(backend) if !fresh_start && backend.tag == known.tag => {
-            flow::touch_forward(ctx, local.net, known, packet);
+            flow::touch_forward(&key, known, packet);
             maps::scratch()?.new.to = flow::translation(known);
             *found = Some(backend);
             Ok(())

@@ -108,7 +108,9 @@ fn a_direct_connection_costs_one_entry_and_its_segments_none() -> Result<()> {
         let flows = world.harness.flows()?;
         assert_eq!(flows.len(), 1);
         assert!(flows.values().all(|flow| flow.flags & !flag::SEEN == flag::REPLY | flag::DIRECT));
-        arrives_from(world, LOCAL2.ip, &tcp(1000, 80, "FA"))?;
+        // The backend's end is noted.
+        let answer = frame(mac(LOCAL2.ip), [2; 6], &ip(LOCAL2.ip, LOCAL1.ip), &tcp(80, 1000, "FA"));
+        golden("FIN", Program::FromContainer, world.dev.veth2, answer, Pass).run(&mut world.harness)?;
         assert!(world.harness.flows()?.values().all(|flow| flow.flags & flag::FIN != 0), "the end is noted");
         // From the same port again: a new life.
         arrives_from(world, LOCAL2.ip, &tcp(1000, 80, "S"))?;

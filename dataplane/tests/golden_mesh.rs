@@ -278,7 +278,7 @@ fn a_task_on_the_ingress_node_itself() -> Result<()> {
         // The backend refuses: the connection is over on both sides, and a new one may begin at once, elsewhere.
         let reset = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, "R"));
         gateway(world, "RST", reset, Pass).run(&mut world.harness)?;
-        let closed = world.harness.flows()?.values().all(|flow| flow.flags & flag::RST != 0);
+        let closed = world.harness.flows()?.values().all(|flow| flow.flags & flag::ENDED != 0);
         assert!(closed, "{:?}", world.harness.flows()?);
         given_to(world, "another connection", &REMOTE1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)
     })

@@ -289,7 +289,11 @@ fn a_client_that_begins_anew_with_another_task_does_not_disturb_the_formers_time
                 arrives(world, PEER, &LOCAL1, "K")?;
             }
             answers(world, "FA")?;
-            arrives(world, PEER, &LOCAL1, "FA")?;
+            // As many bytes before its FIN as all answers acknowledge.
+            let last = L4::Tcp { sport: CLIENT_PORT, dport: PUBLISHED, flags: "FA", mss: None, payload: vec![0; 900] };
+            let packet = arriving(PEER, &LOCAL1, &client_to(PEER), &last);
+            underlay(world, "client", packet, Pass).run(&mut world.harness)?;
+            answers(world, "A")?;
             // The same port again: the ingress node has chosen another task.
             let outcome = arrives(world, PEER, &LOCAL2, "S")?;
             assert_eq!(outcome.decision, Some(Peer(world.dev.gw2)));

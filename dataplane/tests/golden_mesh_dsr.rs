@@ -43,8 +43,9 @@ fn what_opens_or_ends_a_tcp_connection_goes_back_through_the_ingress_node() -> R
         for flags in ["SA", "FA", "RA"] {
             segment(world, flags, CLIENT, Goes::Tunnel)?;
         }
-        // What follows a FIN is no end.
-        segment(world, "A", CLIENT, direct)
+        // What follows a FIN may acknowledge the client's; data sent again does not have to go by.
+        segment(world, "A", CLIENT, Goes::Tunnel)?;
+        segment(world, "PA", CLIENT, direct)
     })
 }
 

@@ -149,10 +149,12 @@ fn a_connection_goes_and_comes_back_translated() -> Result<()> {
         assert!(world.harness.established_affinity()?.values().all(|entry| entry.flags & flag::STOCK != 0));
         let flows = world.harness.established_flows()?;
         assert_eq!(flows.len(), 4);
-        let end = (1001u32 >> 8) as u8;
-        let ends: Vec<_> =
-            flows.values().filter(|flow| flow.flags & flag::REPLY != 0).map(|f| f.expected_ack).collect();
-        assert_eq!(ends, [[0, 0, end]; 2], "behind the client's FIN");
+        let numbers = |direction| {
+            let of = flows.values().filter(|flow| flow.flags & flag::REPLY == direction);
+            of.map(|flow| u32::from_be_bytes([0, flow.tcp_number[0], flow.tcp_number[1], flow.tcp_number[2]])).collect()
+        };
+        let (ends, acknowledged): (Vec<_>, Vec<_>) = (numbers(0), numbers(flag::REPLY));
+        assert_eq!((ends, acknowledged), (vec![1001 >> 8; 2], vec![2000 >> 8; 2]));
         // One row for both tables.
         let rows = world.harness.rows()?;
         assert_eq!(rows.len(), 2, "{rows:?}");
@@ -288,7 +290,7 @@ fn reopened(world: &mut World, options: &[u8], ended: &Flow, pending: bool) -> R
     Ok(through.then_some(outcome.packet))
 }
 
-/// A connection to [`ON_PLAIN`] of another client's, silent for four seconds, both of whose FINs were seen; `end` are the
+/// A connection to [`ON_PLAIN`] of another client's, silent for four seconds, that has ended with both FINs; `end` are the
 /// upper 24 bits of the number behind its client's.
 fn ended(end: u32) -> Flow {
     let last_seen = dataplane::monotonic_now() - 4_000_000_000;
@@ -303,8 +305,8 @@ fn ended(end: u32) -> Flow {
         dport: [0; 2],
         peer: PLAIN,
         task: ON_PLAIN.ingress,
-        flags: flag::REPLY | flag::SEEN | flag::FIN,
-        expected_ack: [a, b, c],
+        flags: flag::REPLY | flag::SEEN | flag::FIN | flag::ENDED,
+        tcp_number: [a, b, c],
     }
 }
 
@@ -319,8 +321,10 @@ fn a_syn_takes_the_port_of_an_ended_connection_whose_end_it_lies_behind() -> Res
         assert!(taken(behind, false)?, "behind its end");
         assert!(!taken(ended(isn), false)?, "not surely behind it");
         assert!(!taken(ended(isn + 1), false)?, "before it");
-        assert!(!taken(ended(0), false)?, "the client's end was not seen");
-        assert!(!taken(Flow { flags: flag::REPLY | flag::SEEN, ..behind }, false)?, "the backend's end was not seen");
+        let unconfirmed = Flow { flags: flag::REPLY | flag::SEEN | flag::FIN, ..behind };
+        assert!(!taken(unconfirmed, false)?, "the client's end was not acknowledged");
+        let reset = Flow { flags: flag::REPLY | flag::SEEN | flag::ENDED, ..behind };
+        assert!(!taken(reset, false)?, "the backend's end was not seen");
         // Ahead of now, for it takes a while to put all the entries there.
         let lately = Flow { last_seen: dataplane::monotonic_now() + 60_000_000_000, ..behind };
         assert!(!taken(lately, false)?, "a segment may be on its way");

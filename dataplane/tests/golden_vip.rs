@@ -76,9 +76,12 @@ fn a_flow_keeps_its_backend() -> Result<()> {
             goes_to(world, "FIN", VIP, task, &tcp(port, 80, "FA"), false)?;
             goes_to(world, "last ACK", VIP, task, &tcp(port, 80, "A"), false)?;
         }
-        // The same ports again after the end are another connection.
+        // The same ports again after the end are another connection. What the client says is none.
         world.harness.set_cursor(&vip_set(VIP), 1)?;
-        goes_to(world, "SYN after FIN", VIP, &BACKENDS[1], &tcp(4000, 80, "S"), true)
+        goes_to(world, "SYN after FIN", VIP, &BACKENDS[0], &tcp(4000, 80, "S"), false)?;
+        let reset = frame(mac(LOCAL2.ip), [2; 6], &ip(LOCAL2.ip, LOCAL1.ip), &tcp(80, 4000, "R"));
+        golden("RST", Program::FromContainer, world.dev.veth2, reset, Decision::Pass).run(&mut world.harness)?;
+        goes_to(world, "SYN after RST", VIP, &BACKENDS[1], &tcp(4000, 80, "S"), true)
     })
 }
 

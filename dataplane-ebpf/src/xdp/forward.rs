@@ -11,14 +11,14 @@ use dataplane_common::{
 
 use super::{
     access::{Frame, word},
-    head::Head,
+    head::{self, Head},
     hop::{self, Hop, Route},
     is_sample,
     known::{self, Asked},
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, flow, path, verdict};
+use crate::{affinity, ending, flow, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -41,11 +41,15 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         return None;
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
+    let end = if packet.is_fin() { ending::behind_fin(head::sequence(frame)?, packet.payload()) } else { [0; 3] };
     let sent = leave(ctx, frame, config, packet, known, &hop)?;
     if known.generation != asked.generation {
         asked.remember(known);
     }
-    flow::note_at(&mut known.last_seen, &mut known.flags, packet.bits(), now);
+    flow::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
+    if packet.is_fin() {
+        ending::note_client_fin(known, end);
+    }
     Some(sent)
 }
 
@@ -60,7 +64,7 @@ pub(super) fn tunnelled_len(packet: &Head) -> u32 {
 #[inline(always)]
 pub(super) fn is_ours(config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
     let over_host_link = packet.dst == word(&config.host_ip);
-    let another = flags & (flag::FIN | flag::RST) != 0 && packet.is_syn();
+    let another = flags & flag::ENDED != 0 && packet.is_syn();
     packet.ttl > 1
         && !over_host_link
         && !another

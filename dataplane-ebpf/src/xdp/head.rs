@@ -3,12 +3,12 @@
 
 use dataplane_common::{
     flow::AffinityKey,
-    headers::{ETH_LEN, INNER_ETH, INNER_NET, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
+    headers::{ETH_LEN, INNER_ETH, INNER_NET, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto, tcpflag},
     service::PortKey,
 };
 
 use super::access::Frame;
-use crate::{flow, pending};
+use crate::flow;
 
 /// IPv4, five words of header.
 const VERSION_IHL: u8 = 0x45;
@@ -73,13 +73,19 @@ impl Head {
     /// Whether there is anything behind the TCP header.
     #[inline(always)]
     pub(super) fn has_data(&self) -> bool {
-        usize::from(self.total_len) > IPV4_LEN + usize::from(self.tcp_len)
+        self.payload() != 0
     }
 
-    /// As [`flow::bits`].
+    /// A TCP segment with FIN.
     #[inline(always)]
-    pub(super) fn bits(&self) -> u8 {
-        flow::bits_of(self.proto, self.flags)
+    pub(super) fn is_fin(&self) -> bool {
+        self.proto == ipproto::TCP && self.flags & tcpflag::FIN != 0
+    }
+
+    /// Bytes behind the TCP header.
+    #[inline(always)]
+    pub(super) fn payload(&self) -> u32 {
+        (u32::from(self.total_len)).wrapping_sub(IPV4_LEN as u32 + u32::from(self.tcp_len))
     }
 }
 
@@ -117,16 +123,32 @@ pub(super) fn inner(frame: Frame) -> Option<Head> {
     ethernet::<INNER_ETH, INNER_NET, INNER_L4>(frame)
 }
 
+/// Offsets in the TCP header.
+const SEQUENCE: usize = 4;
+const ACKNOWLEDGEMENT: usize = 8;
+
+/// The sequence number of the TCP segment in the frame.
+#[inline(always)]
+pub(super) fn sequence(frame: Frame) -> Option<u32> {
+    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<SEQUENCE>().swap_bytes())
+}
+
 /// The acknowledgement number of the TCP segment in the frame.
 #[inline(always)]
-pub(super) fn acknowledgement(frame: Frame) -> Option<[u8; 4]> {
-    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<{ pending::ACKNOWLEDGEMENT }>().to_le_bytes())
+pub(super) fn acknowledgement(frame: Frame) -> Option<u32> {
+    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<ACKNOWLEDGEMENT>().swap_bytes())
+}
+
+/// The acknowledgement number of the TCP segment in the frame in its tunnel.
+#[inline(always)]
+pub(super) fn inner_acknowledgement(frame: Frame) -> Option<u32> {
+    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<ACKNOWLEDGEMENT>().swap_bytes())
 }
 
 /// The sequence number of the TCP segment in the frame in its tunnel.
 #[inline(always)]
-pub(super) fn inner_sequence(frame: Frame) -> Option<[u8; 4]> {
-    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<{ pending::SEQUENCE }>().to_le_bytes())
+pub(super) fn inner_sequence(frame: Frame) -> Option<u32> {
+    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<SEQUENCE>().swap_bytes())
 }
 
 /// The maximum segment size (RFC 9293 section 3.7.1) in the first option, where Linux, BSD and Windows put it, of the TCP

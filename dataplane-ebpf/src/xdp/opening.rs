@@ -45,6 +45,10 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let frame = Frame::of(ctx);
     let packet = &head::outer(frame)?;
     let config = config().ok()?;
+    // Where its stream ends is noted by who finds it established.
+    if packet.is_fin() {
+        return None;
+    }
     // What fits only some paths is left to TC: to ask about this one would need more stack than there is.
     if !path::all_take(config, forward::tunnelled_len(packet)) {
         return None;
@@ -63,9 +67,9 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     };
     let answered = known.flags & flag::REPLIED != 0;
     let acknowledgement = || head::acknowledgement(frame);
-    let proved = pending::proves(packet.proto, packet.flags, known.expected_ack, answered, acknowledgement);
+    let proved = pending::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
     let sent = forward::leave(ctx, frame, config, packet, known, &hop)?;
-    flow::note_at(&mut known.last_seen, &mut known.flags, packet.bits(), now);
+    flow::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
     if proved {
         affinity::promote(packet.key().get(), known, frame.len());
     }
@@ -109,7 +113,7 @@ fn open(
         }
         // From here on it is entered: if the packet were left to TC, that would find the entry.
         let key = packet.key();
-        affinity::enter(key.get(), turn.backend, packet.bits()).ok()?;
+        affinity::enter(key.get(), turn.backend, flag::SEEN).ok()?;
         verdict::count_of(Counter::MeshFlow, frame.len());
         return Some((affinity::pending(key.get())?, hop));
     }

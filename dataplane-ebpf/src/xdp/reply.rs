@@ -18,7 +18,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, decap, flow, maps, mesh_ingress, path, pending, verdict};
+use crate::{affinity, decap, ending, flow, maps, path, pending, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -62,6 +62,8 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
     let is_syn_ack = pending::is_syn_ack(inner.proto, inner.flags);
     let expected = if is_syn_ack { pending::after(head::inner_sequence(frame)?) } else { [0; 3] };
+    let ends = ending::may_change(known.flags, inner.proto, inner.flags);
+    let acknowledgement = if ends { head::inner_acknowledgement(frame)? } else { 0 };
     let len = frame.len() - ENCAP_LEN;
     let route = Route { src: inner.src, dst: inner.dst, proto: inner.proto, len: (len - ETH_LEN) as u16 };
     let hop = hop::forwarded(ctx, frame, &route)?;
@@ -73,11 +75,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     const _: () = assert!(INNER_NET - ENCAP_LEN == ETH_LEN);
     let Some(head) = Frame::of(ctx).part::<0, ETH_LEN>() else { return Some(hop::broken(len)) };
     hop.address(head);
-    flow::note_at(&mut known.last_seen, &mut known.flags, mesh_ingress::bits_of_answer(inner.bits()), now);
+    if ends {
+        ending::of_backend_at_ingress(known, inner.proto, inner.flags, acknowledgement);
+    }
+    flow::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
     if !established {
         // As in `affinity::backward`.
         if is_syn_ack {
-            known.expected_ack = expected;
+            known.tcp_number = expected;
         } else if pending::completes(inner.proto, inner.flags, inner.has_data()) {
             affinity::promote(key.get(), known, frame.len());
         }

@@ -82,7 +82,7 @@ fn flow(pair: Pair<'_>, rules: &Rules<'_>) -> Option<Reason> {
 fn is_orphan(pair: Pair<'_>, now: u64) -> bool {
     match pair {
         Pair::Reply((_, Stage::Established, flow)) => {
-            let may_be_alone = flag::DIRECT | flag::FIN | flag::RST;
+            let may_be_alone = flag::DIRECT | flag::FIN | flag::ENDED;
             flow.flags & may_be_alone == 0 && idle(now, flow.created) > ORPHAN_AGE
         }
         _ => false,
@@ -117,7 +117,8 @@ pub(super) fn affinity_state(key: &AffinityKey, stage: Stage, entry: &Affinity) 
         // This node has spoken; whether it was answered is not its tables' business.
         return State::Established;
     }
-    Evidence { proto: key.proto, stage, forward: entry.flags, reply: 0 }.state()
+    let reply = if entry.flags & flag::BACKEND_FIN != 0 { flag::FIN } else { 0 };
+    Evidence { proto: key.proto, stage, forward: entry.flags, reply }.state()
 }
 
 /// How long ago that was; nothing if the entry was touched after the clock was read.

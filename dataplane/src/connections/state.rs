@@ -11,9 +11,9 @@ pub enum State {
     Opening,
     /// In use.
     Established,
-    /// TCP with a FIN in one direction: the other may go on.
+    /// TCP with a FIN of the backend's: the client may go on. (One of the client's is only its word.)
     HalfClosed,
-    /// TCP with an RST, or a FIN in both directions.
+    /// TCP that has ended, see [`flag::ENDED`].
     Closing,
 }
 
@@ -51,9 +51,9 @@ impl Evidence {
             let answered = replied || self.stage == Stage::Established;
             return if answered { State::Established } else { State::Opening };
         }
-        if either & flag::RST != 0 || self.forward & self.reply & flag::FIN != 0 {
+        if either & flag::ENDED != 0 {
             State::Closing
-        } else if either & flag::FIN != 0 {
+        } else if self.reply & flag::FIN != 0 {
             State::HalfClosed
         } else if self.stage == Stage::Established {
             State::Established

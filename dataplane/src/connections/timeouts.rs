@@ -13,9 +13,9 @@ pub struct Timeouts {
     pub tcp_half_open: Duration,
     /// TCP in use: idle connections are legitimate for hours.
     pub tcp_established: Duration,
-    /// TCP with a FIN in one direction: the other may go on.
+    /// TCP with a FIN of the backend's: the client may go on.
     pub tcp_half_closed: Duration,
-    /// TCP with an RST, or a FIN in both directions.
+    /// TCP that has ended: by the backend's RST, or a FIN in both directions, the client's acknowledged.
     pub tcp_closing: Duration,
     /// UDP, and protocols we know nothing about, before the first reply.
     pub udp_unreplied: Duration,

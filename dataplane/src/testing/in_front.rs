@@ -111,7 +111,7 @@ impl State {
 
     fn remembered(&self) -> [Remembered; 2] {
         [&self.established, &self.pending]
-            .map(|map| map.iter().map(|(key, a)| (*key, (a.tag, a.ip, a.vtep, a.flags, a.expected_ack))).collect())
+            .map(|map| map.iter().map(|(key, a)| (*key, (a.tag, a.ip, a.vtep, a.flags, a.tcp_number))).collect())
     }
 
     fn restore(self, harness: &mut Harness) -> Result<(), RunError> {

@@ -13,6 +13,7 @@ mod firewall;
 mod firewall_mixed;
 mod firewall_unread;
 mod flood;
+mod forged;
 mod fragments;
 mod frames;
 mod gateway;

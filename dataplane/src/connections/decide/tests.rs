@@ -69,11 +69,13 @@ fn every_state_of_an_established_connection_has_its_own_time() {
         &[
             (TCP, 0, 0, 4 * 3600),
             (TCP, 0, flag::SEEN, 4 * 3600),
-            (TCP, flag::FIN, flag::SEEN, 120),
+            // A client's FIN may be anybody's.
+            (TCP, flag::FIN, flag::SEEN, 4 * 3600),
             (TCP, 0, flag::SEEN | flag::FIN, 120),
-            (TCP, flag::FIN, flag::SEEN | flag::FIN, 61),
-            (TCP, flag::RST, flag::SEEN, 61),
-            (TCP, 0, flag::SEEN | flag::RST, 61),
+            (TCP, flag::FIN, flag::SEEN | flag::FIN, 120),
+            (TCP, flag::FIN | flag::ENDED, flag::SEEN | flag::FIN | flag::ENDED, 61),
+            (TCP, flag::ENDED, flag::SEEN, 61),
+            (TCP, 0, flag::SEEN | flag::ENDED, 61),
             (UDP, 0, flag::SEEN, 180),
             (ipproto::ICMP, 0, flag::SEEN, 30),
             (ipproto::SCTP, 0, flag::SEEN, 180),
@@ -89,7 +91,7 @@ fn what_has_proved_nothing_goes_soon() {
             (TCP, 0, 0, 60),
             // A SYN-ACK, or a hundred, prove nothing about the client.
             (TCP, 0, flag::SEEN, 60),
-            (TCP, flag::RST, 0, 61),
+            (TCP, flag::ENDED, 0, 61),
             (UDP, 0, 0, 30),
             (UDP, 0, flag::SEEN, 180),
             (ipproto::ICMP, 0, 0, 30),
@@ -141,7 +143,7 @@ fn an_established_reply_entry_without_its_forward_entry_goes_once_it_is_no_longe
 
 #[test]
 fn what_an_ended_connection_has_left_expires_with_its_time_wait() {
-    for flags in [flag::FIN | flag::RST, flag::RST] {
+    for flags in [flag::FIN | flag::ENDED, flag::ENDED] {
         let [_, kept] = connection(TCP, 1, 0, flag::SEEN | flags, 60);
         assert_eq!(swept(Stage::Established, &[kept]), []);
         let [_, old] = connection(TCP, 1, 0, flag::SEEN | flags, 62);
@@ -169,7 +171,7 @@ fn a_direct_connection_needs_one_entry_only() {
         (Stage::Pending, 0, 60),
         (Stage::Established, flag::SEEN, 4 * 3600),
         (Stage::Established, flag::SEEN | flag::FIN, 120),
-        (Stage::Established, flag::SEEN | flag::RST, 61),
+        (Stage::Established, flag::SEEN | flag::ENDED, 61),
     ] {
         assert_eq!(swept(stage, &direct(flags, seconds)), []);
         let late = direct(flags, seconds + 1);
@@ -196,8 +198,10 @@ fn affinity_expires_by_state() {
         (Stage::Pending, TCP, flag::SEEN, 60),
         (Stage::Pending, TCP, flag::SEEN | flag::REPLIED, 60),
         (Stage::Established, TCP, flag::SEEN | flag::REPLIED, 4 * 3600),
-        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::FIN, 120),
-        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::RST, 61),
+        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::FIN, 4 * 3600),
+        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::BACKEND_FIN, 120),
+        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::FIN | flag::BACKEND_FIN, 120),
+        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::ENDED, 61),
         (Stage::Pending, UDP, flag::SEEN, 30),
         (Stage::Pending, UDP, flag::SEEN | flag::REPLIED, 180),
         (Stage::Pending, UDP, own, 180),
