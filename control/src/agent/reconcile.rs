@@ -125,6 +125,8 @@ impl Agent {
     /// Makes the node what the table says, as far as possible.
     pub(super) async fn reconcile(&mut self, cause: Cause) {
         let started = Instant::now();
+        // Whatever has made this round due: where others always come first, the time to let go of a task never does.
+        let cause = if self.table.let_go() { Cause::Table } else { cause };
         let shown = cause == Cause::Table && self.table.node == self.args.node && self.change_maps();
         if cause == Cause::Table {
             self.backoff.hurry(started);
