@@ -534,6 +534,7 @@ impl Agent {
             let own = mesh::addresses(links, &gateway.name);
             unserved.extend(mesh::idle_places(bound, links, &own));
         }
+        unserved.extend(mesh::idle_labels(model.services.values().map(|s| &**s), &desired.bound, links));
         unserved.iter().filter(|why| !self.last.unserved.contains(why)).for_each(|why| tracing::warn!("{why}"));
         self.last.unserved = unserved;
         self.last.mesh_interfaces = clients.into_iter().collect();
