@@ -1,6 +1,7 @@
 //! The agent `hiveway` and its command line: table sources, netlink, nftables, reconciliation, status.
 
 pub mod agent;
+pub mod bounded;
 pub mod certs;
 pub mod child;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod netlink;
 pub mod nft;
 pub mod offloads;
 pub mod preflight;
+pub mod private;
 pub mod relay;
 pub mod say;
 pub mod shadowed;

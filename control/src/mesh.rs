@@ -6,7 +6,8 @@ use std::{
 };
 
 use hiveway_core::{
-    model::{Place, Places},
+    binding::Binding,
+    model::{ADDRESSES_LABEL, Place, Places, Service},
     observed::{Kind, Link, NAME_PREFIXES},
 };
 use ipnet::Ipv4Net;
@@ -75,6 +76,35 @@ pub fn idle_places(places: &Places, links: &BTreeMap<String, Link>, own: &BTreeM
         Place::V6(_) => None,
     };
     places.all().iter().filter_map(idle).collect()
+}
+
+/// Interfaces that services' labels name and that are not here, where a port of theirs should answer here (`bound`: those
+/// that are bound to some addresses). What a label names besides may be other nodes' on purpose.
+pub fn idle_labels<'s>(
+    services: impl IntoIterator<Item = &'s Service>,
+    bound: &BTreeMap<(u8, u16), Binding>,
+    links: &BTreeMap<String, Link>,
+) -> Vec<String> {
+    let mut idle = Vec::new();
+    for service in services {
+        let keys = service.ports.iter().filter_map(|port| port.ingress().or_else(|| port.host()));
+        let ports: Vec<_> = keys.filter(|key| bound.contains_key(key)).map(|(_, port)| port.to_string()).collect();
+        let Some(places) = service.places().filter(|_| !ports.is_empty()) else { continue };
+        for place in places.all() {
+            if let Place::Interface(name) = place
+                && !links.contains_key(name)
+            {
+                idle.push(format!(
+                    "label {ADDRESSES_LABEL} of service {} ({}): there is no interface {name} here; published port {} does \
+                     not answer there",
+                    service.name,
+                    service.id,
+                    ports.join(", ")
+                ));
+            }
+        }
+    }
+    idle
 }
 
 /// All addresses of this node, with the index of the interface that carries them: wherever clients arrive, every one
@@ -189,6 +219,27 @@ mod tests {
         ] {
             assert!(idle(list).contains(why), "{list}: {}", idle(list));
         }
+    }
+
+    #[test]
+    fn an_interface_that_a_label_names_and_that_is_not_here_is_told() {
+        let text = "version: 1
+services:
+  - {id: w, name: web, labels: {hiveway.addresses: \"eth0,eth9,198.51.100.0/24\"},
+     ports: [{protocol: tcp, target_port: 80, published_port: 8080}, {protocol: udp, target_port: 53, published_port: 53}]}
+  - {id: d, name: dns, labels: {hiveway.addresses: eth8},
+     ports: [{protocol: tcp, target_port: 53, published_port: 9053}]}
+";
+        let model = hiveway_core::table::parse_file(text, std::path::Path::new("t.yaml")).unwrap().model;
+        let services = || model.services.values().map(|service| &**service);
+        let bound = |keys: &[(u8, u16)]| keys.iter().map(|key| (*key, Binding::default())).collect::<BTreeMap<_, _>>();
+        let told = idle_labels(services(), &bound(&[(6, 8080)]), &node());
+        assert_eq!(told.len(), 1, "{told:?}");
+        let want =
+            "label hiveway.addresses of service web (w): there is no interface eth9 here; published port 8080 does";
+        assert!(told[0].starts_with(want), "{told:?}");
+        assert_eq!(idle_labels(services(), &bound(&[]), &node()), Vec::<String>::new(), "nothing answers here");
+        assert_eq!(idle_labels(services(), &bound(&[(6, 8080), (6, 9053)]), &node()).len(), 2);
     }
 
     #[test]

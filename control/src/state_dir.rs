@@ -4,31 +4,59 @@ mod last_table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    io::Write,
+    fs::{self, File, TryLockError},
+    io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use hiveway_core::GatewayAddresses;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::source::Base;
+use crate::{bounded, private, source::Base};
 
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
 const OFFLOADS: &str = "offloads.json";
 const LAST_TABLE: &str = "last-table.bin";
+/// Held by the agent that uses the directory; holds its process number.
+const LOCK: &str = "agent.lock";
 /// The last reports of other nodes' agents (managers).
 pub const RELAY_REPORTS: &str = "relay-reports.json";
 /// Whom teardown says goodbye to.
 pub const RELAY_CONTACTS: &str = "relay-contacts.json";
 
-/// A file of the state directory could not be used.
+/// All that is ours in it.
+const FILES: [&str; 7] = [ADDRESSES, SYSCTLS, OFFLOADS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS, LOCK];
+
+/// The state directory could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("state file {path}: {source}")]
-pub struct StateError {
-    path: PathBuf,
-    source: io::Error,
+pub enum StateError {
+    /// One of its files, or itself.
+    #[error("state file {path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent has it.
+    #[error(
+        "{path} is the state directory of another agent{}: give each agent its own --state-dir",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other agent's process, where it has said.
+        pid: Option<u32>,
+    },
+}
+
+impl StateError {
+    fn file(path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::File { path: path.to_owned(), source: source.into() }
+    }
 }
 
 /// What sysctls were before us.
@@ -59,21 +87,80 @@ pub struct Offload {
 
 /// The state directory.
 #[derive(Clone, Debug)]
-pub struct StateDir(PathBuf);
+pub struct StateDir {
+    path: PathBuf,
+    /// While it is this process's alone.
+    _lock: Option<Arc<File>>,
+}
 
 impl StateDir {
-    /// Makes the directory if it is missing.
+    /// Makes the directory if it is missing, for this user alone. One that was open to others is closed, unless there is
+    /// something else in it.
     ///
     /// # Errors
-    /// When it cannot be made or written.
+    /// When it cannot be made.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        fs::create_dir_all(path).map_err(|source| StateError { path: path.to_owned(), source })?;
-        Ok(Self(path.to_owned()))
+        let open_to_others = private::make_directory(path).map_err(|error| StateError::file(path, error))?;
+        let state = Self { path: path.to_owned(), _lock: None };
+        if open_to_others {
+            state.close().map_err(|error| StateError::file(path, error))?;
+        }
+        Ok(state)
+    }
+
+    /// [`StateDir::open`] for an agent: no other one may use the directory while a clone of the result is there.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`] when another process has it; when it cannot be made or locked.
+    pub fn take(path: &Path) -> Result<Self, StateError> {
+        Self::open(path)?.locked()
     }
 
     /// The directory if it exists; for teardown.
     pub fn existing(path: &Path) -> Option<Self> {
-        path.is_dir().then(|| Self(path.to_owned()))
+        path.is_dir().then(|| Self { path: path.to_owned(), _lock: None })
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`] when another process has it; when it cannot be made.
+    pub fn locked(self) -> Result<Self, StateError> {
+        let path = self.path.join(LOCK);
+        let failed = |error| StateError::file(&path, error);
+        let mut file = private::open_lock(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let said = bounded::read_text(&path, bounded::SMALL).unwrap_or_default();
+                return Err(StateError::InUse { path: self.path, pid: said.trim().parse().ok() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // A full disk is no reason to do without the lock.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        Ok(Self { _lock: Some(Arc::new(file)), ..self })
+    }
+
+    /// Takes what earlier versions have left open to others away from them.
+    fn close(&self) -> io::Result<()> {
+        for name in FILES {
+            private::close_file(&self.path.join(name))?;
+        }
+        let ours = |name: &str| FILES.iter().any(|file| name == *file || name == format!(".{file}.tmp"));
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            if !name.to_str().is_some_and(ours) {
+                tracing::warn!(
+                    "others may look into the state directory {}: it is left as it is because of {}, which is none of \
+                     the agent's files",
+                    self.path.display(),
+                    name.display()
+                );
+                return Ok(());
+            }
+        }
+        private::close_directory(&self.path)
     }
 
     /// Addresses of local tasks on the gateway bridge.
@@ -127,13 +214,13 @@ impl StateDir {
     /// The last table of a live source, for a start without a manager. One that can't be read is none: a manager will
     /// come back.
     pub fn last_table(&self) -> Option<Base> {
-        let path = self.0.join(LAST_TABLE);
-        let bytes = fs::read(&path).ok()?;
-        let read = last_table::decode(&bytes);
-        if read.is_none() {
-            tracing::warn!("state file {} can't be read; ignored", path.display());
-        }
-        read
+        let path = self.path.join(LAST_TABLE);
+        let read = match bounded::read(&path, bounded::STATE) {
+            Ok(bytes) => last_table::decode(&bytes).ok_or_else(|| "it makes no sense".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => Err(error.to_string()),
+        };
+        read.inspect_err(|why| tracing::warn!("state file {} can't be read, ignored: {why}", path.display())).ok()
     }
 
     /// Remembers it; `None` forgets it.
@@ -143,9 +230,9 @@ impl StateDir {
     pub fn set_last_table(&self, base: Option<&Base>) -> Result<(), StateError> {
         match base {
             Some(base) => self.replace(LAST_TABLE, &last_table::encode(base)),
-            None => match fs::remove_file(self.0.join(LAST_TABLE)) {
+            None => match fs::remove_file(self.path.join(LAST_TABLE)) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(StateError { path: self.0.join(LAST_TABLE), source })
+                    Err(StateError::file(&self.path.join(LAST_TABLE), source))
                 }
                 _ => Ok(()),
             },
@@ -155,16 +242,18 @@ impl StateDir {
     /// Removes our files, and the directory if nothing else is in it. Returns what could not be removed.
     pub fn remove(&self) -> Vec<StateError> {
         let mut failures = Vec::new();
-        for name in [ADDRESSES, SYSCTLS, OFFLOADS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS] {
-            let path = self.0.join(name);
+        for name in FILES {
+            let path = self.path.join(name);
             match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => failures.push(StateError { path, source }),
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    failures.push(StateError::file(&path, source))
+                }
                 _ => {}
             }
         }
-        match fs::remove_dir(&self.0) {
+        match fs::remove_dir(&self.path) {
             Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-                failures.push(StateError { path: self.0.clone(), source });
+                failures.push(StateError::file(&self.path, source));
             }
             _ => {}
         }
@@ -172,32 +261,25 @@ impl StateDir {
     }
 
     fn read<T: Default + DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
-        let path = self.0.join(name);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError { path, source: error.into() }),
+        let path = self.path.join(name);
+        match bounded::read(&path, bounded::STATE) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError::file(&path, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
-            Err(source) => Err(StateError { path, source }),
+            Err(source) => Err(StateError::file(&path, source)),
         }
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let bytes = serde_json::to_vec_pretty(value);
-        let mut bytes = bytes.map_err(|error| StateError { path: self.0.join(name), source: error.into() })?;
+        let mut bytes = bytes.map_err(|error| StateError::file(&self.path.join(name), error))?;
         bytes.push(b'\n');
         self.replace(name, &bytes)
     }
 
     /// Atomically.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.0.join(name);
-        let temporary = self.0.join(format!(".{name}.tmp"));
-        let replace = || -> io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        replace().map_err(|source| StateError { path: path.clone(), source })
+        let path = self.path.join(name);
+        private::replace_synced(&path, bytes).map_err(|source| StateError::file(&path, source))
     }
 }
 
@@ -245,6 +327,51 @@ mod tests {
         state.set_last_table(None).unwrap();
         state.set_last_table(None).unwrap();
         assert!(!scratch.path().join(LAST_TABLE).exists());
+    }
+
+    fn mode(path: &Path) -> u32 {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_second_agent_on_one_directory_is_refused_by_name() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("state");
+        let first = StateDir::take(&path).unwrap();
+        let clone = first.clone();
+        drop(first);
+        let why = StateDir::take(&path).unwrap_err().to_string();
+        let want = format!("is the state directory of another agent (pid {})", std::process::id());
+        assert!(why.contains(&want) && why.contains("--state-dir") && why.contains("state"), "{why}");
+        drop(clone);
+        StateDir::take(&path).unwrap();
+        assert!(StateDir::take(&path).unwrap().remove().is_empty());
+        assert!(!path.exists(), "the lock goes with the directory");
+    }
+
+    #[test]
+    fn what_an_earlier_version_has_left_open_is_closed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (ours, foreign) = (scratch.path().join("ours"), scratch.path().join("foreign"));
+        for path in [&ours, &foreign] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join(SYSCTLS), "{}").unwrap();
+            set_mode(&path.join(SYSCTLS), 0o644);
+            set_mode(path, 0o755);
+        }
+        fs::write(foreign.join("notes.txt"), "mine").unwrap();
+        set_mode(&foreign.join("notes.txt"), 0o644);
+        for path in [&ours, &foreign] {
+            StateDir::open(path).unwrap().set_offloads(&BTreeSet::new()).unwrap();
+            assert_eq!((mode(&path.join(SYSCTLS)), mode(&path.join(OFFLOADS))), (0o600, 0o600));
+        }
+        assert_eq!((mode(&ours), mode(&foreign), mode(&foreign.join("notes.txt"))), (0o700, 0o755, 0o644));
     }
 
     #[test]

@@ -39,6 +39,10 @@ impl Report {
 
 /// Takes everything down; carries on after errors. Returns the exit code.
 pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
+    if !nix::unistd::geteuid().is_root() {
+        errln!("error: teardown needs privileges: run it as root, in the node's network namespace");
+        return exit::FAILED;
+    }
     // Held to the end: no agent may start in between.
     let _instance = match Instance::take() {
         Ok(instance) => instance,
@@ -47,10 +51,13 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
             return exit::FAILED;
         }
     };
-    if !nix::unistd::geteuid().is_root() {
-        errln!("error: teardown needs privileges: run it as root, in the node's network namespace");
-        return exit::FAILED;
-    }
+    let held = match StateDir::existing(state_dir).map(StateDir::locked).transpose() {
+        Ok(held) => held,
+        Err(error) => {
+            errln!("error: {error}; nothing was removed");
+            return exit::FAILED;
+        }
+    };
     let mut report = Report::default();
     hand_over(bpffs, &mut report);
     goodbye(state_dir);
@@ -67,7 +74,9 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     if let Err(error) = forget_connections(&Stale::unpublished(DEFAULT_HOST_IP)) {
         report.failed(format_args!("connections of the host link are still tracked: {error}"));
     }
-    state(state_dir, &mut report);
+    if let Some(held) = held {
+        state(&held, &mut report);
+    }
     match (report.failures.len(), report.removed) {
         (0, 0) => outln!("nothing of ours is here"),
         (0, _) => outln!("done"),
@@ -180,12 +189,11 @@ fn links(report: &mut Report) {
     });
 }
 
-fn state(directory: &Path, report: &mut Report) {
-    let Some(state) = StateDir::existing(directory) else { return };
+fn state(state: &StateDir, report: &mut Report) {
     let (given_back, kept) = match runtime() {
         Ok(runtime) => {
             let _entered = runtime.enter();
-            offloads::give_back(&state, |_| false)
+            offloads::give_back(state, |_| false)
         }
         Err(error) => return report.failed(format_args!("cannot give offloads back: {error}")),
     };
@@ -193,7 +201,7 @@ fn state(directory: &Path, report: &mut Report) {
         report.removed(format_args!("our settings of {given_back} offloads (they are on again)"));
     }
     let before = state.sysctls().unwrap_or_default();
-    let failures = sysctl::restore(&state);
+    let failures = sysctl::restore(state);
     let complete = kept.is_empty();
     kept.into_iter().for_each(|failure| report.failed(failure));
     if failures.is_empty() && complete {

@@ -35,7 +35,7 @@ impl FromStr for Underlay {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() || text == "auto" {
+        if text == "auto" {
             return Ok(Self::Auto);
         }
         let names: BTreeSet<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn the_flag_is_read_and_shown() {
         assert_eq!("auto".parse(), Ok(Underlay::Auto));
-        assert_eq!("".parse(), Ok(Underlay::Auto));
+        assert!("".parse::<Underlay>().is_err(), "an empty variable is no choice");
         assert_eq!("eth1, eth0".parse::<Underlay>().unwrap().to_string(), "eth0,eth1");
         for bad in ["lo", "eth0,lo", "eth0,auto", "eth0,,eth1", "eth/0", "averyveryverylongname"] {
             bad.parse::<Underlay>().expect_err(bad);

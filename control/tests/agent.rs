@@ -105,6 +105,9 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
     let socket = node.path("taken.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
     let socket = socket.display().to_string();
+    let held = node.path("held");
+    let other = control::state_dir::StateDir::take(&held).unwrap();
+    let held = held.display().to_string();
 
     for (change, parts) in [
         (("--node", "n9"), &["n9", "n1 (one)", "n2 (two)"][..]),
@@ -118,6 +121,7 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
         (("--socket", &file), &["a-file", "not a socket"]),
         (("--socket", &socket), &["taken.sock", "listening"]),
         (("--state-dir", &file), &["--state-dir", "a-file"]),
+        (("--state-dir", &held), &["--state-dir", "held is the state directory of another agent (pid "]),
         (("--metrics", "203.0.113.1:9000"), &["--metrics", "203.0.113.1:9000"]),
     ] {
         let said = node.refused(&[change]);
@@ -127,6 +131,13 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
         assert_eq!(node.links(), ["bare", "eth0", "lo"], "after {change:?}");
         assert_eq!(node.netns.run("nft list tables"), "");
     }
+    let teardown = node.netns.command(HIVEWAY).args(["teardown", "--state-dir", &held]).output().unwrap();
+    let said = stderr(&teardown);
+    assert!(
+        teardown.status.code() == Some(1) && said.contains("of another agent") && said.contains("nothing"),
+        "{said}"
+    );
+    drop(other);
     let agent = node.command(&[]);
     let mut unprivileged = node.netns.command("setpriv");
     unprivileged.args(["--bounding-set=-all", "--inh-caps=-all"]).args(agent.get_args().skip(1));

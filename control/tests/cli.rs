@@ -45,6 +45,25 @@ fn wrong_usage_is_exit_code_2() {
     }
 }
 
+#[test]
+fn a_table_that_never_ends_or_never_begins_is_refused_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (fifo, huge) = (scratch.path().join("fifo"), scratch.path().join("huge.yaml"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    for (path, why) in [
+        ("/dev/zero".as_ref(), "it is a device, not a regular file"),
+        (fifo.as_path(), "it is a pipe, not a regular file"),
+        (&huge, "it is larger than 64 MiB"),
+    ] {
+        // `timeout` ends with 124; one that takes all memory is stopped at a gigabyte.
+        let command = format!("ulimit -v 1048576; exec timeout 10 {HIVEWAY} validate --table file:{}", path.display());
+        let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{path:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(why) || stdout(&output).contains(why), "{path:?}: {}", stderr(&output));
+    }
+}
+
 /// Runs it with stdout, or stderr, closed at the other end or on a full disk.
 fn with_output(args: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
     Command::new(HIVEWAY).args(args).stdout(stdout).stderr(stderr).spawn().unwrap().wait_with_output().unwrap()

@@ -33,6 +33,31 @@ fn health(view: &EngineView, id: &str) -> Option<Health> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_is_cut_and_costs_its_container_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeEngine::start(directory.path());
+    fake.container("endless", "running", Endless);
+    fake.container("web", "running", Answers);
+    let (mut views, _task) = follow(engine(&fake));
+    let view = until(&mut views, "its error", |view| view.unanswered.contains_key("endless")).await;
+    assert!(view.unanswered["endless"].contains("the engine's answer is larger than 64 MiB"), "{:?}", view.unanswered);
+    until(&mut views, "the other one", |view| view.local.containers.contains_key("web")).await;
+
+    // Thousands of events are no large one.
+    for _ in 0..100 {
+        (0..50).for_each(|_| fake.event("web", &"y".repeat(2000)));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(views.borrow().lost, None);
+    fake.endless_event(8 << 20);
+    let view = until(&mut views, "the connection is given up", |view| view.lost.is_some()).await;
+    let why = &view.lost.as_ref().unwrap().why;
+    assert!(why.contains("the engine's answer is larger than 4 MiB"), "{why}");
+    // It is asked again, and goes on.
+    until(&mut views, "a new connection", |view| view.lost.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_cannot_be_inspected_costs_only_itself() {
     let directory = tempfile::tempdir().unwrap();
     let fake = FakeEngine::start(directory.path());
@@ -120,7 +145,11 @@ async fn the_api_is_spoken_in_a_version_that_both_know() {
     assert_eq!(asked[0], "/version");
     assert!(asked[1..].iter().all(|path| path.starts_with("/v1.41/")), "{asked:?}");
 
-    // Upgraded beyond what this agent speaks: it says so, and what was said before stays.
+    // Upgraded beyond what this agent speaks: it says so, and what was said before stays. Only a stream of events that has
+    // begun ends with the engine.
+    while fake.listeners() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     drop(fake);
     let fake = FakeEngine::start(directory.path());
     fake.world().api = ("1.99", "1.90");

@@ -3,11 +3,13 @@
 mod support;
 
 use std::os::{
+    fd::AsRawFd,
     linux::net::SocketAddrExt,
     unix::net::{SocketAddr, UnixListener},
 };
 
 use control::instance::{Instance, InstanceError};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use support::in_fresh_netns;
 
 /// Makes this thread alone another user's.
@@ -28,7 +30,31 @@ fn the_place_is_per_namespace_and_a_stranger_cannot_take_it() {
 
         become_user(65534);
         let _squatter = UnixListener::bind_addr(&SocketAddr::from_abstract_name(b"hiveway-agent").unwrap()).unwrap();
+        let refused = Instance::take().unwrap_err();
+        assert!(matches!(refused, InstanceError::Lock { .. }), "{refused}");
+        become_user(0);
+        let beside = Instance::take().unwrap();
+        assert!(matches!(Instance::take(), Err(InstanceError::Running(_))), "a stranger's sign makes no room for two");
+        drop(beside);
+    });
+}
+
+#[test]
+fn a_stranger_that_has_the_name_and_does_not_listen_keeps_no_agent_away() {
+    in_fresh_netns(|| async {
+        become_user(65534);
+        let squatter = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(squatter.as_raw_fd(), &UnixAddr::new_abstract(b"hiveway-agent").unwrap()).unwrap();
         become_user(0);
         Instance::take().unwrap();
+    });
+}
+
+#[test]
+fn an_agent_of_a_version_before_the_lock_is_noticed() {
+    in_fresh_netns(|| async {
+        let _older = UnixListener::bind_addr(&SocketAddr::from_abstract_name(b"hiveway-agent").unwrap()).unwrap();
+        let refused = Instance::take();
+        assert!(matches!(refused, Err(InstanceError::Running(Some(pid))) if pid as u32 == std::process::id()));
     });
 }

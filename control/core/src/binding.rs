@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Where a port answers: at addresses that are in each of these.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Binding(Vec<Places>);
 
 impl Binding {

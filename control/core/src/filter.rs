@@ -3,17 +3,15 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
+    desired::LeftOut,
     engine::Loaded,
-    model::{Id, Model, PublishMode, Service, Task},
+    model::{Id, Model, PublishMode, Service, Task, is_meant_for_us},
 };
-
-/// Labels that agents read begin with this; no others leave the manager.
-const LABELS: &str = "hiveway.";
 
 /// What the agent on `node` needs: all nodes, the networks that the node has a task or an address of its own on with
 /// everything there, and what the routing mesh needs (the ingress network with all that is published on it).
 ///
-/// What was left out is named in the status of the managers only.
+/// Of what was left out the agent is told all but what is about items that the node has no part in.
 pub fn filter(table: &Loaded, node: &str) -> Loaded {
     let model = &table.model;
     let networks = networks(model, node);
@@ -39,11 +37,26 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
         let mut service = Service::clone(service);
         service.virtual_ips.retain(|network, _| networks.contains(network.as_str()));
         if !service.virtual_ips.is_empty() || used.contains(service.id.as_str()) || in_ingress_mode(&service) {
-            service.labels.retain(|key, _| key.starts_with(LABELS));
+            // No others leave the manager.
+            service.labels.retain(|key, _| is_meant_for_us(key));
             part.services.insert(service.id.clone(), Arc::new(service));
         }
     }
-    Loaded { model: part, data_path_port: table.data_path_port, ..Loaded::default() }
+    let left_out = table.left_out.iter().filter(|item| concerns(item, model, &part)).cloned().collect();
+    Loaded { model: part, left_out, data_path_port: table.data_path_port, ..Loaded::default() }
+}
+
+/// Whether a node with this part of the model is to hear of what was left out: unless it names an item that is in the model
+/// and not in the part.
+fn concerns(item: &LeftOut, model: &Model, part: &Model) -> bool {
+    let words = item.what.split([' ', '(', ')', ',']).filter(|word| !word.is_empty());
+    let elsewhere = |id: &str| {
+        let missing = |all: bool, here: bool| all && !here;
+        missing(model.tasks.contains_key(id), part.tasks.contains_key(id))
+            || missing(model.services.contains_key(id), part.services.contains_key(id))
+            || missing(model.networks.contains_key(id), part.networks.contains_key(id))
+    };
+    !words.into_iter().any(elsewhere)
 }
 
 fn own<K: Clone, V: Clone>((key, value): (&K, &V)) -> (K, V) {
@@ -109,5 +122,23 @@ tasks:
         assert_eq!(keys(part.tasks["p"].addresses.keys().collect()), "ingress");
         assert_eq!(part.tasks["w"].netns, None);
         assert_eq!(filter(&table, "n2").model.tasks.len(), 4);
+    }
+
+    #[test]
+    fn a_node_hears_of_what_is_left_out_unless_it_has_no_part_in_it() {
+        let model = crate::table::parse_file(TABLE, std::path::Path::new("t.yaml")).expect("valid").model;
+        let item = |what: &str| LeftOut { what: what.into(), why: "because".into() };
+        let whats = [
+            "label hiveway.alow of service web (web)",
+            "network secret (xyz)",
+            "port 80/tcp of service elsewhere (elsewhere)",
+            "subnet fd00::/64 of network other (other)",
+            "task e as backend of published port 80",
+            "task w",
+        ];
+        let table = Loaded { model, left_out: whats.map(item).to_vec(), ..Loaded::default() };
+        let told = |node: &str| filter(&table, node).left_out.into_iter().map(|item| item.what).collect::<Vec<_>>();
+        assert_eq!(told("n1"), [whats[0], whats[1], whats[5]]);
+        assert_eq!(told("n2"), whats);
     }
 }

@@ -72,6 +72,8 @@ impl Linger {
         let until = now + self.period;
         // Addresses of whoever is new or has changed: an address has one owner at a time.
         let mut taken = BTreeSet::new();
+        // And their namespaces.
+        let mut spaces = BTreeSet::new();
         // Who is where may change without a change of the task.
         let same_nodes = last.nodes.keys().eq(model.nodes.keys());
         for (id, before, task) in joined(&last.tasks, &model.tasks) {
@@ -81,6 +83,7 @@ impl Linger {
             }
             if let Some(task) = task.filter(|task| model.is_endpoint(task)) {
                 taken.extend(task.addresses.iter().map(|(network, address)| (network.as_str(), address.ip)));
+                spaces.extend(task.netns.as_ref().map(|netns| (&task.node, netns)));
             } else if let Some(before) = before.filter(|before| last.is_endpoint(before)) {
                 let departing = || (Task::clone(before), until);
                 self.departing.entry(id.clone()).or_insert_with(departing);
@@ -91,7 +94,8 @@ impl Linger {
         }
         self.departing.retain(|id, (task, _)| {
             let back = model.tasks.get(id).is_some_and(|task| model.is_endpoint(task));
-            !back && drains(model, task, &taken)
+            let replaced = task.netns.as_ref().is_some_and(|netns| spaces.contains(&(&task.node, netns)));
+            !back && !replaced && drains(model, task, &taken)
         });
 
         let has = |model: &Model, id: &str| model.nodes.get(id).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
@@ -223,6 +227,26 @@ tasks:
         Arc::make_mut(&mut successor).id = "c".into();
         replaced.tasks.insert("c".into(), successor);
         assert_eq!(linger.to(&replaced, START), replaced);
+    }
+
+    #[test]
+    fn a_successor_in_the_same_namespace_ends_it() {
+        let in_space = |id: &str, path: &str| {
+            let mut model = model(TABLE);
+            let mut task = model.tasks.remove("b").expect("b");
+            let changed = Arc::make_mut(&mut task);
+            (changed.id, changed.netns) = (id.into(), Some(path.into()));
+            let address = crate::model::Address::with_default_mac([10, 0, 1, if id == "b" { 4 } else { 5 }].into());
+            changed.addresses = [("app".into(), address)].into_iter().collect();
+            model.tasks.insert(id.into(), task);
+            model
+        };
+        for (path, expected) in [("/run/netns/x", None), ("/run/netns/y", Some(TaskRole::Draining))] {
+            let mut linger = Linger::new(DEFAULT_LINGER);
+            linger.to(&in_space("b", "/run/netns/x"), START);
+            let after = linger.to(&in_space("c", path), START);
+            assert_eq!((role(&after, "b"), role(&after, "c")), (expected, Some(TaskRole::Backend)), "{path}");
+        }
     }
 
     #[test]

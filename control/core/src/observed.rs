@@ -169,6 +169,8 @@ pub enum Namespace {
 /// The inside of a task's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inside {
+    /// Device and inode of the namespace: two paths may lead to one. `None`: unknown, and the same as no other.
+    pub identity: Option<(u64, u64)>,
     /// The loopback device is up.
     pub loopback_up: bool,
     /// All other links.

@@ -7,6 +7,7 @@ mod gateway;
 mod host;
 mod leftovers;
 mod network;
+mod shared;
 mod step;
 mod task;
 #[cfg(test)]
@@ -61,8 +62,12 @@ pub fn plan(observed: &Observed, desired: &Desired, tunnel: Tunnel) -> Plan {
     if let Some(link) = &desired.host_link {
         host::plan(observed, link, tunnel, &mut plan);
     }
+    let shared = shared::losers(observed, desired);
     for task in &desired.tasks {
-        task::plan(observed, task, &mut plan);
+        match shared.get(task.id.as_str()) {
+            Some(keeper) => plan.blocked(&Item::Task(task.id.clone()), shared::why(task, keeper)),
+            None => task::plan(observed, task, &mut plan),
+        }
     }
     leftovers::plan(observed, desired, &mut plan);
     // Stable: keeps the order within a stage.

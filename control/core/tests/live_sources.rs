@@ -128,6 +128,22 @@ fn an_allow_label_that_makes_no_sense() {
         assert_eq!((state.restricted.len(), state.allow.len() + state.deny.len()), (1, 0), "{label}");
     }
 
+    // There is no such label: read as if it were not there, it would leave the port open to everybody.
+    files.services[0]["Spec"]["Labels"] = json!({"hiveway.alow": "10.0.0.0/8", "com.example": "x"});
+    let loaded = files.load();
+    let want = "label hiveway.alow of service web (xqxsv2mjdqjbymxtrni2mv8bw): there is no such label; did you mean \
+                hiveway.allow?; until it is right its published ports are closed to all";
+    assert_eq!(left_out(&loaded), [want]);
+    let state = map_state(&loaded.model, &desired, &settings, &facts(&desired));
+    assert_eq!((state.restricted.len(), state.allow.len()), (1, 0));
+    // A worker is told, too, and whoever gets its table from a version that did not say it.
+    for table in [filter(&loaded, "n1"), Loaded { left_out: Vec::new(), ..filter(&loaded, "n1") }] {
+        let desired = derive(&table.model, &settings, &mut GatewayAddresses::new()).expect("derivable");
+        let both: std::collections::BTreeSet<_> = table.left_out.iter().chain(&desired.left_out).collect();
+        let said = both.iter().filter(|item| item.what.starts_with("label hiveway.alow")).count();
+        assert_eq!((said, map_state(&table.model, &desired, &settings, &facts(&desired)).allow.len()), (1, 0));
+    }
+
     files.services[0]["Spec"]["Labels"] = json!({"hiveway.allow": "fd00::/8,10.0.0.0/8"});
     let loaded = files.load();
     let what = "fd00::/8 in label hiveway.allow of service web (xqxsv2mjdqjbymxtrni2mv8bw): IPv6 is not supported yet";

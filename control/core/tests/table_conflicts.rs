@@ -56,6 +56,31 @@ fn duplicate_tunnel_addresses() {
 }
 
 #[test]
+fn a_network_namespace_of_two_tasks() {
+    let more = |netns: &str, rest: &str| {
+        format!("  - {{id: web.3, service_id: web, slot: 3, desired_state: running, netns: {netns}, {rest}}}")
+    };
+    let here = "node_id: n1, state: running, addresses: {app: 10.0.1.5}";
+    for netns in ["/run/netns/web1", "/run//netns/./web1"] {
+        with_more("tasks", &more(netns, here), &[("tasks[2].netns", "the network namespace of tasks[0] already")]);
+    }
+    let fine = [
+        ("/run/netns/web3", here),
+        ("/run/netns/web1", "node_id: n2, state: running, addresses: {app: 10.0.1.5}"),
+        ("/run/netns/web1", "node_id: n1, state: shutdown, addresses: {app: 10.0.1.5}"),
+    ];
+    for (netns, rest) in fine {
+        let text = format!("{BASE}{}\n", more(netns, rest));
+        parse_file_with(&text, Path::new("table.yaml"), Reserved::default())
+            .unwrap_or_else(|why| panic!("{rest}: {why:?}"));
+    }
+    // A container with two attachments, as an engine makes it.
+    let engine = BASE.replace("mtu: 1450,", "mtu: 1450, carrier: engine,").replace(", ingress: 10.0.0.6", "");
+    let text = format!("{engine}{}\n", more("/run/netns/web1", here));
+    parse_file_with(&text, Path::new("table.yaml"), Reserved::default()).expect("shared by one container's tasks");
+}
+
+#[test]
 fn addresses_outside_their_subnet() {
     with("app: 10.0.1.3", "app: 10.0.2.3", &[("tasks[0].addresses.app", "outside network app's 10.0.1.0/24")]);
     with("app: 10.0.1.3", "app: 10.0.1.0", &[("tasks[0].addresses.app", "network or broadcast address")]);

@@ -152,6 +152,18 @@ fn allow_lists_that_cannot_be_read() {
 }
 
 #[test]
+fn labels_that_there_are_not() {
+    for (label, hint) in [
+        ("hiveway.alow: 10.0.0.0/8", "did you mean hiveway.allow?"),
+        ("hiveway.Deny: 10.0.0.0/8", "did you mean hiveway.deny?"),
+        ("hiveway.timeout: 5s", "there are hiveway.allow, hiveway.deny, hiveway.addresses"),
+    ] {
+        let path = format!("services[0].labels.{}", label.split(':').next().unwrap_or_default());
+        with("labels: {}", &format!("labels: {{{label}}}"), &[(&path, hint)]);
+    }
+}
+
+#[test]
 fn times_that_are_none() {
     with(
         "netns: /run/netns/web1",

@@ -125,6 +125,8 @@ impl Agent {
     /// Makes the node what the table says, as far as possible.
     pub(super) async fn reconcile(&mut self, cause: Cause) {
         let started = Instant::now();
+        // Whatever has made this round due: where others always come first, the time to let go of a task never does.
+        let cause = if self.table.let_go() { Cause::Table } else { cause };
         let shown = cause == Cause::Table && self.table.node == self.args.node && self.change_maps();
         if cause == Cause::Table {
             self.backoff.hurry(started);
@@ -532,6 +534,7 @@ impl Agent {
             let own = mesh::addresses(links, &gateway.name);
             unserved.extend(mesh::idle_places(bound, links, &own));
         }
+        unserved.extend(mesh::idle_labels(model.services.values().map(|s| &**s), &desired.bound, links));
         unserved.iter().filter(|why| !self.last.unserved.contains(why)).for_each(|why| tracing::warn!("{why}"));
         self.last.unserved = unserved;
         self.last.mesh_interfaces = clients.into_iter().collect();

@@ -106,7 +106,7 @@ pub(super) async fn start(
         None => Server::bind(&args.socket).context("--socket")?,
     };
     let new_state = !args.state_dir.exists();
-    let state = StateDir::open(&args.state_dir).context("--state-dir")?;
+    let state = StateDir::take(&args.state_dir).context("--state-dir")?;
     // What is unreadable must be known before anything is done.
     state.gateway_addresses()?;
     state.sysctls()?;

@@ -129,7 +129,7 @@ impl Table {
     }
 
     /// Reads the source again. Returns whether another table is in force now; a table that cannot be used is refused
-    /// whole and the last good one stays.
+    /// whole and the last good one stays, but for tasks that have lingered long enough.
     pub(super) fn reload(&mut self) -> bool {
         let now = Instant::now();
         let loaded = match self.read() {
@@ -141,12 +141,12 @@ impl Table {
             }
             Err(problems) => {
                 self.refuse(now, problems);
-                return false;
+                return self.let_go();
             }
         };
         if let Err(error) = loaded.model.find_node(&self.node) {
             self.refuse(now, vec![format!("--node: {error}")]);
-            return false;
+            return self.let_go();
         }
         if self.refused.take().is_some() {
             tracing::info!("table {}: valid again", self.source);
@@ -227,7 +227,7 @@ impl Table {
             let now = stamps(&self.source);
             if self.refused.is_none() && now == *before && now.iter().all(Option::is_some) {
                 self.read_at = Instant::now();
-                return false;
+                return self.let_go();
             }
         }
         self.reload()
@@ -248,5 +248,49 @@ fn problems(error: LoadError) -> Vec<String> {
     match error {
         LoadError::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
         other => vec![other.to_string()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const TABLE: &str = "version: 1
+nodes: [{id: n1, hostname: n1, address: 192.0.2.1}]
+networks: [{id: app, name: app, subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]
+tasks:
+  - {id: a, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.3}}
+";
+    const ANOTHER: &str =
+        "  - {id: b, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.4}}\n";
+
+    /// A table that a task has just left.
+    fn lingering(file: &Path) -> Table {
+        std::fs::write(file, format!("{TABLE}{ANOTHER}")).unwrap();
+        let mut table = Table::open(Source::File(file.to_owned()), Reserved::default(), "n1".into()).unwrap();
+        std::fs::write(file, TABLE).unwrap();
+        assert!(table.reload() && table.model.tasks.contains_key("b"), "it lingers");
+        table
+    }
+
+    #[test]
+    fn a_task_that_lingers_is_let_go_of_whatever_becomes_of_the_table() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (same, bad, other) =
+            (scratch.path().join("same"), scratch.path().join("bad"), scratch.path().join("other"));
+        let mut tables = [lingering(&same), lingering(&bad), lingering(&other)];
+        std::fs::write(&bad, "version: 7\n").unwrap();
+        std::fs::write(&other, TABLE.replace("n1", "n9")).unwrap();
+        for table in &mut tables {
+            assert!(!table.confirm() && table.model.tasks.contains_key("b"), "not yet");
+        }
+        std::thread::sleep(DEFAULT_LINGER);
+        for table in &mut tables {
+            assert!(table.confirm() && !table.model.tasks.contains_key("b"), "{:?}", table.refused);
+            assert!(table.model.tasks.contains_key("a"));
+        }
+        assert!(tables[0].refused.is_none() && tables[1].refused.is_some() && tables[2].refused.is_some());
     }
 }

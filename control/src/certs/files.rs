@@ -1,11 +1,13 @@
 //! Reads certificates and keys from PEM files as swarm writes them.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+
+use crate::bounded;
 
 /// Where a node's certificate, its key and the swarm's root CA are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +77,8 @@ impl CertError {
 }
 
 fn blocks(path: &Path) -> Result<Vec<pem::Pem>, CertError> {
-    let text = fs::read(path).map_err(|source| CertError::Read { path: path.to_owned(), source })?;
+    let text =
+        bounded::read(path, bounded::SMALL).map_err(|source| CertError::Read { path: path.to_owned(), source })?;
     pem::parse_many(&text).map_err(|error| CertError::content(path, format!("not PEM: {error}")))
 }
 
@@ -111,6 +114,8 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     // What an engine's manager wrote with autolock on (shortened).

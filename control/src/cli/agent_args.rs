@@ -1,7 +1,6 @@
 //! `hiveway agent`: all flags of the contract.
 
 use std::{
-    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
@@ -153,11 +152,17 @@ pub enum MeshInterfaces {
 }
 
 impl FromStr for MeshInterfaces {
-    type Err = Infallible;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let names: Vec<_> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
-        Ok(if names == ["all"] { Self::All } else { Self::Named(names) })
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        if names == ["all"] {
+            return Ok(Self::All);
+        }
+        if names.iter().any(|name| name == "all" || interface_name(name).is_err()) {
+            return Err("not `all`, nor interface names of 1 to 15 characters separated by commas".into());
+        }
+        Ok(Self::Named(names))
     }
 }
 
@@ -318,6 +323,18 @@ mod tests {
             ["--mesh-addresses", "10.0.0.1/8"],
             ["--mesh-addresses", "eth0,"],
             ["--ignore-firewall=DOCKER-USER", "--xdp=off"],
+            ["--ignore-firewall=", "--xdp=off"],
+            ["--mesh-interfaces=", "--xdp=off"],
+            ["--mesh-interfaces", ","],
+            ["--mesh-interfaces", "eth0,"],
+            ["--mesh-interfaces", "eth0,all"],
+            ["--mesh-interfaces", "a-name-that-is-too-long"],
+            ["--mesh-allow=", "--xdp=off"],
+            ["--mesh-deny=", "--xdp=off"],
+            ["--mesh-addresses=", "--xdp=off"],
+            ["--timeout=", "--xdp=off"],
+            ["--state-dir=", "--xdp=off"],
+            ["--netns-dir=", "--xdp=off"],
         ] {
             assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }

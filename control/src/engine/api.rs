@@ -3,12 +3,14 @@
 //! An engine answers requests without a version in its own newest one, whose answers this agent may not know. So every
 //! request but the first names a version that both know.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, io, path::Path, time::Duration};
 
 use axum::http::{Uri, uri::PathAndQuery};
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker, errors::Error, models::SystemVersion};
 use serde::Serialize;
 use tokio::time::timeout;
+
+use super::transport::{self, Unheard};
 
 /// How long the engine may take for an answer. A manager that has lost its leader takes several seconds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,22 +50,32 @@ pub struct EngineVersion {
     pub newest_api: String,
 }
 
-/// A client of the engine at `socket` that speaks a version of the API which the engine knows.
+/// A client of the engine at `socket` that speaks a version of the API which the engine knows, and the count of what its
+/// stream of events has said: set to 0 with each event that is taken from it.
 ///
 /// # Errors
 /// When the engine does not answer, or no version is known to both; then what to upgrade.
-pub(super) async fn connect(socket: &Path) -> Result<(Docker, EngineVersion), String> {
-    let docker =
-        Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE.as_secs(), API_DEFAULT_VERSION).map_err(said)?;
+pub(super) async fn connect(socket: &Path) -> Result<(Docker, EngineVersion, Unheard), String> {
+    let unheard = Unheard::default();
+    let (at, count) = (socket.to_owned(), unheard.clone());
+    let transport = move |request| transport::send(at.clone(), count.clone(), request);
+    let docker = Docker::connect_with_custom_transport(
+        transport,
+        Some("http://localhost"),
+        PATIENCE.as_secs(),
+        API_DEFAULT_VERSION,
+    )
+    .map_err(said)?;
     let answer = timeout(PATIENCE, docker.version()).await.map_err(|_| silent())?;
     let answer = answer.map_err(|error| match error {
-        Error::HyperLegacyError { err } if err.is_connect() => {
-            format!("cannot connect to {}: {}", socket.display(), root(&err))
+        Error::IOError { err } if err.kind() == io::ErrorKind::NotFound => {
+            format!("socket not found: {}", socket.display())
         }
+        Error::IOError { err } => format!("cannot connect to {}: {err}", socket.display()),
         error => said(error),
     })?;
     let (api, version) = choose(&answer)?;
-    Ok((docker.with_request_modifier(move |request| versioned(request, api)), version))
+    Ok((docker.with_request_modifier(move |request| versioned(request, api)), version, unheard))
 }
 
 /// What to say of an error. The client's own text leaves out the causes.
@@ -71,10 +83,10 @@ pub(super) fn said(error: Error) -> String {
     match error {
         Error::RequestTimeoutError => silent(),
         Error::DockerResponseServerError { status_code, message } => format!("{status_code}: {}", message.trim()),
-        Error::HyperLegacyError { err } if std::error::Error::source(&err).is_some() => {
-            format!("{err}: {}", root(&err))
-        }
-        error => error.to_string(),
+        error => match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {}", root(cause)),
+            None => error.to_string(),
+        },
     }
 }
 

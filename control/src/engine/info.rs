@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     path::Path,
@@ -12,6 +11,7 @@ use bollard::models::{LocalNodeState, SwarmInfo, SystemInfo};
 use serde::Deserialize;
 
 use super::{EngineView, Membership};
+use crate::bounded;
 
 /// What the engine has started its part in the swarm with. The API does not show it.
 const STATE: &str = "docker-state.json";
@@ -62,12 +62,14 @@ fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
 
 /// All empty where it cannot be read.
 fn state(swarm_dir: &Path) -> State {
-    let read = || serde_json::from_slice(&fs::read(swarm_dir.join(STATE)).ok()?).ok();
+    let read = || serde_json::from_slice(&bounded::read(&swarm_dir.join(STATE), bounded::SMALL).ok()?).ok();
     read().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn swarm(text: &str) -> SystemInfo {

@@ -5,6 +5,7 @@ mod containers;
 mod info;
 mod questions;
 mod session;
+mod transport;
 
 use std::{
     collections::BTreeMap,

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -29,6 +29,7 @@ use super::{
     containers::{TASK, container, ended, is_swarms},
     info, lose,
     questions::Questions,
+    transport,
 };
 
 /// How often it is asked about the swarm: there are no events of joining, leaving, promotion.
@@ -51,7 +52,7 @@ pub(super) async fn run(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -
 }
 
 async fn follow(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -> Result<(), String> {
-    let (docker, version) = api::connect(&engine.socket).await?;
+    let (docker, version, unheard) = api::connect(&engine.socket).await?;
     if out.borrow().version.as_ref() != Some(&version) {
         let api::EngineVersion { engine: program, api, newest_api } = &version;
         tracing::info!("engine {program} at {}: API {api} of up to {newest_api}", engine.socket.display());
@@ -76,7 +77,11 @@ async fn follow(engine: &Engine, out: &watch::Sender<Arc<EngineView>>) -> Result
         session.ask_for_containers();
         tokio::select! {
             event = events.next() => match event {
-                Some(event) => session.event(event.map_err(said)?),
+                Some(event) => {
+                    let event = event.map_err(|error| transport::too_much(&unheard).unwrap_or_else(|| said(error)))?;
+                    unheard.store(0, Ordering::Relaxed);
+                    session.event(event);
+                }
                 None => return Ok(()),
             },
             Some(answer) = session.answers.next(), if !session.answers.is_empty() => match answer {

@@ -5,6 +5,7 @@ mod conntrack;
 mod host;
 mod inside;
 pub mod monitor;
+mod namespace;
 mod observe;
 mod offload;
 mod replies;

@@ -15,7 +15,7 @@ use hiveway_core::{
 };
 use ipnet::Ipv4Net;
 
-use super::{Socket, inside::observe_inside, replies::replies};
+use super::{Socket, inside::observe_inside, namespace, replies::replies};
 
 /// A task's namespace: the file that names it, and a socket inside.
 #[derive(Debug)]
@@ -56,7 +56,8 @@ impl Spaces {
                 }
                 Err(error) => unusable(&path, &error.to_string()),
                 Ok(space) => match observe_inside(&space.socket).await {
-                    Ok(inside) => {
+                    Ok(mut inside) => {
+                        inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
                         spaces.0.insert(task.to_owned(), space);
                         Namespace::Present(inside)
                     }
@@ -122,14 +123,11 @@ fn unusable(path: &Path, why: &str) -> Namespace {
 /// # Errors
 /// [`io::ErrorKind::NotFound`] when it is not there, the kernel's, or that it is no other network namespace.
 pub fn open(path: &Path) -> io::Result<Space> {
-    let file = File::open(path)?;
+    let file = namespace::open(path)?;
     let (there, own) = (file.metadata()?, std::fs::metadata("/proc/thread-self/ns/net")?);
     if (there.dev(), there.ino()) == (own.dev(), own.ino()) {
         return Err(io::Error::other("it is the node's own; tasks on the host's network get no networking from us"));
     }
-    let socket = Socket::open_in(&file).map_err(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => io::Error::other("it is not a network namespace (yet)"),
-        _ => error,
-    })?;
+    let socket = Socket::open_in(&file)?;
     Ok(Space { path: path.to_owned(), file, socket })
 }

@@ -1,7 +1,7 @@
 //! Reads a source once.
 
 use std::{
-    fs, io,
+    io,
     num::NonZeroU16,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,6 +14,7 @@ use hiveway_core::{
 };
 
 use super::Source;
+use crate::bounded;
 
 /// A table that can be put in force.
 #[derive(Clone, Debug)]
@@ -71,12 +72,13 @@ fn list(problems: &[Problem]) -> String {
 pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Result<Loaded, LoadError> {
     match source {
         Source::File(path) => {
-            let table = table::parse_file_with(&read(path)?, path, reserved).map_err(LoadError::Invalid)?;
+            let table =
+                table::parse_file_with(&read(path, bounded::TABLE)?, path, reserved).map_err(LoadError::Invalid)?;
             let model = Arc::new(table.model);
             Ok(Loaded { model, left_out: Vec::new(), warnings: table.warnings, data_path_port: None })
         }
         Source::Engine(directory) => {
-            let file = |name: &str| read(&directory.join(name));
+            let file = |name: &str| read(&directory.join(name), bounded::CAPTURE);
             let (nodes, services) = (file("nodes.json")?, file("services.json")?);
             let (tasks, networks) = (file("tasks.json")?, file("networks.json")?);
             let capture = EngineCapture { nodes: &nodes, services: &services, tasks: &tasks, networks: &networks };
@@ -90,6 +92,6 @@ pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Re
     }
 }
 
-fn read(path: &Path) -> Result<String, LoadError> {
-    fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })
+fn read(path: &Path, limit: u64) -> Result<String, LoadError> {
+    bounded::read_text(path, limit).map_err(|source| LoadError::Read { path: path.to_owned(), source })
 }

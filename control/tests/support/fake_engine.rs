@@ -31,6 +31,8 @@ pub(crate) enum Behaviour {
     /// With this status.
     Fails(u16),
     Hangs,
+    /// With an answer that has no end.
+    Endless,
 }
 
 #[derive(Clone, Debug)]
@@ -88,7 +90,7 @@ impl FakeEngine {
             now: 0,
             most_at_once: 0,
         };
-        let shared = Shared { world: Arc::new(Mutex::new(world)), events: broadcast::channel(64).0 };
+        let shared = Shared { world: Arc::new(Mutex::new(world)), events: broadcast::channel(256).0 };
         let socket = directory.join("docker.sock");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
@@ -118,6 +120,15 @@ impl FakeEngine {
         let attributes = json!({"com.docker.swarm.task.id": format!("task-{id}")});
         let event = json!({"Type": "container", "Action": action, "Actor": {"ID": id, "Attributes": attributes}});
         let _ = self.shared.events.send(format!("{event}\n"));
+    }
+
+    /// An event begins and does not end.
+    pub(crate) fn endless_event(&self, bytes: usize) {
+        let _ = self.shared.events.send("{\"Type\": \"container\", \"Action\": \"".to_owned());
+        for _ in 0..bytes.div_ceil(65536) {
+            let _ = self.shared.events.send("x".repeat(65536));
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A container was connected to a network.
@@ -190,6 +201,11 @@ async fn inspect(shared: &Shared, id: &str) -> Response {
     let response = match fake {
         None => StatusCode::NOT_FOUND.into_response(),
         Some(Fake { behaviour: Behaviour::Hangs, .. }) => std::future::pending().await,
+        Some(Fake { behaviour: Behaviour::Endless, .. }) => {
+            let more = Bytes::from_static(&[b' '; 65536]);
+            let forever = futures::stream::repeat(Ok::<_, Infallible>(more));
+            ([("content-type", "application/json")], Body::from_stream(forever)).into_response()
+        }
         Some(Fake { behaviour: Behaviour::Fails(status), .. }) => {
             let status = StatusCode::from_u16(status).unwrap();
             (status, json!({"message": "RWLayer is unexpectedly nil"}).to_string()).into_response()

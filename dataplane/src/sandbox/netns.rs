@@ -2,11 +2,12 @@
 //! the wrong namespace.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::{AsFd as _, BorrowedFd},
         linux::fs::MetadataExt as _,
+        unix::fs::OpenOptionsExt as _,
     },
     path::{Path, PathBuf},
     thread,
@@ -42,7 +43,10 @@ pub(super) fn find(inode: u64) -> Option<File> {
 }
 
 fn open(path: &Path, inode: u64) -> Option<File> {
-    let file = File::open(path).ok()?;
+    // Something else may have been mounted over it, and a pipe would keep its opener waiting for ever.
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    fs::metadata(path).ok().filter(|found| found.st_ino() == inode)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
     (self::inode(file.as_fd()).ok()? == inode).then_some(file)
 }
 
@@ -67,6 +71,18 @@ mod tests {
                          98 23 0:4 net:[4026532282] /run/docker/netns/2 rw shared:1 - nsfs nsfs rw\n";
         assert_eq!(mounted_at(mountinfo, 4026532282), [PathBuf::from("/run/docker/netns/2")]);
         assert!(mounted_at(mountinfo, 1).is_empty());
+    }
+
+    #[test]
+    fn a_pipe_where_the_namespace_was_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fifo = scratch.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let inode = fs::metadata(&fifo).unwrap().st_ino();
+        let (said, answer) = std::sync::mpsc::channel();
+        thread::spawn(move || said.send((open(&fifo, inode + 1).is_none(), open(&fifo, inode).is_some())));
+        let answer = answer.recv_timeout(std::time::Duration::from_secs(5));
+        assert_eq!(answer, Ok((true, true)), "an answer, and by the inode alone");
     }
 
     #[test]

@@ -64,6 +64,69 @@ fn a_namespace_that_comes_after_the_table_is_connected_when_it_comes() {
 }
 
 #[test]
+fn a_namespace_that_is_a_pipe_is_named_and_the_rest_goes_on() {
+    scenario(|lab| {
+        let node = lab.node("n1", 11)?;
+        let (fifo, other) = (lab.directory().join("fifo"), lab.namespace("other")?);
+        node.run(&format!("mkfifo {}", fifo.display()))?;
+        let mut table = Table::with_nodes(1)
+            .network("app", "10.0.1", 4097)
+            .service("a")
+            .task("a.1", "a", "n1", &[("app", "10.0.1.3")])
+            .task("a.2", "a", "n1", &[("app", "10.0.1.4")]);
+        table.item_mut("tasks", "a.1")["netns"] = json!(fifo);
+        table.item_mut("tasks", "a.2")["netns"] = json!(other.path());
+        let agent = start(lab, &node, &table)?;
+        wait_connected(&other, "10.0.1.4")?;
+        let status = agent.json(&["status"])?;
+        let failing = &status["failing"][0];
+        let why = failing["why"].as_str().unwrap_or_default();
+        let named = why.contains("it is a pipe, not a network namespace") && why.contains(&fifo.display().to_string());
+        ensure!(failing["item"] == "task a.1" && named && status["healthy"] == false, "{status:#}");
+        // The loop goes on: the next table is taken.
+        let right = lab.namespace("right")?;
+        table.item_mut("tasks", "a.1")["netns"] = json!(right.path());
+        table.write(&lab.directory().join("table.json"))?;
+        wait_connected(&right, "10.0.1.3")
+    });
+}
+
+#[test]
+fn two_tasks_whose_paths_lead_to_one_namespace_do_not_fight_over_it() {
+    scenario(|lab| {
+        let node = lab.node("n1", 11)?;
+        let (space, link) = (lab.namespace("space")?, lab.directory().join("link"));
+        symlink(space.path(), &link)?;
+        let mut table = Table::with_nodes(1)
+            .network("app", "10.0.1", 4097)
+            .service("a")
+            .task("a.1", "a", "n1", &[("app", "10.0.1.3")])
+            .task("a.2", "a", "n1", &[("app", "10.0.1.4")]);
+        table.item_mut("tasks", "a.1")["netns"] = json!(space.path());
+        table.item_mut("tasks", "a.2")["netns"] = json!(link);
+        let agent = start(lab, &node, &table)?;
+        wait_connected(&space, "10.0.1.3")?;
+        let before = space.run("ip -br link")?;
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let after = space.run("ip -br link")?;
+        ensure!(before == after, "the interfaces were made anew:\n{before}\n{after}");
+        let status = agent.json(&["status"])?;
+        let failing = &status["failing"][0];
+        let why = failing["why"].as_str().unwrap_or_default();
+        ensure!(failing["item"] == "task a.2" && why.contains("that of task a.1 too"), "{status:#}");
+        // Once the table is right the other one gets it.
+        table.item_mut("tasks", "a.1")["state"] = json!("shutdown");
+        table.write(&lab.directory().join("table.json"))?;
+        wait_connected(&space, "10.0.1.4")?;
+        wait_for("status to be content", PATIENCE, || {
+            let status = agent.json(&["status"])?;
+            ensure!(status["healthy"] == true, "{status:#}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn dockers_gateway_bridge_is_used_as_it_is() {
     scenario(|lab| {
         let node = lab.node("n1", 11)?;

@@ -12,6 +12,7 @@ mod remember;
 mod services;
 mod tasks;
 
+pub(crate) use services::closing;
 pub(crate) use tasks::one_per_address;
 
 use std::{

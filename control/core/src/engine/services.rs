@@ -64,18 +64,23 @@ pub(super) fn load(raw: Vec<api::Service>, networks: &Networks, left_out: &mut V
     services
 }
 
-/// Names what of our labels is not programmed. One that can't be read closes the ports to all.
+/// Names what of our labels is not programmed. One that there is not, or that can't be read, closes the ports to all.
 fn name_oddities(labels: &BTreeMap<String, String>, what: &str, left_out: &mut Vec<LeftOut>) {
     for (key, text) in labels {
         left_out.extend(oddities(key, text).into_iter().map(|oddity| match oddity {
             Oddity::Ignored(entry) => {
                 LeftOut { what: format!("{entry} in label {key} of {what}"), why: "IPv6 is not supported yet".into() }
             }
-            Oddity::Unreadable(why) => LeftOut {
-                what: format!("label {key} of {what}"),
-                why: format!("{why}; until it is right its published ports are closed to all"),
-            },
+            Oddity::Unreadable(why) => closing(key, what, &why),
         }));
+    }
+}
+
+/// What is said of a label that closes the published ports of `what`.
+pub(crate) fn closing(key: &str, what: &str, why: &str) -> LeftOut {
+    LeftOut {
+        what: format!("label {key} of {what}"),
+        why: format!("{why}; until it is right its published ports are closed to all"),
     }
 }
 

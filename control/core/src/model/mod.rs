@@ -27,7 +27,7 @@ pub use allow::{ALLOW_LABEL, Access, AllowEntry, AllowList, DENY_LABEL, parse_al
 pub use by_network::ByNetwork;
 pub use find::NodeLookup;
 pub use id::{Id, Ids};
-pub use labels::{Oddity, oddities};
+pub use labels::{Oddity, is_meant_for_us, oddities};
 pub use net::{Carrier, DEFAULT_MTU, MAX_MTU, MIN_MTU, Network, Subnet, Vni, checked_mac, parse_mac};
 pub use places::{ADDRESSES_LABEL, Place, Places};
 pub use port::{Port, Ports, Protocol, PublishMode};
@@ -152,13 +152,9 @@ fn share<T: PartialEq>(items: &mut BTreeMap<Id, Arc<T>>, before: &BTreeMap<Id, A
 
 impl Service {
     /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both. A
-    /// label that can't be read allows nobody, whichever of ours it is.
+    /// label of ours that there is not, or that can't be read, allows nobody.
     pub fn allowed(&self, node: Option<&AllowList>) -> Option<AllowList> {
-        let unreadable =
-            |label: &str, read: &dyn Fn(&str) -> bool| self.labels.get(label).is_some_and(|text| !read(text));
-        if unreadable(DENY_LABEL, &|text| parse_allow(text).is_ok())
-            || unreadable(ADDRESSES_LABEL, &|text| Places::parse(text).is_ok())
-        {
+        if self.labels.iter().any(|(key, text)| labels::closes(key, text)) {
             return Some(AllowList::default());
         }
         let own = self.labels.get(ALLOW_LABEL).map(|text| AllowList::new(&parse_allow(text).unwrap_or_default()));

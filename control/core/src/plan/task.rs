@@ -60,6 +60,11 @@ pub(super) fn plan(observed: &Observed, task: &LocalTask, plan: &mut Plan) {
     }
 }
 
+/// Whether one of the task's interfaces leads into this namespace.
+pub(super) fn is_wired(observed: &Observed, inside: &Inside, task: &LocalTask) -> bool {
+    task.interfaces.iter().any(|interface| pair(observed, inside, interface).is_some())
+}
+
 /// Both ends of an interface's veth pair, if they are what they should be.
 fn pair<'a>(observed: &'a Observed, inside: &'a Inside, interface: &Interface) -> Option<(&'a Link, &'a InnerLink)> {
     let host = observed.links.get(&interface.host)?;

@@ -2,6 +2,7 @@
 
 mod kernel;
 mod properties;
+mod shared;
 
 use std::collections::BTreeSet;
 

@@ -6,12 +6,10 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::{
-    place::Entry,
-    tree::{Keyed, closest},
-};
+use super::{place::Entry, tree::Keyed};
 use crate::{
-    model::{Id, Network},
+    model::{Carrier, Id, Network},
+    near::closest,
     problem::Problem,
 };
 
@@ -58,6 +56,11 @@ impl<'m> Addresses<'m> {
             }
         }
         Self { networks, broken, by_name, taken }
+    }
+
+    /// Who carries a network of the file.
+    pub(super) fn carrier(&self, network: &Id) -> Option<Carrier> {
+        self.networks.get(network).map(|network| network.carrier)
     }
 
     /// The network that an entry's key means: an id, or a name that only one network has.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -12,13 +13,13 @@ use super::{
     place::{Element, Place},
     read::{Placed, RawNetwork, RawNode, RawTable, RawTask},
     services,
-    tree::closest,
 };
 use crate::{
     model::{
         Address, ByNetwork, Carrier, DEFAULT_MTU, Id, Model, Network, Node, NodeState, Ports, Service, Subnet, Task,
         TaskState,
     },
+    near::closest,
     problem::Problem,
 };
 
@@ -189,6 +190,7 @@ fn tasks(
     problems: &mut Vec<Problem>,
 ) -> Vec<(Place, Arc<Task>)> {
     let mut tasks = Vec::with_capacity(raw.len());
+    let mut spaces = Namespaces::default();
     for Placed { place, id, item } in raw {
         let (Some(id), Some(raw)) = (id, item) else { continue };
         reference(place, "service", raw.service.as_deref(), &known.service_ids, problems);
@@ -234,11 +236,41 @@ fn tasks(
             netns: raw.netns,
             ports,
         };
+        spaces.take(place, &task, addresses, problems);
         tasks.push((place, Arc::new(task)));
     }
     tasks.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     tasks.dedup_by(|(_, a), (_, b)| a.id == b.id);
     tasks
+}
+
+/// Which task a network namespace is of, by node and path.
+#[derive(Default)]
+struct Namespaces(HashMap<(Id, PathBuf), (Place, bool)>);
+
+impl Namespaces {
+    /// Reports a namespace that is another task's already. What an engine has made may be shared: a container has a task
+    /// for each network that it was attached to.
+    fn take(&mut self, place: Place, task: &Task, addresses: &Addresses<'_>, problems: &mut Vec<Problem>) {
+        let (Some(node), Some(netns)) = (&task.node, &task.netns) else { return };
+        if !task.state.is_networked() || task.addresses.is_empty() {
+            return;
+        }
+        let ours = task.addresses.keys().any(|network| addresses.carrier(network) == Some(Carrier::Hiveway));
+        // As the kernel reads a path: without its dots and double slashes.
+        let key = (node.clone(), netns.components().collect());
+        match self.0.get_mut(&key) {
+            Some((other, others)) if ours || *others => {
+                let message = format!(
+                    "{} is the network namespace of {other} already; each task has one of its own",
+                    netns.display()
+                );
+                problems.push(Problem::error(format!("{place}.netns"), message));
+            }
+            Some((_, others)) => *others |= ours,
+            None => drop(self.0.insert(key, (place, ours))),
+        }
+    }
 }
 
 fn service_ports(service: Option<&str>, known: &Known<'_>) -> Ports {

@@ -1,7 +1,7 @@
 //! `hiveway teardown` tells the managers that Hiveway is gone from this node.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +18,9 @@ use super::{
     connect::{NoConnection, connect},
 };
 use crate::{
+    bounded,
     certs::{Credentials, Files},
+    private,
     relay::{PROTOCOL, VERSION},
 };
 
@@ -52,7 +54,7 @@ impl Contacts {
 
     /// What an agent has left; `None` where there was none with a relay.
     pub fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+        serde_json::from_slice(&bounded::read(path, bounded::STATE).ok()?).ok()
     }
 
     /// Leaves it.
@@ -60,9 +62,7 @@ impl Contacts {
     /// # Errors
     /// When the file can't be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_extension("tmp");
-        fs::write(&temporary, serde_json::to_vec_pretty(self)?)?;
-        fs::rename(temporary, path)
+        private::replace(path, &serde_json::to_vec_pretty(self)?)
     }
 }
 

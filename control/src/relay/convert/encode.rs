@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 
 use hiveway_core::{
     LeftOut, Model,
-    model::{Address, ByNetwork, Id, Network, Node, Port, Service, Subnet, Task},
+    model::{Address, ByNetwork, Id, Network, Node, Port, Service, Subnet, Task, is_meant_for_us},
 };
 use hiveway_proto::relay as wire;
 
-use super::{OUR_LABELS, names, port_number};
+use super::{names, port_number};
 
 /// Items beyond this many that were left out are only counted: a message stays small whatever is wrong.
 const MAX_LEFT_OUT: usize = 500;
@@ -77,7 +77,7 @@ fn network(network: &Network) -> wire::Network {
 }
 
 fn service(service: &Service) -> wire::Service {
-    let ours = service.labels.iter().filter(|(name, _)| name.starts_with(OUR_LABELS));
+    let ours = service.labels.iter().filter(|(name, _)| is_meant_for_us(name));
     wire::Service {
         id: service.id.to_string(),
         name: service.name.clone(),

@@ -11,15 +11,12 @@ mod report;
 
 use std::sync::Arc;
 
-use hiveway_core::Model;
+use hiveway_core::{Model, model::is_meant_for_us};
 
 pub use decode::decode;
 pub use encode::encode;
 pub use paths::{decode_paths, encode_paths};
 pub use report::{decode_report, encode_report, port_number, port_of, text};
-
-/// Services' labels that are sent begin with this.
-const OUR_LABELS: &str = "hiveway.";
 
 /// `model` without what a message does not carry.
 pub fn carried(mut model: Model) -> Model {
@@ -27,7 +24,7 @@ pub fn carried(mut model: Model) -> Model {
         Arc::make_mut(task).netns = None;
     }
     for service in model.services.values_mut() {
-        Arc::make_mut(service).labels.retain(|name, _| name.starts_with(OUR_LABELS));
+        Arc::make_mut(service).labels.retain(|name, _| is_meant_for_us(name));
     }
     model
 }

@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    io::Write,
+    io,
     net::Ipv4Addr,
     num::NonZeroU16,
     path::Path,
@@ -11,6 +10,8 @@ use std::{
 
 use hiveway_core::merge::{Report, Reports};
 use serde::{Deserialize, Serialize};
+
+use crate::{bounded, private};
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -28,7 +29,9 @@ struct Saved {
 
 /// What was saved. What can't be read is as good as nothing: agents report again when they connect.
 pub(super) fn read(path: &Path) -> Reports {
-    let read = || -> io::Result<BTreeMap<String, Saved>> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    let read = || -> io::Result<BTreeMap<String, Saved>> {
+        Ok(serde_json::from_slice(&bounded::read(path, bounded::STATE)?)?)
+    };
     let report = |(node, saved): (String, Saved)| {
         let Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable } = saved;
         (node, Report { vtep, version, vxlan_port, unhealthy, dead, unreachable, preparing: false })
@@ -58,8 +61,5 @@ pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
             (node, Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable })
         })
         .collect();
-    let temporary = path.with_extension("tmp");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(&saved)?)?;
-    fs::rename(&temporary, path)
+    private::replace(path, &serde_json::to_vec_pretty(&saved)?)
 }

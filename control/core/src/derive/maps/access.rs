@@ -9,7 +9,8 @@ use super::Maps;
 use crate::{
     binding::Binding,
     desired::LeftOut,
-    model::{Access, AllowList, Service},
+    engine::closing,
+    model::{Access, AllowList, Oddity, Service, oddities},
     settings::Settings,
     topology::Topology,
 };
@@ -24,6 +25,14 @@ pub(crate) fn restricted(topology: &Topology<'_>, settings: &Settings) -> (Restr
     let here = topology.host_ports.iter().map(|(key, port)| (key, port.service));
     for (key, service) in everywhere.chain(here) {
         let Some(service) = topology.model.services.get(service) else { continue };
+        // A manager's agent has said so already, unless it is of an earlier version.
+        let what = format!("service {} ({})", service.name, service.id);
+        for (key, text) in &service.labels {
+            left_out.extend(oddities(key, text).into_iter().filter_map(|oddity| match oddity {
+                Oddity::Unreadable(why) => Some(closing(key, &what, &why)),
+                Oddity::Ignored(_) => None,
+            }));
+        }
         let Some(access) = access(service, settings) else { continue };
         let size = access.allow.len() + access.deny.len();
         if size <= room {
