@@ -76,7 +76,7 @@ impl Mended {
 }
 
 /// Links are held with this part of the descriptors that the process may have, at most.
-const SHARE: u64 = 4;
+const SHARE: u64 = 16;
 
 /// What is needed to make pins anew.
 pub(crate) struct Pins {
