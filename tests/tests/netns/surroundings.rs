@@ -203,7 +203,10 @@ fn a_part_that_hangs_is_named_and_everything_else_answers() {
             asked(&agent, what)?;
         }
         ensure!(metric(node, "hiveway_healthy")? == Some(0.0), "the metrics say something else");
-        ensure!(agent.log().contains("reconciliation: not heard of"), "{}", agent.log());
+        wait_for("the log to name it", PATIENCE, || {
+            ensure!(agent.log().contains("reconciliation: not heard of"), "{}", agent.log());
+            Ok(())
+        })?;
         std::thread::sleep(Duration::from_secs(2));
         fed();
         std::thread::sleep(Duration::from_secs(4));
