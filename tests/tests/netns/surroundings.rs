@@ -207,8 +207,11 @@ fn a_part_that_hangs_is_named_and_everything_else_answers() {
             ensure!(agent.log().contains("reconciliation: not heard of"), "{}", agent.log());
             Ok(())
         })?;
-        std::thread::sleep(Duration::from_secs(2));
-        fed();
+        // What was sent before has waited to be read.
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(200));
+            fed();
+        }
         std::thread::sleep(Duration::from_secs(4));
         ensure!(fed() == 0, "systemd's watchdog is fed while the loop hangs");
         drop(frozen);
