@@ -168,7 +168,7 @@ fn asked(agent: &Agent, what: &[&str]) -> Result<Value> {
 fn a_part_that_hangs_is_named_and_everything_else_answers() {
     scenario(|lab| {
         let table = web_table(&["n1"], &[("tcp", 8080, 80)], "n1");
-        let mut cluster = Cluster::start_with(lab, 1, table, &METRICS)?;
+        let mut cluster = Cluster::start_with(lab, 3, table, &METRICS)?;
         cluster.serve(&["web.1"])?;
         let (node, agent) = (&cluster.nodes[0], cluster.agents[0].clone());
         let notified = UnixDatagram::bind(lab.directory().join("notify"))?;
