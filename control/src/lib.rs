@@ -1,16 +1,19 @@
 //! The agent `hiveway` and its command line: table sources, netlink, nftables, reconciliation, status.
 
 pub mod agent;
+mod around;
 pub mod bounded;
 pub mod certs;
 pub mod child;
 pub mod cli;
 pub mod engine;
 pub mod engine_mesh;
+mod fresh;
 pub mod host_firewall;
 pub mod instance;
 pub mod ipv6;
 pub mod listeners;
+pub mod liveness;
 pub mod local_address;
 mod lost_uplinks;
 pub mod mesh;
@@ -18,6 +21,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod nft;
 pub mod offloads;
+pub mod places;
 pub mod preflight;
 pub mod private;
 pub mod relay;
@@ -28,6 +32,7 @@ pub mod state_dir;
 pub mod status;
 pub mod swarm;
 pub mod sysctl;
+mod systemd;
 pub mod teardown;
 pub mod uplinks;
 pub mod validate;

@@ -1,6 +1,7 @@
 //! `--metrics`: OpenMetrics over HTTP, gathered at each scrape.
 
 mod collect;
+mod listen;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -28,7 +29,7 @@ pub fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let registry = Arc::new(registry);
     let app = Router::new().route("/metrics", get(move || scrape(registry.clone())));
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, app).await {
+        if let Err(error) = axum::serve(listen::Few::new(listener), app).await {
             tracing::error!("metrics: {error}");
         }
     });

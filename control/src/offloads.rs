@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, io, os::unix::fs::MetadataExt};
 
 use crate::{
-    netlink::{self, LATE_SEGMENTATION, Space},
+    netlink::{self, LATE_SEGMENTATION, Socket, Space},
     state_dir::{Offload, StateDir, StateError},
 };
 
@@ -34,8 +34,9 @@ pub enum OffloadError {
 /// The kernel's.
 pub fn still_on(task: &str, space: &Space, interface: &str) -> Result<BTreeSet<Offload>, OffloadError> {
     let mut on = BTreeSet::new();
+    let socket = socket(space)?;
     for feature in LATE_SEGMENTATION {
-        if space.socket.has_offload(interface, feature)? {
+        if socket.has_offload(interface, feature)? {
             on.insert(Offload {
                 task: task.to_owned(),
                 netns: space.path.clone(),
@@ -65,8 +66,9 @@ pub fn remember(state: &StateDir, on: &BTreeSet<Offload>) -> Result<(), OffloadE
 /// # Errors
 /// The kernel's, at the first that it refuses.
 pub fn turn_off(space: &Space, on: &BTreeSet<Offload>) -> Result<(), OffloadError> {
+    let socket = socket(space)?;
     for offload in on {
-        space.socket.set_offload(&offload.interface, &offload.feature, false)?;
+        socket.set_offload(&offload.interface, &offload.feature, false)?;
     }
     Ok(())
 }
@@ -108,12 +110,16 @@ fn turn_on(offload: &Offload) -> Result<bool, OffloadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(fault(error)),
     }
-    let space = netlink::open_space(&offload.netns).map_err(fault)?;
-    match space.socket.set_offload(&offload.interface, &offload.feature, true) {
+    let (_, socket) = netlink::open_space(&offload.netns).map_err(fault)?;
+    match socket.set_offload(&offload.interface, &offload.feature, true) {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+fn socket(space: &Space) -> Result<Socket, OffloadError> {
+    space.socket().map_err(|source| OffloadError::Namespace { path: space.path.display().to_string(), source })
 }
 
 fn inode(space: &Space) -> Result<u64, OffloadError> {

@@ -19,6 +19,11 @@ pub fn out(text: fmt::Arguments<'_>) {
     }
 }
 
+/// Whether what is printed on stdout still goes anywhere.
+pub fn can_print() -> bool {
+    FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
+}
+
 /// Prints on stderr, where it can.
 pub fn err(text: fmt::Arguments<'_>) {
     // There is nowhere else to say it.

@@ -6,8 +6,13 @@ use std::{
     io::BufRead as _,
     os::unix::net::{UnixDatagram, UnixListener, UnixStream},
     process::Stdio,
+    sync::Arc,
 };
 
+use control::{
+    source::{Base, Origin},
+    state_dir::StateDir,
+};
 use support::{
     HIVEWAY, Netns,
     node::{Node, eventually},
@@ -63,7 +68,11 @@ fn without_a_table_the_agent_says_what_it_waits_for() {
         ("--docker-socket", "/nonexistent/docker.sock"),
         ("--swarm-dir", "/nonexistent"),
     ]);
-    let command = command.env("NOTIFY_SOCKET", node.path("notify")).stdin(Stdio::null()).stderr(log);
+    let command = command
+        .env("NOTIFY_SOCKET", node.path("notify"))
+        .env("WATCHDOG_USEC", "4000000")
+        .stdin(Stdio::null())
+        .stderr(log);
     let mut child = command.spawn().unwrap();
     let socket = node.path("agent.sock");
     eventually("the agent answers", || UnixStream::connect(&socket).is_ok());
@@ -80,15 +89,43 @@ fn without_a_table_the_agent_says_what_it_waits_for() {
     let services = said(&["service", "ls"]);
     assert_eq!(services.status.code(), Some(1));
     assert!(stderr(&services).contains("it waits for a table from relay:127.0.0.1:1"), "{}", stderr(&services));
-    // systemd would end it after 90 s.
+    // systemd would end it after 90 s without `READY=1`, and within four without its watchdog's food.
+    let mut heard = String::new();
     let mut buffer = [0; 1024];
-    let length = notified.recv(&mut buffer).unwrap();
-    let said = String::from_utf8_lossy(&buffer[..length]);
-    assert!(said.contains("EXTEND_TIMEOUT_USEC=60000000") && said.contains("STATUS=waiting for a table"), "{said}");
+    while !["READY=1", "STATUS=waiting for a table", "WATCHDOG=1"].iter().all(|word| heard.contains(word)) {
+        let length = notified.recv(&mut buffer).unwrap_or_else(|error| panic!("{error} after {heard}"));
+        heard += &String::from_utf8_lossy(&buffer[..length]);
+    }
     run(&format!("kill {}", child.id()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(!socket.exists());
     node.assert_untouched();
+}
+
+/// Nothing answers: no engine, no manager's agent, and what was pinned is gone.
+const NOBODY: [(&str, &str); 3] = [
+    ("--table", "relay:127.0.0.1:1"),
+    ("--docker-socket", "/nonexistent/docker.sock"),
+    ("--swarm-dir", "/nonexistent"),
+];
+
+#[test]
+fn after_a_power_cut_a_node_comes_up_from_its_last_table() {
+    for origin in [Origin::Relay, Origin::Swarm] {
+        let node = Node::new();
+        let model = hiveway_core::table::parse_file(NODES, std::path::Path::new("t.yaml")).unwrap().model;
+        let loaded = hiveway_core::engine::Loaded { model, ..Default::default() };
+        let base = Base { table: Arc::new(loaded), origin, node: Some("n1".into()) };
+        StateDir::open(&node.path("state")).unwrap().set_last_table(Some(&base)).unwrap();
+        let agent = node.start(&[&NOBODY[..], &[("--node", "")]].concat());
+        let status = node.ask(&["status"]);
+        assert_eq!((&status["ready"], &status["healthy"]), (&true.into(), &false.into()), "{status}");
+        assert_eq!((&status["node"]["id"], &status["table"]["services"]), (&"n1".into(), &1.into()), "{status}");
+        assert!(status["table"]["unreachable"]["why"].is_string(), "it says that nobody answers: {status}");
+        assert!(!node.ask(&["service", "ls"])[0]["backends"].as_array().unwrap().is_empty());
+        assert!(node.bpffs.join("maps/PORTS").exists(), "the data plane is there");
+        drop(agent);
+    }
 }
 
 #[test]

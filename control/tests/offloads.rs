@@ -26,7 +26,7 @@ fn offloads_are_off_while_their_task_serves_and_then_as_they_were() {
     containers[1].run("ethtool -K eth1 tx-sctp-segmentation off");
     in_fresh_netns(|| async {
         let state = StateDir::open(scratch.path()).unwrap();
-        let spaces = containers.each_ref().map(|container| open_space(&container.path()).unwrap());
+        let spaces = containers.each_ref().map(|container| open_space(&container.path()).unwrap().0);
         let found =
             ["ta", "tb"].iter().zip(&spaces).map(|(task, space)| offloads::still_on(task, space, "eth1").unwrap());
         let found: Vec<_> = found.collect();

@@ -31,9 +31,11 @@ use crate::{
     logger::{Logger, LoggerError},
     object::OBJECT,
     paths::Paths,
+    pins::{Mended, Pins, PinsError},
     preflight::{self, PreflightError},
     probes::Probes,
     sandbox::{self, Sandboxes, TakeError},
+    stats::Counts,
     table::Entries as _,
     tables::Tables,
 };
@@ -68,6 +70,9 @@ pub enum OpenError {
     /// The programs' debug output could not be set up.
     #[error(transparent)]
     Logger(#[from] LoggerError),
+    /// A map's pin could not be opened.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// A directory could not be made.
     #[error("cannot make the directory {path}: {source}{}", hint(.source))]
     Directory {
@@ -105,7 +110,8 @@ pub struct Dataplane {
     attached: BTreeMap<PinName, u32>,
     sandboxes: Sandboxes,
     _logger: Option<Logger>,
-    _lock: Lock,
+    pins: Pins,
+    lock: Lock,
 }
 
 impl Dataplane {
@@ -141,8 +147,23 @@ impl Dataplane {
             attached: BTreeMap::new(),
             sandboxes,
             _logger: logger,
-            _lock: lock,
+            pins: Pins::hold(bpffs)?,
+            lock,
         })
+    }
+
+    /// Makes pins anew that were taken away since the data plane was opened, on a file system that is mounted again if that is
+    /// gone, too. Programs whose links have ended with their pins must be attached anew.
+    ///
+    /// # Errors
+    /// When that cannot be, with the remedy.
+    pub fn mend_pins(&mut self) -> Result<Mended, PinsError> {
+        let mended = self.pins.mend(&self.bpffs, &mut self.lock)?;
+        if mended.any() {
+            // Notes of what is attached may be gone.
+            self.attached.clear();
+        }
+        Ok(mended)
     }
 
     /// Directory of the pins.
@@ -201,6 +222,8 @@ impl Dataplane {
         let before = self.attached.get(&name) == Some(&ifindex);
         let target = Target { program: loaded, id, name: name.clone(), ifindex };
         let attached = target.attach(self.hook, &self.bpffs, before).map_err(fail)?;
+        let pin = self.hook.directory(&self.bpffs).join(name.to_string());
+        self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
         self.attached.insert(name, ifindex);
         Ok(attached)
     }
@@ -225,6 +248,7 @@ impl Dataplane {
         let before = devices.get(&ifindex).map_err(map)?;
         let attached = attach::xdp::attach(fd, id, mode, before.map(|device| device.mode), ifindex, &pin);
         let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail)?;
+        self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
         let device = XdpDevice { mode: mode.number(), mac, uplink: u16::from(uplink) };
         if before != Some(device) {
             devices.put(ifindex, device).map_err(map)?;
@@ -253,13 +277,19 @@ impl Dataplane {
     /// has attached there; if that was in another namespace, or on another device of that name, it is detached. Cheap
     /// when it is attached already. Runs on a thread of its own that enters the namespace.
     pub fn attach_sandbox(&mut self, netns: BorrowedFd<'_>, ifname: &str, id: u32) -> Result<Attached, AttachError> {
-        self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id)
+        let attached = self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id)?;
+        for pin in sandbox::pins(self.hook, &self.bpffs, id) {
+            self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
+        }
+        Ok(attached)
     }
 
     /// Detaches what [`Dataplane::attach_sandbox`] has attached under ids that are not in `keep`, and removes what is
     /// left of those whose interfaces are gone. Carries on after errors; interfaces are given as ids in hexadecimal.
     pub fn detach_sandboxes_except(&mut self, keep: &BTreeSet<u32>) -> Detached {
-        self.sandboxes.detach_except(self.hook, &self.bpffs, keep)
+        let detached = self.sandboxes.detach_except(self.hook, &self.bpffs, keep);
+        self.pins.let_go(&self.bpffs);
+        detached
     }
 
     /// Ids of the containers' interfaces that have a program, as the pins say.
@@ -299,6 +329,7 @@ impl Dataplane {
                 }
             }
         }
+        self.pins.let_go(&self.bpffs);
         result
     }
 
@@ -327,14 +358,19 @@ impl Dataplane {
         Ok(LeftNow { entries, flags: ports.map(|(key, port)| (key, port.flags & port_flag::LEFT)).collect() })
     }
 
+    /// Handles of what is counted. The caller's handles are his own: no call on them keeps others from the data plane.
+    pub fn counts(&self) -> Counts {
+        self.tables.counts.clone()
+    }
+
     /// Dropped packets by reason since the maps were made; all reasons.
     pub fn drops(&self) -> Result<Vec<(DropReason, Stat)>, MapFault> {
-        self.tables.drops()
+        self.tables.counts.drops()
     }
 
     /// Handled packets since the maps were made; all counters.
     pub fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
-        self.tables.counters()
+        self.tables.counts.counters()
     }
 }
 

@@ -23,6 +23,7 @@ mod map_name;
 mod object;
 mod options;
 mod paths;
+mod pins;
 mod pod;
 mod preflight;
 mod probes;
@@ -57,9 +58,11 @@ pub use crate::{
     map_name::MapName,
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
+    pins::{Mended, PinsError},
     preflight::{Check, PreflightError, checks, has_tcx, preflight, try_clsact},
     probes::Probes,
     program::{Direction, Program, UnknownProgram},
+    stats::Counts,
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},
     verify::{Verified, VerifyError, verify},

@@ -35,9 +35,20 @@ pub enum LockError {
 }
 
 /// Held as long as the value lives.
-pub(crate) struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub(crate) struct Lock(Flock<File>);
 
 impl Lock {
+    /// The directory that is locked, wherever it is by now.
+    pub(crate) fn directory(&self) -> &File {
+        &self.0
+    }
+
+    /// Whether it is this directory's.
+    pub(crate) fn is_of(&self, directory: &fs::Metadata) -> bool {
+        let own = self.0.metadata();
+        own.is_ok_and(|own| (own.st_dev(), own.st_ino()) == (directory.st_dev(), directory.st_ino()))
+    }
+
     /// Locks the directory, or says who has it.
     pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Failed { path: path.to_owned(), source };

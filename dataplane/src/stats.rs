@@ -1,21 +1,36 @@
 //! Maps `DROPS` and `COUNTERS`, summed over CPUs.
 
+use std::sync::Arc;
+
 use aya::maps::{MapData, PerCpuArray};
 use dataplane_common::{
     counter::{Counter, Stat},
     drop_reason::DropReason,
 };
 
-use crate::{MapName, pod::Raw, table::MapFault, tables::Tables};
+use crate::{MapName, pod::Raw, table::MapFault};
 
-impl Tables {
-    /// Dropped packets by reason, all reasons.
-    pub(crate) fn drops(&self) -> Result<Vec<(DropReason, Stat)>, MapFault> {
+/// Handles of both maps: reading them waits for nothing, whatever the data plane's owner is doing.
+#[derive(Clone)]
+pub struct Counts {
+    pub(crate) drops: Arc<PerCpuArray<MapData, Raw<Stat>>>,
+    pub(crate) counters: Arc<PerCpuArray<MapData, Raw<Stat>>>,
+}
+
+impl Counts {
+    /// Dropped packets by reason since the maps were made, all reasons.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drops(&self) -> Result<Vec<(DropReason, Stat)>, MapFault> {
         DropReason::ALL.iter().map(|r| Ok((*r, sum(MapName::Drops, &self.drops, *r as u32)?))).collect()
     }
 
-    /// Handled packets by what was done, all counters.
-    pub(crate) fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
+    /// Handled packets by what was done since the maps were made, all counters.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<Vec<(Counter, Stat)>, MapFault> {
         let count = |counter: Counter| sum(MapName::Counters, &self.counters, counter as u32);
         Counter::ALL.iter().map(|counter| Ok((*counter, with_included(*counter, count)?))).collect()
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    ops::ControlFlow,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -87,6 +88,37 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         read_all(self.fd.as_fd()).map_err(|error| self.fault(error.into()))
     }
 
+    /// Hands everything that the map holds to `each`, a buffer's worth at a time: however large the map, no more than that is in
+    /// memory. `each` may change the map; what is added or removed meanwhile may or may not be handed over. It ends early
+    /// where `each` breaks.
+    pub(crate) fn for_each(
+        &self,
+        mut each: impl FnMut(K, V) -> Result<ControlFlow<()>, MapFault>,
+    ) -> Result<ControlFlow<()>, MapFault> {
+        let mut outcome = Ok(ControlFlow::Continue(()));
+        let read = read_batches(self.fd.as_fd(), |entries| {
+            for (key, value) in entries {
+                outcome = each(*key, *value);
+                if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        read.map_err(|error| self.fault(error.into()))?;
+        outcome
+    }
+
+    /// How many entries the map holds.
+    pub(crate) fn count(&self) -> Result<usize, MapFault> {
+        let mut count = 0;
+        let counted = read_batches(self.fd.as_fd(), |entries: &[(K, V)]| {
+            count += entries.len();
+            ControlFlow::Continue(())
+        });
+        counted.map(|()| count).map_err(|error| self.fault(error.into()))
+    }
+
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
         match self.map.get(&Raw(*key), 0) {
             Ok(Raw(value)) => Ok(Some(value)),
@@ -117,6 +149,9 @@ impl<K: Plain + Ord, V: Plain> Entries<K, V> for Table<K, V> {
         absent_is_gone(self.map.remove(&Raw(*key))).map_err(|error| self.fault(error))
     }
 }
+
+/// Entries that are read with one system call; more where a bucket of the map holds more.
+const BATCH: usize = 1024;
 
 /// The outcome of a removal, where what was not there counts as removed.
 pub(crate) fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
@@ -174,10 +209,24 @@ pub(crate) fn read_until<K: Plain, V: Plain>(
     entries: &mut Vec<(K, V)>,
     enough: usize,
 ) -> io::Result<()> {
-    let mut capacity = 1024;
+    if entries.len() >= enough {
+        return Ok(());
+    }
+    read_batches(fd, |more| {
+        entries.extend_from_slice(more);
+        if entries.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })
+}
+
+/// Hands entries of a hash map, or of an array, to `take` until there are no more or it breaks.
+fn read_batches<K: Plain, V: Plain>(
+    fd: BorrowedFd<'_>,
+    mut take: impl FnMut(&[(K, V)]) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let mut capacity = BATCH;
     let mut cursor = None;
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    while entries.len() < enough {
+    let (mut keys, mut values, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
         keys.resize(capacity * size_of::<K>(), 0u8);
         values.resize(capacity * size_of::<V>(), 0u8);
         let (count, last) = match lookup_batch(fd, &mut cursor, &mut keys, &mut values, capacity)? {
@@ -188,14 +237,14 @@ pub(crate) fn read_until<K: Plain, V: Plain>(
                 continue;
             }
         };
+        entries.clear();
         entries.extend(
             (keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>())))
                 .take(count)
                 .filter_map(|(key, value)| Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?))),
         );
-        if last {
-            break;
+        if take(&entries).is_break() || last {
+            return Ok(());
         }
     }
-    Ok(())
 }

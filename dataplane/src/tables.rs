@@ -26,6 +26,7 @@ use crate::{
     paths::Paths,
     pod::Raw,
     sets::Sets,
+    stats::Counts,
     table::{MapFault, Table},
     trie::Trie,
     xdp_state::State,
@@ -56,8 +57,7 @@ pub(crate) struct Tables {
     pub(crate) probes: Option<Table<Ip4, Probed>>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
-    pub(crate) drops: PerCpuArray<MapData, Raw<Stat>>,
-    pub(crate) counters: PerCpuArray<MapData, Raw<Stat>>,
+    pub(crate) counts: Counts,
 }
 
 impl Tables {
@@ -97,8 +97,10 @@ impl Tables {
                 affinity_pending: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,
             },
-            drops: per_cpu(MapName::Drops, take(MapName::Drops)?)?,
-            counters: per_cpu(MapName::Counters, take(MapName::Counters)?)?,
+            counts: Counts {
+                drops: per_cpu(MapName::Drops, take(MapName::Drops)?)?.into(),
+                counters: per_cpu(MapName::Counters, take(MapName::Counters)?)?.into(),
+            },
         })
     }
 }

@@ -5,7 +5,10 @@ mod support;
 use std::{collections::HashSet, thread::sleep, time::Duration};
 
 use anyhow::Result;
-use dataplane::{Program, Removed, SweepReport, Timeouts, monotonic_now, testing::Decision::Pass};
+use dataplane::{
+    MapName, Program, Removed, SweepReport, Timeouts, monotonic_now,
+    testing::{Decision::Pass, Harness},
+};
 use dataplane_common::{
     flow::{DirectGate, Flow, FlowKey, flag},
     service::Backend,
@@ -152,4 +155,46 @@ fn the_gate_stays_open_while_a_direct_connection_is_translated() -> Result<()> {
         assert_eq!(harness.direct_gate(), gate(3, 3));
         Ok(())
     })
+}
+
+/// A figure of this process in `/proc/self/status`, in KiB.
+fn memory(name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.and_then(|text| text.split_whitespace().next()).map_or(Ok(0), str::parse)?)
+}
+
+#[test]
+fn a_sweep_and_a_listing_take_no_memory_that_grows_with_the_tables() -> Result<()> {
+    const CONNECTIONS: u32 = 116_000;
+    let mut harness = Harness::with_sizes(&[(MapName::Flows, 1 << 18)])?;
+    let now = monotonic_now();
+    for n in 0..CONNECTIONS {
+        let [_, a, b, c] = n.to_be_bytes();
+        let (client, vip, task, ports) = ([198, a, b, c], [10, 0, 1, 2], [10, 0, 1, 9], ([4, 1], [0, 80]));
+        let flow = Flow { created: now, last_seen: now, tag: LOCAL1.tag, flags: flag::SEEN, ..Flow::default() };
+        let (from, to) = ((client, ports.0), (vip, ports.1));
+        let forward = Flow { src: client, sport: ports.0, dst: task, dport: ports.1, ..flow };
+        let reply =
+            Flow { src: vip, sport: ports.1, dst: client, dport: ports.0, flags: flag::SEEN | flag::REPLY, ..flow };
+        harness.put_flow(FlowKey::new([0, 0, 16, 1], from, to, 6), forward)?;
+        harness.put_flow(FlowKey::new([0, 0, 16, 1], (task, ports.1), from, 6), reply)?;
+    }
+    // The peak begins anew.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = memory("VmRSS")?;
+    let started = std::time::Instant::now();
+    let report = harness.sweep(&everybody(), &Timeouts::default())?;
+    let took = started.elapsed();
+    assert_eq!((report.left.flows, report.removed), (2 * CONNECTIONS as usize, Removed::default()));
+    let started = std::time::Instant::now();
+    assert_eq!(harness.count_rows()?, CONNECTIONS as usize);
+    let listed = started.elapsed();
+    let grown = memory("VmHWM")?.saturating_sub(before);
+    println!("{CONNECTIONS} connections: swept in {took:?}, listed in {listed:?}, {before} KiB and {grown} KiB more");
+    // Other tests of this program run beside this one.
+    assert!(grown < 16 << 10, "{grown} KiB more for {CONNECTIONS} connections");
+    let report = harness.sweep(&HashSet::new(), &Timeouts::default())?;
+    assert_eq!((report.left.flows, report.removed.task_gone), (0, 2 * CONNECTIONS as usize));
+    Ok(())
 }

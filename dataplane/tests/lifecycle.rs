@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use dataplane::{
-    AdoptError, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes, TcHook,
+    AdoptError, Attached, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes, TcHook,
     TeardownError, Timeouts, teardown,
 };
 use dataplane_common::{
@@ -340,4 +340,53 @@ fn the_verifier_gives_figures_for_every_program() -> Result<()> {
         assert!(figure.instructions < 1_000_000, "{figure:?}");
     }
     Ok(())
+}
+
+/// How many endpoints the pinned map holds.
+fn endpoints(bpffs: &Path) -> Result<usize> {
+    let map: HashMap<_, [u8; size_of::<EndpointKey>()], [u8; size_of::<Endpoint>()]> =
+        Map::HashMap(MapData::from_pin(bpffs.join("hiveway/maps/ENDPOINTS"))?).try_into()?;
+    Ok(map.keys().count())
+}
+
+#[test]
+fn pins_that_are_gone_are_made_anew() -> Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    sandbox(|bpffs| {
+        veth("v0", "v1")?;
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        dataplane.apply(&state())?;
+        dataplane.attach(Program::FromContainer, "v0")?;
+        assert!(!dataplane.mend_pins()?.any(), "nothing is wrong");
+        let (before, links) = (endpoints(bpffs)?, attached("v0")?);
+
+        fs::remove_file(bpffs.join("hiveway/maps/FLOWS"))?;
+        assert_eq!(dataplane.mend_pins()?.maps, 1);
+        fs::remove_dir_all(bpffs.join("hiveway"))?;
+        let mended = dataplane.mend_pins()?;
+        assert_eq!((mended.maps, mended.links, mended.mounted), (MapName::ALL.len(), 1, false));
+        assert_eq!(attached("v0")?, links, "the same link, without a gap");
+        assert_eq!(dataplane.attach(Program::FromContainer, "v0")?, Attached::Unchanged);
+        assert_eq!((endpoints(bpffs)?, attached("v0")?.len()), (before, 1));
+
+        // Gone with its file system, which the agent's lock keeps: the links have not ended.
+        umount2(bpffs, MntFlags::MNT_DETACH)?;
+        assert!(!bpffs.join("hiveway").exists());
+        let mended = dataplane.mend_pins()?;
+        assert_eq!((mended.maps, mended.links, mended.mounted), (MapName::ALL.len(), 1, true));
+        assert_eq!((endpoints(bpffs)?, attached("v0")?), (before, links), "the same link, without a gap");
+        assert_eq!(dataplane.attach(Program::FromContainer, "v0")?, Attached::Unchanged);
+        assert_eq!(attached("v0")?.len(), 1, "not twice");
+        // One that nobody holds any more is attached anew.
+        fs::remove_file(bpffs.join("hiveway/links/from_container@v0"))?;
+        assert_eq!(dataplane.mend_pins()?.links, 1);
+        assert!(!dataplane.mend_pins()?.any());
+        let other = Dataplane::open(&options(bpffs));
+        assert!(matches!(other, Err(OpenError::Lock(LockError::Busy { .. }))), "it is still locked");
+        drop(dataplane);
+        let mut next = Dataplane::open(&options(bpffs))?;
+        next.attach(Program::FromContainer, "v0")?;
+        assert_eq!((endpoints(bpffs)?, attached("v0")?.len()), (before, 1), "the next agent takes over");
+        Ok(())
+    })
 }

@@ -37,6 +37,8 @@ pub struct Agent {
     extra: Mutex<Vec<String>>,
     /// What the lab adds to them.
     of_lab: Vec<String>,
+    /// Variables of the next start's environment.
+    environment: Mutex<Vec<(String, String)>>,
     /// A directory of programs that the next start finds before the machine's.
     programs: Mutex<Option<PathBuf>>,
     process: Mutex<Option<Process>>,
@@ -89,6 +91,7 @@ impl Agent {
             netns: netns.clone(),
             directory,
             bpffs,
+            environment: Mutex::default(),
             programs: Mutex::default(),
             process: Mutex::default(),
             starts: Mutex::default(),
@@ -107,6 +110,7 @@ impl Agent {
             let path = std::env::var("PATH").unwrap_or_default();
             command.env("PATH", format!("{}:{path}", programs.display()));
         }
+        command.envs(self.environment.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         *self.lock() = Some(Process::start(command, &self.directory, &format!("start-{starts}"))?);
         Ok(())
     }
@@ -190,6 +194,12 @@ impl Agent {
     /// The next start finds the programs in this directory before the machine's of the same names.
     pub fn programs_from(&self, directory: &Path) {
         *self.programs.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory.to_owned());
+    }
+
+    /// The next start has this variable in its environment.
+    pub fn set_variable(&self, name: &str, value: &str) {
+        let mut environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
+        environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// What a counter of `status` says.

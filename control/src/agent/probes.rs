@@ -23,8 +23,12 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use crate::liveness::Pulse;
+
 /// How often answers are looked at, and probes sent that are due.
 const LOOK: Duration = Duration::from_millis(200);
+/// Looks are heard of within this time.
+const HEARD: Duration = Duration::from_secs(15);
 /// How much time lies between two lines of the log about paths that begin to fail or to pass: where a whole underlay fails,
 /// paths do so one after the other.
 const LINES: Duration = Duration::from_secs(5);
@@ -127,7 +131,7 @@ impl Probing {
     ///
     /// # Errors
     /// When the kernel refuses a packet socket.
-    pub(super) fn start(probes: Probes, paths: Arc<Paths>) -> io::Result<Self> {
+    pub(super) fn start(probes: Probes, paths: Arc<Paths>, pulse: Pulse) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(None);
         // Sends only: with protocol 0 nothing is received.
         let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
@@ -138,6 +142,7 @@ impl Probing {
             prober: Prober::default(),
             nodes: None,
             logged: Default::default(),
+            pulse,
         };
         Ok(Self { wanted, paths, prober: tokio::spawn(sender.run(wants)) })
     }
@@ -169,6 +174,7 @@ struct Sender {
     nodes: Option<BTreeSet<Ip4>>,
     /// The state of each path that the log has last told of, and when.
     logged: (BTreeMap<Ip4, State>, Option<Instant>),
+    pulse: Pulse,
 }
 
 impl Sender {
@@ -177,10 +183,14 @@ impl Sender {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wanted = wants.borrow_and_update().clone();
+            self.pulse.beat(HEARD);
             if let Some(wanted) = &wanted {
                 self.round(wanted);
             }
             let idle = wanted.is_none_or(|wanted| wanted.nodes.is_empty());
+            if idle {
+                self.pulse.rests();
+            }
             tokio::select! {
                 changed = wants.changed() => if changed.is_err() {
                     return;

@@ -1,31 +1,38 @@
-//! Tells the world that the first table has been programmed.
+//! Tells systemd and the log how far the agent has come. Ready in systemd's sense is an agent that answers on its socket and
+//! whose programs this machine takes: a table may be long in coming, after a power cut of a whole swarm say, and no reason to
+//! kill the agent. The line `ready:` on stderr says that the first table has been programmed.
 
 use std::time::Duration;
 
-use sd_notify::NotifyState;
 use tokio::time::interval;
 
 use super::shared::Snapshot;
-use crate::{say::errln, status::report::Starting};
+use crate::{
+    say::errln,
+    status::report::Starting,
+    systemd::{Said, tell},
+};
 
-/// How often systemd is asked for more time, and for how much.
-const MORE_TIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
+/// How often systemd is told what is waited for.
+const AGAIN: Duration = Duration::from_secs(10);
 
-/// Tells systemd, for as long as it is polled, that the start takes longer and why: a swarm whose managers all start again
-/// after a power cut is no reason to kill the agent.
+/// The socket answers, and the machine has what the agent needs.
+pub(super) fn answers() {
+    tell(Said::Ready("it waits for the first table".into()));
+}
+
+/// Tells systemd, for as long as it is polled, what is waited for.
 pub(super) async fn keep_waiting(starting: Option<&Starting>) {
-    let mut tick = interval(MORE_TIME.0);
+    let mut tick = interval(AGAIN);
     while let Some(starting) = starting {
         tick.tick().await;
         let status = format!("waiting for {}", starting.why());
-        let more = u32::try_from(MORE_TIME.1.as_micros()).unwrap_or(u32::MAX);
-        // Without systemd there is nobody to tell, and with it the next time may work.
-        let _ = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(more)]);
+        tell(Said::Status(status));
     }
     std::future::pending().await
 }
 
-/// Prints the `ready:` line on stderr and notifies systemd, if it started us.
+/// Prints the `ready:` line on stderr, and tells systemd.
 pub(super) fn announce(snapshot: &Snapshot) {
     let underlay = snapshot.uplinks.text();
     let vtep = snapshot.vtep.map(|vtep| vtep.to_string()).unwrap_or_default();
@@ -36,7 +43,5 @@ pub(super) fn announce(snapshot: &Snapshot) {
         snapshot.waiting.len(),
         snapshot.failing.len(),
     );
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("ready")]) {
-        tracing::warn!("cannot notify systemd: {error}");
-    }
+    tell(Said::Status("the first table has been programmed".into()));
 }

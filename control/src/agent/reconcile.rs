@@ -37,6 +37,8 @@ use super::{
     memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
+    pace::Foreign,
+    pins,
     probes::{self, Probing},
     programs::{self, Attachment},
     rest,
@@ -96,6 +98,12 @@ pub(super) struct Agent {
     pub(super) uplinks: Uplinks,
     pub(super) lost_uplinks: LostUplinks,
     pub(super) probing: Probing,
+    /// When everything was last looked at; changes of links alone are no reason to look at all of it.
+    pub(super) looked: Option<Instant>,
+    /// The directories of pins after the last round.
+    pub(super) pins: pins::Look,
+    /// Interfaces that are no concern.
+    pub(super) foreign: Foreign,
     /// Processor time of the last round.
     pub(super) cost: Duration,
     /// What the maps show, as far as we know: small changes of it are seen at once.
@@ -140,10 +148,15 @@ impl Agent {
         round.close(&mut self.backoff);
         self.publish(round, started);
         memory::give_back();
+        self.pins = pins::Look::at(&self.args.bpffs);
         self.cost = rest::used().saturating_sub(used);
+        if cause != Cause::Kernel {
+            self.looked = Some(Instant::now());
+        }
     }
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
+        self.mend_pins(round);
         let mut links = observe_links(&self.socket).await?;
         let found = self.find_own_address(&links);
         self.find_uplinks(&links, round).await;
@@ -214,6 +227,7 @@ impl Agent {
         if cause != Cause::Kernel && !early {
             self.sweep(cause, round);
         }
+        self.note_foreign(&links, &gateway, &clients);
         self.remember(&desired, &settings, &gateway, clients, &links);
         Ok(())
     }

@@ -18,7 +18,7 @@ const MOST: Duration = Duration::from_secs(30);
 impl Agent {
     /// Whether everything may be looked at again only because time has passed.
     pub(super) fn has_rested(&self) -> bool {
-        enough(self.last.last_run, self.cost, Instant::now())
+        enough(self.looked, self.cost, Instant::now())
     }
 
     /// What is done in time all the same.

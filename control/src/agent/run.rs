@@ -16,7 +16,8 @@ use super::{
     host_rules::HostRules,
     memory,
     next_hops::NextHops,
-    path_news,
+    pace::{Foreign, Pace},
+    path_news, pins,
     probes::{Paths, Probing},
     ready,
     reconcile::{Agent, Cause},
@@ -26,7 +27,9 @@ use super::{
 };
 use crate::{
     cli::AgentArgs,
-    host_firewall, metrics,
+    host_firewall,
+    liveness::{self, Liveness, Part},
+    metrics,
     netlink::monitor,
     relay,
     source::{self, Conductor, Live, Setup, Source},
@@ -41,6 +44,8 @@ const TICK: Duration = Duration::from_secs(5);
 const WAITING: Duration = Duration::from_millis(500);
 /// How long the first round waits for the host's rules.
 const FIRST_RULES: Duration = Duration::from_secs(20);
+/// The loop is heard of within this time, or within so many times what the last round took.
+const ROUND: (Duration, u32) = (Duration::from_secs(30), 10);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -61,7 +66,9 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
 async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let conductor = args.table.is_live().then(|| conductor(&args));
+    let alive = Arc::new(Liveness::default());
+    liveness::watch(alive.clone()).context("cannot start the thread that looks after the others")?;
+    let conductor = args.table.is_live().then(|| conductor(&args, &alive));
     let (ready, when_ready) = watch::channel(false);
     let board = Arc::new(Paths::default());
     let relay = conductor
@@ -92,8 +99,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         mut status,
         metrics,
         instance: _instance,
+        tight,
     } = started;
-    let mut host_firewall = host_firewall::watch().context("cannot watch for changes of the firewall")?;
+    let mut host_firewall =
+        host_firewall::watch(alive.pulse(Part::Firewall)).context("cannot watch for changes of the firewall")?;
     let addresses = state.gateway_addresses()?;
     let about = About {
         mesh_allow: args.mesh_allow(),
@@ -108,6 +117,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),
         host_firewall: host_firewall.clone(),
         paths: board.clone(),
+        liveness: alive.clone(),
+        tight,
     };
     // What was never read may say anything: the first round waits for it.
     let _ = timeout(FIRST_RULES, host_firewall.wait_for(|heard| heard.attempts > 0)).await;
@@ -117,12 +128,16 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
     let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
     let probes = dataplane.take_probes(random()).context("the map of probes is taken")?;
-    let probing = Probing::start(probes, board.clone()).context("cannot open a packet socket for probes")?;
+    let probing = Probing::start(probes, board.clone(), alive.pulse(Part::Probes))
+        .context("cannot open a packet socket for probes")?;
     let next_hops = NextHops::start(hops, paths, board).context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
-    let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone())
+    let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone(), alive.pulse(Part::Sweep))
         .context("cannot start the sweep's thread")?;
     status.serve(Answers::Agent(shared.clone()));
+    if !args.table.is_live() {
+        ready::answers();
+    }
     if let Some(listener) = metrics {
         metrics::serve(listener, shared.clone());
     }
@@ -143,7 +158,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         Underlay::Auto => Some(monitor::watch_routes(routes_changed).context("cannot watch for changes of routes")?),
         Underlay::Named(_) => None,
     };
-    let _monitor = monitor::watch(links_changed).context("cannot watch for changes of interfaces")?;
+    let foreign = Foreign::default();
+    let ignores = {
+        let foreign = foreign.clone();
+        move |event: &monitor::About| foreign.ignores(event)
+    };
+    let _monitor = monitor::watch(links_changed, ignores).context("cannot watch for changes of interfaces")?;
     let mut agent = Agent {
         args,
         table,
@@ -170,13 +190,19 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         programmed: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
+        looked: None,
+        foreign,
+        pins: Default::default(),
     };
+    let pulse = alive.pulse(Part::Rounds);
+    let mut pace = Pace::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
     let mut announced = false;
     let mut cause = Cause::Table;
     loop {
+        pulse.beat(ROUND.0.max(agent.last.last_duration * ROUND.1));
         match cause {
             Cause::Rest => agent.rest(),
             Cause::Guard if !block_in_place(|| agent.guard_table()) => {}
@@ -185,6 +211,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             Cause::Routes => agent.reconcile(Cause::Kernel).await,
             cause => agent.reconcile(cause).await,
         }
+        pace.round(std::time::Instant::now(), agent.cost);
         if agent.last.ready && !announced {
             ready::announce(&agent.last);
             announced = true;
@@ -195,12 +222,28 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            // What is due comes first: whatever happens around the agent all the time, it keeps nothing from its time.
+            () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
+            _ = tick.tick() => if agent.table.confirm() {
+                Cause::Table
+            } else if agent.has_rested() {
+                Cause::Tick
+            } else {
+                Cause::Rest
+            },
+            () = until(agent.newcomer.due()) => {
+                agent.newcomer.known();
+                Cause::Tick
+            }
+            () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
             Some(()) = tables.recv() => {
                 sleep(settle(&agent.args.table)).await;
                 while tables.try_recv().is_ok() {}
                 if agent.table.reload() { Cause::Table } else { Cause::Kernel }
             }
-            Some(()) = links.recv() => {
+            () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
+            () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
+            Some(()) = paced(&pace, links.recv()) => {
                 sleep(LINKS_SETTLE).await;
                 while links.try_recv().is_ok() {}
                 Cause::Kernel
@@ -210,22 +253,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
-            () = namespace_appears(&agent) => Cause::Kernel,
-            () = retry(&agent.backoff) => Cause::Tick,
-            () = until(agent.newcomer.due()) => {
-                agent.newcomer.known();
-                Cause::Tick
-            }
-            () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
-            _ = tick.tick() => if agent.table.confirm() {
-                Cause::Table
-            } else if agent.has_rested() {
-                Cause::Tick
-            } else {
-                Cause::Rest
-            },
             // Behind everything else: a routing protocol may have news all the time.
-            Some(()) = routes.recv() => Cause::Routes,
+            Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");
@@ -233,13 +262,14 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
 }
 
 /// All that a live source is made of.
-fn conductor(args: &AgentArgs) -> Conductor {
+fn conductor(args: &AgentArgs, alive: &Arc<Liveness>) -> Conductor {
     let last = StateDir::existing(&args.state_dir).and_then(|state| state.last_table());
     Conductor::start(Setup {
         manager: (args.table == Source::Swarm).then(|| args.engine.manager()),
         engine: args.engine.engine(),
         node: Some(args.node.clone()).filter(|node| !node.is_empty()),
         last,
+        pulse: alive.pulse(Part::Source),
     })
 }
 
@@ -291,9 +321,11 @@ async fn namespace_appears(agent: &Agent) {
     }
 }
 
-/// Returns when a failing item has its turn.
-async fn retry(backoff: &Backoff) {
-    until(backoff.next()).await;
+/// What comes when the surroundings may cause a round.
+async fn paced<T>(pace: &Pace, event: impl Future<Output = T>) -> T {
+    let now = std::time::Instant::now();
+    sleep_until(Instant::from_std(pace.not_before(now))).await;
+    event.await
 }
 
 /// Returns at that time, or never.

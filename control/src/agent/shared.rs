@@ -5,12 +5,15 @@ use std::{
     time::Instant,
 };
 
-use dataplane::{Connections, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
+use dataplane::{Connections, Counts, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 use tokio::sync::watch;
 
 use super::{host_rules::FirewallStatus, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
-use crate::{cli::MeshReturn, engine::EngineView, host_firewall::Heard, relay::Board, source::Live, uplinks::Uplinks};
+use crate::{
+    around::Reads, cli::MeshReturn, engine::EngineView, host_firewall::Heard, liveness::Liveness, relay::Board,
+    source::Live, uplinks::Uplinks,
+};
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -124,6 +127,10 @@ pub struct Shared {
     dataplane: Mutex<Dataplane>,
     /// For readers of whole tables: they must not keep the data plane from being changed.
     connections: Connections,
+    /// As it was opened: `tcx` or `clsact`.
+    hook: &'static str,
+    counts: Counts,
+    pub(crate) reads: Reads,
     sweeps: Mutex<Sweeps>,
 }
 
@@ -163,6 +170,10 @@ pub struct About {
     pub relay: Option<Arc<Board>>,
     /// What this node's engine says, with live sources.
     pub engine: Option<watch::Receiver<Arc<EngineView>>>,
+    /// Why full connection tables would be too much for the memory that the agent may use.
+    pub tight: Option<String>,
+    /// Which parts of the agent are at work.
+    pub liveness: Arc<Liveness>,
     /// The host's packet filters, as last read.
     pub host_firewall: tokio::sync::watch::Receiver<Heard>,
 }
@@ -174,8 +185,11 @@ impl Shared {
     /// When the process has no file descriptors left.
     pub fn new(about: About, dataplane: Dataplane) -> Result<Self, MapFault> {
         let connections = dataplane.connections()?;
+        let hook = if dataplane.uses_tcx() { "tcx" } else { "clsact" };
+        let counts = dataplane.counts();
         let dataplane = Mutex::new(dataplane);
-        Ok(Self { about, snapshot: RwLock::default(), dataplane, connections, sweeps: Mutex::default() })
+        let (snapshot, sweeps, reads) = Default::default();
+        Ok(Self { about, snapshot, dataplane, connections, hook, counts, reads, sweeps })
     }
 
     /// The last reconciliation's result.
@@ -192,6 +206,28 @@ impl Shared {
         &self.connections
     }
 
+    /// How programs are attached: `tcx` or `clsact`.
+    pub fn hook(&self) -> &'static str {
+        self.hook
+    }
+
+    /// What the programs count, to be read without the data plane.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// The last reconciliation's failing items, and parts of the agent that are overdue.
+    pub fn failing(&self, snapshot: &Snapshot) -> Vec<Trouble> {
+        let now = Instant::now();
+        let overdue = self.about.liveness.overdue(now).into_iter().map(|overdue| Trouble {
+            item: overdue.part.name().into(),
+            why: overdue.why(now),
+            attempts: 1,
+            retry: None,
+        });
+        snapshot.failing.iter().cloned().chain(overdue).collect()
+    }
+
     /// What the sweeps have found so far.
     pub fn sweeps(&self) -> Sweeps {
         self.sweeps.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -206,8 +242,12 @@ impl Shared {
         }
     }
 
-    /// The data plane; its calls block for as long as some map operations take.
-    pub fn dataplane(&self) -> MutexGuard<'_, Dataplane> {
+    /// The data plane, for the loop alone: its calls take as long as map operations do. Who answers questions has [`counts`] and
+    /// [`connections`].
+    ///
+    /// [`counts`]: Self::counts
+    /// [`connections`]: Self::connections
+    pub(super) fn dataplane(&self) -> MutexGuard<'_, Dataplane> {
         self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

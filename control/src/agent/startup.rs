@@ -10,7 +10,7 @@ use hiveway_core::{
 };
 use tokio::net::TcpListener;
 
-use super::{newcomer::Newcomer, table::Table};
+use super::{newcomer::Newcomer, ready, room, table::Table};
 use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
@@ -38,6 +38,8 @@ pub(super) struct Started {
     pub(super) status: Server,
     pub(super) metrics: Option<TcpListener>,
     pub(super) instance: Instance,
+    /// Why full connection tables would be too much for the memory that the agent may use.
+    pub(super) tight: Option<String>,
 }
 
 /// Checks and opens everything, what changes nothing first.
@@ -62,6 +64,11 @@ pub(super) async fn start(
     let reserved =
         Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port.unwrap_or(Reserved::default().vxlan_port) };
     let (source, node) = (args.table.clone(), args.node.clone());
+    if early.is_some() {
+        // A live source may let us wait: whether the machine will do at all is known before.
+        machine(&args.bpffs).await?;
+        ready::answers();
+    }
     let table = match live {
         Some(live) => Table::follow(source, live.hub.table.clone(), node).await?,
         None => Table::open(source, reserved, node)?,
@@ -71,12 +78,8 @@ pub(super) async fn start(
     let socket = Socket::open().context("cannot open a netlink socket")?;
     let args = &*args;
     let own_address = interfaces(args, node.vtep, live, &socket).await?;
-    let bpffs = args.bpffs.clone();
-    let checks = tokio::task::spawn_blocking(move || preflight::checks(&bpffs, false)).await.context("preflight")?;
-    let missing: Vec<String> =
-        checks.iter().filter_map(|check| Some(format!("{}: {}", check.name, check.result.as_ref().err()?))).collect();
-    if !missing.is_empty() {
-        bail!("this machine lacks what the agent needs (hiveway preflight shows all of it):\n{}", missing.join("\n"));
+    if early.is_none() {
+        machine(&args.bpffs).await?;
     }
     let instance = Instance::take()?;
     if early.is_none() {
@@ -97,6 +100,10 @@ pub(super) async fn start(
         tracing::warn!("--mesh-addresses: {place} is ignored: IPv6 is not supported yet");
     }
     let options = options(args)?;
+    let tight = room::fits(options.sizes, room::limit()).map_err(anyhow::Error::msg)?;
+    if let Some(warning) = &tight {
+        tracing::warn!("{warning}");
+    }
     let metrics = match args.metrics {
         Some(address) => Some(metrics::bind(address).await.context("--metrics")?),
         None => None,
@@ -116,7 +123,19 @@ pub(super) async fn start(
             state.remove();
         }
     })?;
-    Ok(Started { table, socket, own_address, state, dataplane, newcomer, status, metrics, instance })
+    Ok(Started { table, socket, own_address, state, dataplane, newcomer, status, metrics, instance, tight })
+}
+
+/// Checks that the machine has what the agent needs.
+async fn machine(bpffs: &Path) -> anyhow::Result<()> {
+    let bpffs = bpffs.to_owned();
+    let checks = tokio::task::spawn_blocking(move || preflight::checks(&bpffs, false)).await.context("preflight")?;
+    let missing: Vec<String> =
+        checks.iter().filter_map(|check| Some(format!("{}: {}", check.name, check.result.as_ref().err()?))).collect();
+    if !missing.is_empty() {
+        bail!("this machine lacks what the agent needs (hiveway preflight shows all of it):\n{}", missing.join("\n"));
+    }
+    Ok(())
 }
 
 /// Checks those that were named. Returns the node's own address where tunnels arrive, if that is not `vtep`.

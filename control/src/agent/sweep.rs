@@ -9,9 +9,13 @@ use std::{
 use dataplane::{Connections, Timeouts, monotonic_now};
 
 use super::{shared::Shared, tags::Tags};
+use crate::liveness::Pulse;
 
 /// How much longer than a sweep takes the time between two of them is, unless tasks have gone.
 const SPARING: u32 = 10;
+
+/// The sweep is heard of within this time, or within so many times what the last one took.
+const HEARD: (Duration, u32) = (Duration::from_secs(60), 3 * SPARING);
 
 /// Asks for sweeps.
 #[derive(Debug)]
@@ -31,9 +35,14 @@ struct Request {
 
 impl Sweeper {
     /// Starts the thread; it ends with the sweeper.
-    pub(super) fn start(connections: Connections, timeouts: Timeouts, shared: Arc<Shared>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        connections: Connections,
+        timeouts: Timeouts,
+        shared: Arc<Shared>,
+        pulse: Pulse,
+    ) -> std::io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
-        let run = move || run(connections, &timeouts, &shared, &inbox);
+        let run = move || run(connections, &timeouts, &shared, &inbox, &pulse);
         std::thread::Builder::new().name("sweep".to_owned()).spawn(run)?;
         Ok(Self { requests })
     }
@@ -45,9 +54,18 @@ impl Sweeper {
     }
 }
 
-fn run(mut connections: Connections, timeouts: &Timeouts, shared: &Shared, inbox: &mpsc::Receiver<Request>) {
+fn run(
+    mut connections: Connections,
+    timeouts: &Timeouts,
+    shared: &Shared,
+    inbox: &mpsc::Receiver<Request>,
+    pulse: &Pulse,
+) {
     let mut rest_until = Instant::now();
+    let mut heard = HEARD.0;
+    pulse.beat(heard);
     while let Ok(mut request) = inbox.recv() {
+        pulse.beat(heard);
         // Only the newest table counts.
         for newer in inbox.try_iter() {
             request = Request { urgent: newer.urgent || request.urgent, ..newer };
@@ -59,6 +77,8 @@ fn run(mut connections: Connections, timeouts: &Timeouts, shared: &Shared, inbox
         let swept = connections.sweep(&request.tags.live(), request.as_of, timeouts);
         let took = started.elapsed();
         rest_until = Instant::now() + rest(took);
+        heard = HEARD.0.max(took * HEARD.1);
+        pulse.beat(heard);
         shared.swept(swept.map_err(|error| error.to_string()));
         tracing::debug!("swept connections in {} ms", took.as_millis());
     }

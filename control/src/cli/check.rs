@@ -19,7 +19,7 @@ use crate::{
 pub(super) fn check(args: &CheckArgs) -> u8 {
     let until = Instant::now() + Duration::from_secs(args.wait);
     let value = loop {
-        match ask(&args.show.socket, Request::Check) {
+        match ask(&args.show.socket, &Request::Check) {
             Ok(value) if value["waiting"] == true && Instant::now() < until => sleep(Duration::from_millis(300)),
             Ok(value) => break value,
             Err(error) => {

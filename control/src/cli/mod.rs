@@ -13,14 +13,18 @@ mod table_text;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
+use ipnet::Ipv4Net;
 
 pub use agent_args::{AgentArgs, MeshInterfaces, MeshReturn, XdpMode};
 pub use connection_args::ConnectionArgs;
 pub use engine_args::EngineArgs;
 pub use relay_args::RelayArgs;
 
-use crate::source::Source;
+use crate::{
+    source::Source,
+    status::filter::{STATES, prefix},
+};
 
 /// Default of `--bpffs`.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/hiveway";
@@ -67,7 +71,7 @@ pub enum Command {
     Endpoint(List),
     /// Connections that this node translates.
     #[command(subcommand)]
-    Flow(List),
+    Flow(Flows),
     /// Dropped packets by reason.
     Drops(ShowArgs),
     /// Tries what Hiveway needs of this machine and names what is missing, with the remedy. Changes nothing.
@@ -89,6 +93,33 @@ impl List {
         let Self::Ls(args) = self;
         args
     }
+}
+
+/// What can be done with connections.
+#[derive(Debug, Subcommand)]
+pub enum Flows {
+    /// Lists them.
+    Ls(FlowArgs),
+}
+
+/// `flow ls`.
+#[derive(Debug, Args)]
+pub struct FlowArgs {
+    /// How the agent is asked.
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// Only connections of this service, by name or id.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Only connections of this client, or of clients in this prefix.
+    #[arg(long, value_name = "ADDR|CIDR", value_parser = prefix)]
+    pub client: Option<Ipv4Net>,
+    /// Only connections in this state.
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATES))]
+    pub state: Option<String>,
+    /// No more than so many.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
 }
 
 /// `validate`.

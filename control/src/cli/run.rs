@@ -5,13 +5,13 @@ use std::io::IsTerminal;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
-use super::{AgentArgs, Cli, Command, List, ShowArgs, check, exit, show};
+use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, show};
 use crate::{agent, preflight, say::errln, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: Cli) -> u8 {
-    let shown = |request, args: &ShowArgs| show::show(request, args);
-    let listed = |request, list: &List| show::show(request, list.args());
+    let shown = |request, args: &ShowArgs| show::show(&request, args);
+    let listed = |request, list: &List| show::show(&request, list.args());
     match &cli.command {
         Command::Agent(args) => run_agent(args),
         Command::Validate(args) => validate::run(&args.table, &args.engine),
@@ -20,7 +20,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Network(list) => listed(Request::Networks, list),
         Command::Service(list) => listed(Request::Services, list),
         Command::Endpoint(list) => listed(Request::Endpoints, list),
-        Command::Flow(list) => listed(Request::Flows, list),
+        Command::Flow(Flows::Ls(args)) => show::flows(args),
         Command::Drops(args) => shown(Request::Drops, args),
         Command::Preflight(args) => preflight::run(&args.bpffs, args.json),
         Command::Teardown(args) => teardown::run(&args.bpffs, &args.state_dir),

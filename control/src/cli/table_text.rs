@@ -8,7 +8,7 @@ use super::check;
 use crate::status::protocol::Request;
 
 /// An answer as text.
-pub(super) fn render(request: Request, value: &Value) -> String {
+pub(super) fn render(request: &Request, value: &Value) -> String {
     let rows = || value.as_array().into_iter().flatten();
     match request {
         Request::Status => status(value),
@@ -55,7 +55,7 @@ pub(super) fn render(request: Request, value: &Value) -> String {
             }),
             "no endpoints",
         ),
-        Request::Flows => columns(
+        Request::Flows(_) => columns(
             &["KIND", "PROTO", "CLIENT", "ADDRESS", "BACKEND", "TASK", "STATE", "AGE", "IDLE"],
             rows().map(|row| {
                 let shown = match (&row["shown_as"], &row["client"]) {
@@ -498,8 +498,8 @@ mod tests {
             {"reason": "no_flow", "packets": 12, "bytes": 720},
         ]);
         let want = "REASON       PACKETS  BYTES\nspoofed_mac  3        180\nno_flow      12       720\n";
-        assert_eq!(render(Request::Drops, &drops), want);
-        assert_eq!(render(Request::Drops, &json!([])), "no drops\n");
+        assert_eq!(render(&Request::Drops, &drops), want);
+        assert_eq!(render(&Request::Drops, &json!([])), "no drops\n");
     }
 
     #[test]
@@ -518,7 +518,7 @@ mod tests {
     fn a_service_without_backends_says_so() {
         let services = json!([{"name": "web", "id": "web", "vips": [{"network": "app", "address": "10.0.1.2"}],
             "ports": [{"protocol": "tcp", "target_port": 80, "published_port": 8080}], "backends": []}]);
-        let text = render(Request::Services, &services);
+        let text = render(&Request::Services, &services);
         assert!(
             text.contains("app=10.0.1.2") && text.contains("8080->80/tcp") && text.contains("no backend"),
             "{text}"
@@ -529,7 +529,7 @@ mod tests {
     fn a_service_shows_where_and_to_whom_it_answers() {
         let shown = |mode: &str, allow: Value| {
             let port = json!({"protocol": "tcp", "target_port": 80, "published_port": 8080, "publish_mode": mode});
-            render(Request::Services, &json!([{"name": "web", "id": "web", "ports": [port], "allow": allow}]))
+            render(&Request::Services, &json!([{"name": "web", "id": "web", "ports": [port], "allow": allow}]))
         };
         for (mode, allow, part) in [
             ("host", Value::Null, "8080->80/tcp (host)  all"),
@@ -551,7 +551,7 @@ mod tests {
             "ipv6": {"addresses": ["2001:db8::1"], "engine": [{"protocol": "tcp", "port": 80, "address": "::"}]},
             "failing": [{"item": "task a", "why": "no"}],
             "table": {"refused": {"problems": ["error: tasks[0]: bad"]}}});
-        let text = render(Request::Status, &status);
+        let text = render(&Request::Status, &status);
         for part in [
             "degraded",
             "replies leave directly (dsr)",

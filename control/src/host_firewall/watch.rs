@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::watch::{self, Receiver, Sender};
 
 use super::{Reading, notified::Notified, read};
+use crate::liveness::Pulse;
 
 /// Without a notification they are read as often as this: the older iptables and ipset send none.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -25,6 +26,8 @@ const APART: Duration = Duration::from_millis(250);
 /// How much longer than a reading the rest after it is, at least, and at most.
 const SPARING: u32 = 5;
 const MOST: Duration = Duration::from_secs(60);
+/// A reading that takes longer hangs: each of its programs is given up after seconds.
+const READING: Duration = Duration::from_secs(120);
 
 /// What is known of the host's rules.
 #[derive(Clone, Debug, Default)]
@@ -45,14 +48,14 @@ pub struct Heard {
 ///
 /// # Errors
 /// When the kernel refuses the socket or a thread.
-pub fn watch() -> io::Result<Receiver<Heard>> {
+pub fn watch(pulse: Pulse) -> io::Result<Receiver<Heard>> {
     let notified = Notified::open()?;
     let (sender, receiver) = watch::channel(Heard::default());
     // A full channel already says that something has changed.
     let (ask, asked) = mpsc::sync_channel(1);
     let heard = sender.clone();
     thread::Builder::new().name("nft-notified".into()).spawn(move || pass_on(&notified, &heard, &ask))?;
-    thread::Builder::new().name("host-firewall".into()).spawn(move || follow(&asked, &sender))?;
+    thread::Builder::new().name("host-firewall".into()).spawn(move || follow(&asked, &sender, &pulse))?;
     Ok(receiver)
 }
 
@@ -67,9 +70,10 @@ fn pass_on(notified: &Notified, heard: &Sender<Heard>, ask: &SyncSender<()>) {
     }
 }
 
-fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<Heard>) {
+fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<Heard>, pulse: &Pulse) {
     while !heard.is_closed() {
         let started = Instant::now();
+        pulse.beat(READING);
         let found = read();
         let failed = found.is_err();
         heard.send_if_modified(|heard| {
@@ -88,6 +92,7 @@ fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<Heard>) {
             news
         });
         let (rest, longest) = rest(started.elapsed(), failed);
+        pulse.beat(READING + longest);
         let next = Instant::now() + rest;
         match asked.recv_timeout(longest) {
             Ok(()) => {

@@ -12,7 +12,7 @@ use hiveway_core::probe::State;
 
 use crate::{
     agent::{MAX_ANSWERING, host_rules::FirewallStatus, shared::Shared, takeover::Takeover},
-    status::report::Health,
+    status::report::{Health, drops},
 };
 
 /// Reads the agent's state and the maps at each scrape.
@@ -40,7 +40,7 @@ impl Collector for Agent {
         gauge(out, "table_refused", "1 while a newer table is refused as invalid", refused)?;
         counter(out, "reconciles", "Reconciliations", snapshot.runs)?;
         counter(out, "reconcile_errors", "Errors of single items in reconciliations", snapshot.errors)?;
-        gauge(out, "failing_items", "Items that could not be served", snapshot.failing.len() as i64)?;
+        gauge(out, "failing_items", "Items that could not be served", self.0.failing(&snapshot).len() as i64)?;
         gauge(out, "waiting_items", "Items that wait, for a namespace say", snapshot.waiting.len() as i64)?;
         left_to_host(out, &snapshot.firewall)?;
         gauge(out, "local_tasks", "Tasks with networking on this node", snapshot.local_tasks as i64)?;
@@ -116,18 +116,17 @@ impl Agent {
     }
 
     fn dataplane(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let dataplane = self.0.dataplane();
-        if let Ok(drops) = dataplane.drops() {
+        if let Ok(drops) = drops(&self.0) {
             for (unit, name) in [("packets", "dropped_packets"), ("bytes", "dropped_bytes")] {
                 labelled(out, name, &format!("Dropped {unit} by reason"), MetricType::Counter, |family| {
-                    drops.iter().try_for_each(|(reason, stat)| {
-                        let value = if unit == "packets" { stat.packets } else { stat.bytes };
-                        family(&[("reason", reason.name())], &ConstCounter::new(value))
+                    drops.iter().try_for_each(|row| {
+                        let value = if unit == "packets" { row.packets } else { row.bytes };
+                        family(&[("reason", row.reason)], &ConstCounter::new(value))
                     })
                 })?;
             }
         }
-        if let Ok(counters) = dataplane.counters() {
+        if let Ok(counters) = self.0.counts().counters() {
             for (unit, name) in [("packets", "handled_packets"), ("bytes", "handled_bytes")] {
                 labelled(out, name, &format!("Handled {unit} by what was done"), MetricType::Counter, |family| {
                     counters.iter().try_for_each(|(counter, stat)| {

@@ -58,10 +58,11 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
                 .build();
             create(node, &what, message).await?;
             label(node, host, alias).await?;
+            let socket = space.socket()?;
             for feature in LATE_SEGMENTATION {
-                space.socket.set_offload(container, feature, false)?;
+                socket.set_offload(container, feature, false)?;
             }
-            quiet(&space.socket, container).await
+            quiet(&socket, container).await
         }
         Action::CreateHostLink { mtu } => host::create(node, &what, *mtu).await,
         Action::HostRoute { to, mtu } => host::route(node, &what, *to, *mtu).await,
@@ -73,7 +74,7 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
         | Action::RemoveNeighbour { name, .. } => fill(node, node.index(name).await?, action).await,
         Action::Inside { task, container, inner } => {
             let space = spaces.0.get(task).ok_or_else(|| Error::NoNamespace(task.clone()))?;
-            enter(&space.socket, &what, container, inner).await
+            enter(&space.socket()?, &what, container, inner).await
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::{io, time::Duration};
 
 use futures::StreamExt;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage},
+};
 use rtnetlink::{MulticastGroup, packet_core::NetlinkPayload};
 use tokio::{
     sync::{
@@ -18,15 +21,28 @@ const ROUTES_SETTLE: Duration = Duration::from_millis(300);
 /// The least time from telling of them to listening again.
 const ROUTES_REST: Duration = Duration::from_millis(500);
 
-/// Sends `()` for every change of a link or an IPv4 address in the caller's namespace. Changes that come faster than
-/// they are taken are merged.
+/// What an event of a link is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// The link's index.
+    pub index: u32,
+    /// That of the bridge, or other master, that it belongs to.
+    pub master: Option<u32>,
+}
+
+/// Sends `()` for every change of a link or an IPv4 address in the caller's namespace, but for events of links that `ignores`
+/// wants to hear nothing of. Changes that come faster than they are taken are merged.
 ///
 /// # Errors
 /// When the kernel refuses the socket.
-pub fn watch(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
+pub fn watch(
+    changed: mpsc::Sender<()>,
+    ignores: impl Fn(&About) -> bool + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     const GROUPS: &[MulticastGroup] = &[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
     listen(GROUPS, move |message| match message {
         Some(message) if !is_link(message) => true,
+        Some(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) if ignores(&about(link)) => true,
         // A full channel already says that something changed.
         _ => !matches!(changed.try_send(()), Err(TrySendError::Closed(()))),
     })
@@ -120,6 +136,14 @@ fn listen(
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }))
+}
+
+fn about(link: &LinkMessage) -> About {
+    let master = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
+    About { index: link.header.index, master }
 }
 
 fn is_link(message: &RouteNetlinkMessage) -> bool {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     engine::{self, Engine, EngineView, Membership},
+    liveness::Pulse,
     state_dir::StateDir,
     swarm::{self, Manager},
 };
@@ -21,6 +22,8 @@ use crate::{
 const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first table waits for a source, before what an earlier agent has kept is used.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
+/// How often it says that it is at work, and within what time it must.
+const HEARD: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// At most so often the last table is written down.
 const KEEP: Duration = Duration::from_secs(5);
 
@@ -35,6 +38,8 @@ pub struct Setup {
     pub node: Option<String>,
     /// The last table that an earlier agent has kept.
     pub last: Option<Base>,
+    /// Says that it is at work.
+    pub pulse: Pulse,
 }
 
 /// A live source at work; dropped, it ends.
@@ -64,7 +69,7 @@ impl Conductor {
             own: hub.own.subscribe(),
             kept,
         };
-        tokio::spawn(conduct(sources, Mixer::new(setup.node, setup.last), table));
+        tokio::spawn(conduct(sources, Mixer::new(setup.node, setup.last), table, setup.pulse));
         Self { hub, keep }
     }
 
@@ -121,7 +126,7 @@ async fn gone(result: Result<(), watch::error::RecvError>) {
     }
 }
 
-async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<Live>>) {
+async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<Live>>, pulse: Pulse) {
     let started = Instant::now();
     let mut keeper = Keeper::default();
     loop {
@@ -140,12 +145,21 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
             keeper.keep(mixer.base.as_ref(), sources.kept.borrow().as_ref());
         }
         tokio::select! {
+            () = beat(&pulse) => {}
             () = sources.changed() => {}
             () = sleep_until(started + SOURCE_PATIENCE), if !mixer.heard && started.elapsed() < SOURCE_PATIENCE => {}
             () = sleep_until(started + ENGINE_PATIENCE), if !asked && started.elapsed() < ENGINE_PATIENCE => {}
             () = sleep_until(keeper.due()) => {}
             () = out.closed() => return,
         }
+    }
+}
+
+/// Says that this task is at work, for as long as it waits.
+async fn beat(pulse: &Pulse) {
+    loop {
+        pulse.beat(HEARD.1);
+        sleep(HEARD.0).await;
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::protocol::{Request, Response};
+use super::protocol::{End, Request, Response};
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,21 +45,60 @@ pub enum AskError {
 ///
 /// # Errors
 /// When there is no agent or no sensible answer.
-pub fn ask(path: &Path, request: Request) -> Result<Value, AskError> {
-    let stream = UnixStream::connect(path).map_err(|source| AskError::NoAgent { path: path.to_owned(), source })?;
-    let response = exchange(&stream, request).map_err(|source| AskError::NoAnswer { path: path.to_owned(), source })?;
-    match response {
+pub fn ask(path: &Path, request: &Request) -> Result<Value, AskError> {
+    let no_answer = |source| AskError::NoAnswer { path: path.to_owned(), source };
+    let mut answer = question(path, request)?;
+    match next(&mut answer).map_err(no_answer)? {
         Response::Ok(value) => Ok(value),
         Response::Error(error) => Err(AskError::Refused(error)),
+        Response::Rows(_) | Response::End(_) => Err(no_answer(unexpected())),
     }
 }
 
-fn exchange(mut stream: &UnixStream, request: Request) -> io::Result<Response> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_vec(&request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    Ok(serde_json::from_str(&answer)?)
+/// Asks for rows, and hands them to `take` as they come, until it says no.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_rows(path: &Path, request: &Request, mut take: impl FnMut(Vec<Value>) -> bool) -> Result<End, AskError> {
+    let no_answer = |source| AskError::NoAnswer { path: path.to_owned(), source };
+    let mut answer = question(path, request)?;
+    let mut rows = 0;
+    loop {
+        match next(&mut answer).map_err(no_answer)? {
+            Response::Rows(some) => {
+                rows += some.len();
+                if !take(some) {
+                    return Ok(End { rows, more: true });
+                }
+            }
+            Response::End(end) => return Ok(end),
+            Response::Error(error) => return Err(AskError::Refused(error)),
+            Response::Ok(_) => return Err(no_answer(unexpected())),
+        }
+    }
+}
+
+fn unexpected() -> io::Error {
+    io::Error::other("it said something else; is it of another version?")
+}
+
+/// Sends the question; what comes is the answer.
+fn question(path: &Path, request: &Request) -> Result<BufReader<UnixStream>, AskError> {
+    let mut stream = UnixStream::connect(path).map_err(|source| AskError::NoAgent { path: path.to_owned(), source })?;
+    let sent = (|| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)
+    })();
+    sent.map_err(|source| AskError::NoAnswer { path: path.to_owned(), source })?;
+    Ok(BufReader::new(stream))
+}
+
+fn next(answer: &mut BufReader<UnixStream>) -> io::Result<Response> {
+    let mut line = String::new();
+    if answer.read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
 }

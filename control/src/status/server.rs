@@ -4,20 +4,26 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
-    sync::watch,
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{
-    protocol::{Request, Response},
+    protocol::{FlowFilter, Request, Response},
     report::{self, Answers},
 };
 
+/// Connections at a time: whoever comes then is hung up on.
+const CONNECTIONS: usize = 64;
+/// How long a client may take to ask, and to take a piece of the answer.
+const IDLE: Duration = Duration::from_secs(30);
 /// Longest request line; ours are far shorter.
 const MAX_REQUEST: u64 = 4096;
 
@@ -69,13 +75,21 @@ impl Server {
         let (sender, answers) = watch::channel(answers);
         self.answers = Some(sender);
         let listener = self.listener.clone();
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         self.task = Some(tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(answer(stream, answers.clone()))),
+                    Ok((stream, _)) => {
+                        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                        let answers = answers.clone();
+                        tokio::spawn(async move {
+                            answer(stream, answers).await;
+                            drop(place);
+                        });
+                    }
                     Err(error) => {
                         tracing::warn!("status socket: {error}");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
             }
@@ -88,27 +102,48 @@ async fn answer(stream: UnixStream, answers: watch::Receiver<Answers>) {
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        match (&mut read).take(MAX_REQUEST).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+        match timeout(IDLE, (&mut read).take(MAX_REQUEST).read_until(b'\n', &mut line)).await {
+            Ok(Ok(1..)) => {}
+            _ => return,
         }
-        let response = match serde_json::from_slice::<Request>(&line) {
-            Err(error) => Response::Error(format!("not a request: {error}")),
+        let answers = answers.borrow().clone();
+        let done = match serde_json::from_slice::<Request>(&line) {
+            Err(error) => say(&mut write, &Response::Error(format!("not a request: {error}"))).await,
+            Ok(Request::Flows(filter)) => rows(&mut write, answers, filter).await,
             Ok(request) => {
-                let answers = answers.borrow().clone();
                 // Reading maps blocks.
                 let reported = tokio::task::spawn_blocking(move || report::report(&answers, request)).await;
-                match reported {
+                let response = match reported {
                     Ok(Ok(value)) => Response::Ok(value),
                     Ok(Err(error)) => Response::Error(error),
                     Err(error) => Response::Error(error.to_string()),
-                }
+                };
+                say(&mut write, &response).await
             }
         };
-        let mut bytes = serde_json::to_vec(&response).unwrap_or_default();
-        bytes.push(b'\n');
-        if write.write_all(&bytes).await.is_err() {
+        if done.is_err() {
             return;
         }
     }
+}
+
+/// Connections, as they are read: a slow reader holds up the reading, and nothing but a few rows waits for it in memory.
+async fn rows(write: &mut OwnedWriteHalf, answers: Answers, filter: FlowFilter) -> io::Result<()> {
+    let (sender, mut responses) = mpsc::channel(2);
+    let reading = tokio::task::spawn_blocking(move || {
+        let read = report::flows(&answers, &filter, |response| sender.blocking_send(response).is_ok());
+        if let Err(error) = read {
+            let _ = sender.blocking_send(Response::Error(error));
+        }
+    });
+    while let Some(response) = responses.recv().await {
+        say(write, &response).await?;
+    }
+    reading.await.map_err(io::Error::other)
+}
+
+async fn say(write: &mut OwnedWriteHalf, response: &Response) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(response)?;
+    bytes.push(b'\n');
+    timeout(IDLE, write.write_all(&bytes)).await?
 }

@@ -4,13 +4,13 @@ use std::{collections::HashSet, time::Duration};
 
 use dataplane_common::{
     addr::Tag,
-    flow::{Affinity, AffinityKey, Flow, FlowKey, flag},
+    flow::{Affinity, AffinityKey, flag},
     headers::ipproto,
 };
 
 use super::{
-    Snapshot, Stage,
-    pairs::{Pair, pairs},
+    Stage,
+    pairs::Pair,
     state::{Evidence, State},
     timeouts::Timeouts,
 };
@@ -52,18 +52,8 @@ impl Rules<'_> {
 /// other, and the snapshot is not taken in an instant.
 const ORPHAN_AGE: Duration = Duration::from_secs(2);
 
-/// Entries of `FLOWS` and `FLOWS_PENDING` to remove; all entries of a connection or none, the forward entry first.
-pub(super) fn flows(flows: &Snapshot<FlowKey, Flow>, rules: &Rules<'_>) -> Vec<(FlowKey, Stage, Reason)> {
-    let mut remove = Vec::new();
-    for pair in pairs(flows) {
-        if let Some(reason) = flow(pair, rules) {
-            remove.extend(pair.halves().map(|(key, stage, _)| (*key, stage, reason)));
-        }
-    }
-    remove
-}
-
-fn flow(pair: Pair<'_>, rules: &Rules<'_>) -> Option<Reason> {
+/// Why a connection is to be forgotten, with all its entries; `None` if it stays.
+pub(super) fn flow(pair: &Pair, rules: &Rules<'_>) -> Option<Reason> {
     let proto = pair.first().0.proto;
     if pair.halves().any(|(_, _, flow)| rules.gone(&flow.tag, flow.created)) {
         Some(Reason::TaskGone)
@@ -79,7 +69,7 @@ fn flow(pair: Pair<'_>, rules: &Rules<'_>) -> Option<Reason> {
 /// A pending entry may have lost its other half to a flood, and gets it back with the next packet. Established ones come
 /// and go in twos, but for direct connections, which need only the one, and for ended ones whose client has begun anew
 /// with another backend: what is left keeps the former one's TIME-WAIT from being disturbed, and expires like it.
-fn is_orphan(pair: Pair<'_>, now: u64) -> bool {
+fn is_orphan(pair: &Pair, now: u64) -> bool {
     match pair {
         Pair::Reply((_, Stage::Established, flow)) => {
             let may_be_alone = flag::DIRECT | flag::FIN | flag::ENDED;
@@ -89,18 +79,8 @@ fn is_orphan(pair: Pair<'_>, now: u64) -> bool {
     }
 }
 
-/// Entries of `AFFINITY` and `AFFINITY_PENDING` to remove.
-pub(super) fn affinity(
-    affinity: &Snapshot<AffinityKey, Affinity>,
-    rules: &Rules<'_>,
-) -> Vec<(AffinityKey, Stage, Reason)> {
-    affinity
-        .iter()
-        .filter_map(|(key, (stage, entry))| affinity_entry(key, *stage, entry, rules).map(|why| (*key, *stage, why)))
-        .collect()
-}
-
-fn affinity_entry(key: &AffinityKey, stage: Stage, entry: &Affinity, rules: &Rules<'_>) -> Option<Reason> {
+/// Why an entry of `AFFINITY` or `AFFINITY_PENDING` is to be removed.
+pub(super) fn affinity(key: &AffinityKey, stage: Stage, entry: &Affinity, rules: &Rules<'_>) -> Option<Reason> {
     // The node's own connections belong to no task.
     let own = entry.flags & flag::OWN != 0;
     if !own && rules.gone(&entry.tag, entry.created) {

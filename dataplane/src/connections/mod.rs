@@ -10,10 +10,11 @@ mod state;
 mod sweep;
 mod timeouts;
 
-use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 
+use self::pairs::Half;
 pub use self::{
     rows::{ConnectionRow, Kind},
     state::State,
@@ -68,9 +69,6 @@ pub(crate) enum Stage {
     Pending,
 }
 
-/// A snapshot of an established and a pending table: what is in force under each key.
-pub(crate) type Snapshot<K, V> = HashMap<K, (Stage, V)>;
-
 impl Connections {
     /// More handles of the same tables.
     pub(crate) fn try_clone(&self) -> Result<Self, MapFault> {
@@ -81,6 +79,30 @@ impl Connections {
             affinity_pending: self.affinity_pending.try_clone()?,
             gate: self.gate.clone(),
         })
+    }
+
+    /// What is in force under a key of the tables of translated connections.
+    fn flow(&self, key: &FlowKey) -> Result<Option<(Stage, Flow)>, MapFault> {
+        if let Some(flow) = self.flows.get(key)? {
+            return Ok(Some((Stage::Established, flow)));
+        }
+        Ok(self.flows_pending.get(key)?.map(|flow| (Stage::Pending, flow)))
+    }
+
+    /// Hands on what is in force in the tables of translated connections, the pending one first: what moves meanwhile is seen
+    /// twice rather than not at all. A pending entry that an established one hides is left out.
+    fn each_flow(
+        &self,
+        mut each: impl FnMut(Half) -> Result<ControlFlow<()>, MapFault>,
+    ) -> Result<ControlFlow<()>, MapFault> {
+        let pending = self.flows_pending.for_each(|key, flow| match self.flows.get(&key)? {
+            Some(_) => Ok(ControlFlow::Continue(())),
+            None => each((key, Stage::Pending, flow)),
+        })?;
+        match pending {
+            ControlFlow::Break(()) => Ok(pending),
+            ControlFlow::Continue(()) => self.flows.for_each(|key, flow| each((key, Stage::Established, flow))),
+        }
     }
 
     /// Room in each table, in entries.

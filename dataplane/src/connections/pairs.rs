@@ -3,40 +3,40 @@
 use dataplane_common::flow::{Flow, FlowKey, flag};
 
 use super::{
-    Snapshot, Stage,
+    Stage,
     state::{Evidence, State},
 };
 
 /// An entry: its key, which table it is in, and its value.
-pub(super) type Half<'a> = (&'a FlowKey, Stage, &'a Flow);
+pub(super) type Half = (FlowKey, Stage, Flow);
 
 /// A connection's entries: both, or one of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Pair<'a> {
+pub(super) enum Pair {
     /// Both directions.
-    Whole(Half<'a>, Half<'a>),
+    Whole(Half, Half),
     /// From client to backend only: the other was displaced and will be made anew.
-    Forward(Half<'a>),
+    Forward(Half),
     /// From backend to client only: as above, or a direct connection that needs no more, or a leftover.
-    Reply(Half<'a>),
+    Reply(Half),
 }
 
-/// All connections in a snapshot, each once.
-pub(super) fn pairs(flows: &Snapshot<FlowKey, Flow>) -> impl Iterator<Item = Pair<'_>> {
-    flows.iter().filter_map(|(key, (stage, flow))| {
-        let here = (key, *stage, flow);
-        let other_key = if is_reply(flow) { forward_key(key, flow) } else { reply_key(key, flow) };
-        let other = flows
-            .get_key_value(&other_key)
-            .map(|(key, (stage, flow))| (key, *stage, flow))
-            .filter(|(other_key, _, other)| belong_together((key, flow), (other_key, other)));
-        match (is_reply(flow), other) {
-            (false, Some(reply)) => Some(Pair::Whole(here, reply)),
-            (false, None) => Some(Pair::Forward(here)),
-            // Its forward entry tells of it.
-            (true, Some(_)) => None,
-            (true, None) => Some(Pair::Reply(here)),
-        }
+/// The connection that an entry tells of; `None` if its other entry does. `get` finds what is in force under a key.
+pub(super) fn pair<E>(
+    here: Half,
+    get: impl FnOnce(&FlowKey) -> Result<Option<(Stage, Flow)>, E>,
+) -> Result<Option<Pair>, E> {
+    let (key, _, flow) = here;
+    let other_key = if is_reply(&flow) { forward_key(&key, &flow) } else { reply_key(&key, &flow) };
+    let other = get(&other_key)?
+        .map(|(stage, flow)| (other_key, stage, flow))
+        .filter(|(other_key, _, other)| belong_together((&key, &flow), (other_key, other)));
+    Ok(match (is_reply(&flow), other) {
+        (false, Some(reply)) => Some(Pair::Whole(here, reply)),
+        (false, None) => Some(Pair::Forward(here)),
+        // Its forward entry tells of it.
+        (true, Some(_)) => None,
+        (true, None) => Some(Pair::Reply(here)),
     })
 }
 
@@ -67,9 +67,9 @@ fn turned(key: &FlowKey, flow: &Flow) -> FlowKey {
     FlowKey::new(key.zone, (flow.dst, flow.dport), (flow.src, flow.sport), key.proto)
 }
 
-impl<'a> Pair<'a> {
+impl Pair {
     /// The entries, the forward entry first.
-    pub(super) fn halves(self) -> impl Iterator<Item = Half<'a>> {
+    pub(super) fn halves(self) -> impl Iterator<Item = Half> {
         let (first, second) = match self {
             Self::Whole(forward, reply) => (forward, Some(reply)),
             Self::Forward(one) | Self::Reply(one) => (one, None),
@@ -78,7 +78,7 @@ impl<'a> Pair<'a> {
     }
 
     /// The forward entry, or the only one.
-    pub(super) fn first(self) -> Half<'a> {
+    pub(super) fn first(self) -> Half {
         match self {
             Self::Whole(forward, _) => forward,
             Self::Forward(one) | Self::Reply(one) => one,
@@ -88,7 +88,7 @@ impl<'a> Pair<'a> {
     pub(super) fn state(self) -> State {
         let established = self.halves().any(|(_, stage, _)| stage == Stage::Established);
         let flags =
-            |reply| self.halves().filter(|(_, _, f)| is_reply(f) == reply).fold(0, |all, (_, _, f)| all | f.flags);
+            |reply| self.halves().filter(move |(_, _, f)| is_reply(f) == reply).fold(0, |all, (_, _, f)| all | f.flags);
         Evidence {
             proto: self.first().0.proto,
             stage: if established { Stage::Established } else { Stage::Pending },

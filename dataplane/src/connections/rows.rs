@@ -1,8 +1,8 @@
 //! Connections as rows to show.
 
 use std::{
-    collections::HashSet,
     net::{Ipv4Addr, SocketAddrV4},
+    ops::ControlFlow,
 };
 
 use dataplane_common::{
@@ -11,9 +11,9 @@ use dataplane_common::{
 };
 
 use super::{
-    Connections, Snapshot, Stage,
+    Connections, Stage,
     decide::affinity_state,
-    pairs::{Pair, is_reply, pairs},
+    pairs::{Half, Pair, is_reply, pair},
     state::State,
 };
 use crate::table::MapFault;
@@ -62,25 +62,71 @@ pub struct ConnectionRow {
 }
 
 impl Connections {
-    /// All connections, in order of kind and client. One that came to a published port here and is served here is one
-    /// row.
+    /// Hands all connections to `each` in any order, until it breaks, a buffer's worth of entries at a time. One that came to
+    /// a published port here and is served here is one row. What changes meanwhile may be missing or come twice.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn each_row(&self, mut each: impl FnMut(ConnectionRow) -> ControlFlow<()>) -> Result<(), MapFault> {
+        let get = |key: &FlowKey| self.flow(key);
+        let mut broken =
+            self.each_flow(|here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
+        for (table, stage) in [(&self.affinity_pending, Stage::Pending), (&self.affinity, Stage::Established)] {
+            if broken.is_break() {
+                break;
+            }
+            broken = table.for_each(|key, entry| {
+                if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                Ok(affinity_row(&key, stage, &entry, get)?.map_or(ControlFlow::Continue(()), &mut each))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// All connections, in order of kind and client.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
     pub fn rows(&self) -> Result<Vec<ConnectionRow>, MapFault> {
-        Ok(rows(&self.flow_snapshot()?, &self.affinity_snapshot()?))
+        let mut rows = Vec::new();
+        self.each_row(|row| {
+            rows.push(row);
+            ControlFlow::Continue(())
+        })?;
+        rows.sort_by_key(|row| (row.kind, row.proto, row.client, row.address));
+        Ok(rows)
     }
 }
 
-fn rows(flows: &Snapshot<FlowKey, Flow>, affinity: &Snapshot<AffinityKey, Affinity>) -> Vec<ConnectionRow> {
-    let mut rows: Vec<_> = pairs(flows).map(translated).collect();
-    let ends = |row: &ConnectionRow| (row.proto, row.client, row.address, row.tag);
-    let delivered: HashSet<_> =
-        rows.iter().filter(|row| matches!(row.kind, Kind::Mesh | Kind::Ingress)).map(ends).collect();
-    let ingress = affinity.iter().map(|(key, (stage, entry))| handed_on(key, *stage, entry));
-    rows.extend(ingress.filter(|row| !delivered.contains(&ends(row))));
-    rows.sort_by_key(|row| (row.kind, row.proto, row.client, row.address));
-    rows
+/// The row of an entry in `FLOWS` or `FLOWS_PENDING`, unless the connection's other entry tells of it.
+fn flow_row<E>(
+    here: Half,
+    get: impl FnOnce(&FlowKey) -> Result<Option<(Stage, Flow)>, E>,
+) -> Result<Option<ConnectionRow>, E> {
+    Ok(pair(here, get)?.map(|pair| translated(&pair)))
 }
 
-fn translated(pair: Pair<'_>) -> ConnectionRow {
+/// The row of an entry in `AFFINITY` or `AFFINITY_PENDING`, unless the connection is delivered here: then entries in `FLOWS` tell
+/// of it.
+fn affinity_row<E>(
+    key: &AffinityKey,
+    stage: Stage,
+    entry: &Affinity,
+    get: impl Fn(&FlowKey) -> Result<Option<(Stage, Flow)>, E>,
+) -> Result<Option<ConnectionRow>, E> {
+    let ends = ((key.client, key.client_port), (key.node, key.port));
+    for zone in [MESH_ZONE, STOCK_ZONE].into_iter().filter(|_| entry.flags & flag::OWN == 0) {
+        let delivered = get(&FlowKey::new(zone, ends.0, ends.1, key.proto))?;
+        if delivered.is_some_and(|(_, flow)| flow.tag == entry.tag && !is_reply(&flow)) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(handed_on(key, stage, entry)))
+}
+
+fn translated(pair: &Pair) -> ConnectionRow {
     let (key, _, flow) = pair.first();
     let (before, after) = (
         (socket(key.src, key.sport), socket(key.dst, key.dport)),
@@ -88,7 +134,7 @@ fn translated(pair: Pair<'_>) -> ConnectionRow {
     );
     // A reply entry tells the same story backwards.
     let (client, address, shown_as, backend) =
-        if is_reply(flow) { (after.1, after.0, before.1, before.0) } else { (before.0, before.1, after.0, after.1) };
+        if is_reply(&flow) { (after.1, after.0, before.1, before.0) } else { (before.0, before.1, after.0, after.1) };
     let direct = flow.flags & flag::DIRECT != 0;
     ConnectionRow {
         kind: match (key.zone, direct) {

@@ -1,19 +1,16 @@
 //! Forgetting connections: those idle for too long, and those of tasks that are gone.
 
-use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
-    hash::Hash,
-};
+use std::{collections::HashSet, ops::ControlFlow};
 
 use dataplane_common::{
     addr::Tag,
-    flow::{Affinity, AffinityKey, Flow, FlowKey},
+    flow::{Affinity, Flow},
 };
 
 use super::{
-    Connections, PerTable, Snapshot, Stage,
+    Connections, PerTable, Stage,
     decide::{self, Reason, Rules},
-    pairs::holds_the_gate,
+    pairs::{holds_the_gate, pair},
     timeouts::Timeouts,
 };
 use crate::{
@@ -88,73 +85,13 @@ fn still(reason: Reason, then: (u64, u64), now: (u64, u64)) -> bool {
     then.0 == now.0 && (reason != Reason::Expired || then.1 == now.1)
 }
 
-/// What two tables hold: under each key what is in force, and besides pending entries that an established one hides
-/// (the programs were about to remove them, or a race left them behind).
-struct Both<K, V> {
-    in_force: Snapshot<K, V>,
-    hidden: HashMap<K, V>,
-    left: (usize, usize),
-}
-
-/// Reads both tables, the pending one first: what moves meanwhile is seen twice rather than not at all.
-fn read<K: Plain + Ord + Hash, V: Plain>(
-    established: &Table<K, V>,
-    pending: &Table<K, V>,
-) -> Result<Both<K, V>, MapFault> {
-    let pending = pending.read_unordered()?;
-    let established = established.read_unordered()?;
-    let left = (established.len(), pending.len());
-    // A table of a million entries is not to be hashed again and again while it grows.
-    let mut in_force: Snapshot<K, V> = HashMap::with_capacity(left.0 + left.1);
-    in_force.extend(established.into_iter().map(|(key, value)| (key, (Stage::Established, value))));
-    let mut hidden = HashMap::new();
-    for (key, value) in pending {
-        match in_force.entry(key) {
-            Entry::Occupied(_) => drop(hidden.insert(key, value)),
-            Entry::Vacant(free) => drop(free.insert((Stage::Pending, value))),
-        }
-    }
-    Ok(Both { in_force, hidden, left })
-}
-
-impl<K: Plain + Ord + Hash, V: Plain + Stamps> Both<K, V> {
-    /// Removes what was decided on, unless it has changed since; returns whether it did.
-    fn remove(
-        &mut self,
-        (key, stage, reason): (K, Stage, Reason),
-        established: &mut Table<K, V>,
-        pending: &mut Table<K, V>,
-    ) -> Result<bool, MapFault> {
-        let (table, left) = match stage {
-            Stage::Established => (established, &mut self.left.0),
-            Stage::Pending => (pending, &mut self.left.1),
-        };
-        let Some((_, then)) = self.in_force.get(&key) else { return Ok(false) };
-        if !table.get(&key)?.is_some_and(|now| still(reason, then.stamps(), now.stamps())) {
-            return Ok(false);
-        }
-        table.remove(&key)?;
-        self.in_force.remove(&key);
-        *left = left.saturating_sub(1);
-        Ok(true)
-    }
-
-    /// Removes pending entries that an established one hides: nobody reads them.
-    fn remove_hidden(&mut self, pending: &mut Table<K, V>) -> Result<(), MapFault> {
-        for (key, then) in self.hidden.drain() {
-            if pending.get(&key)?.is_some_and(|now| now.stamps().0 == then.stamps().0) {
-                pending.remove(&key)?;
-                self.left.1 = self.left.1.saturating_sub(1);
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Connections {
     /// Forgets connections that have been idle for too long, and all that began before `as_of` with tasks that are not
     /// in `live`: the tags of **every** endpoint in the table at that time, on whichever node. Never call it before the
     /// first full table has been read. Times are [`monotonic_now`]'s.
+    ///
+    /// Takes the same little memory whatever the tables hold: they are looked at a buffer's worth at a time, and a
+    /// connection's other entry is asked for by its key.
     pub fn sweep(&mut self, live: &HashSet<Tag>, as_of: u64, timeouts: &Timeouts) -> Result<SweepReport, MapFault> {
         // Read before the tables, so that an entry made meanwhile is not older than it looks, and a connection that is
         // not seen is counted later.
@@ -162,51 +99,113 @@ impl Connections {
         let translated = self.gate.read().created;
         let rules = Rules { live, as_of, timeouts, now };
         let mut removed = Removed::default();
+        let mut holds_gate = false;
+        // Handles of the same tables to remove through, while the others read.
+        let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
+        let (mut affinity, mut affinity_pending) = (self.affinity.try_clone()?, self.affinity_pending.try_clone()?);
 
-        let mut flows = read(&self.flows, &self.flows_pending)?;
-        for entry in decide::flows(&flows.in_force, &rules) {
-            if flows.remove(entry, &mut self.flows, &mut self.flows_pending)? {
-                removed.count(entry.2);
+        let mut hidden = Vec::new();
+        let _ = self.flows_pending.for_each(|key, then| hide(&self.flows, &mut hidden, key, &then))?;
+        remove_hidden(&mut flows_pending, hidden)?;
+        let _ = self.each_flow(|here| {
+            let Some(pair) = pair(here, |key| self.flow(key))? else { return Ok(ControlFlow::Continue(())) };
+            match decide::flow(&pair, &rules) {
+                Some(reason) => {
+                    for (key, stage, then) in pair.halves() {
+                        let table = if stage == Stage::Established { &mut flows } else { &mut flows_pending };
+                        if remove(table, &key, reason, then.stamps())? {
+                            removed.count(reason);
+                        }
+                    }
+                }
+                None => holds_gate |= pair.halves().any(|(key, _, flow)| holds_the_gate(&key, &flow)),
             }
-        }
-        flows.remove_hidden(&mut self.flows_pending)?;
-        self.close_gate(translated, &flows.in_force);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.close_gate(translated, holds_gate);
 
-        let mut affinity = read(&self.affinity, &self.affinity_pending)?;
-        for entry in decide::affinity(&affinity.in_force, &rules) {
-            if affinity.remove(entry, &mut self.affinity, &mut self.affinity_pending)? {
-                removed.count(entry.2);
-            }
+        let mut hidden = Vec::new();
+        for (table, other, stage) in [
+            (&self.affinity_pending, &mut affinity_pending, Stage::Pending),
+            (&self.affinity, &mut affinity, Stage::Established),
+        ] {
+            let _ = table.for_each(|key, entry| {
+                if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
+                    return hide(&self.affinity, &mut hidden, key, &entry);
+                }
+                if let Some(reason) = decide::affinity(&key, stage, &entry, &rules)
+                    && remove(other, &key, reason, entry.stamps())?
+                {
+                    removed.count(reason);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
         }
-        affinity.remove_hidden(&mut self.affinity_pending)?;
+        remove_hidden(&mut affinity_pending, hidden)?;
         let left = PerTable {
-            flows: flows.left.0,
-            affinity: affinity.left.0,
-            flows_pending: flows.left.1,
-            affinity_pending: affinity.left.1,
+            flows: self.flows.count()?,
+            affinity: self.affinity.count()?,
+            flows_pending: self.flows_pending.count()?,
+            affinity_pending: self.affinity_pending.count()?,
         };
         Ok(SweepReport { left, removed })
     }
 
     /// Lets the programs stop looking for translated direct connections if none is left. `created` was read before the
-    /// table: a connection that is not in `left` is counted after it.
-    fn close_gate(&self, created: u64, left: &Snapshot<FlowKey, Flow>) {
+    /// table: a connection that was not seen is counted after it.
+    fn close_gate(&self, created: u64, held: bool) {
         let gate = self.gate.read();
         let open = gate.created != gate.cleared;
-        if open && gate.created == created && !left.iter().any(|(key, (_, flow))| holds_the_gate(key, flow)) {
+        if open && gate.created == created && !held {
             self.gate.clear(created);
         }
     }
+}
 
-    /// What the tables of translated connections hold.
-    pub(super) fn flow_snapshot(&self) -> Result<Snapshot<FlowKey, Flow>, MapFault> {
-        Ok(read(&self.flows, &self.flows_pending)?.in_force)
+/// Removes what was decided on, unless it has changed since; returns whether it did.
+fn remove<K: Plain + Ord, V: Plain + Stamps>(
+    table: &mut Table<K, V>,
+    key: &K,
+    reason: Reason,
+    then: (u64, u64),
+) -> Result<bool, MapFault> {
+    if !table.get(key)?.is_some_and(|now| still(reason, then, now.stamps())) {
+        return Ok(false);
     }
+    table.remove(key)?;
+    Ok(true)
+}
 
-    /// What the tables of the ingress node hold.
-    pub(super) fn affinity_snapshot(&self) -> Result<Snapshot<AffinityKey, Affinity>, MapFault> {
-        Ok(read(&self.affinity, &self.affinity_pending)?.in_force)
+/// Pending entries that an established one hides, with the time they were made: the programs were about to remove them, or a
+/// race left them behind. There are few; the rest of what a race leaves is found by the next sweep.
+type Hidden<K> = Vec<(K, u64)>;
+
+/// No more of them than these at once.
+const MOST_HIDDEN: usize = 4096;
+
+fn hide<K: Plain + Ord, V: Plain + Stamps>(
+    established: &Table<K, V>,
+    hidden: &mut Hidden<K>,
+    key: K,
+    then: &V,
+) -> Result<ControlFlow<()>, MapFault> {
+    if hidden.len() < MOST_HIDDEN && established.get(&key)?.is_some() {
+        hidden.push((key, then.stamps().0));
     }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Nobody reads them.
+fn remove_hidden<K: Plain + Ord, V: Plain + Stamps>(
+    pending: &mut Table<K, V>,
+    hidden: Hidden<K>,
+) -> Result<(), MapFault> {
+    for (key, made) in hidden {
+        if pending.get(&key)?.is_some_and(|now| now.stamps().0 == made) {
+            pending.remove(&key)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

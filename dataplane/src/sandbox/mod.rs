@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -56,6 +56,12 @@ pub(crate) struct Sandboxes {
     programs: OwnedFd,
     /// The stubs that this process has attached: descriptor and kernel's id.
     stubs: BTreeMap<(Program, u32), (OwnedFd, u32)>,
+}
+
+/// Where the programs of the interface with that id are pinned.
+pub(crate) fn pins(hook: Hook, bpffs: &Path, id: u32) -> impl Iterator<Item = PathBuf> {
+    let directory = hook.directory(bpffs);
+    PROGRAMS.into_iter().map(move |program| directory.join(pin_name(program, id).to_string()))
 }
 
 impl Sandboxes {

@@ -1,6 +1,6 @@
 //! The harness's connections, as packets make them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use dataplane_common::flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey};
 
@@ -23,6 +23,16 @@ impl Harness {
     /// What `FLOWS_PENDING` holds.
     pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
         Ok(self.tables.connections.flows_pending.read()?)
+    }
+
+    /// How many connections there are, counted one by one.
+    pub fn count_rows(&self) -> Result<usize, HarnessError> {
+        let mut count = 0;
+        self.tables.connections.each_row(|_| {
+            count += 1;
+            ControlFlow::Continue(())
+        })?;
+        Ok(count)
     }
 
     /// Puts an entry into `FLOWS`, as packets do.

@@ -151,7 +151,7 @@ impl Harness {
     }
 
     fn run_alone(&mut self, program: Program, input: &Input) -> Result<Outcome, RunError> {
-        let (drops, counters) = (self.tables.drops()?, self.tables.counters()?);
+        let (drops, counters) = (self.tables.counts.drops()?, self.tables.counts.counters()?);
         let context = SkbContext::of(input);
         let mut context_out = SkbContext::default();
         let mut packet = vec![0; input.packet.len() + GROWTH];
@@ -168,14 +168,14 @@ impl Harness {
             decision: decision(&context_out.cb),
             packet,
             mark: context_out.mark,
-            drops: deltas(&drops, &self.tables.drops()?),
-            counters: deltas(&counters, &self.tables.counters()?),
+            drops: deltas(&drops, &self.tables.counts.drops()?),
+            counters: deltas(&counters, &self.tables.counts.counters()?),
         })
     }
 
     /// Runs `xdp_mesh` once.
     pub fn run_xdp(&mut self, input: &Input) -> Result<XdpOutcome, RunError> {
-        let (drops, counters) = (self.tables.drops()?, self.tables.counters()?);
+        let (drops, counters) = (self.tables.counts.drops()?, self.tables.counts.counters()?);
         let context = XdpContext::of(input);
         let mut packet = vec![0; input.packet.len() + GROWTH];
         let result = load::xdp(&mut self.ebpf, Program::XdpMesh)?.test_run(TestRunOptions {
@@ -188,8 +188,8 @@ impl Harness {
         Ok(XdpOutcome {
             verdict: result.return_value,
             packet,
-            drops: deltas(&drops, &self.tables.drops()?),
-            counters: deltas(&counters, &self.tables.counters()?),
+            drops: deltas(&drops, &self.tables.counts.drops()?),
+            counters: deltas(&counters, &self.tables.counts.counters()?),
         })
     }
 
@@ -286,7 +286,7 @@ impl Harness {
 
     /// Dropped packets so far.
     pub fn drops(&self) -> Result<BTreeMap<DropReason, Stat>, MapFault> {
-        Ok(self.tables.drops()?.into_iter().collect())
+        Ok(self.tables.counts.drops()?.into_iter().collect())
     }
 
     /// Sweeps as the agent does, with tasks that are live now.

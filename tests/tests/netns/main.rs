@@ -40,6 +40,7 @@ mod snapshot;
 mod sockets;
 mod stock_backend;
 mod support;
+mod surroundings;
 mod takeover;
 mod translated_clients;
 mod uplinks;

@@ -9,8 +9,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Connection, Peer, Places};
-use crate::certs::{Credentials, Identity};
+use super::connection::{Connection, Peer};
+use crate::{
+    certs::{Credentials, Identity},
+    places::Places,
+};
 
 /// For a whole handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);

@@ -1,16 +1,24 @@
 //! `flow ls`.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    mem,
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::ControlFlow,
+};
 
 use dataplane::{ConnectionRow, Kind, monotonic_now};
 use dataplane_common::addr::NetId;
 use serde::Serialize;
 
-use crate::agent::shared::{Shared, Snapshot};
+use super::Answers;
+use crate::{
+    agent::shared::Snapshot,
+    status::protocol::{End, FlowFilter, Response},
+};
 
 /// A row of `flow ls`: a connection, whatever this node does for it.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct FlowView {
+struct FlowView {
     /// `vip`, `mesh` (served here), `ingress` (handed on to another node), `direct` or `own`.
     kind: &'static str,
     protocol: String,
@@ -32,10 +40,56 @@ pub(super) struct FlowView {
     idle_seconds: u64,
 }
 
-pub(super) fn flows(shared: &Shared, snapshot: &Snapshot) -> Result<Vec<FlowView>, String> {
-    let rows = shared.connections().rows().map_err(|error| error.to_string())?;
-    let now = monotonic_now();
-    Ok(rows.iter().map(|row| view(row, snapshot, now)).collect())
+/// Rows that are handed on together.
+const CHUNK: usize = 256;
+
+/// Hands the connections that the filter leaves in to `send`, some at a time, in any order; ends early when `send` says no.
+/// What is in memory does not grow with their number.
+///
+/// # Errors
+/// When the filter is wrong, there are no connections yet, or maps cannot be read.
+pub fn flows(answers: &Answers, filter: &FlowFilter, mut send: impl FnMut(Response) -> bool) -> Result<(), String> {
+    let shared = match answers {
+        Answers::Agent(shared) => shared,
+        Answers::Starting(starting) => return Err(starting.no_answer()),
+    };
+    let (snapshot, now, clients) = (shared.snapshot(), monotonic_now(), filter.clients()?);
+    let services = service_names(filter, &snapshot);
+    let (mut chunk, mut found, mut more, mut listening) = (Vec::new(), 0, false, true);
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    let read = shared.connections().each_row(|row| {
+        let wanted = clients.contains(row.client.ip())
+            && filter.state.as_deref().is_none_or(|state| state == row.state.name(row.proto));
+        if !wanted {
+            return ControlFlow::Continue(());
+        }
+        let view = view(&row, &snapshot, now);
+        if services.as_ref().is_some_and(|names| !view.service.as_ref().is_some_and(|name| names.contains(name))) {
+            return ControlFlow::Continue(());
+        }
+        if found >= limit {
+            more = true;
+            return ControlFlow::Break(());
+        }
+        found += 1;
+        chunk.extend(serde_json::to_value(view));
+        if chunk.len() >= CHUNK {
+            listening = send(Response::Rows(mem::take(&mut chunk)));
+        }
+        if listening { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    read.map_err(|error| error.to_string())?;
+    if listening && (chunk.is_empty() || send(Response::Rows(chunk))) {
+        send(Response::End(End { rows: found, more }));
+    }
+    Ok(())
+}
+
+/// The names that rows show for the service that the filter names by name or id; `None`: it names none.
+fn service_names(filter: &FlowFilter, snapshot: &Snapshot) -> Option<Vec<String>> {
+    let wanted = filter.service.as_deref()?;
+    let by_id = snapshot.model.services.get(wanted).map(|service| service.name.clone());
+    Some(by_id.into_iter().chain([wanted.to_owned()]).collect())
 }
 
 fn view(row: &ConnectionRow, snapshot: &Snapshot, now: u64) -> FlowView {

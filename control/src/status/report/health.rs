@@ -10,7 +10,7 @@ use crate::{
 /// Whether a node is healthy, with what is found out on the way to the answer.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Ready, nothing failing, no table refused, source and engine reachable, every path seen to pass, no dead ports.
+    /// Ready, nothing failing, all parts of the agent at work, no table refused, source and engine reachable, every path seen to pass, no dead ports.
     pub healthy: bool,
     /// Published ports that neither Hiveway nor the engine serves here.
     pub dead_ports: Option<DeadPorts>,
@@ -29,7 +29,10 @@ impl Health {
         let backend = engine.as_ref().and_then(|view| view.firewall_backend.as_deref());
         let reading = shared.about.host_firewall.borrow().reading.clone();
         let dead = dead_ports(&snapshot.model, &snapshot.published, backend, reading.as_ref());
-        Self::of(snapshot, engine.as_deref(), paths.passing(), dead)
+        let mut health = Self::of(snapshot, engine.as_deref(), paths.passing(), dead);
+        // Who hangs does not notice what fails.
+        health.healthy &= shared.about.liveness.overdue(std::time::Instant::now()).is_empty();
+        health
     }
 
     /// `engine`: with live sources; `passing`: [`Known::passing`].

@@ -35,6 +35,11 @@ impl Starting {
         format!("a table from {}: {why}", self.source)
     }
 
+    /// What is said to questions that mean nothing yet.
+    pub(super) fn no_answer(&self) -> String {
+        format!("it waits for {}", self.why())
+    }
+
     pub(super) fn status(&self) -> Status {
         let live = self.table.borrow().clone();
         Status {

@@ -17,14 +17,13 @@ use crate::{
         takeover::Takeover,
         xdp::XdpStatus,
     },
+    around::Question,
     engine::EngineView,
     engine_mesh::DeadPorts,
-    ipv6::{NotServed, not_served},
-    listeners::listeners,
+    ipv6::NotServed,
     relay::RelayStatus,
-    shadowed::{Shadowed, shadowed},
+    shadowed::Shadowed,
     source::Lost,
-    warnings::warnings,
 };
 
 /// `hiveway status --json`.
@@ -240,8 +239,12 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
     let listing = heard.reading.as_ref().map(|reading| reading.listing.clone()).unwrap_or_default();
     let paths = Known::new(shared, snapshot);
     let health = Health::with(shared, snapshot, &paths);
-    let listeners = listeners(&snapshot.published).map_err(|error| format!("who listens where: {error}"))?;
-    let mesh = snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some());
+    let around = shared.reads.around(&Question {
+        published: snapshot.published.clone(),
+        mesh: snapshot.gateway_subnet.filter(|_| snapshot.takeover.is_some()),
+        bridge: snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.clone()),
+        listing,
+    });
     Ok(Status {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
@@ -285,7 +288,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         relay: shared.about.relay.as_ref().map(|board| board.status()),
         engine: shared.about.engine.as_ref().map(|view| Engine::new(&view.borrow())),
         local_tasks: snapshot.local_tasks,
-        failing: snapshot.failing.iter().map(item).collect(),
+        failing: shared.failing(snapshot).iter().map(item).collect(),
         waiting: snapshot.waiting.iter().map(item).collect(),
         left_out: snapshot.left_out.clone(),
         firewall: Firewall { judged: snapshot.firewall.clone(), read_seconds_ago: ago(heard.at), error: heard.error },
@@ -293,18 +296,14 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         dead_ports: health.dead_ports,
         paths: paths.rows(),
         path_problems: paths.problems(snapshot),
-        shadowed: shadowed(&listeners, mesh),
-        ipv6: not_served(!snapshot.published.is_empty(), &listeners)
-            .map_err(|error| format!("the node's IPv6 addresses: {error}"))?,
+        shadowed: around.shadowed,
+        ipv6: around.ipv6,
         warnings: [
             snapshot.unserved.clone(),
             snapshot.firewall.warnings(),
             snapshot.lost_uplinks.clone(),
-            warnings(
-                &listing,
-                snapshot.gateway.as_ref().filter(|(_, ours)| *ours).map(|(name, _)| name.as_str()),
-                !snapshot.published.is_empty(),
-            ),
+            shared.about.tight.iter().cloned().collect(),
+            around.warnings,
         ]
         .concat(),
         reconcile: Reconcile {
@@ -321,10 +320,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
 }
 
 fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
-    let (hook, counters) = {
-        let dataplane = shared.dataplane();
-        (if dataplane.uses_tcx() { "tcx" } else { "clsact" }, dataplane.counters()?)
-    };
+    let (hook, counters) = (shared.hook(), shared.counts().counters()?);
     let last = shared.sweeps().last;
     let left = last.map(|(_, report)| report.left);
     let capacity = shared.connections().capacity();

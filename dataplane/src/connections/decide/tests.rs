@@ -1,10 +1,16 @@
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+};
 
-use dataplane_common::{flow::MESH_ZONE, headers::ipproto};
+use dataplane_common::{
+    flow::{Flow, FlowKey, MESH_ZONE},
+    headers::ipproto,
+};
 use proptest::prelude::*;
 
 use super::*;
-use crate::connections::pairs::{is_reply, reply_key};
+use crate::connections::pairs::{is_reply, pair, reply_key};
 
 const TAG: Tag = [7; 8];
 const NOW: u64 = 1_000_000_000_000_000;
@@ -30,6 +36,15 @@ fn connection(proto: u8, port: u16, flags: u8, reply_flags: u8, seconds: u64) ->
 
 fn at(stage: Stage, entries: &[(FlowKey, Flow)]) -> Vec<Entry> {
     entries.iter().map(|(key, flow)| (*key, (stage, *flow))).collect()
+}
+
+/// What is removed of these, the forward entry of a connection first.
+fn flows(all: &HashMap<FlowKey, (Stage, Flow)>, rules: &Rules<'_>) -> Vec<(FlowKey, Stage, Reason)> {
+    let pairs = all.iter().filter_map(|(key, (stage, flow))| {
+        pair((*key, *stage, *flow), |key| Ok::<_, Infallible>(all.get(key).copied())).unwrap()
+    });
+    let decided = pairs.filter_map(|pair| Some((pair, flow(&pair, rules)?)));
+    decided.flat_map(|(pair, why)| pair.halves().map(move |(key, stage, _)| (key, stage, why))).collect()
 }
 
 fn swept_by(entries: &[Entry], live: &[Tag], as_of: u64) -> Vec<(FlowKey, Stage, Reason)> {
@@ -212,12 +227,11 @@ fn affinity_expires_by_state() {
             let entry = Affinity { tag, flags, last_seen: ago(seconds), created: ago(seconds), ..Affinity::default() };
             let live = live.iter().copied().collect();
             let rules = Rules { live: &live, as_of: NOW, timeouts: &Timeouts::default(), now: NOW };
-            affinity(&HashMap::from([(key(proto), (stage, entry))]), &rules)
+            affinity(&key(proto), stage, &entry, &rules)
         };
-        assert_eq!(swept(seconds, &[TAG]), []);
-        assert_eq!(swept(seconds + 1, &[TAG]), [(key(proto), stage, Reason::Expired)]);
-        let orphaned = swept(0, &[]);
-        assert_eq!(orphaned.first().map(|(.., reason)| *reason), (!is_own).then_some(Reason::TaskGone));
+        assert_eq!(swept(seconds, &[TAG]), None);
+        assert_eq!(swept(seconds + 1, &[TAG]), Some(Reason::Expired));
+        assert_eq!(swept(0, &[]), (!is_own).then_some(Reason::TaskGone));
     }
 }
 

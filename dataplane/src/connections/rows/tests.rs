@@ -1,8 +1,10 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, convert::Infallible};
 
 use dataplane_common::headers::ipproto::{TCP, UDP};
 
 use super::*;
+
+type Snapshot<K, V> = HashMap<K, (Stage, V)>;
 
 const NET: NetId = [0, 0, 16, 1];
 const CLIENT: [u8; 4] = [10, 0, 1, 3];
@@ -39,6 +41,15 @@ fn vip_connection(zone: NetId) -> [(FlowKey, Flow); 2] {
 
 fn snapshot(entries: &[(FlowKey, Flow)], stage: Stage) -> Snapshot<FlowKey, Flow> {
     entries.iter().map(|(key, flow)| (*key, (stage, *flow))).collect()
+}
+
+fn rows(flows: &Snapshot<FlowKey, Flow>, affinity: &Snapshot<AffinityKey, Affinity>) -> Vec<ConnectionRow> {
+    let get = |key: &FlowKey| Ok::<_, Infallible>(flows.get(key).copied());
+    let translated = flows.iter().filter_map(|(key, (stage, flow))| flow_row((*key, *stage, *flow), get).unwrap());
+    let ingress = affinity.iter().filter_map(|(key, (stage, entry))| affinity_row(key, *stage, entry, get).unwrap());
+    let mut rows: Vec<_> = translated.chain(ingress).collect();
+    rows.sort_by_key(|row| (row.kind, row.proto, row.client, row.address));
+    rows
 }
 
 fn address(text: &str) -> SocketAddrV4 {
