@@ -1,6 +1,7 @@
 //! Answers to requests, as JSON with stable keys (docs/cli.md).
 
 mod drops;
+mod fill;
 mod flows;
 mod health;
 mod matrix;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::Agent,
-    lab::{Netns, PATIENCE, scenario_alone, wait_for},
+    lab::{Netns, PATIENCE, scenario, scenario_alone, wait_for},
     load::Tally,
     peer::{self, Flood},
     table::Table,
@@ -179,5 +179,33 @@ fn a_flood_of_a_vip_leaves_old_connections_alone_and_lets_new_ones_in() {
             ensure!(row["state"] == "established" && row["task"] == **name, "{row}");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn a_table_that_runs_full_is_said_before_it_is() {
+    scenario(|lab| {
+        let client = lab.client()?;
+        let table = Table::with_nodes(1).ingress().service("web").publish("tcp", 8080, 80);
+        let table = table.task("web.1", "web", "n1", &[("ingress", "10.0.0.6")]);
+        let sizes = ["--max-flows", "1024", "--timeout", "tcp-closing=1s,tcp-half-closed=1s"];
+        let mut cluster = Cluster::start_with(lab, 1, table, &sizes)?;
+        cluster.serve(&["web.1"])?;
+        let agent = &cluster.agents[0];
+        let full = |wanted: bool| {
+            wait_for(&format!("a table to be nearly full: {wanted}"), PATIENCE, || {
+                let status = agent.json(&["status"])?;
+                let said =
+                    status["dataplane"]["warnings"].to_string().contains("connection table flows is nearly full");
+                ensure!(said == wanted && status["healthy"] == !wanted, "{status:#}");
+                Ok(())
+            })
+        };
+        full(false)?;
+        // Two entries each.
+        let visitors = (0..470).map(|_| Visitor::connect(&client, "192.168.77.11:8080")).collect::<Result<Vec<_>>>()?;
+        full(true)?;
+        drop(visitors);
+        full(false)
     });
 }

@@ -1,6 +1,6 @@
 //! Whether a node is healthy: one answer for `status` and for the metrics.
 
-use super::paths::Known;
+use super::{fill::nearly_full, paths::Known};
 use crate::{
     agent::shared::{Shared, Snapshot},
     engine::EngineView,
@@ -10,7 +10,8 @@ use crate::{
 /// Whether a node is healthy, with what is found out on the way to the answer.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Ready, nothing failing, all parts of the agent at work, no table refused, source and engine reachable, every path seen to pass, no dead ports.
+    /// Ready, nothing failing, all parts of the agent at work, no table refused, source and engine reachable, every path seen to pass, no dead ports,
+    /// no table of established connections nearly full.
     pub healthy: bool,
     /// Published ports that neither Hiveway nor the engine serves here.
     pub dead_ports: Option<DeadPorts>,
@@ -32,6 +33,7 @@ impl Health {
         let mut health = Self::of(snapshot, engine.as_deref(), paths.passing(), dead);
         // Who hangs does not notice what fails.
         health.healthy &= shared.about.liveness.overdue(std::time::Instant::now()).is_empty();
+        health.healthy &= nearly_full(shared).is_empty();
         health
     }
 

@@ -7,6 +7,7 @@ use hiveway_core::{LeftOut, Problem, path_check::Finding};
 use serde::Serialize;
 
 use super::{
+    fill::nearly_full,
     health::Health,
     paths::{Known, PathRow},
 };
@@ -336,7 +337,7 @@ fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
         tables: left.unwrap_or_default().named().into_iter().zip(capacity.named()).map(fill).collect(),
         counted_seconds_ago: ago(last.map(|(at, _)| at)),
         timeouts: shared.about.timeouts.named().into_iter().map(|(name, time)| (name, time.as_secs_f64())).collect(),
-        warnings: wrong_sizes(capacity, shared.about.sizes.into()),
+        warnings: [nearly_full(shared), wrong_sizes(capacity, shared.about.sizes.into())].concat(),
         counters: counters.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
     })
 }

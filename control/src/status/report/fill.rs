@@ -1,0 +1,48 @@
+//! Connection tables that run full.
+
+use dataplane::PerTable;
+
+use crate::agent::shared::Shared;
+
+/// Part of a table's room, in percent, from which on it counts as full: time is left to do something.
+const FULL: u64 = 90;
+
+/// Tables of established connections that are nearly full, by the last sweep, with what to do about it. In the pending tables
+/// the least recently used entry makes room: they may be full.
+pub(super) fn nearly_full(shared: &Shared) -> Vec<String> {
+    let left = shared.sweeps().last.map(|(_, report)| report.left);
+    left.map_or_else(Vec::new, |left| full(left, shared.connections().capacity()))
+}
+
+fn full(left: PerTable<usize>, room: PerTable<u32>) -> Vec<String> {
+    let tables = [("flows", left.flows, room.flows), ("affinity", left.affinity, room.affinity)];
+    tables
+        .into_iter()
+        .filter(|(_, entries, room)| *entries as u64 * 100 > u64::from(*room) * FULL)
+        .map(|(name, entries, room)| {
+            format!(
+                "connection table {name} is nearly full: {entries} of {room} entries; what finds no room stays among the \
+                 connections that others displace. `hiveway flow ls` shows whose they are; shorter idle times (`--timeout`) make \
+                 room, and so does `--max-flows` after a teardown"
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_nine_tenths_of_an_established_table_is_full() {
+        let room = PerTable { flows: 1000, affinity: 1000, flows_pending: 10, affinity_pending: 10 };
+        let left = |flows, affinity| PerTable { flows, affinity, flows_pending: 10, affinity_pending: 10 };
+        assert_eq!(full(left(900, 900), room), Vec::<String>::new());
+        let [only] = &full(left(901, 0), room)[..] else { panic!("flows") };
+        assert!(
+            only.contains("table flows is nearly full: 901 of 1000 entries") && only.contains("--max-flows"),
+            "{only}"
+        );
+        assert_eq!(full(left(1000, 1000), room).len(), 2);
+    }
+}
