@@ -1,5 +1,5 @@
 //! The two sysctls we need, set in this network namespace and given back at teardown: `net.ipv4.ip_forward` and the
-//! published ports in `net.ipv4.ip_local_reserved_ports`.
+//! published ports in `net.ipv4.ip_local_reserved_ports`. And one of our own interfaces, which goes with them.
 
 mod ports;
 
@@ -106,6 +106,30 @@ pub fn restore(state: &StateDir) -> Vec<SysctlError> {
         failures.extend(restored.err());
     }
     failures
+}
+
+/// Switches IPv6 off on interfaces of ours in this namespace: a container's router advertisement would otherwise give the
+/// node an address and a default route through the container (as in CVE-2020-13401). Returns whether it was on anywhere.
+///
+/// # Errors
+/// The kernel's. A kernel without IPv6, and an interface that has gone, are none.
+pub fn ipv6_off<'a>(interfaces: impl Iterator<Item = &'a str>) -> Result<bool, SysctlError> {
+    const NAME: &str = "net.ipv6.conf.<interface>.disable_ipv6";
+    let refused = |source| SysctlError::Kernel { name: NAME, source };
+    let mut changed = false;
+    for interface in interfaces {
+        let path = Path::new("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6");
+        match fs::read_to_string(&path) {
+            Ok(now) if now.trim() == "0" => {
+                fs::write(&path, "1\n").map_err(refused)?;
+                changed = true;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(refused(error)),
+        }
+    }
+    Ok(changed)
 }
 
 struct Reserve {

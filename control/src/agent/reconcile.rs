@@ -334,7 +334,9 @@ impl Agent {
             guarded = false;
         }
         if round.may(&self.backoff, "sysctls") {
-            let done = sysctl::ensure(&self.state, &wanted.1);
+            let ours = links.iter().filter(|(name, link)| link.is_ours(name)).map(|(name, _)| name.as_str());
+            let quiet = sysctl::ipv6_off(ours);
+            let done = quiet.and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
             match round.note(&mut self.backoff, "sysctls", done) {
                 Some(changed) => round.changes += usize::from(changed),
                 None => guarded = false,

@@ -23,6 +23,7 @@ use rtnetlink::{
 };
 
 use super::{Error, ROUTE_PROTOCOL, Socket, Spaces, host, offload::LATE_SEGMENTATION};
+use crate::sysctl;
 
 /// Does one step.
 ///
@@ -126,10 +127,12 @@ pub(super) async fn create(node: &Socket, what: &str, message: LinkMessage) -> R
     node.handle().link().add(message).execute().await.map_err(|error| Error::from_rtnetlink(what, error))
 }
 
-/// Names a new link as ours and keeps IPv6 chatter off it; the kernel takes neither while it creates the link.
+/// Names a new link as ours and keeps IPv6 off it; the kernel takes neither while it creates the link.
 pub(super) async fn label(node: &Socket, name: &str, alias: &str) -> Result<(), Error> {
     change(node, "set alias", name, |link| link.alias(alias)).await?;
-    quiet(node, name).await
+    quiet(node, name).await?;
+    let off = sysctl::ipv6_off(std::iter::once(name));
+    off.map(drop).map_err(|error| Error::Other { what: format!("disable IPv6 on {name}"), why: error.to_string() })
 }
 
 /// No IPv6 addresses come by themselves: overlays are IPv4 only as yet, and what they bring would be flooded.

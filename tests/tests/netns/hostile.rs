@@ -1,9 +1,11 @@
 //! Containers and neighbours that lie.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use hiveway_tests::{
-    lab::{Capture, DISCARD_PORT, MESH_VNI, Netns, with_and_without_offloads},
+    lab::{Capture, DISCARD_PORT, MESH_VNI, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     peer, plain,
     table::Table,
 };
@@ -147,4 +149,56 @@ fn send_datagrams(netns: &Netns, target: &str, payload: &[u8], count: u32) -> Re
         }
         Ok(())
     })?
+}
+
+/// An ICMPv6 router advertisement (RFC 4861 section 4.2) for everybody on the link, with a prefix to make addresses of.
+fn router_advertisement(source_mac: &str) -> Vec<u8> {
+    const TYPE: u8 = 134;
+    let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0x42, 0x0a, 0xff, 0xfe, 0, 1, 3];
+    let all_nodes = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let prefix = [0x20, 0x01, 0x0d, 0xb8, 0, 0x66, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let information = [&[3, 4, 64, 0xc0][..], &[0, 0, 0x0e, 0x10], &[0, 0, 0x0e, 0x10], &[0; 4], &prefix].concat();
+    let payload = [&[0; 8][..], &information].concat();
+    let builder = PacketBuilder::ethernet2(mac(source_mac), [0x33, 0x33, 0, 0, 0, 1])
+        .ipv6(link_local, all_nodes, 255)
+        // Hop limit 64, a default router for an hour.
+        .icmpv6_raw(TYPE, 0, [64, 0, 0x0e, 0x10]);
+    let mut bytes = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut bytes, &payload).expect("a vector takes everything");
+    bytes
+}
+
+#[test]
+fn a_containers_router_advertisement_changes_nothing_on_the_node() {
+    scenario(|lab| {
+        let nodes =
+            [11, 12].map(|host| lab.node(&format!("n{}", host - 10), host)).into_iter().collect::<Result<Vec<_>>>()?;
+        for node in &nodes {
+            node.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0")?;
+        }
+        let cluster = Cluster::start_on(lab, nodes, two_tasks(), &[])?;
+        let (liar, own) = (cluster.task("a.1"), plain::mac_of("10.0.1.3"));
+        let learned = || -> Result<()> {
+            for node in &cluster.nodes {
+                let routes = node.run("ip -6 route show")? + &node.run("ip -6 addr show")?;
+                ensure!(!routes.contains("2001:db8:66") && !routes.contains("default"), "{}: {routes}", node.label());
+            }
+            Ok(())
+        };
+        for _ in 0..5 {
+            liar.send_frame("eth0", &router_advertisement(&own))?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        learned()?;
+        // Of an earlier version, or switched on by hand.
+        let bridge =
+            cluster.nodes[0].shell("ip -oneline link show type bridge | cut -d' ' -f2 | tr -d : | grep ^hwb")?;
+        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", bridge.trim());
+        cluster.nodes[0].shell(&format!("echo 0 > {path}"))?;
+        wait_for("IPv6 to be switched off again", PATIENCE, || {
+            let off = cluster.nodes[0].shell(&format!("cat {path}"))?;
+            ensure!(off.trim() == "1", "{path}: {off}");
+            Ok(())
+        })
+    });
 }
