@@ -191,7 +191,7 @@ fn a_sweep_and_a_listing_take_no_memory_that_grows_with_the_tables() -> Result<(
     assert_eq!(harness.count_rows()?, CONNECTIONS as usize);
     let listed = started.elapsed();
     let grown = memory("VmHWM")?.saturating_sub(before);
-    println!("{CONNECTIONS} connections: swept in {took:?}, listed in {listed:?}, {before} KiB and {grown} KiB more");
+    eprintln!("{CONNECTIONS} connections: swept in {took:?}, listed in {listed:?}, {before} KiB and {grown} KiB more");
     // Other tests of this program run beside this one.
     assert!(grown < 16 << 10, "{grown} KiB more for {CONNECTIONS} connections");
     let report = harness.sweep(&HashSet::new(), &Timeouts::default())?;
