@@ -61,7 +61,10 @@ fn who_leaves_opens_nothing_and_ends_nothing() -> Result<()> {
         comes_from_vip(world, "SYN-ACK", &REMOTE1, &tcp(80, 1000, "SA"))?;
         promoted(world, "ACK", &REMOTE1, &tcp(1000, 80, "K"))?;
         goes_to(world, "next datagram", &REMOTE1, &udp(1000, 53), false)?;
+        // What the client says is no end.
         goes_to(world, "FIN", &REMOTE1, &tcp(1000, 80, "FA"), false)?;
+        goes_to(world, "SYN after FIN", &REMOTE1, &tcp(1000, 80, "S"), false)?;
+        comes_from_vip(world, "RST", &REMOTE1, &tcp(80, 1000, "R"))?;
         let request =
             support::packets::arp(ArpOperation::REQUEST, (mac(LOCAL1.ip), LOCAL1.ip), ([0; 6], VIP), [0xff; 6]);
         for (what, packet) in [

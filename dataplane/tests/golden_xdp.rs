@@ -139,8 +139,8 @@ fn what_nobody_knows_or_is_served_here_passes() -> Result<()> {
         assert_eq!(world.harness.established_affinity()?.len(), 5);
         passes(world, "to a task here", &there(1001, "PA"), dev)?;
         // A connection that has ended, and begins anew.
-        through_tc(world, there(CLIENT_PORT, "FA"))?;
-        passes(world, "SYN after FIN", &there(CLIENT_PORT, "S"), dev)?;
+        through_tc(world, back(CLIENT_PORT, "R"))?;
+        passes(world, "SYN after RST", &there(CLIENT_PORT, "S"), dev)?;
         // The port is not published any more.
         world.state.sets.remove(&port_set(6, PUBLISHED));
         world.harness.apply(&world.state)?;

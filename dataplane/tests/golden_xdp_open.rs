@@ -148,7 +148,7 @@ fn what_xdp_cannot_send_takes_no_turn() -> Result<()> {
         // Whose connection has ended.
         keep_way(world, Some(PEER_MAC))?;
         both(world, "SYN", syn.clone())?;
-        both(world, "RST", client(&client_ip(), &tcp(1000, PUBLISHED, "R")))?;
+        through_tc(world, answer(&client_ip(), &tcp(PUBLISHED, 1000, "R")))?;
         leaves(world, "SYN after RST", &syn)
     })
 }
