@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -117,11 +117,21 @@ impl Hiveway {
         let mut stream = UnixStream::connect(&path).with_context(|| format!("the agent of {}", self.node.label()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(format!("{{\"request\": \"{request}\"}}\n").as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("{request}: {line:?}"))?;
-        ensure!(answer.get("ok").is_some(), "{request} on {}: {answer}", self.node.label());
-        Ok(answer["ok"].take())
+        // `flows` comes in as many lines as it takes.
+        let mut rows = Vec::new();
+        for line in BufReader::new(stream).lines() {
+            let line = line?;
+            let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("{request}: {line:?}"))?;
+            match answer["rows"].take() {
+                Value::Array(some) => rows.extend(some),
+                _ if answer.get("end").is_some() => return Ok(Value::Array(rows)),
+                _ => {
+                    ensure!(answer.get("ok").is_some(), "{request} on {}: {answer}", self.node.label());
+                    return Ok(answer["ok"].take());
+                }
+            }
+        }
+        bail!("{request} on {}: the answer broke off", self.node.label())
     }
 
     /// Its node.

@@ -131,8 +131,7 @@ fn forgotten(cluster: &Cluster<'_>) -> Result<()> {
     wait_for("the connection to be forgotten everywhere", PATIENCE, || {
         for agent in &cluster.agents {
             let flows = agent.json(&["flow", "ls"])?;
-            let left = flows.as_array().map_or(0, Vec::len);
-            ensure!(left == 0, "{}: {flows}", agent.netns().label());
+            ensure!(flows.as_array().is_some_and(Vec::is_empty), "{}: {flows}", agent.netns().label());
         }
         Ok(())
     })
