@@ -67,7 +67,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         if ttl::is_spent(packet) && is_hop(config, packet) {
             return ttl::spent(ctx, port, elsewhere, packet);
         }
-        let Some(chosen) = affinity(ctx, port, elsewhere, packet)? else {
+        let Some(chosen) = affinity(ctx, config, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
         };
         chosen
@@ -130,6 +130,7 @@ fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<boo
 #[inline(always)]
 fn affinity(
     ctx: &TcContext,
+    config: &Config,
     port: &PublishedPort,
     elsewhere: bool,
     packet: &Packet,
@@ -144,7 +145,7 @@ fn affinity(
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
-    if elsewhere || !flow::may_open(packet) {
+    if elsewhere || !flow::may_open(packet) || is_martian(config, packet) {
         return Ok(None);
     }
     check_allowed(port, packet)?;
@@ -162,6 +163,24 @@ fn affinity(
 #[inline(always)]
 fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
+}
+
+/// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing table:
+/// it would call the packet martian, and drops it. What comes over the host link has passed that already, and is this node's own.
+#[inline(always)]
+fn is_martian(config: &Config, packet: &Packet) -> bool {
+    is_nobodys(packet.src[0])
+        || (packet.dst != config.host_ip
+            && (packet.src == config.host_ip
+                // SAFETY: entries are replaced as a whole by the agent.
+                || unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()))
+}
+
+/// Whether addresses with that first byte are no host's source: "this network", loopback, multicast, reserved and broadcast
+/// (RFC 1122 section 3.2.1.3).
+#[inline(always)]
+pub(crate) fn is_nobodys(first: u8) -> bool {
+    first == 0 || first == 127 || first >= 224
 }
 
 /// Whether this node is a hop for a client's packet. Over the host link it is not: the kernel has routed such a packet

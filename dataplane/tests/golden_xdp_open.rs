@@ -128,6 +128,11 @@ fn what_xdp_cannot_send_takes_no_turn() -> Result<()> {
         leaves(world, "RST", &client(&client_ip(), &tcp(1000, PUBLISHED, "R")))?;
         leaves(world, "SYN and FIN", &client(&client_ip(), &tcp(1000, PUBLISHED, "SF")))?;
         leaves(world, "not ours", &client(&Ip { dst: [10, 9, 9, 9], ..client_ip() }, &tcp(1000, PUBLISHED, "S")))?;
+        for src in [[0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 5], [255; 4], VTEP, NODE2] {
+            for l4 in [tcp(1000, PUBLISHED, "S"), udp(1000, PUBLISHED)] {
+                leaves(world, "martian", &client(&Ip { src, ..client_ip() }, &l4))?;
+            }
+        }
         let full = world.state.clone();
         world.state.restricted.insert(PortKey { proto: 6, _pad: 0, port: PUBLISHED.to_be_bytes() });
         world.harness.apply(&world.state)?;

@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, ending, flow, path, verdict};
+use crate::{affinity, ending, flow, maps::NODE_ADDRESSES, mesh_ingress, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -26,7 +26,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     // What `mesh_ingress::from_outside` asks. The entry is looked up first, for it may know what the rest would be
     // answered.
     let Some(known) = affinity::established(packet.key().get()) else {
-        return Some(opening::handle(ctx.ctx));
+        return if is_martian(packet.src) { None } else { Some(opening::handle(ctx.ctx)) };
     };
     let state = known::state()?;
     let asked = if known.generation == known::generation(state) {
@@ -51,6 +51,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         ending::note_client_fin(known, end);
     }
     Some(sent)
+}
+
+/// As `mesh_ingress::is_martian`: whatever is for the host link is TC's.
+#[inline(never)]
+fn is_martian(src: u32) -> bool {
+    let src = src.to_le_bytes();
+    // SAFETY: entries are replaced as a whole by the agent.
+    mesh_ingress::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
 }
 
 /// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
 use hiveway_tests::{
     lab::{Capture, Lab, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
+    peer,
     table::Table,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::{
-    frames::mac,
+    frames::{ip, mac},
     support::{Cluster, web_table},
 };
 
@@ -197,5 +198,36 @@ fn nor_through_a_vip() {
             victim.reset()?;
         }
         forgotten(&cluster)
+    });
+}
+
+/// With them an outsider would pass any list that names the node's own address, and a task would answer to who knows whom.
+#[test]
+fn sources_that_nobody_outside_has_reach_no_task() {
+    scenario(|lab| {
+        let (client, mallory) = (lab.client()?, lab.node("mallory", 101)?);
+        let mut cluster = Cluster::start(lab, 3, web_table(&["n1", "n2"], &[("udp", 5353, 53)], "n1"))?;
+        cluster.serve(&["web.1", "web.2"])?;
+        let n3 = mac(&mac_of(&cluster.nodes[2], "eth0")?);
+        let mut seen = Capture::start(lab, lab.switch(), "n3", "ether src host 02:00:00:00:66:66")?;
+        let sources = ["192.168.77.13", "127.0.0.1", "0.0.0.7", "224.0.0.5", "240.0.0.1", "255.255.255.255"];
+        for source in sources {
+            let udp = PacketBuilder::ethernet2(mac("02:00:00:00:66:66"), n3)
+                .ipv4(ip(source), ip("192.168.77.13"), 64)
+                .udp(4000, 5353);
+            let mut frame = Vec::new();
+            udp.write(&mut frame, b"question").expect("a vector takes everything");
+            for _ in 0..3 {
+                mallory.send_frame("eth0", &frame)?;
+            }
+        }
+        seen.wait_packets(3 * sources.len() as u64)?;
+        for agent in &cluster.agents {
+            let flows = agent.json(&["flow", "ls"])?;
+            ensure!(flows.as_array().is_some_and(Vec::is_empty), "{}: {flows}", agent.netns().label());
+        }
+        let tally = peer::udp_load(&client, "192.168.77.13:5353", 4)?;
+        ensure!(tally.ok == 4, "{tally:?}");
+        Ok(())
     });
 }
