@@ -7,6 +7,7 @@ use hiveway_tests::{
     lab::{Lab, Netns, PATIENCE, scenario, wait_for},
     peer::{self, LoadLoop},
 };
+use serde_json::Value;
 
 use crate::{
     support::{Cluster, assert_even, assert_peer},
@@ -33,20 +34,26 @@ fn rename(node: &Netns, from: &str, to: &str) -> Result<()> {
     node.shell(&format!("ip link set {from} down; ip link set {from} name {to}; ip link set {to} up")).map(drop)
 }
 
-/// A new cable between a node and the switch's bridge.
+/// A new cable between a node and the switch, whose port `port` does not forward until it is a port of `br0`.
 fn plug(lab: &Lab, node: &Netns, interface: &str, port: &str, address: &str) -> Result<()> {
     let switch = lab.switch();
     switch.run(&format!("ip link add {port} type veth peer name {interface} netns {}", node.name()))?;
-    switch.run(&format!("ip link set {port} master br0 up"))?;
+    switch.run(&format!("ip link set {port} up"))?;
     node.run(&format!("ip addr add {address}/24 dev {interface}"))?;
     node.run(&format!("ip link set {interface} up")).map(drop)
 }
 
 /// n3 uses `interface` as its uplink and serves clients on it.
-fn taken(cluster: &Cluster<'_>, interface: &str) -> Result<()> {
+fn taken(cluster: &Cluster<'_>, interface: &str) -> Result<Value> {
     let status = cluster.agents[2].json(&["status"])?;
     let node = &status["node"];
     ensure!(node["underlay"] == interface && node["mesh_interfaces"] == serde_json::json!([interface]), "{node}");
+    Ok(status)
+}
+
+/// It is healthy with it, too.
+fn works_with(cluster: &Cluster<'_>, interface: &str) -> Result<()> {
+    let status = taken(cluster, interface)?;
     let lost = status["warnings"].to_string().contains("uplink");
     ensure!(status["healthy"] == true && !lost, "{status:#}");
     Ok(())
@@ -57,7 +64,7 @@ fn works_on(cluster: &Cluster<'_>, client: &Netns, interface: &str) -> Result<()
     wait_for(&format!("everything to work on {interface}"), SECONDS, || {
         let tally = peer::attempts(client, "tcp", &format!("{}:8080", ADDRESSES[2]), 4)?;
         assert_even(&tally, &WEB, 2)?;
-        taken(cluster, interface)
+        works_with(cluster, interface)
     })?;
     everything_works(cluster, client, ADDRESSES[2], CLIENT)
 }
@@ -108,8 +115,10 @@ fn an_uplink_is_replaced(underlay: &str, xdp: &str) {
         })?;
         plug(lab, node, "eth0", "n3", ADDRESSES[2])?;
         node.run("ip route add default via 192.168.77.1")?;
-        // Until the programs are attached to it, the kernel answers on a new interface, with RST for a published port.
-        wait_for("the new interface to be taken", SECONDS, || taken(&cluster, "eth0"))?;
+        // Until the programs are attached to it, the kernel answers on a new interface, with RST for a published port. A
+        // switch's port forwards later than that; and any ARP request of the node's tells clients of the new MAC.
+        wait_for("the new interface to be taken", SECONDS, || taken(&cluster, "eth0").map(drop))?;
+        lab.switch().run("ip link set n3 master br0")?;
         // As the new interface's first ARP packet would.
         client.run("ip neigh flush all")?;
         works_on(&cluster, &client, "eth0")?;

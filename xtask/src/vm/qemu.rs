@@ -99,7 +99,7 @@ fn judge(result: Option<u8>, status: ExitStatus) -> Result<u8> {
 impl Suite {
     fn time_limit(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Swarm => 30 * 60,
+            Self::Swarm => 100 * 60,
             Self::Packets | Self::Links | Self::Run => 60 * 60,
         })
     }

@@ -120,7 +120,8 @@ fn swarm_set_up(engine: Option<&Path>) -> Result<String> {
     Ok(format!(
         "modprobe --all ip_vs ip_vs_rr xt_ipvs esp4 xfrm_user vxlan br_netfilter || exit 1\n\
          echo 1 > /proc/sys/net/ipv4/ip_forward || exit 1\n\
-         strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n{engine}",
+         strip -o /var/tmp/hw-lab-peer {} || exit 1\nexport HW_LAB_PEER=/var/tmp/hw-lab-peer\n\
+         export HIVEWAY_TEST_SLOWNESS=4\n{engine}",
         quote(&server.to_string_lossy())
     ))
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hiveway_tests::{lab::wait_for, swarm::Hiveway};
+use hiveway_tests::{
+    lab::{slowness, wait_for},
+    swarm::Hiveway,
+};
 
 use super::Stage;
 
@@ -52,7 +55,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// When this agent first had so many active backends.
 fn watch(agent: &Hiveway, service: &str, count: usize) -> Result<Instant> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + LIMIT * slowness();
     loop {
         let services = agent.ask("services")?;
         let row = services.as_array().into_iter().flatten().find(|row| row["id"] == service);

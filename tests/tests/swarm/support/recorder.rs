@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hiveway_tests::lab::wait_for;
+use hiveway_tests::lab::{slowness, wait_for};
 
 use super::Stage;
 
@@ -153,8 +153,8 @@ fn repeat(kind: Kind, target: SocketAddrV4, stop: &AtomicBool, events: &Mutex<Ve
 }
 
 fn ask_tcp(target: SocketAddrV4) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&target.into(), LIMIT).context("connect")?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let mut stream = TcpStream::connect_timeout(&target.into(), LIMIT * slowness()).context("connect")?;
+    stream.set_read_timeout(Some(LIMIT * slowness()))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").context("send")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("receive")?;
@@ -163,7 +163,7 @@ fn ask_tcp(target: SocketAddrV4) -> Result<String> {
 
 fn ask_udp(target: SocketAddrV4) -> Result<String> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1) * slowness()))?;
     socket.connect(target).context("connect")?;
     socket.send(b"who").context("send")?;
     let mut buffer = [0; 256];
