@@ -57,7 +57,12 @@ pub(super) fn flows(args: &FlowArgs) -> u8 {
     });
     match asked {
         Err(error) => {
-            errln!("error: {error}");
+            if !page.is_empty() {
+                print(&request, &mut page);
+                printed = true;
+            }
+            let rest = if printed { "; the list above is not whole: --service, --client or --limit make it shorter" } else { "" };
+            errln!("error: {error}{rest}");
             return exit::FAILED;
         }
         Ok(_) if args.show.json => outln!("{}", if printed { "\n]" } else { "[]" }),

@@ -24,6 +24,8 @@ use super::{
 const CONNECTIONS: usize = 64;
 /// How long a client may take to ask, and to take a piece of the answer.
 const IDLE: Duration = Duration::from_secs(30);
+/// The same for a piece of the list of connections, which people read page by page.
+const READING: Duration = Duration::from_secs(600);
 /// Longest request line; ours are far shorter.
 const MAX_REQUEST: u64 = 4096;
 
@@ -137,13 +139,17 @@ async fn rows(write: &mut OwnedWriteHalf, answers: Answers, filter: FlowFilter) 
         }
     });
     while let Some(response) = responses.recv().await {
-        say(write, &response).await?;
+        say_within(READING, write, &response).await?;
     }
     reading.await.map_err(io::Error::other)
 }
 
 async fn say(write: &mut OwnedWriteHalf, response: &Response) -> io::Result<()> {
+    say_within(IDLE, write, response).await
+}
+
+async fn say_within(limit: Duration, write: &mut OwnedWriteHalf, response: &Response) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(response)?;
     bytes.push(b'\n');
-    timeout(IDLE, write.write_all(&bytes)).await?
+    timeout(limit, write.write_all(&bytes)).await?
 }
