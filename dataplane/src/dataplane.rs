@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -27,7 +27,7 @@ use crate::{
     connections::{Connections, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
-    lock::{Lock, LockError},
+    lock::{self, Lock, LockError},
     logger::{Logger, LoggerError},
     object::OBJECT,
     paths::Paths,
@@ -288,7 +288,11 @@ impl Dataplane {
     /// left of those whose interfaces are gone. Carries on after errors; interfaces are given as ids in hexadecimal.
     pub fn detach_sandboxes_except(&mut self, keep: &BTreeSet<u32>) -> Detached {
         let detached = self.sandboxes.detach_except(self.hook, &self.bpffs, keep);
-        self.pins.let_go(&self.bpffs);
+        for id in detached.detached.iter().filter_map(|(_, id)| u32::from_str_radix(id, 16).ok()) {
+            for pin in sandbox::pins(self.hook, &self.bpffs, id) {
+                self.pins.let_go(&self.bpffs, &pin);
+            }
+        }
         detached
     }
 
@@ -323,13 +327,13 @@ impl Dataplane {
                         if hook == self.hook {
                             self.attached.remove(&name);
                         }
+                        self.pins.let_go(&self.bpffs, &hook.directory(&self.bpffs).join(name.to_string()));
                         result.detached.push(target);
                     }
                     Err(error) => result.failures.push(error.to_string()),
                 }
             }
         }
-        self.pins.let_go(&self.bpffs);
         result
     }
 
@@ -390,5 +394,5 @@ const _: () = {
 };
 
 fn make_directory(path: &Path) -> Result<(), OpenError> {
-    fs::create_dir_all(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+    lock::make_directory(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
 }

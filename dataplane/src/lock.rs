@@ -1,13 +1,30 @@
-//! One agent per directory: an flock on the directory itself, which ends with the process that holds it.
+//! One agent per directory: an flock on the directory itself, which ends with the process that holds it. Whoever may open the
+//! directory may lock it, so nobody else may.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::linux::fs::MetadataExt as _,
+    os::{
+        linux::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::geteuid,
+};
+
+/// For the agent's user alone.
+const PRIVATE: u32 = 0o700;
+/// What others may do.
+const OTHERS: u32 = 0o077;
+
+/// Makes a directory, and those above it that are missing, for this user alone.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
+}
 
 /// The directory could not be locked.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +39,14 @@ pub enum LockError {
         path: PathBuf,
         /// The other process, where the kernel tells.
         pid: Option<u32>,
+    },
+    /// Somebody else made it, and could take everything out of it.
+    #[error("{path} belongs to user {user}, not to the agent's: remove it, or give the agent another --bpffs directory")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        user: u32,
     },
     /// Something else went wrong.
     #[error("cannot lock {path}: {source}")]
@@ -52,7 +77,16 @@ impl Lock {
     /// Locks the directory, or says who has it.
     pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Failed { path: path.to_owned(), source };
-        let dir = File::open(path).map_err(failed)?;
+        let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
+        let dir = dir.map_err(failed)?;
+        let found = dir.metadata().map_err(failed)?;
+        if found.st_uid() != geteuid().as_raw() {
+            return Err(LockError::Foreign { path: path.to_owned(), user: found.st_uid() });
+        }
+        if found.st_mode() & OTHERS != 0 {
+            // Made by an earlier version.
+            dir.set_permissions(Permissions::from_mode(PRIVATE)).map_err(failed)?;
+        }
         match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
             Err((dir, nix::Error::EWOULDBLOCK)) => {
@@ -91,6 +125,28 @@ mod tests {
         assert_eq!((path.as_path(), pid), (dir.path(), Some(std::process::id())));
         drop(first);
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_locked_directory_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        make_directory(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&dir.path().join("a"))), (PRIVATE, PRIVATE));
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let _lock = Lock::take(&path).unwrap();
+        assert_eq!(mode(&path), PRIVATE);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_elses_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(12345), None).expect("as root");
+        assert!(matches!(Lock::take(dir.path()), Err(LockError::Foreign { user: 12345, .. })));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert!(matches!(Lock::take(&link), Err(LockError::Failed { .. })));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     MapName,
     adopt::pin_path,
     attach::Hook,
-    lock::{Lock, LockError},
+    lock::{Lock, LockError, make_directory},
     preflight::{PreflightError, check_bpffs},
     sys,
 };
@@ -120,9 +120,11 @@ impl Pins {
         }
     }
 
-    /// Lets go of what was detached.
-    pub(crate) fn let_go(&mut self, bpffs: &Path) {
-        self.links.retain(|name, _| bpffs.join(name).exists());
+    /// Lets go of what was detached, and was pinned there.
+    pub(crate) fn let_go(&mut self, bpffs: &Path, pin: &Path) {
+        if let Ok(name) = pin.strip_prefix(bpffs) {
+            self.links.remove(name);
+        }
     }
 
     /// Makes anew what is missing below `bpffs`. `lock` is that directory's, and follows it.
@@ -136,11 +138,11 @@ impl Pins {
         }
         match check_bpffs(bpffs) {
             Err(why @ PreflightError::NoBpffs { .. }) => {
-                let (at, none) = (&self.mounted_at, None::<&str>);
-                mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), none).map_err(|errno| PinsError::NotMounted {
-                    why,
-                    at: at.clone(),
-                    source: errno.into(),
+                let at = &self.mounted_at;
+                // As systemd mounts it: by default anybody may make directories in it.
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                mount(Some("bpf"), at, Some("bpf"), flags, Some("mode=700")).map_err(|errno| {
+                    PinsError::NotMounted { why, at: at.clone(), source: errno.into() }
                 })?;
                 mended.mounted = true;
             }
@@ -148,7 +150,7 @@ impl Pins {
         }
         let directories = Hook::ALL.map(|hook| hook.directory(bpffs));
         for directory in directories.iter().chain([&bpffs.join("maps")]) {
-            fs::create_dir_all(directory).map_err(refused(directory))?;
+            make_directory(directory).map_err(refused(directory))?;
         }
         let there = fs::metadata(bpffs).map_err(refused(bpffs))?;
         if !lock.is_of(&there) {
@@ -189,7 +191,7 @@ fn move_pins(from: &Path, to: &Path) -> Result<usize, PinsError> {
         if kind.is_symlink() {
             fs::read_link(&old).and_then(|target| symlink(target, &new)).map_err(refused(&new))?;
         } else if kind.is_dir() {
-            fs::create_dir_all(&new).map_err(refused(&new))?;
+            make_directory(&new).map_err(refused(&new))?;
             moved += move_pins(&old, &new)?;
         } else if let Ok(object) = sys::object_get(&old) {
             sys::object_pin(object.as_fd(), &new).map_err(refused(&new))?;
