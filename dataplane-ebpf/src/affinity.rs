@@ -113,7 +113,9 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
 /// Moves an entry to the established table, with a packet of `len` bytes. When that is full it stays where it is.
 #[inline(never)]
 pub(crate) fn promote(key: &AffinityKey, known: &Affinity, len: usize) -> bool {
-    let entry = *known;
+    let mut entry = *known;
+    // What the backend may have said to a stranger's segment meanwhile.
+    entry.flags &= !flag::ENDED;
     if AFFINITY.insert(key, &entry, BPF_ANY as u64).is_err() {
         return false;
     }

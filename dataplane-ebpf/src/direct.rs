@@ -80,7 +80,7 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
         // An answer to a connection that the other side opened, on this very node.
         return Some(packet.sport);
     }
-    if known.tag == backend.tag && !(flow::is_syn(packet) && flow::ended(known)) {
+    if known.tag == backend.tag && !flow::replaces(packet, known) {
         flow::touch_forward(&key, known, packet);
         return Some(known.sport);
     }
@@ -111,7 +111,7 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
         if !flow::may_open(packet) {
             return Ok(Some(packet.sport));
         }
-        if !lone && !flow::outlived(known, local.net, packet.proto, flow::now()) {
+        if !lone && !flow::outlived(known, local.net, packet.proto) {
             return Ok(None);
         }
         let _ = FLOWS.remove(reply_key);

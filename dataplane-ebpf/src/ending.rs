@@ -4,16 +4,23 @@
 //! RST, or its FIN together with its acknowledgement of the client's. An RST of the client's counts where it stands at the
 //! sequence number that the backend waits for, as RFC 5961 section 3.2 has it; at an ingress node, which does not follow
 //! the numbers, the backend is asked (see `mesh_backend.rs`). Until then a SYN goes to the connection's own backend, which
-//! answers it as RFC 5961 section 4.2 says, or opens a connection anew if it knows of none.
+//! answers it as RFC 5961 section 4.2 says, or opens a connection anew if it knows of none. So does one that follows both
+//! FINs at once: the last segments of the backend may have been lost behind this node.
 //!
-//! An SCTP association ends by the backend's chunks only.
+//! An SCTP association ends by the backend's chunks only, and an INIT goes to its own backend as long as there is an entry:
+//! a backend that lives aborts what a stranger's malformed INIT asks for, and one that has ended opens an association anew
+//! (RFC 9260 section 5.2).
 
 use dataplane_common::{
     flow::{Affinity, AffinityKey, Flow, FlowKey, flag},
     headers::{ipproto, sctpchunk, tcpflag},
 };
 
-use crate::{affinity, flow, maps::scratch, parse::Packet};
+use crate::{
+    affinity, flow,
+    maps::scratch,
+    parse::{Fragment, Packet},
+};
 
 /// An RST of the client's may lie this many times 256 bytes behind what the backend has acknowledged last: what it got
 /// meanwhile.
@@ -39,10 +46,28 @@ fn end_of(packet: &Packet) -> [u8; 3] {
     behind_fin(packet.sequence, u32::from(packet.total_len).wrapping_sub(headers))
 }
 
-/// Whether a segment of the client's with these flags has something to say about the connection's end.
+/// Whether a segment has a FIN, and its end is known: of a part of one it is not, nor of one with more than 64 kB.
+#[inline(always)]
+fn is_fin(packet: &Packet) -> bool {
+    packet.flags & tcpflag::FIN != 0 && packet.fragment == Fragment::Whole && packet.total_len != 0
+}
+
+/// Whether a segment of the client's has something to say about the connection's end.
 #[inline(always)]
 fn client_ends(packet: &Packet) -> bool {
-    packet.proto == ipproto::TCP && packet.flags & (tcpflag::FIN | tcpflag::RST) != 0
+    packet.proto == ipproto::TCP && (packet.flags & tcpflag::RST != 0 || is_fin(packet))
+}
+
+/// Whether a packet of the client's opens another connection in the place of its established or pending one, at the ingress
+/// node.
+// Not inlined: the verifier walks what follows once instead of once per condition.
+#[inline(never)]
+pub(crate) fn makes_room(known: &Affinity, packet: &Packet) -> bool {
+    const FINS: u8 = flag::FIN | flag::BACKEND_FIN;
+    packet.proto == ipproto::TCP
+        && known.flags & flag::ENDED != 0
+        && flow::is_syn(packet)
+        && (known.flags & FINS != FINS || flow::is_quiet(known.last_seen))
 }
 
 /// Whether a packet of the backend's, with these [`Packet::flags`], says that the connection is over. SHUTDOWN ACK: it has
@@ -78,17 +103,13 @@ fn after_backend(bits: u8, fin: u8, proto: u8, flags: u8, acknowledged: bool) ->
     if is_over(proto, flags) {
         return bits | flag::ENDED;
     }
-    if proto != ipproto::TCP {
-        return bits;
-    }
-    let bits = if flags & tcpflag::FIN != 0 { bits | fin } else { bits };
-    if bits & fin == 0 {
-        // An RST that was meant for somebody else's segment: the backend goes on.
-        bits & !flag::ENDED
-    } else if acknowledged {
+    let bits = if proto == ipproto::TCP && flags & tcpflag::FIN != 0 { bits | fin } else { bits };
+    if bits & fin != 0 && acknowledged {
         bits | flag::ENDED
     } else {
-        bits
+        // An RST or ABORT that was meant for somebody else's segment, or a FIN that the client never sent: the backend
+        // goes on.
+        bits & !flag::ENDED
     }
 }
 
@@ -113,8 +134,10 @@ fn client_has_ended(key: &FlowKey, forward: &mut Flow, packet: &Packet) {
         }
         return;
     }
-    forward.tcp_number = end_of(packet);
-    forward.flags |= flag::FIN;
+    if !flow::ended(forward) {
+        forward.tcp_number = end_of(packet);
+        forward.flags |= flag::FIN;
+    }
     // Not only packets of the backend's: see `flow::QUIET_NS`.
     reply.last_seen = flow::now();
 }
@@ -127,12 +150,13 @@ pub(crate) fn of_lone_client(reply: &mut Flow, packet: &Packet) {
     }
 }
 
-/// Whether `sequence` is what the backend waits for, that has acknowledged `acknowledged`.
+/// Whether `sequence` is what the backend waits for, that has acknowledged `acknowledged`. Zero: nothing that is known of,
+/// as in the entries of versions that did not note it.
 #[inline(always)]
 fn is_next(sequence: u32, acknowledged: [u8; 3]) -> bool {
     let [a, b, c] = acknowledged;
     let ahead = (sequence >> 8).wrapping_sub(u32::from_be_bytes([0, a, b, c])) & 0xff_ffff;
-    ahead <= UNACKNOWLEDGED
+    ahead <= UNACKNOWLEDGED && acknowledged != [0; 3]
 }
 
 /// Notes what a packet of the backend's says about the connection with the reply entry `reply`, in `FLOWS` if it is
@@ -181,18 +205,21 @@ fn backend_has_spoken(key: &FlowKey, reply: &mut Flow, packet: &Packet) {
 #[inline(always)]
 pub(crate) fn of_client_at_ingress(key: &AffinityKey, packet: &Packet) {
     if packet.proto == ipproto::TCP
-        && packet.flags & tcpflag::FIN != 0
+        && is_fin(packet)
         && let Some(known) = affinity::established(key)
     {
         note_client_fin(known, end_of(packet));
     }
 }
 
-/// Notes a FIN of the client's in an established entry, with what [`behind_fin`] says of it.
+/// Notes a FIN of the client's in an established entry, with what [`behind_fin`] says of it. None that comes after the end:
+/// it would be another's.
 #[inline(always)]
 pub(crate) fn note_client_fin(known: &mut Affinity, end: [u8; 3]) {
-    known.tcp_number = end;
-    known.flags |= flag::FIN;
+    if known.flags & flag::ENDED == 0 {
+        known.tcp_number = end;
+        known.flags |= flag::FIN;
+    }
 }
 
 /// Whether a packet of the backend's with these flags may change what a connection with the bits `bits` of `flag` has come

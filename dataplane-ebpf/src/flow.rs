@@ -7,7 +7,8 @@
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
 //! only `last_seen`, `flags` and `tcp_number` change. Who moves an entry puts it into `FLOWS` before it takes it out
-//! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order.
+//! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order. Two CPUs that note something
+//! in `flags` at once may lose one of both: a connection whose FINs cross so lasts until it has been silent for long.
 
 use core::ffi::c_void;
 
@@ -122,11 +123,26 @@ pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option
 /// Finds the reply entry of a packet from the backend, likewise; notes what that says about the connection's end.
 #[inline(always)]
 pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+    backward_if(ctx, key, packet, |_| true)
+}
+
+/// The same for an entry that `comes_from` lets pass; of another nothing is noted.
+#[inline(always)]
+pub(crate) fn backward_if(
+    ctx: &TcContext,
+    key: &FlowKey,
+    packet: &Packet,
+    comes_from: impl Fn(&Flow) -> bool,
+) -> Option<&'static mut Flow> {
     let mut proved = true;
     let flow = match established(key) {
-        Some(flow) => flow,
+        Some(flow) if comes_from(flow) => flow,
+        Some(_) => return None,
         None => {
             let flow = pending(key)?;
+            if !comes_from(flow) {
+                return None;
+            }
             proved = flow.flags & flag::REPLY != 0
                 && pending::backward(key, flow, packet)
                 && pending::promote(ctx, packet.acknowledgement);
@@ -174,6 +190,24 @@ pub(crate) fn old(last_seen: u64, now: u64) -> bool {
 #[inline(always)]
 pub(crate) fn ended(flow: &Flow) -> bool {
     flow.flags & flag::ENDED != 0
+}
+
+/// The packet opens another connection in the place of this one, which has ended. See `ending.rs` for what does not.
+#[inline(always)]
+pub(crate) fn replaces(packet: &Packet, known: &Flow) -> bool {
+    packet.proto == ipproto::TCP && is_syn(packet) && ended(known)
+}
+
+/// Nothing has gone by for so long that no segment is on its way any more.
+#[inline(always)]
+pub(crate) fn is_quiet(last_seen: u64) -> bool {
+    now().saturating_sub(last_seen) > QUIET_NS
+}
+
+/// Nothing has gone by for so long that a backend keeps nothing of an ended connection.
+#[inline(always)]
+pub(crate) fn is_silent(last_seen: u64) -> bool {
+    now().saturating_sub(last_seen) > TIME_WAIT_NS
 }
 
 /// What the entry makes of its packets.
@@ -347,7 +381,7 @@ fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> u64 {
             existing
         }
     };
-    let free = answers_to(existing, packet) || outlived(existing, new.zone, packet.proto, now());
+    let free = answers_to(existing, packet) || outlived(existing, new.zone, packet.proto);
     if free { port_found::FREE } else { port_found::NO }
 }
 
@@ -361,7 +395,7 @@ fn succeeds(reply: &Flow, isn: u64) -> bool {
     let ahead = (isn as u32 >> 8).wrapping_sub(end) & 0xff_ffff;
     let both = flag::FIN | flag::ENDED;
     let behind = isn != NO_SEQUENCE && ahead != 0 && ahead < 0x80_0000;
-    reply.flags & both == both && behind && now().saturating_sub(reply.last_seen) > QUIET_NS
+    reply.flags & both == both && behind && is_quiet(reply.last_seen)
 }
 
 /// Notes that `packet` of the client's went by the forward entry `known` with the key `key`. A task that is its own backend
@@ -455,21 +489,24 @@ pub(crate) fn leads_to(forward: &Flow, reply_key: &FlowKey) -> bool {
 
 /// Whether the connection of a reply entry has ended, and so long ago that its key may be used again.
 #[inline(always)]
-pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8, now: u64) -> bool {
-    // A direct connection that was only noted has no forward entry.
+pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8) -> bool {
+    if !is_silent(reply.last_seen) {
+        return false;
+    }
     // Of a client that has gone without a word the backend's FIN is all there is.
-    let over = reply.flags & (flag::FIN | flag::ENDED) != 0;
-    let ended = over || (reply.flags & flag::DIRECT == 0 && forward_ended(zone, reply, proto));
-    ended && now.saturating_sub(reply.last_seen) > TIME_WAIT_NS
+    let finished = reply.flags & flag::FIN != 0;
+    // A direct connection that was only noted has no forward entry.
+    let alone = reply.flags & flag::DIRECT != 0;
+    ended(reply) || (alone && finished) || (!alone && forward_over(zone, reply, proto, finished))
 }
 
-/// Whether the forward entry of a reply entry is gone, or has seen the end.
+/// Whether the forward entry of a reply entry is gone, has seen the end, or is silent after the backend has `finished`.
 #[inline(always)]
-fn forward_ended(zone: NetId, reply: &Flow, proto: u8) -> bool {
+fn forward_over(zone: NetId, reply: &Flow, proto: u8, finished: bool) -> bool {
     // In scratch memory: the callers have little of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return false };
     scratch.reply_key = forward_key(zone, reply, proto);
-    get(&scratch.reply_key).is_none_or(|forward| ended(forward))
+    get(&scratch.reply_key).is_none_or(|forward| ended(forward) || (finished && is_silent(forward.last_seen)))
 }
 
 /// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.

@@ -6,7 +6,7 @@ use dataplane_common::{
     config::{Config, mesh_return},
     counter::Counter,
     drop_reason::DropReason,
-    flow::MESH_ZONE,
+    flow::{Flow, MESH_ZONE},
     fragment::{Fragmented, place, way},
     headers::{ipproto, tcpflag},
     mesh::{ClientPrefix, Target, TargetKey, shown_as, target_flag},
@@ -68,20 +68,27 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
     }
     nat::rewrite(ctx, packet, &to)?;
     deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)?;
-    let asked =
-        packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 && asks(ctx, packet.l4, target.ifindex);
+    let asked = packet.proto == ipproto::TCP && packet.flags & tcpflag::RST != 0 && asks(ctx, packet, target.ifindex);
     Ok(if asked { Action::Device(target.ifindex) } else { Action::Peer(target.ifindex) })
 }
 
 /// Delivers a client's RST, and the same segment as an ACK behind it. A backend that has taken the RST answers with one of
 /// its own, which ends the connection here and at the ingress node; one whose connection goes on acknowledges, as it does
 /// for any segment that is out of place (RFC 9293 section 3.10.7.4). Whether the RST was delivered: then the packet is the
-/// question, and follows through the same device.
+/// question, and follows through the same device. Nobody is asked where the ACK could do more than ask: complete a
+/// handshake, or deliver data.
 #[inline(never)]
-fn asks(ctx: &TcContext, l4: usize, ifindex: u32) -> bool {
+fn asks(ctx: &TcContext, packet: &Packet, ifindex: u32) -> bool {
     const OFFSET_AND_FLAGS: usize = 12;
     const CHECKSUM: usize = 16;
     const OFFSET: u16 = 0xf000;
+    let Ok(scratch) = scratch() else { return false };
+    scratch.key = flow::key(MESH_ZONE, packet);
+    let l4 = packet.l4;
+    let bare = usize::from(packet.total_len) == l4 - packet.net + usize::from(packet.tcp_len);
+    if !bare || packet.fragment != Fragment::Whole || flow::established(&scratch.key).is_none() {
+        return false;
+    }
     let Ok(old) = ctx.load::<[u8; 2]>(l4 + OFFSET_AND_FLAGS) else { return false };
     // SAFETY: plain helper call on a valid context.
     if unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, 0) } != 0 {
@@ -115,16 +122,45 @@ fn established(
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    let fresh_start = flow::is_syn(packet) && flow::ended(known);
-    // The same client port may reach another task (its former backend is gone) or another ingress node (a floating
-    // address moved) under the same addresses: then this is another connection.
-    if fresh_start || known.tag != target.tag || known.peer != ingress {
-        flow::forget(&key, known);
-        return Ok(None);
+    match place_of(packet, known, &target.tag, &ingress) {
+        OWN => {}
+        ANOTHERS => {
+            flow::forget(&key, known);
+            return Ok(None);
+        }
+        TAKEN => return Err(DropReason::FlowCollision),
+        _ => return Err(DropReason::MeshNoFlow),
     }
     ending::of_client(&key, known, packet);
     flow::touch(known);
     Ok(Some(flow::translation(known)))
+}
+
+/// What [`place_of`] has found: the packet belongs to the connection.
+const OWN: u32 = 0;
+/// It opens another one in its place.
+const ANOTHERS: u32 = 1;
+/// It would, but the connection is live.
+const TAKEN: u32 = 2;
+/// Neither.
+const NONE: u32 = 3;
+
+/// What a client's packet through the node `ingress` to the task `tag` is to a known connection with the same addresses. The
+/// client's port may reach another task (its former backend is gone) or another ingress node (a floating address has moved)
+/// under the same addresses: then it is another connection. Where several nodes have the address at once, who came first
+/// keeps it.
+// Not inlined: the verifier walks what follows once instead of once per condition.
+#[inline(never)]
+fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> u32 {
+    let moved = known.peer != *ingress;
+    if !moved && known.tag == *tag {
+        return if flow::replaces(packet, known) { ANOTHERS } else { OWN };
+    }
+    if !flow::may_open(packet) {
+        return NONE;
+    }
+    let live = !flow::ended(known) && !flow::is_silent(known.last_seen);
+    if moved && live && flow::is_syn(packet) { TAKEN } else { ANOTHERS }
 }
 
 #[inline(always)]
@@ -183,7 +219,7 @@ pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Pac
 #[inline(never)]
 fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool {
     let key = flow::key(MESH_ZONE, packet);
-    let proved = config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some();
+    let proved = config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
     let Some(known) = flow::backward(ctx, &key, packet) else { return false };
     let Ok(scratch) = scratch() else { return false };
     if known.tag != tag {

@@ -137,7 +137,7 @@ fn affinity(
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
-        && !(flow::is_syn(packet) && known.flags & flag::ENDED != 0)
+        && !ending::makes_room(known, packet)
         && !(flow::may_open(packet) && left_behind(known))
     {
         ending::of_client_at_ingress(&key, packet);

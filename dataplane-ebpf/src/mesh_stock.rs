@@ -73,7 +73,7 @@ fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) 
     let key = flow::key(STOCK_ZONE, packet);
     if let Some(known) = flow::forward(ctx, &key, packet) {
         let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;
-        if same && !(flow::is_syn(packet) && flow::ended(known)) {
+        if same && !flow::replaces(packet, known) {
             ending::of_client(&key, known, packet);
             flow::touch(known);
             if flow::ended(known) {
@@ -150,10 +150,9 @@ fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
     if packet.proto == ipproto::ICMP {
         return false;
     }
-    let Some(known) = flow::backward(ctx, &flow::key(STOCK_ZONE, packet), packet) else { return false };
-    if known.peer != *vtep {
-        return false;
-    }
+    let key = flow::key(STOCK_ZONE, packet);
+    // Anybody may send a frame with this VNI: what it says is noted only if it comes from the backend's node.
+    let Some(known) = flow::backward_if(ctx, &key, packet, |known| known.peer == *vtep) else { return false };
     scratch.new.to = flow::translation(known);
     noted(ctx, packet, known);
     true

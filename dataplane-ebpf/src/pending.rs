@@ -141,13 +141,18 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
     // A direct connection that was only noted has no forward entry.
     let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
     scratch.flow = *reply;
+    // What the backend may have said to a stranger's segment meanwhile.
+    scratch.flow.flags &= !flag::ENDED;
     scratch.flow.tcp_number = ending::upper(acknowledged);
     if FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
         return false;
     }
     if !lone {
         match forward {
-            Some(forward) => scratch.flow = *forward,
+            Some(forward) => {
+                scratch.flow = *forward;
+                scratch.flow.flags &= !flag::ENDED;
+            }
             None => {
                 scratch.flow.src = scratch.reply_key.dst;
                 scratch.flow.dst = scratch.reply_key.src;

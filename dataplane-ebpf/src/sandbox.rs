@@ -81,7 +81,7 @@ fn under_way(local: &Local, packet: &Packet) -> bool {
     if packet.fragment == Fragment::Later {
         return true;
     }
-    flow::get(&flow::key(local.net, packet)).is_some_and(|known| !flow::is_syn(packet) || !flow::ended(known))
+    flow::get(&flow::key(local.net, packet)).is_some_and(|known| !flow::replaces(packet, known))
 }
 
 /// Sends a translated packet, which was for `vip`, on its way to `backend`.

@@ -125,7 +125,7 @@ fn established(
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(());
     };
-    let fresh_start = flow::is_syn(packet) && flow::ended(known);
+    let fresh_start = flow::replaces(packet, known);
     // The reply of a hairpin connection also goes to the VIP, and back to its own sender.
     let is_reply = known.flags & flag::REPLY != 0;
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip: known.dst });

@@ -15,7 +15,7 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     endpoint::Vtep,
-    flow::{MESH_ZONE, flag},
+    flow::{Flow, MESH_ZONE, flag},
     mesh::TargetKey,
 };
 use support::{
@@ -236,6 +236,38 @@ fn one_client_port_through_two_ingress_nodes_is_not_crossed() -> Result<()> {
                 .counts(Counter::Encapsulated, len + 50)
                 .becomes(out)
                 .check_tunnelled(&mut world.harness)?;
+        }
+        Ok(())
+    })
+}
+
+/// A balancer's address may be on every node: anybody beside one of them reaches it there.
+#[test]
+fn a_live_connection_keeps_its_ingress_node() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        world.state.vteps.insert(THIRD, Vtep { hiveway: 1, ..Vtep::default() });
+        world.harness.apply(&world.state)?;
+        let through = |node, l4: &L4| arriving(node, &LOCAL1, &client_to(PEER), l4);
+        let syn = tcp(CLIENT_PORT, PUBLISHED, "S");
+        assert_eq!(underlay(world, "SYN", through(PEER, &syn), Pass).run(&mut world.harness)?.decision, Some(Peer(dev.gw1)));
+        let before = world.harness.flows()?;
+        for (flags, reason) in [("S", DropReason::FlowCollision), ("A", DropReason::MeshNoFlow), ("R", DropReason::MeshNoFlow)] {
+            let packet = through(THIRD, &tcp(CLIENT_PORT, PUBLISHED, flags));
+            let outcome = underlay(world, flags, packet, Drop(reason)).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Drop(reason)), "{flags}");
+            assert_eq!(world.harness.flows()?, before, "{flags}");
+        }
+        // Once the client has been silent for longer than the backend remembers, the address may have moved.
+        for (key, flow) in world.harness.flows()? {
+            world.harness.put_pending_flow(key, Flow { last_seen: flow.last_seen - 62_000_000_000, ..flow })?;
+        }
+        let outcome = underlay(world, "SYN", through(THIRD, &syn), Pass).run(&mut world.harness)?;
+        assert_eq!(outcome.decision, Some(Peer(dev.gw1)));
+        // Datagrams follow the address at once: nothing of theirs can be cut.
+        for node in [PEER, THIRD] {
+            let outcome = underlay(world, "datagram", through(node, &udp(CLIENT_PORT, PUBLISHED)), Pass);
+            assert_eq!(outcome.run(&mut world.harness)?.decision, Some(Peer(dev.gw1)));
         }
         Ok(())
     })

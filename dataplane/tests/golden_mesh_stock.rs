@@ -414,6 +414,34 @@ fn what_answers_nothing_of_ours_is_the_engines() -> Result<()> {
     })
 }
 
+/// Anybody may send frames with the ingress network's VNI.
+#[test]
+fn what_a_stranger_says_of_a_connection_is_not_noted() -> Result<()> {
+    stock(|world| {
+        let l4 = tcp(CLIENT_PORT, PUBLISHED, "S");
+        given(world, "SYN", &ON_PLAIN, &l4, &l4, true, false)?;
+        for complete in [false, true] {
+            if complete {
+                let l4 = tcp(PUBLISHED, CLIENT_PORT, "SA");
+                answered(world, "SYN-ACK", &ON_PLAIN, &l4, &l4)?;
+                let l4 = tcp(CLIENT_PORT, PUBLISHED, "K");
+                given(world, "handshake done", &ON_PLAIN, &l4, &l4, false, true)?;
+            }
+            let before = (world.harness.flows()?, world.harness.affinity()?);
+            assert_eq!(world.harness.established_flows()?.is_empty(), !complete);
+            for from in [[192, 0, 2, 99], PEER] {
+                for flags in ["SA", "PA", "FA", "R"] {
+                    let l4 = tcp(PUBLISHED, CLIENT_PORT, flags);
+                    let packet = arriving(from, &ON_PLAIN, &ip(ON_PLAIN.ingress, OWN), &l4);
+                    underlay(world, flags, packet, Pass).check(&mut world.harness)?;
+                    assert_eq!((world.harness.flows()?, world.harness.affinity()?), before, "{from:?} {flags}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn clients_in_mid_connection_are_the_engines() -> Result<()> {
     stock(|world| {

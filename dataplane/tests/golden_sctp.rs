@@ -29,6 +29,8 @@ const ESP: u8 = 50;
 /// Chunk types.
 const DATA: u8 = 0;
 const INIT: u8 = 1;
+const SACK: u8 = 3;
+const HEARTBEAT: u8 = 4;
 const ABORT: u8 = 6;
 const SHUTDOWN_ACK: u8 = 8;
 const SHUTDOWN_COMPLETE: u8 = 14;
@@ -95,9 +97,18 @@ fn an_association_with_a_vip() -> Result<()> {
             comes_back(world, "INIT ACK", &LOCAL2, &sctp(80, 3000, 2))?;
             assert_eq!(ended(world)?, 0);
         }
-        // After the end the port may be used again, and the next backend serves.
-        comes_back(world, "SHUTDOWN ACK", &LOCAL2, &sctp(80, 3000, SHUTDOWN_ACK))?;
-        goes_to(world, "INIT again", VIP, &REMOTE2, &sctp(3000, 80, INIT), true)
+        // It aborts a stranger's malformed INIT, and its association goes on.
+        for chunk in [DATA, SACK, HEARTBEAT] {
+            comes_back(world, "ABORT", &LOCAL2, &sctp(80, 3000, ABORT))?;
+            comes_back(world, "it goes on", &LOCAL2, &sctp(80, 3000, chunk))?;
+            assert_eq!(ended(world)?, 0);
+        }
+        // Whatever has become of it: its own backend knows.
+        for chunk in [ABORT, SHUTDOWN_ACK] {
+            comes_back(world, "the end", &LOCAL2, &sctp(80, 3000, chunk))?;
+            goes_to(world, "INIT again", VIP, &LOCAL2, &sctp(3000, 80, INIT), false)?;
+        }
+        Ok(())
     })
 }
 
@@ -181,6 +192,13 @@ fn an_association_through_the_mesh() -> Result<()> {
             .counts(Counter::MeshReply, out.len())
             .becomes(out)
             .check(&mut world.harness)?;
+        for chunk in [ABORT, SHUTDOWN_ACK] {
+            let packet = returning(PEER, &REMOTE1, &back, &sctp(PUBLISHED, CLIENT_PORT, chunk));
+            underlay(world, "the end", packet, Pass).run(&mut world.harness)?;
+            let packet = from_client(&sctp(CLIENT_PORT, PUBLISHED, INIT));
+            let outcome = underlay(world, "INIT again", packet, Pass).run(&mut world.harness)?;
+            assert!(!outcome.counters.contains_key(&Counter::MeshFlow), "chunk {chunk}");
+        }
         // As backend's node.
         let init = sctp(CLIENT_PORT, PUBLISHED, INIT);
         let out = frame(VIRTUAL_MAC, mac(GW1), &Ip { ttl: 57, ..ip(CLIENT, GW1) }, &init);
