@@ -287,6 +287,27 @@ fn an_agent_whose_log_nobody_reads_goes_on() {
 }
 
 #[test]
+fn connections_are_swept_while_rounds_end_early() {
+    let node = Node::new();
+    let name = &node.netns.0;
+    run(&format!("ip -n {name} link add docker_gwbridge type bridge && ip -n {name} link set docker_gwbridge up"));
+    run(&format!("ip -n {name} addr add 172.30.255.1/16 dev docker_gwbridge"));
+    node.write_table(NODES);
+    let agent = node.start(&[]);
+    node.netns.run("ip addr flush dev docker_gwbridge");
+    let fails = || node.ask(&["status"])["failing"].to_string().contains("\"reconciliation\"");
+    eventually("rounds end early", fails);
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    let status = node.ask(&["status"]);
+    let counted = status["dataplane"]["counted_seconds_ago"].as_u64();
+    assert!(fails() && counted.is_some_and(|ago| ago <= 12), "{status:#}");
+    node.netns.run("ip addr add 172.30.255.1/16 dev docker_gwbridge");
+    eventually("rounds are whole again", || !fails());
+    agent.stop();
+    assert_eq!(node.teardown().status.code(), Some(0));
+}
+
+#[test]
 fn an_adopted_gateway_bridge_is_used_and_left_alone() {
     let (node, space) = (Node::new(), Netns::new("c1"));
     let name = &node.netns.0;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{cell::Cell, collections::BTreeSet, path::Path};
 
 use control::netlink::{Socket, Spaces, apply, observe_host, observe_node};
 use hiveway_core::{
@@ -68,7 +68,11 @@ fn desired(space: &Netns) -> Desired {
 }
 
 async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
-    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), "172.18.0.0/16".parse().unwrap()).await;
+    let gateway = "172.18.0.0/16".parse().unwrap();
+    let heard = Cell::new(0);
+    let progress = || heard.set(heard.get() + 1);
+    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), gateway, &progress).await;
+    assert!(heard.get() >= desired.tasks.len(), "each namespace is heard of");
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
         Some(link) => observe_host(socket, link.index).await.unwrap(),

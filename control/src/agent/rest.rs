@@ -23,13 +23,20 @@ impl Agent {
 
     /// What is done in time all the same.
     pub(super) fn rest(&mut self) {
+        self.sweep_all_the_same();
+        self.last.read_at = Some(self.table.read_at);
+        self.shared.publish(self.last.clone());
+    }
+}
+
+impl Agent {
+    /// Has connections swept where a round does not, or has not come to it.
+    pub(super) fn sweep_all_the_same(&self) {
         // After a round that failed early the tags may be of another table: its tasks alone would be known.
         if self.last.tags.is_of(&self.table.model) {
             // The next round says what was wrong with it.
             let _ = self.sweeper.ask(self.last.tags.clone(), false);
         }
-        self.last.read_at = Some(self.table.read_at);
-        self.shared.publish(self.last.clone());
     }
 }
 

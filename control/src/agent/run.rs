@@ -44,8 +44,8 @@ const TICK: Duration = Duration::from_secs(5);
 const WAITING: Duration = Duration::from_millis(500);
 /// How long the first round waits for the host's rules.
 const FIRST_RULES: Duration = Duration::from_secs(20);
-/// The loop is heard of within this time, or within so many times what the last round took.
-const ROUND: (Duration, u32) = (Duration::from_secs(30), 10);
+/// The loop is heard of within this time: with each step of a round, and between two.
+const ROUND: Duration = Duration::from_secs(30);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -193,25 +193,37 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         looked: None,
         foreign,
         pins: Default::default(),
+        pulse: alive.pulse(Part::Rounds),
     };
-    let pulse = alive.pulse(Part::Rounds);
+    let pulse = agent.pulse.clone();
     let mut pace = Pace::default();
+    let mut guard_pace = Pace::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
     let mut announced = false;
     let mut cause = Cause::Table;
     loop {
-        pulse.beat(ROUND.0.max(agent.last.last_duration * ROUND.1));
+        pulse.beat(ROUND);
+        let rounds = agent.last.runs;
         match cause {
             Cause::Rest => agent.rest(),
-            Cause::Guard if !block_in_place(|| agent.guard_table()) => {}
-            Cause::Guard => agent.reconcile(Cause::Tick).await,
+            Cause::Guard => {
+                let started = Instant::now();
+                let replaced = block_in_place(|| agent.guard_table());
+                guard_pace.round(std::time::Instant::now(), started.elapsed());
+                if replaced {
+                    agent.reconcile(Cause::Tick).await;
+                }
+            }
             Cause::Routes if !agent.uplinks_moved().await => {}
             Cause::Routes => agent.reconcile(Cause::Kernel).await,
             cause => agent.reconcile(cause).await,
         }
-        pace.round(std::time::Instant::now(), agent.cost);
+        // A turn without a round puts off nothing that waits for the next one.
+        if agent.last.runs != rounds {
+            pace.round(std::time::Instant::now(), agent.cost);
+        }
         if agent.last.ready && !announced {
             ready::announce(&agent.last);
             announced = true;
@@ -249,7 +261,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Kernel
             }
             // Behind the links: a script that changes the rules all the time keeps no container waiting.
-            Ok(()) = host_firewall.changed() => {
+            Some(()) = paced(&guard_pace, async { host_firewall.changed().await.ok() }) => {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
@@ -311,7 +323,8 @@ async fn namespace_appears(agent: &Agent) {
     let tasks = agent.table.model.tasks.values().map(AsRef::as_ref);
     let paths: Vec<_> = tasks.filter(waiting).map(path).collect();
     if agent.incomplete {
-        return sleep(WAITING).await;
+        // Since the last look, not since this call: other things may come to pass more often than that.
+        return until(agent.last.last_run.map(|last| last + WAITING)).await;
     }
     if paths.is_empty() {
         return std::future::pending().await;
