@@ -119,9 +119,13 @@ fn listen(
                 Ok((connection, _handle, mut messages)) => {
                     let connection = tokio::spawn(connection);
                     while let Some((message, _)) = messages.next().await {
-                        if let NetlinkPayload::InnerMessage(message) = &message.payload
-                            && !hear(Some(message))
-                        {
+                        let goes_on = match &message.payload {
+                            NetlinkPayload::InnerMessage(message) => hear(Some(message)),
+                            // More came than the socket could hold: some were missed, and others follow.
+                            NetlinkPayload::Overrun(_) => hear(None),
+                            _ => true,
+                        };
+                        if !goes_on {
                             break;
                         }
                     }
@@ -129,7 +133,7 @@ fn listen(
                 }
                 Err(error) => tracing::warn!("cannot watch for changes of interfaces: {error}"),
             }
-            // More came than the socket could hold: some were missed.
+            // The connection has failed: what comes until there is another one is missed.
             if !hear(None) {
                 return;
             }
