@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, block_in_place},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     host_rules::HostRules,
     memory,
     next_hops::NextHops,
-    pace::{Foreign, Pace},
+    pace::{Foreign, Pace, paced, until},
     path_news, pins,
     probes::{Paths, Probing},
     ready,
@@ -130,7 +130,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let probes = dataplane.take_probes(random()).context("the map of probes is taken")?;
     let probing = Probing::start(probes, board.clone(), alive.pulse(Part::Probes))
         .context("cannot open a packet socket for probes")?;
-    let next_hops = NextHops::start(hops, paths, board).context("cannot watch for changes of routes and neighbours")?;
+    let foreign = Foreign::default();
+    let next_hops = NextHops::start(hops, paths, board, foreign.clone())
+        .context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone(), alive.pulse(Part::Sweep))
         .context("cannot start the sweep's thread")?;
@@ -158,7 +160,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         Underlay::Auto => Some(monitor::watch_routes(routes_changed).context("cannot watch for changes of routes")?),
         Underlay::Named(_) => None,
     };
-    let foreign = Foreign::default();
     let ignores = {
         let foreign = foreign.clone();
         move |event: &monitor::About| foreign.ignores(event)
@@ -331,20 +332,5 @@ async fn namespace_appears(agent: &Agent) {
     }
     while !paths.iter().any(|path| path.exists()) {
         sleep(WAITING).await;
-    }
-}
-
-/// What comes when the surroundings may cause a round.
-async fn paced<T>(pace: &Pace, event: impl Future<Output = T>) -> T {
-    let now = std::time::Instant::now();
-    sleep_until(Instant::from_std(pace.not_before(now))).await;
-    event.await
-}
-
-/// Returns at that time, or never.
-async fn until(time: Option<std::time::Instant>) {
-    match time {
-        Some(time) => sleep_until(Instant::from_std(time)).await,
-        None => std::future::pending().await,
     }
 }

@@ -79,11 +79,15 @@ pub struct Heard {
     pub routes: u64,
 }
 
-/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change.
+/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change, but for links that `ignores`
+/// wants to hear nothing of.
 ///
 /// # Errors
 /// When the kernel refuses the socket.
-pub fn watch_ways(heard: watch::Sender<Heard>) -> io::Result<JoinHandle<()>> {
+pub fn watch_ways(
+    heard: watch::Sender<Heard>,
+    ignores: impl Fn(&About) -> bool + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     const GROUPS: &[MulticastGroup] = &[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -99,6 +103,7 @@ pub fn watch_ways(heard: watch::Sender<Heard>) -> io::Result<JoinHandle<()>> {
                     heard.send_modify(|heard| heard.neighbours += 1);
                 }
             }
+            Some(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) if ignores(&about(link)) => {}
             _ => heard.send_modify(|heard| heard.routes += 1),
         }
         !heard.is_closed()
