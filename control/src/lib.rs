@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod around;
+mod behind;
 pub mod bounded;
 pub mod certs;
 pub mod child;
