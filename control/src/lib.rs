@@ -16,6 +16,7 @@ pub mod ipv6;
 pub mod listeners;
 pub mod liveness;
 pub mod local_address;
+pub mod log;
 mod lost_uplinks;
 pub mod mesh;
 pub mod metrics;
