@@ -7,6 +7,7 @@ pub mod bounded;
 pub mod certs;
 pub mod child;
 pub mod cli;
+mod cost;
 pub mod engine;
 pub mod engine_mesh;
 mod fresh;
