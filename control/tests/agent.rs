@@ -158,7 +158,10 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
         (("--socket", &file), &["a-file", "not a socket"]),
         (("--socket", &socket), &["taken.sock", "listening"]),
         (("--state-dir", &file), &["--state-dir", "a-file"]),
-        (("--state-dir", &held), &["--state-dir", "held is the state directory of another agent (pid "]),
+        (
+            ("--state-dir", &held),
+            &["--state-dir", "held is the state directory of another agent (pid ", "each agent its own"],
+        ),
         (("--metrics", "203.0.113.1:9000"), &["--metrics", "203.0.113.1:9000"]),
     ] {
         let said = node.refused(&[change]);
@@ -171,7 +174,9 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
     let teardown = node.netns.command(HIVEWAY).args(["teardown", "--state-dir", &held]).output().unwrap();
     let said = stderr(&teardown);
     assert!(
-        teardown.status.code() == Some(1) && said.contains("of another agent") && said.contains("nothing"),
+        teardown.status.code() == Some(1)
+            && said.contains("of another agent")
+            && said.contains("stop that agent first; nothing was removed"),
         "{said}"
     );
     drop(other);
