@@ -57,7 +57,10 @@ pub enum InstanceError {
         source: io::Error,
     },
     /// The kernel refused.
-    #[error("cannot find out whether another agent runs in this network namespace: {0}")]
+    #[error(
+        "cannot find out whether another agent runs in this network namespace: {0}; run it as root, with /proc mounted and \
+         descriptors left"
+    )]
     Kernel(#[from] io::Error),
 }
 

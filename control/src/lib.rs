@@ -2,10 +2,12 @@
 
 pub mod agent;
 mod around;
+mod behind;
 pub mod bounded;
 pub mod certs;
 pub mod child;
 pub mod cli;
+mod cost;
 pub mod engine;
 pub mod engine_mesh;
 mod fresh;
@@ -15,6 +17,7 @@ pub mod ipv6;
 pub mod listeners;
 pub mod liveness;
 pub mod local_address;
+pub mod log;
 mod lost_uplinks;
 pub mod mesh;
 pub mod metrics;

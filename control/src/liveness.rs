@@ -1,5 +1,5 @@
-//! Whether the parts of the agent are at work. Each says how soon it will be heard of again; one that is not heard of by then
-//! is overdue. That is looked at from elsewhere: by who asks for the status, and by a thread that feeds systemd's watchdog.
+//! Whether the parts of the agent are at work. Each says how soon it will be heard of again, and with each step of its work
+//! that it goes on; one that is not heard of by then is overdue. That is looked at from elsewhere: by who asks for the status, and by a thread that feeds systemd's watchdog.
 
 use std::{
     collections::BTreeMap,
@@ -63,8 +63,8 @@ impl Overdue {
     /// What is wrong, and what to do about it.
     pub fn why(&self, now: Instant) -> String {
         format!(
-            "not heard of for {} s, where {} s are the most: it hangs; the data plane goes on as it is. If that does not end, \
-             restart the agent",
+            "not heard of for {} s, where a step takes {} s at most: it hangs or is very slow; the data plane goes on as it is. \
+             If that does not end, restart the agent",
             now.saturating_duration_since(self.since).as_secs(),
             self.within.as_secs(),
         )
@@ -111,6 +111,18 @@ impl Pulse {
         self.liveness.promises().insert(self.part, Promise { at, within });
     }
 
+    /// A step of what it is at is done: the time that it has promised begins anew. What is long, like a first round after a
+    /// power cut, is no hang.
+    pub fn goes_on(&self) {
+        self.goes_on_at(Instant::now());
+    }
+
+    fn goes_on_at(&self, at: Instant) {
+        if let Some(promise) = self.liveness.promises().get_mut(&self.part) {
+            promise.at = at;
+        }
+    }
+
     /// It has nothing to do until something is asked of it.
     pub fn rests(&self) {
         self.liveness.promises().remove(&self.part);
@@ -129,10 +141,11 @@ pub fn watch(liveness: Arc<Liveness>) -> std::io::Result<()> {
         let mut late = Vec::new();
         loop {
             let overdue = liveness.overdue(Instant::now());
-            tell(&mut late, &overdue);
+            // First: nothing that the telling may wait for is to starve systemd's watchdog.
             if feed.is_some() && overdue.is_empty() {
                 systemd::tell(Said::Alive);
             }
+            tell(&mut late, &overdue);
             thread::sleep(look);
         }
     })?;
@@ -168,10 +181,25 @@ mod tests {
         let late = Overdue { part: Part::Rounds, since: start, within: 30 * SECOND };
         assert_eq!(liveness.overdue(start + 31 * SECOND), [late]);
         assert_eq!(liveness.overdue(start + 61 * SECOND).len(), 2);
-        assert!(late.why(start + 31 * SECOND).starts_with("not heard of for 31 s, where 30 s"));
+        assert!(late.why(start + 31 * SECOND).starts_with("not heard of for 31 s, where a step takes 30 s"));
         rounds.beat_at(start + 40 * SECOND, 30 * SECOND);
         sweep.rests();
         assert_eq!(liveness.overdue(start + 70 * SECOND), []);
         assert_eq!(liveness.overdue(start + 71 * SECOND).len(), 1);
+    }
+
+    #[test]
+    fn who_goes_on_has_its_time_anew() {
+        let (liveness, start) = (Arc::new(Liveness::default()), Instant::now());
+        let rounds = liveness.pulse(Part::Rounds);
+        rounds.goes_on_at(start);
+        assert_eq!(liveness.overdue(start + 3600 * SECOND), [], "nothing was promised");
+        rounds.beat_at(start, 30 * SECOND);
+        for passed in 1..100 {
+            rounds.goes_on_at(start + passed * SECOND);
+        }
+        assert_eq!(liveness.overdue(start + 129 * SECOND), []);
+        let late = Overdue { part: Part::Rounds, since: start + 99 * SECOND, within: 30 * SECOND };
+        assert_eq!(liveness.overdue(start + 130 * SECOND), [late]);
     }
 }

@@ -7,6 +7,8 @@ use std::{
     sync::Mutex,
 };
 
+use crate::log;
+
 /// The first error of stdout; nothing is written to it any more.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
@@ -24,8 +26,11 @@ pub fn can_print() -> bool {
     FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
 }
 
-/// Prints on stderr, where it can.
+/// Prints on stderr, where it can; in an agent through its [`log`](crate::log).
 pub fn err(text: fmt::Arguments<'_>) {
+    if log::take(text.to_string().as_bytes()) {
+        return;
+    }
     // There is nowhere else to say it.
     let _ = io::stderr().lock().write_fmt(text);
 }

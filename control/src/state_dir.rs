@@ -42,7 +42,7 @@ pub enum StateError {
     },
     /// Another agent has it.
     #[error(
-        "{path} is the state directory of another agent{}: give each agent its own --state-dir",
+        "{path} is the state directory of another agent{}, which runs",
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
     InUse {

@@ -14,7 +14,7 @@ use crate::{
     netlink::{Socket, Spaces, Stale, apply, forget_connections, observe_node},
     nft, offloads, relay,
     say::{errln, outln},
-    state_dir::StateDir,
+    state_dir::{StateDir, StateError},
     sysctl,
 };
 
@@ -53,6 +53,10 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     };
     let held = match StateDir::existing(state_dir).map(StateDir::locked).transpose() {
         Ok(held) => held,
+        Err(busy @ StateError::InUse { .. }) => {
+            errln!("error: {busy}: stop that agent first; nothing was removed");
+            return exit::FAILED;
+        }
         Err(error) => {
             errln!("error: {error}; nothing was removed");
             return exit::FAILED;

@@ -158,7 +158,10 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
         (("--socket", &file), &["a-file", "not a socket"]),
         (("--socket", &socket), &["taken.sock", "listening"]),
         (("--state-dir", &file), &["--state-dir", "a-file"]),
-        (("--state-dir", &held), &["--state-dir", "held is the state directory of another agent (pid "]),
+        (
+            ("--state-dir", &held),
+            &["--state-dir", "held is the state directory of another agent (pid ", "each agent its own"],
+        ),
         (("--metrics", "203.0.113.1:9000"), &["--metrics", "203.0.113.1:9000"]),
     ] {
         let said = node.refused(&[change]);
@@ -171,7 +174,9 @@ fn bad_starts_are_refused_with_a_remedy_and_change_nothing() {
     let teardown = node.netns.command(HIVEWAY).args(["teardown", "--state-dir", &held]).output().unwrap();
     let said = stderr(&teardown);
     assert!(
-        teardown.status.code() == Some(1) && said.contains("of another agent") && said.contains("nothing"),
+        teardown.status.code() == Some(1)
+            && said.contains("of another agent")
+            && said.contains("stop that agent first; nothing was removed"),
         "{said}"
     );
     drop(other);
@@ -283,6 +288,72 @@ fn an_agent_whose_log_nobody_reads_goes_on() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
         .unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(node.teardown().status.code(), Some(0));
+}
+
+/// As when journald is stopped (SIGSTOP), or `hiveway agent 2>&1 | less` waits for a key.
+#[test]
+fn an_agent_whose_log_is_open_and_not_read_goes_on() {
+    let node = Node::new();
+    node.write_table(NODES);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = node.command(&[]);
+    command.env("HIVEWAY_LOG", "trace").stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let asked = || {
+        let socket = node.path("agent.sock");
+        let mut status = std::process::Command::new("timeout");
+        let status = status.args(["5", HIVEWAY, "status", "--json", "--socket"]).arg(socket).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&status.stdout).unwrap_or_default()
+    };
+    // At this level a start takes its time.
+    let started = std::time::Instant::now();
+    while asked()["ready"] != true {
+        assert!(started.elapsed() < std::time::Duration::from_secs(180), "it hangs");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // More than the pipe and the agent's own room hold: a line of some kB for each, on both ways to the log.
+    let runs = || asked()["reconcile"]["runs"].as_u64().unwrap_or(0);
+    let mut before = runs();
+    for port in 0..60 {
+        node.write_table(&NODES.replace("8080", &(9000 + port).to_string()));
+        eventually("the next table is in force", || runs() > before);
+        before = runs();
+    }
+    assert_eq!(asked()["failing"], serde_json::json!([]));
+    let read = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let text = read.join().unwrap();
+    assert!(text.contains("lines of the log were dropped"), "{} bytes, nothing is said of the rest", text.len());
+    assert!(text.contains("stopping; the data plane goes on"), "the end is missing");
+    assert_eq!(node.teardown().status.code(), Some(0));
+}
+
+#[test]
+fn connections_are_swept_while_rounds_end_early() {
+    let node = Node::new();
+    let name = &node.netns.0;
+    run(&format!("ip -n {name} link add docker_gwbridge type bridge && ip -n {name} link set docker_gwbridge up"));
+    run(&format!("ip -n {name} addr add 172.30.255.1/16 dev docker_gwbridge"));
+    node.write_table(NODES);
+    let agent = node.start(&[]);
+    node.netns.run("ip addr flush dev docker_gwbridge");
+    let fails = || node.ask(&["status"])["failing"].to_string().contains("\"reconciliation\"");
+    eventually("rounds end early", fails);
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    let status = node.ask(&["status"]);
+    let counted = status["dataplane"]["counted_seconds_ago"].as_u64();
+    assert!(fails() && counted.is_some_and(|ago| ago <= 12), "{status:#}");
+    node.netns.run("ip addr add 172.30.255.1/16 dev docker_gwbridge");
+    eventually("rounds are whole again", || !fails());
+    agent.stop();
     assert_eq!(node.teardown().status.code(), Some(0));
 }
 

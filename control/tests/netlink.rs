@@ -2,9 +2,13 @@
 
 mod support;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{cell::Cell, collections::BTreeSet, path::Path, time::Duration};
 
-use control::netlink::{Socket, Spaces, apply, observe_host, observe_node};
+use control::netlink::{
+    Socket, Spaces, apply,
+    monitor::{self, Heard},
+    observe_host, observe_node,
+};
 use hiveway_core::{
     DEFAULT_HOST_IP, Desired,
     desired::{GatewayBridge, HostLink, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
@@ -12,6 +16,7 @@ use hiveway_core::{
     plan::{Plan, Stage, Tunnel, plan},
 };
 use support::{Netns, in_fresh_netns, node::eventually, run};
+use tokio::sync::{mpsc, watch};
 
 const TUNNEL: Tunnel = Tunnel { local: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
 
@@ -68,7 +73,11 @@ fn desired(space: &Netns) -> Desired {
 }
 
 async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
-    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), "172.18.0.0/16".parse().unwrap()).await;
+    let gateway = "172.18.0.0/16".parse().unwrap();
+    let heard = Cell::new(0);
+    let progress = || heard.set(heard.get() + 1);
+    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), gateway, &progress).await;
+    assert!(heard.get() >= desired.tasks.len(), "each namespace is heard of");
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
         Some(link) => observe_host(socket, link.index).await.unwrap(),
@@ -251,5 +260,57 @@ fn a_file_that_is_no_namespace_is_said_to_be_none() {
         }
         desired.tasks[0].netns = Some("/run/netns/hiveway-no-such-namespace".into());
         assert!(remaining(&Socket::open().unwrap(), &desired).await.blocked[0].waiting);
+    });
+}
+
+/// More than the socket of one who does not read holds.
+const FLOOD: &str = "for n in $(seq 600); do echo link set lo mtu $((60000 + n)); done | ip -batch -";
+
+#[test]
+fn missed_events_are_noticed() {
+    in_fresh_netns(|| async {
+        let (changed, mut changes) = mpsc::channel(1);
+        // Of what is heard nothing counts: only what is missed does.
+        let _links = monitor::watch(changed, |_| true).unwrap();
+        let (hear, heard) = watch::channel(Heard::default());
+        let _ways = monitor::watch_ways(hear, |_| true).unwrap();
+        tokio::task::yield_now().await;
+        // Meanwhile nothing is read: the runtime has this thread alone.
+        run(FLOOD);
+        let told = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+        assert_eq!(told, Ok(Some(())), "links");
+        assert!(heard.borrow().routes > 0, "ways");
+        // It goes on all the same.
+        let before = heard.borrow().routes;
+        run("ip addr add 192.0.2.77/32 dev lo");
+        changes.recv().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(heard.borrow().routes > before);
+    });
+}
+
+#[test]
+fn ports_of_foreign_bridges_lead_to_no_questions_about_routes() {
+    in_fresh_netns(|| async {
+        run(
+            "ip link add foreign0 type bridge && ip link add f0 type veth peer name f1 && ip link set f0 master foreign0 up",
+        );
+        // The bridge's own MTU, which is the smallest of its ports', is to stay.
+        run("ip link set foreign0 mtu 1300");
+        let index: u32 =
+            run("ip -o link show foreign0").split(':').next().and_then(|index| index.trim().parse().ok()).unwrap();
+        let (hear, heard) = watch::channel(Heard::default());
+        let _ways = monitor::watch_ways(hear, move |event| event.master == Some(index)).unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let before = heard.borrow().routes;
+        for mtu in 1400..1420 {
+            run(&format!("ip link set f0 mtu {mtu}"));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let ports = heard.borrow().routes - before;
+        run("ip link set lo mtu 60000");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(heard.borrow().routes > before + ports, "a link that is of concern");
+        assert!(ports <= 2, "{ports} questions because of 20 changes of a foreign port");
     });
 }

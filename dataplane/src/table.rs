@@ -90,13 +90,15 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
 
     /// Hands everything that the map holds to `each`, a buffer's worth at a time: however large the map, no more than that is in
     /// memory. `each` may change the map; what is added or removed meanwhile may or may not be handed over. It ends early
-    /// where `each` breaks.
+    /// where `each` breaks. `progress` is called with each buffer.
     pub(crate) fn for_each(
         &self,
+        progress: &dyn Fn(),
         mut each: impl FnMut(K, V) -> Result<ControlFlow<()>, MapFault>,
     ) -> Result<ControlFlow<()>, MapFault> {
         let mut outcome = Ok(ControlFlow::Continue(()));
         let read = read_batches(self.fd.as_fd(), |entries| {
+            progress();
             for (key, value) in entries {
                 outcome = each(*key, *value);
                 if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
@@ -109,10 +111,11 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         outcome
     }
 
-    /// How many entries the map holds.
-    pub(crate) fn count(&self) -> Result<usize, MapFault> {
+    /// How many entries the map holds. `progress` is called with each buffer's worth of them.
+    pub(crate) fn count(&self, progress: &dyn Fn()) -> Result<usize, MapFault> {
         let mut count = 0;
         let counted = read_batches(self.fd.as_fd(), |entries: &[(K, V)]| {
+            progress();
             count += entries.len();
             ControlFlow::Continue(())
         });

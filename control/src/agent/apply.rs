@@ -13,15 +13,23 @@ use hiveway_core::{
     plan::{Action, Plan, Stage},
 };
 
-use super::{backoff::Backoff, shared::Trouble};
-use crate::netlink::{self, Socket, Spaces};
+use super::{
+    backoff::{Backoff, WHOLE},
+    shared::Trouble,
+};
+use crate::{
+    liveness::Pulse,
+    netlink::{self, Socket, Spaces},
+};
 
 /// Requests under way together in [`Round::fill`]; a socket's buffers hold far more.
 const AT_ONCE: usize = 64;
 
 /// The account of one reconciliation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Round {
+    /// Told of each step.
+    pulse: Pulse,
     /// Items that failed in this one.
     failed: BTreeSet<String>,
     /// Items with work that was put off because it is not their turn.
@@ -33,8 +41,18 @@ pub(super) struct Round {
 }
 
 impl Round {
+    pub(super) fn new(pulse: Pulse) -> Self {
+        Self { pulse, failed: BTreeSet::new(), put_off: BTreeSet::new(), waiting: Vec::new(), changes: 0 }
+    }
+
+    /// A step is done, however it went.
+    pub(super) fn goes_on(&self) {
+        self.pulse.goes_on();
+    }
+
     /// Notes how something went; the value if it went well.
     pub(super) fn note<T, E: Display>(&mut self, backoff: &mut Backoff, item: &str, result: Result<T, E>) -> Option<T> {
+        self.goes_on();
         match result {
             Ok(value) => Some(value),
             Err(error) => {
@@ -67,8 +85,12 @@ impl Round {
         self.failed.len()
     }
 
-    /// Forgets the failures of items that have nothing left to do.
-    pub(super) fn close(&self, backoff: &mut Backoff) {
+    /// Ends the account: items that have nothing left to do are failing no longer. What a round has not come to, because it has
+    /// ended early, fails as before.
+    pub(super) fn close(&mut self, backoff: &mut Backoff, done: anyhow::Result<()>) {
+        if self.note(backoff, WHOLE, done).is_none() {
+            return;
+        }
         let open = |item: &str| self.failed.contains(item) || self.put_off.contains(item);
         let done: Vec<_> = backoff.all().keys().filter(|item| !open(item)).cloned().collect();
         for item in done {
@@ -135,6 +157,7 @@ impl Round {
             .map(async |(item, action, index)| (item, netlink::fill(node, index, action).await))
             .buffer_unordered(AT_ONCE);
         while let Some((item, done)) = under_way.next().await {
+            self.pulse.goes_on();
             // One error per item is enough; the rest of its entries have been tried.
             if self.failed.contains(&item) {
                 continue;
@@ -154,5 +177,66 @@ fn device(action: &Action) -> Option<&str> {
         | Action::AddNeighbour { name, .. }
         | Action::RemoveNeighbour { name, .. } => Some(name),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+    use hiveway_core::plan::{Item, Step};
+
+    use super::*;
+    use crate::liveness::{Liveness, Part};
+
+    /// A part whose promise is over as soon as it is given.
+    fn overdue() -> (Arc<Liveness>, Pulse) {
+        let liveness = Arc::new(Liveness::default());
+        let pulse = liveness.pulse(Part::Rounds);
+        pulse.beat(Duration::ZERO);
+        (liveness, pulse)
+    }
+
+    /// When the part was last heard of.
+    fn heard(liveness: &Liveness) -> Instant {
+        liveness.overdue(Instant::now() + Duration::from_secs(1))[0].since
+    }
+
+    #[tokio::test]
+    async fn each_step_is_heard_of() {
+        let (liveness, pulse) = overdue();
+        let (mut round, mut backoff) = (Round::new(pulse), Backoff::default());
+        let node = Socket::open().unwrap();
+        let fdb = |last| Action::AddFdb { name: "lo".into(), mac: [2, 0, 0, 0, 0, last], vtep: Ipv4Addr::LOCALHOST };
+        let steps = [(Stage::Prepare, Action::DeleteLink { name: "hw-none".into() }), (Stage::Fill, fdb(1))];
+        let steps = steps.map(|(stage, action)| Step { stage, item: Item::Task("a".into()), action });
+        let plan = Plan { steps: steps.into(), ..Plan::default() };
+        let mut last = heard(&liveness);
+        round.run(&mut backoff, &plan, Stage::Prepare, &node, &Spaces::default()).await;
+        assert!(heard(&liveness) > last, "a step of the plan");
+        last = heard(&liveness);
+        let mut round = Round::new(liveness.pulse(Part::Rounds));
+        backoff.hurry(Instant::now());
+        let links = netlink::observe_links(&node).await.unwrap();
+        round.fill(&mut backoff, &plan, &node, &links).await;
+        assert!(heard(&liveness) > last, "an entry of the slow path");
+    }
+
+    #[test]
+    fn what_a_round_has_not_come_to_fails_as_before() {
+        let (_, pulse) = overdue();
+        let mut backoff = Backoff::default();
+        let mut round = Round::new(pulse.clone());
+        round.note::<(), _>(&mut backoff, "maps", Err("full"));
+        round.close(&mut backoff, Ok(()));
+        backoff.hurry(Instant::now());
+        let mut early = Round::new(pulse.clone());
+        early.close(&mut backoff, Err(anyhow::anyhow!("no address")));
+        assert_eq!(backoff.all().keys().collect::<Vec<_>>(), ["maps", WHOLE]);
+        let whole = backoff.all()[WHOLE].next;
+        assert!(backoff.next() >= Some(whole), "it would be tried again at once, for ever");
+        let mut complete = Round::new(pulse);
+        complete.close(&mut backoff, Ok(()));
+        assert!(backoff.all().is_empty());
     }
 }

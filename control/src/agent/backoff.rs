@@ -10,6 +10,9 @@ const FIRST: Duration = Duration::from_millis(500);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// The item of rounds that end early.
+pub(super) const WHOLE: &str = "reconciliation";
+
 /// Why an item failed, how often in a row, and when it is its turn again.
 #[derive(Clone, Debug)]
 pub(super) struct Failing {
@@ -63,9 +66,11 @@ impl Backoff {
         &self.0
     }
 
-    /// When the next failing item has its turn.
+    /// When a round is due because of a failing item: when it has its turn, but while rounds end early, and may never come to
+    /// it, not before the whole has.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.0.values().map(|failing| failing.next).min()
+        let first = self.0.values().map(|failing| failing.next).min();
+        first.max(self.0.get(WHOLE).map(|whole| whole.next))
     }
 }
 

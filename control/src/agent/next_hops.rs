@@ -9,7 +9,7 @@ use std::{
     io,
     net::Ipv4Addr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dataplane::{Hops, MapFault, PathLimit, Paths};
@@ -22,7 +22,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::probes;
+use super::{
+    pace::{Foreign, Pace, paced, until},
+    probes,
+};
 use crate::{
     netlink::{
         Error, Socket, confirm,
@@ -38,6 +41,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ROUTES: u32 = 5;
 /// For how long XDP believes what it was told.
 const VALID: Duration = Duration::from_secs(3);
+/// The least time from asking for them because of what was heard to asking again: one question per node each time.
+const ROUTES_APART: Duration = Duration::from_millis(500);
 /// How long to wait for more changes before acting on them together.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Requests under way together.
@@ -68,11 +73,11 @@ impl NextHops {
     ///
     /// # Errors
     /// When the kernel refuses a socket.
-    pub(super) fn start(hops: Hops, paths: Paths, board: Arc<probes::Paths>) -> io::Result<Self> {
+    pub(super) fn start(hops: Hops, paths: Paths, board: Arc<probes::Paths>, foreign: Foreign) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(Wanted::default());
         let (hear, heard) = watch::channel(Heard::default());
         // Ends when nobody hears it.
-        drop(monitor::watch_ways(hear)?);
+        drop(monitor::watch_ways(hear, move |event| foreign.ignores(event))?);
         let follower = Follower {
             socket: Socket::open()?,
             hops,
@@ -102,6 +107,49 @@ impl NextHops {
 impl Drop for NextHops {
     fn drop(&mut self) {
         self.follower.abort();
+    }
+}
+
+/// When the kernel is asked for routes. What changes them, or may have, can happen all the time.
+#[derive(Debug, Default)]
+struct Asking {
+    /// Changes heard of so far.
+    heard: u64,
+    /// One of them has not been asked about yet.
+    news: bool,
+    /// When was last asked.
+    last: Option<Instant>,
+    /// Looks until it is asked again, whatever was heard.
+    rest: u32,
+}
+
+impl Asking {
+    /// Whether this look is to ask; `heard`: changes so far.
+    fn now(&mut self, heard: u64, now: Instant) -> bool {
+        self.news |= self.heard != heard;
+        self.heard = heard;
+        let rested = self.last.is_none_or(|last| now >= last + ROUTES_APART);
+        let asks = rested && (self.news || self.rest == 0);
+        if asks {
+            (self.news, self.last, self.rest) = (false, Some(now), ROUTES);
+        }
+        asks
+    }
+
+    /// When a look is due that asks because of what was heard, or because the last one has failed.
+    fn due(&self) -> Option<Instant> {
+        let due = || self.last.map_or_else(Instant::now, |last| last + ROUTES_APART);
+        (self.news || self.rest == 0).then(due)
+    }
+
+    /// Something else is to be followed.
+    fn at_once(&mut self) {
+        (self.last, self.rest) = (None, 0);
+    }
+
+    /// Time has passed.
+    fn tick(&mut self) {
+        self.rest = self.rest.saturating_sub(1);
     }
 }
 
@@ -141,8 +189,7 @@ impl Follower {
     async fn run(mut self) {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut routes_due = 0;
-        let mut last = Heard::default();
+        let (mut asking, mut pace) = (Asking::default(), Pace::default());
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             if wanted.nodes.is_empty() {
@@ -150,26 +197,29 @@ impl Follower {
                 if self.wanted.changed().await.is_err() {
                     return;
                 }
-                routes_due = 0;
+                asking.at_once();
                 continue;
             }
+            let started = Instant::now();
             let heard = *self.heard.borrow_and_update();
-            let ask = routes_due == 0 || heard.routes != last.routes;
-            last = heard;
+            let ask = asking.now(heard.routes, started);
             let done = self.look(&wanted, ask).await;
-            if done.is_ok() {
-                self.hops.valid_for(if wanted.xdp { VALID } else { Duration::ZERO });
-                routes_due = if ask { ROUTES } else { routes_due };
+            match &done {
+                Ok(()) => self.hops.valid_for(if wanted.xdp { VALID } else { Duration::ZERO }),
+                Err(_) => asking.news |= ask,
             }
             self.complain(done);
+            pace.round(Instant::now(), started.elapsed());
             tokio::select! {
                 biased;
                 changed = self.wanted.changed() => match changed {
-                    Ok(()) => routes_due = 0,
+                    Ok(()) => asking.at_once(),
                     Err(_) => return,
                 },
-                _ = self.heard.changed() => sleep(SETTLE).await,
-                _ = tick.tick() => routes_due -= u32::from(routes_due > 0),
+                // Before what is heard: XDP stops to believe what it is not told in time.
+                _ = tick.tick() => asking.tick(),
+                () = until(asking.due()) => {}
+                _ = paced(&pace, self.heard.changed()) => sleep(SETTLE).await,
             }
         }
     }
@@ -253,5 +303,32 @@ impl Follower {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_asked_for_twice_a_second_at_most_whatever_happens() {
+        let (mut asking, start) = (Asking::default(), Instant::now());
+        let ms = |ms: u64| start + Duration::from_millis(ms);
+        // Something changes every 25 ms, for ten seconds.
+        let asked: Vec<u64> = (0..400).map(|at| at * 25).filter(|at| asking.now(1 + at / 25, ms(*at + 1000))).collect();
+        assert_eq!(asked.len(), 20, "{asked:?}");
+        assert!(asked.windows(2).all(|two| two[1] - two[0] == 500), "{asked:?}");
+        // What was heard too early to ask about it is asked about in time, and then nothing more until time has passed.
+        let heard = asking.heard;
+        assert_eq!(asking.due(), asking.last.map(|last| last + ROUTES_APART));
+        assert!(asking.now(heard, ms(20_000)) && asking.due().is_none());
+        for tick in 1..ROUTES {
+            asking.tick();
+            assert!(!asking.now(heard, ms(20_000 + 1000 * u64::from(tick))));
+        }
+        asking.tick();
+        assert!(asking.now(heard, ms(30_000)));
+        asking.at_once();
+        assert!(asking.now(heard, ms(30_001)), "something else is to be followed");
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use hiveway_core::observed::Kind;
+use tokio::time::sleep_until;
 
 use super::{facts::Gateway, reconcile::Agent};
 use crate::netlink::monitor::About;
@@ -34,6 +35,20 @@ impl Pace {
     /// `time`, or when the next round may be if that is later.
     pub(super) fn not_before(&self, time: Instant) -> Instant {
         self.due.map_or(time, |due| due.max(time))
+    }
+}
+
+/// What comes when the surroundings may cause a round.
+pub(super) async fn paced<T>(pace: &Pace, event: impl Future<Output = T>) -> T {
+    until(Some(pace.not_before(Instant::now()))).await;
+    event.await
+}
+
+/// Returns at that time, or never.
+pub(super) async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

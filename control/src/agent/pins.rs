@@ -31,11 +31,9 @@ impl Look {
 
 /// Returns when pins have come or gone since a round has looked.
 pub(super) async fn moved(bpffs: &Path, seen: &Look) {
-    loop {
+    // At once: the loop that asks may turn more often than this waits.
+    while Look::at(bpffs) == *seen {
         sleep(LOOK).await;
-        if Look::at(bpffs) != *seen {
-            return;
-        }
     }
 }
 

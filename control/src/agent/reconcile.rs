@@ -51,6 +51,7 @@ use super::{
 };
 use crate::{
     cli::AgentArgs,
+    liveness::Pulse,
     local_address,
     lost_uplinks::LostUplinks,
     mesh,
@@ -106,6 +107,8 @@ pub(super) struct Agent {
     pub(super) foreign: Foreign,
     /// Processor time of the last round.
     pub(super) cost: Duration,
+    /// Says that rounds are at work.
+    pub(super) pulse: Pulse,
     /// What the maps show, as far as we know: small changes of it are seen at once.
     pub(super) programmed: Option<Programmed>,
     /// Where the parts of a live source meet.
@@ -142,10 +145,12 @@ impl Agent {
             self.args.node.clone_from(&self.table.node);
         }
         let used = rest::used();
-        let mut round = Round::default();
+        let mut round = Round::new(self.pulse.clone());
         let done = self.everything(cause, shown, &mut round).await;
-        round.note(&mut self.backoff, "reconciliation", done);
-        round.close(&mut self.backoff);
+        if done.is_err() {
+            self.sweep_all_the_same();
+        }
+        round.close(&mut self.backoff, done);
         self.publish(round, started);
         memory::give_back();
         self.pins = pins::Look::at(&self.args.bpffs);
@@ -191,9 +196,10 @@ impl Agent {
         self.guard(&desired, &settings, &gateway, &links, cause, round);
 
         observe_entries(&self.socket, &mut links).await?;
+        round.goes_on();
         let (spaces, namespaces) = {
             let gateway = settings.gwbridge_subnet.trunc();
-            Spaces::open(&desired, &self.args.netns_dir, gateway).await
+            Spaces::open(&desired, &self.args.netns_dir, gateway, &|| round.goes_on()).await
         };
         self.note_replies(&namespaces, round);
         let host = match links.get(names::HOST) {
@@ -205,6 +211,7 @@ impl Agent {
         let observed = Observed { links, namespaces, host };
         let tunnel = Tunnel { local: self.local(), port: vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
+        round.goes_on();
         links = observed.links;
         round.blocked(&mut self.backoff, &plan);
         round.run(&mut self.backoff, &plan, Stage::Prepare, &self.socket, &spaces).await;

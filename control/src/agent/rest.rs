@@ -3,12 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
-};
-
 use super::reconcile::Agent;
+use crate::{cost, netlink};
 
 /// How much longer than the processor time of a look the rest after it is, at least.
 const SPARING: u32 = 10;
@@ -23,13 +19,20 @@ impl Agent {
 
     /// What is done in time all the same.
     pub(super) fn rest(&mut self) {
+        self.sweep_all_the_same();
+        self.last.read_at = Some(self.table.read_at);
+        self.shared.publish(self.last.clone());
+    }
+}
+
+impl Agent {
+    /// Has connections swept where a round does not, or has not come to it.
+    pub(super) fn sweep_all_the_same(&self) {
         // After a round that failed early the tags may be of another table: its tasks alone would be known.
         if self.last.tags.is_of(&self.table.model) {
             // The next round says what was wrong with it.
             let _ = self.sweeper.ask(self.last.tags.clone(), false);
         }
-        self.last.read_at = Some(self.table.read_at);
-        self.shared.publish(self.last.clone());
     }
 }
 
@@ -38,11 +41,10 @@ fn enough(ended: Option<Instant>, cost: Duration, now: Instant) -> bool {
     ended.is_none_or(|ended| now.saturating_duration_since(ended) >= (cost * SPARING).min(MOST))
 }
 
-/// Processor time that the agent has used so far: what a look costs does not grow because others are at work.
+/// Processor time that rounds have used so far: of this thread, which the loop runs on, and of the netlink sockets' connections,
+/// which read for it on others. What a look costs does not grow because of sweeps, tables that are served or scrapes.
 pub(super) fn used() -> Duration {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
-    let time = usage.user_time() + usage.system_time();
-    Duration::from_micros(time.num_microseconds().try_into().unwrap_or(0))
+    cost::of_thread() + netlink::used()
 }
 
 #[cfg(test)]
@@ -62,11 +64,19 @@ mod tests {
     }
 
     #[test]
-    fn work_is_counted() {
-        let (before, started) = (used(), Instant::now());
-        while used() < before + Duration::from_millis(20) {
-            assert!(started.elapsed() < Duration::from_secs(60), "work is not counted");
-            std::hint::black_box((0..1000).sum::<u64>());
-        }
+    fn work_is_counted_and_that_of_others_is_not() {
+        let work = || {
+            let (before, started) = (cost::of_thread(), Instant::now());
+            while cost::of_thread() < before + Duration::from_millis(200) {
+                assert!(started.elapsed() < Duration::from_secs(60), "work is not counted");
+                std::hint::black_box((0..1000).sum::<u64>());
+            }
+        };
+        let before = used();
+        std::thread::spawn(work).join().unwrap();
+        let others = used().saturating_sub(before);
+        assert!(others < Duration::from_millis(100), "another thread's work counts: {others:?}");
+        work();
+        assert!(used() - before >= Duration::from_millis(200));
     }
 }

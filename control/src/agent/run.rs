@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, block_in_place},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     host_rules::HostRules,
     memory,
     next_hops::NextHops,
-    pace::{Foreign, Pace},
+    pace::{Foreign, Pace, paced, until},
     path_news, pins,
     probes::{Paths, Probing},
     ready,
@@ -44,8 +44,8 @@ const TICK: Duration = Duration::from_secs(5);
 const WAITING: Duration = Duration::from_millis(500);
 /// How long the first round waits for the host's rules.
 const FIRST_RULES: Duration = Duration::from_secs(20);
-/// The loop is heard of within this time, or within so many times what the last round took.
-const ROUND: (Duration, u32) = (Duration::from_secs(30), 10);
+/// The loop is heard of within this time: with each step of a round, and between two.
+const ROUND: Duration = Duration::from_secs(30);
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -130,7 +130,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let probes = dataplane.take_probes(random()).context("the map of probes is taken")?;
     let probing = Probing::start(probes, board.clone(), alive.pulse(Part::Probes))
         .context("cannot open a packet socket for probes")?;
-    let next_hops = NextHops::start(hops, paths, board).context("cannot watch for changes of routes and neighbours")?;
+    let foreign = Foreign::default();
+    let next_hops = NextHops::start(hops, paths, board, foreign.clone())
+        .context("cannot watch for changes of routes and neighbours")?;
     let shared = Arc::new(Shared::new(about, dataplane)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone(), alive.pulse(Part::Sweep))
         .context("cannot start the sweep's thread")?;
@@ -158,7 +160,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         Underlay::Auto => Some(monitor::watch_routes(routes_changed).context("cannot watch for changes of routes")?),
         Underlay::Named(_) => None,
     };
-    let foreign = Foreign::default();
     let ignores = {
         let foreign = foreign.clone();
         move |event: &monitor::About| foreign.ignores(event)
@@ -193,25 +194,37 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         looked: None,
         foreign,
         pins: Default::default(),
+        pulse: alive.pulse(Part::Rounds),
     };
-    let pulse = alive.pulse(Part::Rounds);
+    let pulse = agent.pulse.clone();
     let mut pace = Pace::default();
+    let mut guard_pace = Pace::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
     let mut announced = false;
     let mut cause = Cause::Table;
     loop {
-        pulse.beat(ROUND.0.max(agent.last.last_duration * ROUND.1));
+        pulse.beat(ROUND);
+        let rounds = agent.last.runs;
         match cause {
             Cause::Rest => agent.rest(),
-            Cause::Guard if !block_in_place(|| agent.guard_table()) => {}
-            Cause::Guard => agent.reconcile(Cause::Tick).await,
+            Cause::Guard => {
+                let started = Instant::now();
+                let replaced = block_in_place(|| agent.guard_table());
+                guard_pace.round(std::time::Instant::now(), started.elapsed());
+                if replaced {
+                    agent.reconcile(Cause::Tick).await;
+                }
+            }
             Cause::Routes if !agent.uplinks_moved().await => {}
             Cause::Routes => agent.reconcile(Cause::Kernel).await,
             cause => agent.reconcile(cause).await,
         }
-        pace.round(std::time::Instant::now(), agent.cost);
+        // A turn without a round puts off nothing that waits for the next one.
+        if agent.last.runs != rounds {
+            pace.round(std::time::Instant::now(), agent.cost);
+        }
         if agent.last.ready && !announced {
             ready::announce(&agent.last);
             announced = true;
@@ -249,7 +262,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Kernel
             }
             // Behind the links: a script that changes the rules all the time keeps no container waiting.
-            Ok(()) = host_firewall.changed() => {
+            Some(()) = paced(&guard_pace, async { host_firewall.changed().await.ok() }) => {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
@@ -311,27 +324,13 @@ async fn namespace_appears(agent: &Agent) {
     let tasks = agent.table.model.tasks.values().map(AsRef::as_ref);
     let paths: Vec<_> = tasks.filter(waiting).map(path).collect();
     if agent.incomplete {
-        return sleep(WAITING).await;
+        // Since the last look, not since this call: other things may come to pass more often than that.
+        return until(agent.last.last_run.map(|last| last + WAITING)).await;
     }
     if paths.is_empty() {
         return std::future::pending().await;
     }
     while !paths.iter().any(|path| path.exists()) {
         sleep(WAITING).await;
-    }
-}
-
-/// What comes when the surroundings may cause a round.
-async fn paced<T>(pace: &Pace, event: impl Future<Output = T>) -> T {
-    let now = std::time::Instant::now();
-    sleep_until(Instant::from_std(pace.not_before(now))).await;
-    event.await
-}
-
-/// Returns at that time, or never.
-async fn until(time: Option<std::time::Instant>) {
-    match time {
-        Some(time) => sleep_until(Instant::from_std(time)).await,
-        None => std::future::pending().await,
     }
 }

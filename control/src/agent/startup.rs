@@ -18,7 +18,7 @@ use crate::{
     netlink::{Socket, observe_links},
     preflight,
     source::Conductor,
-    state_dir::StateDir,
+    state_dir::{StateDir, StateError},
     status::{
         report::{Answers, Starting},
         server::Server,
@@ -113,7 +113,12 @@ pub(super) async fn start(
         None => Server::bind(&args.socket).context("--socket")?,
     };
     let new_state = !args.state_dir.exists();
-    let state = StateDir::take(&args.state_dir).context("--state-dir")?;
+    let state = match StateDir::take(&args.state_dir).context("--state-dir") {
+        Err(error) if matches!(error.downcast_ref(), Some(StateError::InUse { .. })) => {
+            bail!("{error:#}: give each agent its own --state-dir, or stop that one first")
+        }
+        taken => taken?,
+    };
     // What is unreadable must be known before anything is done.
     state.gateway_addresses()?;
     state.sysctls()?;

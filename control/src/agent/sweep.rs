@@ -2,7 +2,10 @@
 //! the reconciliation nor who asks for the status waits for it.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,8 +17,10 @@ use crate::liveness::Pulse;
 /// How much longer than a sweep takes the time between two of them is, unless tasks have gone.
 const SPARING: u32 = 10;
 
-/// The sweep is heard of within this time, or within so many times what the last one took.
-const HEARD: (Duration, u32) = (Duration::from_secs(60), 3 * SPARING);
+/// The sweep is heard of within this time: with each buffer's worth of entries, and while there is nothing to do.
+const HEARD: Duration = Duration::from_secs(60);
+/// While there is nothing to do it says so as often as this, whether it is asked or not.
+const WAITING: Duration = Duration::from_secs(10);
 
 /// Asks for sweeps.
 #[derive(Debug)]
@@ -62,29 +67,69 @@ fn run(
     pulse: &Pulse,
 ) {
     let mut rest_until = Instant::now();
-    let mut heard = HEARD.0;
-    pulse.beat(heard);
-    while let Ok(mut request) = inbox.recv() {
-        pulse.beat(heard);
-        // Only the newest table counts.
-        for newer in inbox.try_iter() {
-            request = Request { urgent: newer.urgent || request.urgent, ..newer };
-        }
+    while let Some(request) = next(inbox, pulse, WAITING) {
         if !request.urgent && Instant::now() < rest_until {
             continue;
         }
         let started = Instant::now();
-        let swept = connections.sweep(&request.tags.live(), request.as_of, timeouts);
+        pulse.beat(HEARD);
+        let swept = connections.sweep(&request.tags.live(), request.as_of, timeouts, &|| pulse.goes_on());
         let took = started.elapsed();
         rest_until = Instant::now() + rest(took);
-        heard = HEARD.0.max(took * HEARD.1);
-        pulse.beat(heard);
         shared.swept(swept.map_err(|error| error.to_string()));
         tracing::debug!("swept connections in {} ms", took.as_millis());
+    }
+}
+
+/// Waits for a request, and says meanwhile that this thread is at work; `None` when there will be no more.
+fn next(inbox: &mpsc::Receiver<Request>, pulse: &Pulse, waiting: Duration) -> Option<Request> {
+    loop {
+        pulse.beat(HEARD);
+        match inbox.recv_timeout(waiting) {
+            Ok(mut request) => {
+                // Only the newest table counts.
+                for newer in inbox.try_iter() {
+                    request = Request { urgent: newer.urgent || request.urgent, ..newer };
+                }
+                return Some(request);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
     }
 }
 
 /// How long to rest after a sweep that took so long.
 fn rest(took: Duration) -> Duration {
     took * SPARING
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::liveness::{Liveness, Part};
+
+    #[test]
+    fn it_is_heard_of_although_nothing_is_asked_of_it() {
+        let liveness = Arc::new(Liveness::default());
+        let pulse = liveness.pulse(Part::Sweep);
+        let (requests, inbox) = mpsc::channel();
+        let asked = Duration::from_millis(300);
+        let asker = std::thread::spawn(move || {
+            std::thread::sleep(asked);
+            for urgent in [false, true, false] {
+                requests.send(Request { tags: Arc::default(), as_of: u64::from(urgent), urgent }).unwrap();
+            }
+            requests
+        });
+        let started = Instant::now();
+        let request = next(&inbox, &pulse, Duration::from_millis(20)).unwrap();
+        assert!(request.urgent, "one of them was");
+        // Whoever is heard of only when it is asked would be overdue here.
+        assert_eq!(liveness.overdue(started + HEARD + asked / 2), []);
+        drop(asker.join().unwrap());
+        let rest = next(&inbox, &pulse, Duration::from_millis(20));
+        assert!(rest.is_none_or(|rest| rest.as_of == 0), "the newest counts");
+        assert!(next(&inbox, &pulse, Duration::from_millis(20)).is_none(), "the agent has ended");
+    }
 }

@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, show};
-use crate::{agent, preflight, say::errln, status::protocol::Request, teardown, validate};
+use crate::{agent, log, preflight, say::errln, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: Cli) -> u8 {
@@ -53,12 +53,15 @@ fn raise_descriptors() {
 }
 
 fn log_to_stderr() {
+    if let Err(error) = log::start() {
+        errln!("warning: no log: {error}");
+    }
     let chosen = std::env::var("HIVEWAY_LOG").unwrap_or_else(|_| "info,netlink_proto=error".to_owned());
     // The programs' own level decides what they say; all of it is shown.
     let filter = EnvFilter::new(format!("{chosen},dataplane_ebpf=trace"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| log::Lines)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         // Where stderr's reader has gone, complaining about that on stderr would be a panic.

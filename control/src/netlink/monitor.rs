@@ -79,11 +79,15 @@ pub struct Heard {
     pub routes: u64,
 }
 
-/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change.
+/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change, but for links that `ignores`
+/// wants to hear nothing of.
 ///
 /// # Errors
 /// When the kernel refuses the socket.
-pub fn watch_ways(heard: watch::Sender<Heard>) -> io::Result<JoinHandle<()>> {
+pub fn watch_ways(
+    heard: watch::Sender<Heard>,
+    ignores: impl Fn(&About) -> bool + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     const GROUPS: &[MulticastGroup] = &[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -99,6 +103,7 @@ pub fn watch_ways(heard: watch::Sender<Heard>) -> io::Result<JoinHandle<()>> {
                     heard.send_modify(|heard| heard.neighbours += 1);
                 }
             }
+            Some(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) if ignores(&about(link)) => {}
             _ => heard.send_modify(|heard| heard.routes += 1),
         }
         !heard.is_closed()
@@ -119,9 +124,13 @@ fn listen(
                 Ok((connection, _handle, mut messages)) => {
                     let connection = tokio::spawn(connection);
                     while let Some((message, _)) = messages.next().await {
-                        if let NetlinkPayload::InnerMessage(message) = &message.payload
-                            && !hear(Some(message))
-                        {
+                        let goes_on = match &message.payload {
+                            NetlinkPayload::InnerMessage(message) => hear(Some(message)),
+                            // More came than the socket could hold: some were missed, and others follow.
+                            NetlinkPayload::Overrun(_) => hear(None),
+                            _ => true,
+                        };
+                        if !goes_on {
                             break;
                         }
                     }
@@ -129,7 +138,7 @@ fn listen(
                 }
                 Err(error) => tracing::warn!("cannot watch for changes of interfaces: {error}"),
             }
-            // More came than the socket could hold: some were missed.
+            // The connection has failed: what comes until there is another one is missed.
             if !hear(None) {
                 return;
             }

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -19,6 +20,15 @@ use rtnetlink::{
 use tokio::task::JoinHandle;
 
 use super::{Error, offload};
+use crate::cost::Meter;
+
+/// Processor time of all sockets' connections: they read the kernel's answers, which are long.
+static USED: Meter = Meter::new();
+
+/// Processor time that went into reading and sending so far, on whichever thread.
+pub(crate) fn used() -> Duration {
+    USED.used()
+}
 
 /// An rtnetlink connection; closed when dropped.
 #[derive(Debug)]
@@ -36,7 +46,7 @@ impl Socket {
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, plain: plain()?, connection: tokio::spawn(connection) })
+        Ok(Self { handle, plain: plain()?, connection: tokio::spawn(USED.count(connection)) })
     }
 
     /// Opens a socket inside the network namespace that `namespace` refers to: on a thread of its own that enters the
@@ -54,7 +64,7 @@ impl Socket {
             });
             opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })?;
-        Ok(Self { handle, plain, connection: tokio::spawn(connection) })
+        Ok(Self { handle, plain, connection: tokio::spawn(USED.count(connection)) })
     }
 
     /// Turns an offload of an interface on or off, see [`LATE_SEGMENTATION`](super::LATE_SEGMENTATION).

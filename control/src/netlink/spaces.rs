@@ -64,8 +64,13 @@ fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item =
 
 impl Spaces {
     /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`; what is
-    /// missing or unusable is said in the result.
-    pub async fn open(desired: &Desired, netns_dir: &Path, gateway: Ipv4Net) -> (Self, BTreeMap<String, Namespace>) {
+    /// missing or unusable is said in the result. `progress` is called after each.
+    pub async fn open(
+        desired: &Desired,
+        netns_dir: &Path,
+        gateway: Ipv4Net,
+        progress: &dyn Fn(),
+    ) -> (Self, BTreeMap<String, Namespace>) {
         let mut spaces = Self::default();
         let mut namespaces = BTreeMap::new();
         for (task, path) in wanted(desired, netns_dir) {
@@ -84,14 +89,21 @@ impl Spaces {
                 },
             };
             namespaces.insert(task.to_owned(), namespace);
+            progress();
         }
-        spaces.search(desired, gateway, &mut namespaces).await;
+        spaces.search(desired, gateway, &mut namespaces, progress).await;
         (spaces, namespaces)
     }
 
     /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine tells
     /// only when a container has started, and clients come then.
-    async fn search(&mut self, desired: &Desired, gateway: Ipv4Net, namespaces: &mut BTreeMap<String, Namespace>) {
+    async fn search(
+        &mut self,
+        desired: &Desired,
+        gateway: Ipv4Net,
+        namespaces: &mut BTreeMap<String, Namespace>,
+        progress: &dyn Fn(),
+    ) {
         let lost = desired.tapped.iter().filter(|task| task.netns.is_none() && !self.0.contains_key(&task.id));
         let mut lost: BTreeMap<_, _> = lost.map(|task| (task.ip, &task.id)).collect();
         if lost.is_empty() {
@@ -100,6 +112,7 @@ impl Spaces {
         let known: BTreeSet<_> = desired.tapped.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
         let entries = std::fs::read_dir(ENGINE_DIR).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name())) {
+            progress();
             // Others come and go meanwhile.
             let Ok((space, socket)) = open(&entry.path()) else { continue };
             let Ok(inside) = observe_inside(&socket).await else { continue };

@@ -12,7 +12,7 @@ use hiveway_core::merge::Report;
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
 
@@ -212,10 +212,13 @@ async fn keep_contacts(
         let at = *serving.borrow_and_update();
         let contacts = Contacts::new(managers.borrow_and_update().clone(), at, &options.files);
         // While the engine is silent it may know no manager; those of before are better than none.
-        if (!contacts.managers.is_empty() || at.is_some())
-            && let Err(error) = contacts.write(&path)
-        {
-            tracing::warn!("relay: teardown will not be able to tell the managers: {}: {error}", path.display());
+        if !contacts.managers.is_empty() || at.is_some() {
+            let file = path.clone();
+            // A disk that hangs holds up this task alone.
+            let written = spawn_blocking(move || contacts.write(&file)).await;
+            if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                tracing::warn!("relay: teardown will not be able to tell the managers: {}: {error}", path.display());
+            }
         }
         let changed = tokio::select! { changed = managers.changed() => changed, Ok(()) = serving.changed() => Ok(()) };
         if changed.is_err() {

@@ -12,6 +12,7 @@ use super::{
     mix::{Base, Inputs, Mixer},
 };
 use crate::{
+    behind::{Behind, Patience},
     engine::{self, Engine, EngineView, Membership},
     liveness::Pulse,
     state_dir::StateDir,
@@ -26,6 +27,8 @@ const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
 const HEARD: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// At most so often the last table is written down.
 const KEEP: Duration = Duration::from_secs(5);
+/// How often it is looked how the writing goes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a live source is made of.
 #[derive(Debug)]
@@ -134,6 +137,8 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
         let asked = inputs.engine.membership != Membership::Unknown || inputs.engine.lost.is_some();
         if asked || started.elapsed() >= ENGINE_PATIENCE {
             let live = mixer.mix(&inputs);
+            keeper.keep(mixer.base.as_ref(), sources.kept.borrow().as_ref());
+            let live = Live { unkept: keeper.trouble(), ..live };
             let enough = mixer.heard || started.elapsed() >= SOURCE_PATIENCE;
             out.send_if_modified(|before| {
                 let news = enough && differ(before, &live);
@@ -142,7 +147,6 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
                 }
                 news
             });
-            keeper.keep(mixer.base.as_ref(), sources.kept.borrow().as_ref());
         }
         tokio::select! {
             () = beat(&pulse) => {}
@@ -150,6 +154,7 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
             () = sleep_until(started + SOURCE_PATIENCE), if !mixer.heard && started.elapsed() < SOURCE_PATIENCE => {}
             () = sleep_until(started + ENGINE_PATIENCE), if !asked && started.elapsed() < ENGINE_PATIENCE => {}
             () = sleep_until(keeper.due()) => {}
+            () = sleep(LOOK), if keeper.is_busy() => {}
             () = out.closed() => return,
         }
     }
@@ -175,14 +180,18 @@ fn differ(a: &Live, b: &Live) -> bool {
         || a.lost != b.lost
         || a.expelled != b.expelled
         || a.absent != b.absent
+        || a.unkept != b.unkept
         || a.node != b.node
 }
 
-/// Writes the last table down, not too often.
+/// Has the last table written down, not too often.
 #[derive(Debug, Default)]
 struct Keeper {
     written: Option<(Instant, Option<Base>)>,
     wanted: bool,
+    writer: Option<Behind<Option<Base>>>,
+    /// What was last said of the writing.
+    trouble: Option<String>,
 }
 
 impl Keeper {
@@ -194,10 +203,39 @@ impl Keeper {
         if !news || early {
             return;
         }
-        if let Err(error) = state.set_last_table(base) {
-            tracing::warn!("the last table can't be kept for a restart: {error}");
+        if self.writer.is_none() {
+            let state = state.clone();
+            let write =
+                move |base: &Option<Base>| state.set_last_table(base.as_ref()).map_err(|error| error.to_string());
+            match Behind::start("last-table", Patience::default(), write) {
+                Ok(writer) => self.writer = Some(writer),
+                // The next news try again.
+                Err(error) => return tracing::warn!("the last table can't be kept for a restart: {error}"),
+            }
+        }
+        if let Some(writer) = &self.writer {
+            writer.put(base.cloned());
         }
         (self.written, self.wanted) = (Some((Instant::now(), base.cloned())), false);
+    }
+
+    /// Why the last table would be missing after a power cut; told to the log once.
+    fn trouble(&mut self) -> Option<String> {
+        let why = self.writer.as_ref().and_then(Behind::trouble);
+        let trouble = why.map(|why| format!("the last table can't be kept for a restart: {why}"));
+        if trouble != self.trouble {
+            match &trouble {
+                Some(trouble) => tracing::warn!("{trouble}"),
+                None => tracing::info!("the last table is kept for a restart again"),
+            }
+            self.trouble.clone_from(&trouble);
+        }
+        trouble
+    }
+
+    /// Something is being written, or is not as it should be.
+    fn is_busy(&self) -> bool {
+        self.trouble.is_some() || self.writer.as_ref().is_some_and(Behind::has_work)
     }
 
     /// When there is something to do.

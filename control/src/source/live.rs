@@ -31,6 +31,8 @@ pub struct Live {
     pub expelled: Option<String>,
     /// Why this node is not in the table, although it belongs to the swarm (only in [`Hub::table`]).
     pub absent: Option<String>,
+    /// Why the table would be missing after a power cut (only in [`Hub::table`]).
+    pub unkept: Option<String>,
     /// This node's id, once it is known (only in [`Hub::table`]).
     pub node: Option<String>,
 }

@@ -83,7 +83,7 @@ impl Mixer {
         let (lost, expelled) = (self.lost.clone(), self.expelled.clone());
         let node = self.own.as_ref().map(|own| own.id.to_string());
         let absent = inputs.engine.local.node.as_deref().and_then(|id| absent(self.merged.as_deref()?, id));
-        Live { table: self.merged.clone(), from: self.from.clone(), lost, expelled, absent, node }
+        Live { table: self.merged.clone(), from: self.from.clone(), lost, expelled, absent, node, unkept: None }
     }
 
     fn choose(&mut self, inputs: &Inputs) {

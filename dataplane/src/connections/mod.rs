@@ -90,18 +90,22 @@ impl Connections {
     }
 
     /// Hands on what is in force in the tables of translated connections, the pending one first: what moves meanwhile is seen
-    /// twice rather than not at all. A pending entry that an established one hides is left out.
+    /// twice rather than not at all. A pending entry that an established one hides is left out. `progress` is called with
+    /// each buffer's worth of entries.
     fn each_flow(
         &self,
+        progress: &dyn Fn(),
         mut each: impl FnMut(Half) -> Result<ControlFlow<()>, MapFault>,
     ) -> Result<ControlFlow<()>, MapFault> {
-        let pending = self.flows_pending.for_each(|key, flow| match self.flows.get(&key)? {
+        let pending = self.flows_pending.for_each(progress, |key, flow| match self.flows.get(&key)? {
             Some(_) => Ok(ControlFlow::Continue(())),
             None => each((key, Stage::Pending, flow)),
         })?;
         match pending {
             ControlFlow::Break(()) => Ok(pending),
-            ControlFlow::Continue(()) => self.flows.for_each(|key, flow| each((key, Stage::Established, flow))),
+            ControlFlow::Continue(()) => {
+                self.flows.for_each(progress, |key, flow| each((key, Stage::Established, flow)))
+            }
         }
     }
 

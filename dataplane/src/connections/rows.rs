@@ -70,12 +70,12 @@ impl Connections {
     pub fn each_row(&self, mut each: impl FnMut(ConnectionRow) -> ControlFlow<()>) -> Result<(), MapFault> {
         let get = |key: &FlowKey| self.flow(key);
         let mut broken =
-            self.each_flow(|here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
+            self.each_flow(&|| (), |here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
         for (table, stage) in [(&self.affinity_pending, Stage::Pending), (&self.affinity, Stage::Established)] {
             if broken.is_break() {
                 break;
             }
-            broken = table.for_each(|key, entry| {
+            broken = table.for_each(&|| (), |key, entry| {
                 if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
                     return Ok(ControlFlow::Continue(()));
                 }

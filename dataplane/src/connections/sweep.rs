@@ -91,8 +91,18 @@ impl Connections {
     /// first full table has been read. Times are [`monotonic_now`]'s.
     ///
     /// Takes the same little memory whatever the tables hold: they are looked at a buffer's worth at a time, and a
-    /// connection's other entry is asked for by its key.
-    pub fn sweep(&mut self, live: &HashSet<Tag>, as_of: u64, timeouts: &Timeouts) -> Result<SweepReport, MapFault> {
+    /// connection's other entry is asked for by its key. Full tables take seconds to minutes: `progress` is called with each
+    /// buffer's worth of entries.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sweep(
+        &mut self,
+        live: &HashSet<Tag>,
+        as_of: u64,
+        timeouts: &Timeouts,
+        progress: &dyn Fn(),
+    ) -> Result<SweepReport, MapFault> {
         // Read before the tables, so that an entry made meanwhile is not older than it looks, and a connection that is
         // not seen is counted later.
         let now = monotonic_now();
@@ -105,9 +115,9 @@ impl Connections {
         let (mut affinity, mut affinity_pending) = (self.affinity.try_clone()?, self.affinity_pending.try_clone()?);
 
         let mut hidden = Vec::new();
-        let _ = self.flows_pending.for_each(|key, then| hide(&self.flows, &mut hidden, key, &then))?;
+        let _ = self.flows_pending.for_each(progress, |key, then| hide(&self.flows, &mut hidden, key, &then))?;
         remove_hidden(&mut flows_pending, hidden)?;
-        let _ = self.each_flow(|here| {
+        let _ = self.each_flow(progress, |here| {
             let Some(pair) = pair(here, |key| self.flow(key))? else { return Ok(ControlFlow::Continue(())) };
             match decide::flow(&pair, &rules) {
                 Some(reason) => {
@@ -129,7 +139,7 @@ impl Connections {
             (&self.affinity_pending, &mut affinity_pending, Stage::Pending),
             (&self.affinity, &mut affinity, Stage::Established),
         ] {
-            let _ = table.for_each(|key, entry| {
+            let _ = table.for_each(progress, |key, entry| {
                 if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
                     return hide(&self.affinity, &mut hidden, key, &entry);
                 }
@@ -143,10 +153,10 @@ impl Connections {
         }
         remove_hidden(&mut affinity_pending, hidden)?;
         let left = PerTable {
-            flows: self.flows.count()?,
-            affinity: self.affinity.count()?,
-            flows_pending: self.flows_pending.count()?,
-            affinity_pending: self.affinity_pending.count()?,
+            flows: self.flows.count(progress)?,
+            affinity: self.affinity.count(progress)?,
+            flows_pending: self.flows_pending.count(progress)?,
+            affinity_pending: self.affinity_pending.count(progress)?,
         };
         Ok(SweepReport { left, removed })
     }

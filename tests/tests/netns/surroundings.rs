@@ -8,11 +8,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
-    agent::Agent,
-    lab::{Lab, Netns, PATIENCE, Process, scenario, wait_for},
+    agent::{Agent, AgentOptions},
+    lab::{Lab, Netns, PATIENCE, Process, scenario, slowness, wait_for},
     peer::{self, LoadLoop},
+    table::Table,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Cluster, METRICS, metric, web_table};
 
@@ -102,6 +103,70 @@ fn ports_of_a_foreign_bridge_are_no_concern() {
         let (rounds, passed) = (runs()? - before, started.elapsed());
         eprintln!("foreign port: {rounds} rounds in {passed:?}");
         ensure!(rounds <= 4, "{rounds} rounds in {passed:?} because of a foreign bridge's port");
+        Ok(())
+    });
+}
+
+#[test]
+fn rules_that_change_all_the_time_keep_no_container_and_no_pin_waiting() {
+    scenario(|lab| {
+        const LATE: [&str; 4] = ["late.1", "late.2", "late.3", "late.4"];
+        let node = lab.node("n1", 11)?;
+        // A swarm that is large enough for its rounds to be spared.
+        let mut table = (0..20).fold(Table::with_nodes(2), |table, n| {
+            let (network, subnet) = (format!("net{n}"), format!("10.1.{n}"));
+            let table = table.network(&network, &subnet, 5000 + n).service(&network);
+            let table = table.vip(&network, &format!("{subnet}.2"));
+            (10..110).fold(table, |table, host| {
+                table.task(&format!("{network}.{host}"), &network, "n2", &[(&network, &format!("{subnet}.{host}"))])
+            })
+        });
+        table = table.network("app", "10.0.1", 4097).service("late");
+        for (host, task) in (3..).zip(LATE) {
+            table = table.task(task, "late", "n1", &[("app", &format!("10.0.1.{host}"))]).set(
+                "tasks",
+                "netns",
+                json!(format!("/run/netns/{}-{task}", lab.prefix())),
+            );
+        }
+        let file = lab.directory().join("table.json");
+        table.write(&file)?;
+        let options = AgentOptions {
+            node: "n1".to_owned(),
+            table: format!("file:{}", file.display()),
+            netns_dir: None,
+            extra: Vec::new(),
+        };
+        let agent = Agent::start(lab, &node, options)?;
+        let churn = forever(lab, &node, "nft add table ip churn; nft delete table ip churn; sleep 0.05")?;
+        let mut longest = Duration::ZERO;
+        for (host, task) in (3..).zip(LATE) {
+            std::thread::sleep(Duration::from_millis(1700));
+            let space = lab.namespace(task)?;
+            let started = Instant::now();
+            wait_for(&format!("{task} to be connected"), PATIENCE, || {
+                let seen = space.run("ip -4 -br addr")?;
+                ensure!(seen.contains(&format!("10.0.1.{host}/")), "it has {seen}");
+                Ok(())
+            })?;
+            longest = longest.max(started.elapsed());
+        }
+        let status = agent.json(&["status"])?;
+        eprintln!("late namespaces are connected in {longest:?}; a round takes {}", status["reconcile"]);
+        ensure!(longest < Duration::from_secs(2) * slowness(), "a late namespace waited {longest:?}");
+        fs::remove_dir_all(agent.bpffs())?;
+        let started = Instant::now();
+        wait_for("the pins to be there again", PATIENCE, || {
+            ensure!(agent.bpffs().join("maps/FLOWS").exists(), "no pin");
+            Ok(())
+        })?;
+        eprintln!("pins are there again after {:?}", started.elapsed());
+        ensure!(
+            started.elapsed() < Duration::from_secs(2) * slowness(),
+            "pins were missing for {:?}",
+            started.elapsed()
+        );
+        drop(churn);
         Ok(())
     });
 }

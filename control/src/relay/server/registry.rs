@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,6 +19,7 @@ use hiveway_core::{
 use tokio::sync::watch;
 
 use super::{Heard, saved};
+use crate::behind::{Behind, Patience};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -35,7 +36,7 @@ pub struct Registry {
     entries: Mutex<BTreeMap<String, Entry>>,
     effective: watch::Sender<Arc<Reports>>,
     /// Where reports survive a restart; `None`: nowhere.
-    file: Option<PathBuf>,
+    file: Option<Behind<Arc<Reports>>>,
     /// What agents say of paths. Apart from their reports: it changes no table, and is not saved.
     pub paths: Heard,
 }
@@ -46,6 +47,11 @@ impl Registry {
         let saved = file.as_deref().map(saved::read).unwrap_or_default();
         let entry = |(node, report)| (node, Entry { report, session: None, down: false });
         let entries: BTreeMap<_, _> = saved.into_iter().map(entry).collect();
+        let file = file.and_then(|file| {
+            Behind::start("relay-reports", Patience::default(), move |reports: &Arc<Reports>| write(&file, reports))
+                .inspect_err(|error| tracing::warn!("relay: reports will not survive a restart: {error}"))
+                .ok()
+        });
         let registry = Self { entries: Mutex::new(entries), effective, file, paths: Heard::default() };
         registry.announce(&registry.entries());
         registry
@@ -126,17 +132,24 @@ impl Registry {
     /// Called with the lock held, so that what is announced and saved last is the latest.
     fn announce(&self, entries: &BTreeMap<String, Entry>) {
         let reports: Reports = entries.iter().map(|(node, entry)| (node.clone(), entry.report.clone())).collect();
+        let reports = Arc::new(reports);
         let changed = self.effective.send_if_modified(|before| {
-            let changed = **before != reports;
+            let changed = *before != reports;
             if changed {
-                *before = Arc::new(reports.clone());
+                *before = reports.clone();
             }
             changed
         });
-        if let Some(file) = self.file.as_deref().filter(|_| changed)
-            && let Err(error) = saved::write(file, &reports)
-        {
-            tracing::warn!("relay: reports will not survive a restart: {}: {error}", file.display());
+        if let Some(file) = self.file.as_ref().filter(|_| changed) {
+            file.put(reports);
         }
     }
+}
+
+fn write(file: &Path, reports: &Reports) -> Result<(), String> {
+    saved::write(file, reports).map_err(|error| {
+        let why = format!("{}: {error}", file.display());
+        tracing::warn!("relay: reports will not survive a restart: {why}");
+        why
+    })
 }

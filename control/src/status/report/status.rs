@@ -304,6 +304,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             snapshot.firewall.warnings(),
             snapshot.lost_uplinks.clone(),
             shared.about.tight.iter().cloned().collect(),
+            live.and_then(|live| live.unkept.clone()).into_iter().collect(),
             around.warnings,
         ]
         .concat(),
