@@ -334,9 +334,7 @@ impl Agent {
             guarded = false;
         }
         if round.may(&self.backoff, "sysctls") {
-            let ours = links.iter().filter(|(name, link)| link.is_ours(name)).map(|(name, _)| name.as_str());
-            let quiet = sysctl::ipv6_off(ours);
-            let done = quiet.and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
+            let done = sysctl::quiet(links).and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
             match round.note(&mut self.backoff, "sysctls", done) {
                 Some(changed) => round.changes += usize::from(changed),
                 None => guarded = false,
