@@ -1,5 +1,6 @@
 //! The two sysctls we need, set in this network namespace and given back at teardown: `net.ipv4.ip_forward` and the
-//! published ports in `net.ipv4.ip_local_reserved_ports`. And those that keep our own interfaces quiet, which go with them.
+//! published ports in `net.ipv4.ip_local_reserved_ports`. And those that keep our own interfaces quiet, which go with
+//! them.
 
 mod ports;
 
@@ -130,8 +131,8 @@ pub fn ipv6_off<'a>(interfaces: impl Iterator<Item = &'a str>) -> Result<bool, S
     each("net.ipv6.conf.<interface>.disable_ipv6", "net/ipv6/conf", "disable_ipv6", "1", interfaces)
 }
 
-/// Has the node answer no ARP request over overlay bridges: they have no address, so Linux would answer for all others of
-/// the node's. Returns whether it would have anywhere.
+/// Has the node answer no ARP request over overlay bridges: they have no address, so Linux would answer for all others
+/// of the node's. Returns whether it would have anywhere.
 ///
 /// # Errors
 /// As [`ipv6_off`].

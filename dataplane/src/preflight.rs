@@ -69,7 +69,8 @@ pub(crate) fn check_privilege() -> Result<(), PreflightError> {
     if missing.is_empty() { Ok(()) } else { Err(PreflightError::Privilege(missing.join(" and "))) }
 }
 
-/// Whether this process may see whose a socket is that another process holds (`CAP_SYS_PTRACE`). The data plane does without.
+/// Whether this process may see whose a socket is that another process holds (`CAP_SYS_PTRACE`). The data plane does
+/// without.
 pub fn sees_owners() -> bool {
     own_capabilities().is_ok_and(|own| own & CAP_SYS_PTRACE != 0)
 }
@@ -79,7 +80,7 @@ fn privileges() -> Result<String, PreflightError> {
     Ok(if sees_owners() {
         "enough capabilities".to_owned()
     } else {
-        "enough capabilities; CAP_SYS_PTRACE is not there, so it cannot be told which processes listen on published ports"
+        "enough capabilities; without CAP_SYS_PTRACE it cannot be told which processes listen on published ports"
             .to_owned()
     })
 }

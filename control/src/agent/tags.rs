@@ -37,8 +37,8 @@ impl Tags {
         Some((&task.id, name))
     }
 
-    /// Tags of all endpoints. A task that lingers is none: what other nodes have sent it still arrives, but its connections
-    /// have ended with it.
+    /// Tags of all endpoints. A task that lingers is none: what other nodes have sent it still arrives, but its
+    /// connections have ended with it.
     pub fn live(&self) -> HashSet<Tag> {
         let is_endpoint = |task: &Task| self.loaded.is_endpoint(task);
         let endpoints =

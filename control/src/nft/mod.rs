@@ -1,5 +1,5 @@
-//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, the guard against forged tunnels and against
-//! what overlay bridges would let into the node, and the translations of the host link.
+//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, the guard against forged tunnels and
+//! against what overlay bridges would let into the node, and the translations of the host link.
 
 mod host;
 mod ruleset;

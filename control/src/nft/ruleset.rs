@@ -170,15 +170,16 @@ impl Firewall {
     }
 }
 
-/// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the bridge
-/// itself forwards comes by here only where bridged frames are filtered as well (br_netfilter), and leaves by the bridge.
+/// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the
+/// bridge itself forwards comes by here only where bridged frames are filtered as well (br_netfilter), and leaves by
+/// the bridge.
 fn routed() -> Value {
     let leaves = [named("==", "iifname", IN_OVERLAYS), named("!=", "oifname", IN_OVERLAYS)];
     rule("forward", leaves.into_iter().chain([stray(), drop_it()]).collect())
 }
 
-/// Drops what this node would take from an overlay bridge for itself. The bridge has no address: a container has sent it to
-/// another one of the node's.
+/// Drops what this node would take from an overlay bridge for itself. The bridge has no address: a container has sent
+/// it to another one of the node's.
 fn taken() -> Value {
     rule("input", vec![named("==", "iifname", IN_OVERLAYS), stray(), drop_it()])
 }

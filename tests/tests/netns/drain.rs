@@ -146,7 +146,8 @@ impl Flow {
 /// Its endpoint lingers for packets that are on their way, which must not keep its clients waiting.
 #[test]
 fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
-    /// A table is in force some 50 ms after it was written, on a machine that has the time; a task lingers for two seconds.
+    /// A table is in force some 50 ms after it was written, on a machine that has the time; a task lingers for two
+    /// seconds.
     const LIMIT: Duration = Duration::from_millis(1500);
     with_and_without_offloads(|lab| {
         let client = lab.client()?;
