@@ -22,6 +22,9 @@ use crate::{
 /// How long a fresh answer is waited for: `status` answers within a second.
 const PATIENCE: Duration = Duration::from_millis(400);
 
+const NO_PTRACE: &str = "which processes listen on published ports cannot be told without CAP_SYS_PTRACE, so a Docker \
+                         engine's own are taken for others': give it to the agent";
+
 /// What an answer depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
@@ -54,6 +57,9 @@ impl Around {
         match listeners(&question.published) {
             Ok(listeners) => {
                 found.shadowed = shadowed(&listeners, question.mesh);
+                if listeners.iter().any(|listener| listener.owner.is_none()) && !dataplane::sees_owners() {
+                    found.warnings.push(NO_PTRACE.to_owned());
+                }
                 match not_served(published, &listeners) {
                     Ok(ipv6) => found.ipv6 = ipv6,
                     Err(error) => found.warnings.push(format!("the node's IPv6 addresses cannot be read: {error}")),

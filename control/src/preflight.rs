@@ -237,7 +237,7 @@ mod tests {
         let both = report(&[good, bad]);
         assert_eq!((&both["ok"], &both["complete"]), (&json!(false), &json!(true)));
         assert_eq!(both["checks"][1], json!({"check": "b", "ok": false, "missing": "gone"}));
-        let unprivileged = Check { name: "privileges", result: Err("missing CAP_BPF".to_owned()) };
+        let unprivileged = Check { name: "privileges", result: Err("missing CAP_NET_RAW".to_owned()) };
         assert_eq!(report(&[unprivileged])["complete"], false);
     }
 }

@@ -1,16 +1,18 @@
 //! The two sysctls we need, set in this network namespace and given back at teardown: `net.ipv4.ip_forward` and the
-//! published ports in `net.ipv4.ip_local_reserved_ports`. And one of our own interfaces, which goes with them.
+//! published ports in `net.ipv4.ip_local_reserved_ports`. And those that keep our own interfaces quiet, which go with
+//! them.
 
 mod ports;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use dataplane::Belief;
+use hiveway_core::observed::Link;
 
 pub use ports::{PortList, parse_ports};
 
@@ -108,23 +110,54 @@ pub fn restore(state: &StateDir) -> Vec<SysctlError> {
     failures
 }
 
+/// Keeps interfaces of ours in this namespace quiet. Returns whether any was not.
+///
+/// # Errors
+/// As [`ipv6_off`].
+pub fn quiet(links: &BTreeMap<String, Link>) -> Result<bool, SysctlError> {
+    let of = |wanted: fn(&Link, &str) -> bool| {
+        links.iter().filter(move |(name, link)| wanted(link, name)).map(|(name, _)| name.as_str())
+    };
+    let changed = ipv6_off(of(Link::is_ours))?;
+    Ok(arp_off(of(Link::is_overlay_bridge))? || changed)
+}
+
 /// Switches IPv6 off on interfaces of ours in this namespace: a container's router advertisement would otherwise give the
 /// node an address and a default route through the container (as in CVE-2020-13401). Returns whether it was on anywhere.
 ///
 /// # Errors
 /// The kernel's. A kernel without IPv6, and an interface that has gone, are none.
 pub fn ipv6_off<'a>(interfaces: impl Iterator<Item = &'a str>) -> Result<bool, SysctlError> {
-    const NAME: &str = "net.ipv6.conf.<interface>.disable_ipv6";
-    let refused = |source| SysctlError::Kernel { name: NAME, source };
+    each("net.ipv6.conf.<interface>.disable_ipv6", "net/ipv6/conf", "disable_ipv6", "1", interfaces)
+}
+
+/// Has the node answer no ARP request over overlay bridges: they have no address, so Linux would answer for all others
+/// of the node's. Returns whether it would have anywhere.
+///
+/// # Errors
+/// As [`ipv6_off`].
+pub fn arp_off<'a>(bridges: impl Iterator<Item = &'a str>) -> Result<bool, SysctlError> {
+    each("net.ipv4.conf.<bridge>.arp_ignore", "net/ipv4/conf", "arp_ignore", "8", bridges)
+}
+
+/// Sets a sysctl of each interface.
+fn each<'a>(
+    name: &'static str,
+    directory: &str,
+    file: &str,
+    value: &str,
+    interfaces: impl Iterator<Item = &'a str>,
+) -> Result<bool, SysctlError> {
+    let refused = |source| SysctlError::Kernel { name, source };
     let mut changed = false;
     for interface in interfaces {
-        let path = Path::new("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6");
+        let path = Path::new("/proc/sys").join(directory).join(interface).join(file);
         match fs::read_to_string(&path) {
-            Ok(now) if now.trim() == "0" => {
-                fs::write(&path, "1\n").map_err(refused)?;
+            Ok(now) if now.trim() == value => {}
+            Ok(_) => {
+                fs::write(&path, format!("{value}\n")).map_err(refused)?;
                 changed = true;
             }
-            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(refused(error)),
         }

@@ -37,6 +37,7 @@ fn firewall() -> Firewall {
         vteps: BTreeSet::from([[192, 0, 2, 9].into(), [192, 0, 2, 10].into(), [192, 0, 2, 2].into()]),
         vtep: Some([192, 0, 2, 1].into()),
         bridges: ["br-0123456789ab", "docker0", "docker_gwbridge", "hw-gwbridge"].map(String::from).into(),
+        overlays: ["hwb4097", "hwb4098"].map(String::from).into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
@@ -60,13 +61,22 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft add chain inet hiveway extra",
             "nft delete element inet hiveway tcp_ports { 80 }",
             "nft flush chain inet hiveway host_postrouting",
+            "nft flush chain inet hiveway input",
+            "nft delete element inet hiveway overlays { hwb4098 }",
         ] {
             run(damage);
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
             assert!(!nft::ensure(&firewall()).unwrap());
         }
         let tcp_only = Some(HostRules { bridges: BTreeSet::new(), ports: BTreeSet::from([(6, 80)]), ..host() });
-        let adopted = Firewall { masquerade: None, vteps: BTreeSet::new(), vtep: None, host: tcp_only, ..firewall() };
+        let adopted = Firewall {
+            masquerade: None,
+            overlays: [].into(),
+            vteps: BTreeSet::new(),
+            vtep: None,
+            host: tcp_only,
+            ..firewall()
+        };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());
         assert!(!run("nft list table inet hiveway").contains("masquerade"));

@@ -23,6 +23,7 @@ fn firewall() -> Firewall {
         vteps: BTreeSet::from([[192, 0, 2, 9].into()]),
         vtep: Some([192, 0, 2, 1].into()),
         bridges: ["hw-gwbridge".into()].into(),
+        overlays: ["hwb4097".into()].into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
         masquerade: None,
         published: BTreeSet::from([8080]),

@@ -45,7 +45,8 @@ drop_reasons! {
     UnknownVtep = 10, "unknown_vtep";
     /// The inner source does not live on the node that sent the frame.
     BadInnerSource = 11, "bad_inner_source";
-    /// The inner destination does not live here.
+    /// The inner destination does not live here. Or a container has sent over an overlay bridge to the node or through
+    /// it (dropped and counted by the agent's nftables rules).
     UnknownDestination = 12, "unknown_destination";
     /// The packet does not fit the path and must not be fragmented.
     MtuExceeded = 13, "mtu_exceeded";

@@ -59,7 +59,7 @@ pub use crate::{
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
     pins::{Mended, PinsError},
-    preflight::{Check, PreflightError, checks, has_tcx, preflight, try_clsact},
+    preflight::{Check, PreflightError, checks, has_tcx, preflight, sees_owners, try_clsact},
     probes::Probes,
     program::{Direction, Program, UnknownProgram},
     stats::Counts,

@@ -20,15 +20,14 @@ use crate::{
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_NET_RAW: u64 = 1 << 13;
+const CAP_SYS_PTRACE: u64 = 1 << 19;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_PERFMON: u64 = 1 << 38;
-const CAP_BPF: u64 = 1 << 39;
 
 /// This machine, or this way of starting, will not do.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     /// The process lacks capabilities.
-    #[error("missing {0}: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN")]
+    #[error("missing {0}: run as root, or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN")]
     Privilege(String),
     /// TCX was asked for, and the kernel has none.
     #[error("the kernel ({found}) has no TCX, which came with 6.6: leave the choice of the hook to the agent")]
@@ -66,9 +65,28 @@ pub enum PreflightError {
 
 /// Whether this process may do what we do.
 pub(crate) fn check_privilege() -> Result<(), PreflightError> {
-    let status = read(Path::new("/proc/self/status"))?;
-    let missing = missing_capabilities(effective_capabilities(&status));
+    let missing = missing_capabilities(own_capabilities()?);
     if missing.is_empty() { Ok(()) } else { Err(PreflightError::Privilege(missing.join(" and "))) }
+}
+
+/// Whether this process may see whose a socket is that another process holds (`CAP_SYS_PTRACE`). The data plane does
+/// without.
+pub fn sees_owners() -> bool {
+    own_capabilities().is_ok_and(|own| own & CAP_SYS_PTRACE != 0)
+}
+
+fn privileges() -> Result<String, PreflightError> {
+    check_privilege()?;
+    Ok(if sees_owners() {
+        "enough capabilities".to_owned()
+    } else {
+        "enough capabilities; without CAP_SYS_PTRACE it cannot be told which processes listen on published ports"
+            .to_owned()
+    })
+}
+
+fn own_capabilities() -> Result<u64, PreflightError> {
+    read(Path::new("/proc/self/status")).map(|status| effective_capabilities(&status))
 }
 
 /// Whether this process on this machine could open a data plane under `bpffs`: privileges, kernel, file system. Changes
@@ -126,7 +144,7 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     let said = |result: Result<String, PreflightError>| result.map_err(|error| error.to_string());
     let tcx = |tcx| if tcx { "TCX links" } else { "clsact filters (no TCX before 6.6)" };
     let mut checks = vec![
-        Check { name: "privileges", result: said(check_privilege().map(|()| "enough capabilities".to_owned())) },
+        Check { name: "privileges", result: said(privileges()) },
         Check { name: "bpffs", result: said(check_bpffs(bpffs).map(|()| bpffs.display().to_string())) },
     ];
     if checks[0].result.is_err() {
@@ -205,12 +223,6 @@ fn effective_capabilities(status: &str) -> u64 {
 
 fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if effective & (CAP_BPF | CAP_SYS_ADMIN) == 0 {
-        missing.push("CAP_BPF");
-    }
-    if effective & (CAP_PERFMON | CAP_SYS_ADMIN) == 0 {
-        missing.push("CAP_PERFMON");
-    }
     if effective & CAP_NET_ADMIN == 0 {
         missing.push("CAP_NET_ADMIN");
     }
@@ -218,7 +230,7 @@ fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     if effective & CAP_NET_RAW == 0 {
         missing.push("CAP_NET_RAW");
     }
-    // To enter the tasks' network namespaces.
+    // To enter the tasks' network namespaces. It includes CAP_BPF and CAP_PERFMON.
     if effective & CAP_SYS_ADMIN == 0 {
         missing.push("CAP_SYS_ADMIN");
     }
@@ -263,9 +275,9 @@ mod tests {
         assert!(missing_capabilities(effective_capabilities(status)).is_empty());
         assert_eq!(
             missing_capabilities(effective_capabilities("CapEff:\t0000000000000000\n")),
-            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]
+            ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]
         );
-        assert_eq!(missing_capabilities(CAP_BPF | CAP_NET_ADMIN | CAP_NET_RAW), ["CAP_PERFMON", "CAP_SYS_ADMIN"]);
+        assert_eq!(missing_capabilities(CAP_NET_ADMIN | CAP_NET_RAW), ["CAP_SYS_ADMIN"]);
         assert_eq!(missing_capabilities(CAP_SYS_ADMIN | CAP_NET_ADMIN), ["CAP_NET_RAW"]);
     }
 

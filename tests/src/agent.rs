@@ -39,6 +39,8 @@ pub struct Agent {
     of_lab: Vec<String>,
     /// Variables of the next start's environment.
     environment: Mutex<Vec<(String, String)>>,
+    /// What runs `hiveway`, at the next start and for teardown.
+    wrapper: Mutex<Vec<String>>,
     /// A directory of programs that the next start finds before the machine's.
     programs: Mutex<Option<PathBuf>>,
     process: Mutex<Option<Process>>,
@@ -92,6 +94,7 @@ impl Agent {
             directory,
             bpffs,
             environment: Mutex::default(),
+            wrapper: Mutex::default(),
             programs: Mutex::default(),
             process: Mutex::default(),
             starts: Mutex::default(),
@@ -104,7 +107,7 @@ impl Agent {
     pub fn launch(&self) -> Result<()> {
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         *starts += 1;
-        let mut command = self.command(&["agent"])?;
+        let mut command = self.wrapped("agent")?;
         command.args(self.arguments());
         if let Some(programs) = &*self.programs.lock().unwrap_or_else(PoisonError::into_inner) {
             let path = std::env::var("PATH").unwrap_or_default();
@@ -196,6 +199,20 @@ impl Agent {
         *self.programs.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory.to_owned());
     }
 
+    /// The next start, and teardown, are run by a program: `words` in front of `hiveway`'s own.
+    pub fn wrapped_by(&self, words: &[&str]) {
+        *self.wrapper.lock().unwrap_or_else(PoisonError::into_inner) =
+            words.iter().map(|&word| word.to_owned()).collect();
+    }
+
+    fn wrapped(&self, what: &str) -> Result<Command> {
+        let wrapper = self.wrapper.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((program, words)) = wrapper.split_first() else { return self.command(&[what]) };
+        let mut command = self.netns.command(program)?;
+        command.args(words).arg(hiveway()?).arg(what);
+        Ok(command)
+    }
+
     /// The next start has this variable in its environment.
     pub fn set_variable(&self, name: &str, value: &str) {
         let mut environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +227,7 @@ impl Agent {
 
     /// `hiveway teardown` (the agent must have ended): what it says.
     pub fn teardown(&self) -> Result<String> {
-        let mut command = self.command(&["teardown"])?;
+        let mut command = self.wrapped("teardown")?;
         command.arg("--bpffs").arg(&self.bpffs).arg("--state-dir").arg(self.state_dir());
         let output = command.output()?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

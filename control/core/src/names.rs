@@ -12,9 +12,12 @@ pub const HOST: &str = "hw-host";
 /// Its other end, where the node is a client of the routing mesh.
 pub const HOST_FAR: &str = "hw-mesh";
 
+/// What the names of overlay networks' bridges begin with.
+pub const BRIDGE: &str = "hwb";
+
 /// Bridge of a network: `hwb` + VNI of its first subnet.
 pub fn bridge(vni: u32) -> IfName {
-    format!("hwb{vni}")
+    format!("{BRIDGE}{vni}")
 }
 
 /// Kernel vxlan device of a VNI.

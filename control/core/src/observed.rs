@@ -16,7 +16,7 @@ pub const GATEWAY_ALIAS: &str = "hiveway gwbridge";
 /// What every alias of ours begins with.
 pub const ALIAS_PREFIX: &str = "hiveway ";
 /// Name prefixes of overlay bridges, vxlan devices and host-side veths; names of the host link's ends.
-pub const NAME_PREFIXES: [&str; 5] = ["hwb", "hwx", "hwv", names::HOST, names::HOST_FAR];
+pub const NAME_PREFIXES: [&str; 5] = [names::BRIDGE, "hwx", "hwv", names::HOST, names::HOST_FAR];
 
 /// The node as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -217,5 +217,11 @@ impl Link {
             Some(alias) => alias.starts_with(ALIAS_PREFIX) && NAME_PREFIXES.iter().any(|p| name.starts_with(p)),
             None => false,
         }
+    }
+
+    /// Whether it is an overlay network's bridge that we made.
+    pub fn is_overlay_bridge(&self, name: &str) -> bool {
+        let overlays = name.starts_with(names::BRIDGE) && self.alias.as_deref() != Some(GATEWAY_ALIAS);
+        self.kind == Kind::Bridge && overlays && self.is_ours(name)
     }
 }

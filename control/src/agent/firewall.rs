@@ -51,6 +51,7 @@ pub(super) fn firewall(
         vteps: desired.vteps.clone(),
         vtep: desired.vtep,
         bridges: bridges(links, gateway),
+        overlays: overlays(desired, links),
         vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
         masquerade,
         published: ports(desired),
@@ -88,6 +89,14 @@ fn host(
 fn bridges(links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
     let there = mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone());
     there.chain([gateway.name.clone()]).collect()
+}
+
+/// Bridges of overlay networks: those that are to be there, and those that still are.
+fn overlays(desired: &Desired, links: &BTreeMap<String, Link>) -> BTreeSet<String> {
+    let there = links.iter().filter(|(name, link)| link.is_overlay_bridge(name)).map(|(name, _)| name);
+    // Somebody else may have one of that name.
+    let to_be = desired.networks.iter().map(|network| &network.bridge).filter(|name| !links.contains_key(*name));
+    there.chain(to_be).cloned().collect()
 }
 
 /// Bound ports, by where they answer. The whole of a loopback device's subnets is the node's.

@@ -341,9 +341,7 @@ impl Agent {
             guarded = false;
         }
         if round.may(&self.backoff, "sysctls") {
-            let ours = links.iter().filter(|(name, link)| link.is_ours(name)).map(|(name, _)| name.as_str());
-            let quiet = sysctl::ipv6_off(ours);
-            let done = quiet.and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
+            let done = sysctl::quiet(links).and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
             match round.note(&mut self.backoff, "sysctls", done) {
                 Some(changed) => round.changes += usize::from(changed),
                 None => guarded = false,
@@ -520,7 +518,7 @@ impl Agent {
     fn sweep(&mut self, cause: Cause, round: &mut Round) {
         let model = &self.table.model;
         if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone()));
+            self.last.tags = Arc::new(Tags::new(model.clone(), self.table.loaded.model.clone()));
         }
         let asked = self.sweeper.ask(self.last.tags.clone(), cause == Cause::Table);
         let last = self.shared.sweeps().error.map_or(Ok(()), Err);
@@ -569,7 +567,7 @@ impl Agent {
         self.last.firewall = self.host_rules.status(&self.args.ignored());
         self.last.left_out = left_out;
         if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone()));
+            self.last.tags = Arc::new(Tags::new(model.clone(), self.table.loaded.model.clone()));
         }
         self.last.ready = true;
     }

@@ -64,9 +64,11 @@ pub(super) async fn start(
     let reserved =
         Reserved { mesh_vni: args.mesh_vni, vxlan_port: args.vxlan_port.unwrap_or(Reserved::default().vxlan_port) };
     let (source, node) = (args.table.clone(), args.node.clone());
+    let mut instance = None;
     if early.is_some() {
-        // A live source may let us wait: whether the machine will do at all is known before.
+        // A live source may let us wait: whether the machine will do at all, and is this agent's, is known before.
         machine(&args.bpffs).await?;
+        instance = Some(Instance::take()?);
         ready::answers();
     }
     let table = match live {
@@ -81,7 +83,10 @@ pub(super) async fn start(
     if early.is_none() {
         machine(&args.bpffs).await?;
     }
-    let instance = Instance::take()?;
+    let instance = match instance {
+        Some(instance) => instance,
+        None => Instance::take()?,
+    };
     if early.is_none() {
         free_socket(&args.socket)?;
     }

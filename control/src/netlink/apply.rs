@@ -6,7 +6,8 @@ use std::{
 };
 
 use hiveway_core::{
-    observed::Vxlan,
+    names,
+    observed::{GATEWAY_ALIAS, Vxlan},
     plan::{Action, Inner, Setting},
 };
 use ipnet::Ipv4Net;
@@ -127,12 +128,14 @@ pub(super) async fn create(node: &Socket, what: &str, message: LinkMessage) -> R
     node.handle().link().add(message).execute().await.map_err(|error| Error::from_rtnetlink(what, error))
 }
 
-/// Names a new link as ours and keeps IPv6 off it; the kernel takes neither while it creates the link.
+/// Names a new link as ours and keeps IPv6 off it, and ARP off an overlay bridge; the kernel takes none of it while it
+/// creates the link.
 pub(super) async fn label(node: &Socket, name: &str, alias: &str) -> Result<(), Error> {
     change(node, "set alias", name, |link| link.alias(alias)).await?;
     quiet(node, name).await?;
-    let off = sysctl::ipv6_off(std::iter::once(name));
-    off.map(drop).map_err(|error| Error::Other { what: format!("disable IPv6 on {name}"), why: error.to_string() })
+    let overlay = (alias != GATEWAY_ALIAS && name.starts_with(names::BRIDGE)).then_some(name);
+    let off = sysctl::ipv6_off(std::iter::once(name)).and_then(|_| sysctl::arp_off(overlay.into_iter()));
+    off.map(drop).map_err(|error| Error::Other { what: format!("keep {name} quiet"), why: error.to_string() })
 }
 
 /// No IPv6 addresses come by themselves: overlays are IPv4 only as yet, and what they bring would be flooded.

@@ -1,5 +1,5 @@
-//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, the guard against forged tunnels, and the
-//! translations of the host link.
+//! Our nftables table `inet hiveway`: masquerade for our own gateway bridge, the guard against forged tunnels and
+//! against what overlay bridges would let into the node, and the translations of the host link.
 
 mod host;
 mod ruleset;
@@ -26,6 +26,8 @@ const TABLE: (&str, &str) = ("inet", "hiveway");
 const GUARD: &str = "forged";
 /// Counts new connections to bound ports at other addresses than theirs.
 const CLOSED: &str = "closed";
+/// Counts what came from an overlay bridge for the node itself, or to be forwarded.
+const STRAY: &str = "stray";
 /// Our table is small: an `nft` that takes longer hangs.
 const OWN: Limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
 /// For a question that somebody waits for.
@@ -90,10 +92,11 @@ pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
     let (family, name) = TABLE;
     let table = json!({"table": {"family": family, "name": name}});
     // Adding first makes the deletion succeed whether or not the table is there.
-    let counters = [(GUARD, dropped.forged), (CLOSED, dropped.closed)].map(|(counter, before)| {
-        json!({"add": {"counter": {"family": family, "table": name, "name": counter, "packets": before.packets,
+    let counters =
+        [(GUARD, dropped.forged), (CLOSED, dropped.closed), (STRAY, dropped.stray)].map(|(counter, before)| {
+            json!({"add": {"counter": {"family": family, "table": name, "name": counter, "packets": before.packets,
                                    "bytes": before.bytes}}})
-    });
+        });
     let head = [json!({"add": table}), json!({"delete": table}), json!({"add": table})].into_iter().chain(counters);
     let commands: Vec<Value> = head.chain(want.iter().map(|object| json!({"add": object}))).collect();
     *written = None;
@@ -172,6 +175,8 @@ pub struct Dropped {
     pub forged: Stat,
     /// New connections to bound ports at other addresses than theirs.
     pub closed: Stat,
+    /// What containers sent over an overlay bridge to the node itself, or through it.
+    pub stray: Stat,
 }
 
 /// What our rules have dropped; nothing if there is no table.
@@ -204,7 +209,7 @@ fn dropped(listing: &Value) -> Dropped {
         let number = |field: &str| counter.and_then(|counter| counter[field].as_u64()).unwrap_or(0);
         Stat { packets: number("packets"), bytes: number("bytes") }
     };
-    Dropped { forged: counter(GUARD), closed: counter(CLOSED) }
+    Dropped { forged: counter(GUARD), closed: counter(CLOSED), stray: counter(STRAY) }
 }
 
 /// Takes out of a listing what the kernel added: handles, counter values, the order of set elements.

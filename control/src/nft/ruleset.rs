@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{GUARD, HostRules, TABLE};
+use super::{GUARD, HostRules, STRAY, TABLE};
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
@@ -13,6 +13,9 @@ const FIRST_PORT: u16 = 1024;
 const TRANSLATED: i32 = 110;
 /// What is forwarded towards another node's VXLAN port goes through this chain.
 const TUNNELLED: &str = "tunnelled";
+/// The set of our overlay bridges, and how rules name it.
+const OVERLAYS: &str = "overlays";
+const IN_OVERLAYS: &str = "@overlays";
 
 /// Contents of our table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Firewall {
     pub vtep: Option<Ipv4Addr>,
     /// Bridges of containers, the gateway bridge, ours or adopted, among them: what comes from them comes from a container.
     pub bridges: BTreeSet<String>,
+    /// Bridges of ours that are overlay networks' slow path: nothing that comes from them is for this node.
+    pub overlays: BTreeSet<String>,
     /// Our VNIs, the mesh's included, wherever they are joined.
     pub vnis: BTreeSet<u32>,
     /// For our own gateway bridge; an adopted one has its owner's.
@@ -51,15 +56,17 @@ impl Firewall {
         let mut chains = vec![
             json!({"chain": {"family": family, "table": table, "name": TUNNELLED}}),
             chain("forward", "filter", "forward", 0),
+            chain("input", "filter", "input", 0),
             chain("output", "filter", "output", 0),
         ];
-        let mut rules: Vec<_> = self.tunnelled().chain([self.forward()]).collect();
+        let mut rules: Vec<_> = self.tunnelled().chain([self.forward(), routed()]).collect();
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
             let bridge = &masquerade.bridge;
             rules
                 .push(rule("forward", vec![named("==", "iifname", bridge), named("==", "oifname", bridge), drop_it()]));
         }
+        rules.push(taken());
         rules.extend(self.output());
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
@@ -72,7 +79,7 @@ impl Firewall {
             let rest = self.tunnel([count_it(), drop_it()]);
             rules.push(rule("guard_postrouting", forged.into_iter().chain(rest).collect()));
         }
-        let mut sets = vec![self.set()];
+        let mut sets = vec![self.set(), self.overlays()];
         if let Some(host) = &self.host {
             sets.extend(host.sets());
             chains.extend(host.chains());
@@ -86,6 +93,17 @@ impl Firewall {
         let mut set = json!({"family": family, "name": "vteps", "table": table, "type": "ipv4_addr"});
         if !self.vteps.is_empty() {
             let mut elements: Vec<Value> = self.vteps.iter().map(|vtep| json!(vtep)).collect();
+            elements.sort_by_key(Value::to_string);
+            set["elem"] = elements.into();
+        }
+        json!({"set": set})
+    }
+
+    fn overlays(&self) -> Value {
+        let (family, table) = TABLE;
+        let mut set = json!({"family": family, "name": OVERLAYS, "table": table, "type": "ifname"});
+        if !self.overlays.is_empty() {
+            let mut elements: Vec<Value> = self.overlays.iter().map(|bridge| json!(bridge)).collect();
             elements.sort_by_key(Value::to_string);
             set["elem"] = elements.into();
         }
@@ -152,6 +170,20 @@ impl Firewall {
     }
 }
 
+/// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the
+/// bridge itself forwards comes by here only where bridged frames are filtered as well (br_netfilter), and leaves by
+/// the bridge.
+fn routed() -> Value {
+    let leaves = [named("==", "iifname", IN_OVERLAYS), named("!=", "oifname", IN_OVERLAYS)];
+    rule("forward", leaves.into_iter().chain([stray(), drop_it()]).collect())
+}
+
+/// Drops what this node would take from an overlay bridge for itself. The bridge has no address: a container has sent
+/// it to another one of the node's.
+fn taken() -> Value {
+    rule("input", vec![named("==", "iifname", IN_OVERLAYS), stray(), drop_it()])
+}
+
 /// With that source.
 fn from(ip: Ipv4Addr) -> Value {
     json!({"match": {"op": "==", "left": payload("ip", "saddr"), "right": ip}})
@@ -194,6 +226,10 @@ fn count_it() -> Value {
     json!({"counter": GUARD})
 }
 
+fn stray() -> Value {
+    json!({"counter": STRAY})
+}
+
 fn drop_it() -> Value {
     json!({"drop": null})
 }
@@ -223,6 +259,7 @@ mod tests {
             vteps: [].into(),
             vtep: None,
             bridges: ["docker_gwbridge".into()].into(),
+            overlays: [].into(),
             vnis: [7].into(),
             masquerade: None,
             published: [].into(),

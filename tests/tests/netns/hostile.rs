@@ -202,3 +202,95 @@ fn a_containers_router_advertisement_changes_nothing_on_the_node() {
         })
     });
 }
+
+/// Frames of 10.0.`net`.3 with the MAC `to`, to `target`: UDP, TCP and ICMP.
+fn to_the_stack(net: u8, to: &str, target: &str) -> Vec<Vec<u8>> {
+    let source = format!("10.0.{net}.3");
+    let head = || {
+        let ethernet = PacketBuilder::ethernet2(mac(&plain::mac_of(&source)), mac(to));
+        ethernet.ipv4(ip(&source), ip(target), 64)
+    };
+    let mut frames = vec![Vec::new(); 3];
+    let written = [
+        head().udp(4000, DISCARD_PORT).write(&mut frames[0], b"liar!"),
+        head().tcp(4001, DISCARD_PORT, 1, 1024).syn().write(&mut frames[1], b""),
+        head().icmpv4_echo_request(7, 1).write(&mut frames[2], b"liar!"),
+    ];
+    assert!(written.iter().all(Result::is_ok), "a vector takes everything");
+    frames
+}
+
+/// An ARP request of 10.0.1.3 for `target`.
+fn who_has(target: &str) -> Vec<u8> {
+    let own = mac(&plain::mac_of("10.0.1.3"));
+    let request: [&[u8]; 3] = [&[0xff; 6], &own, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
+    let addresses: [&[u8]; 4] = [&own, &ip("10.0.1.3"), &[0; 6], &ip(target)];
+    [request.concat(), addresses.concat()].concat()
+}
+
+/// What has come by behind the agent's own rules, from overlay addresses: for the node, and through it (what a bridge
+/// forwards, where br_netfilter shows it, leaves by that bridge).
+const BEHIND: &str = r#"add table inet behind
+add chain inet behind input { type filter hook input priority 10; }
+add rule inet behind input ip saddr 10.0.0.0/16 counter
+add chain inet behind forward { type filter hook forward priority 10; }
+add rule inet behind forward ip saddr 10.0.0.0/16 oifname != "hwb*" counter"#;
+
+#[test]
+fn a_container_reaches_nothing_of_the_node_over_an_overlay_bridge() {
+    scenario(|lab| {
+        let far = lab.far_client()?;
+        let table = two_tasks().network("inside", "10.0.2", VNI + 1).set("networks", "internal", json!(true));
+        let cluster = Cluster::start(lab, 2, table.task("in.1", "a", "n1", &[("inside", "10.0.2.3")]))?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        node.shell(&format!("printf '%s\n' '{BEHIND}' | nft -f -"))?;
+        // Bridged packets come by the same hooks, if the kernel has br_netfilter.
+        node.run("sysctl -qwe net.ipv4.conf.all.rp_filter=0 net.bridge.bridge-nf-call-iptables=1")?;
+        let mut outside = Capture::start(lab, &far, "eth0", "net 10.0.0.0/16")?;
+        let before = agent.dropped("unknown_destination")?;
+        let mut sent = 0;
+        for (net, task) in [(1, "a.1"), (2, "in.1")] {
+            let bridge = format!("hwb{}", VNI - 1 + u32::from(net));
+            node.run(&format!("sysctl -qw net.ipv4.conf.{bridge}.rp_filter=0"))?;
+            let links: serde_json::Value = serde_json::from_str(&node.run(&format!("ip -j link show {bridge}"))?)?;
+            let own = links[0]["address"].as_str().unwrap_or_default();
+            let group = "ff:ff:ff:ff:ff:ff";
+            for (to, target) in [(own, "192.168.77.11"), (group, "192.168.77.11"), (own, "192.168.88.100")] {
+                for frame in to_the_stack(net, to, target) {
+                    cluster.task(task).send_frame("eth0", &frame)?;
+                    sent += 1;
+                }
+            }
+        }
+        // What is sent last has come by when all is counted, whoever counts it.
+        let passed = || -> Result<u64> {
+            let listing = node.run("nft list table inet behind")?;
+            let counts =
+                listing.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+            Ok(counts.sum())
+        };
+        wait_for("all to have come by", PATIENCE, || {
+            let (dropped, passed) = (agent.dropped("unknown_destination")? - before, passed()?);
+            ensure!(dropped + passed >= sent, "{dropped} dropped and {passed} passed of {sent}");
+            Ok(())
+        })?;
+        ensure!(passed()? == 0, "the node has taken or forwarded: {}", node.run("nft list table inet behind")?);
+        ensure!(agent.dropped("unknown_destination")? == before + sent, "{}", agent.json(&["drops"])?);
+        ensure!(outside.packets()? == 0, "a container's packets have left by an overlay bridge");
+
+        // It does not answer for its addresses there either.
+        let liar = cluster.task("a.1");
+        let answers = Capture::start(lab, liar, "eth0", "arp[6:2] = 2")?;
+        for target in ["192.168.77.11", "172.18.0.1", "10.0.1.4"] {
+            liar.send_frame("eth0", &who_has(target))?;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let rows = answers.dissect("arp", &["arp.src.proto_ipv4"])?;
+        ensure!(rows == [["10.0.1.4"]], "who was told about: {rows:?}");
+
+        // Containers still reach each other, by the bridge too, and the outside by the way that is meant for it.
+        cluster.task("a.2").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
+        ensure!(liar.run("ping -b -c 1 -W 5 10.0.1.255")?.contains("from 10.0.1.4"), "broadcast is cut off");
+        liar.run("ping -c 1 -W 5 192.168.88.100").map(drop)
+    });
+}

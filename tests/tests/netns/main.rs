@@ -34,6 +34,7 @@ mod next_hops;
 mod overlay;
 mod paths;
 mod plain_linux;
+mod privileges;
 mod replaced;
 mod scaling;
 mod snapshot;

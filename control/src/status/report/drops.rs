@@ -31,6 +31,7 @@ fn sum(programs: Vec<(DropReason, Stat)>, firewall: Dropped) -> Vec<DropView> {
         let more = match reason {
             DropReason::ForgedTunnel => firewall.forged,
             DropReason::NotAllowed => firewall.closed,
+            DropReason::UnknownDestination => firewall.stray,
             _ => Stat::default(),
         };
         DropView { reason: reason.name(), packets: stat.packets + more.packets, bytes: stat.bytes + more.bytes }
@@ -49,9 +50,10 @@ mod tests {
             (DropReason::ForgedTunnel, stat(1)),
             (DropReason::NotAllowed, stat(2)),
             (DropReason::SpoofedMac, stat(3)),
+            (DropReason::UnknownDestination, stat(4)),
         ];
-        let firewall = Dropped { forged: stat(10), closed: stat(20) };
+        let firewall = Dropped { forged: stat(10), closed: stat(20), stray: stat(30) };
         let packets: Vec<_> = sum(programs, firewall).iter().map(|row| (row.packets, row.bytes)).collect();
-        assert_eq!(packets, [(11, 1100), (22, 2200), (3, 300)]);
+        assert_eq!(packets, [(11, 1100), (22, 2200), (3, 300), (34, 3400)]);
     }
 }
