@@ -35,6 +35,7 @@ mod overlay;
 mod paths;
 mod plain_linux;
 mod replaced;
+mod reverse;
 mod scaling;
 mod snapshot;
 mod sockets;
