@@ -63,12 +63,12 @@ fn opens_at(world: &mut World, source: Ip4, port: u16) -> Result<[bool; 2]> {
 
 #[test]
 fn strict_and_loose_let_in_what_the_kernel_lets_in() -> Result<()> {
+    use reverse_mode::{LOOSE, NONE, STRICT};
     world(|world| {
         run("ip route add blackhole 198.51.103.0/24")?;
         run("ip route add unreachable 198.51.104.0/24")?;
         run("ip route add prohibit 198.51.105.0/24")?;
         run("ip route add throw 198.51.106.0/24")?;
-        use reverse_mode::{LOOSE, NONE, STRICT};
         let everywhere = |mode| if mode == NONE { [true; 2] } else { [false; 2] };
         for mode in [NONE, STRICT, LOOSE] {
             filter(world, mode)?;
@@ -82,7 +82,7 @@ fn strict_and_loose_let_in_what_the_kernel_lets_in() -> Result<()> {
                 ([198, 51, 105, 1], everywhere(mode)),
                 // A subnet's broadcast address.
                 ([192, 0, 2, 255], everywhere(mode)),
-                // Nothing else than the default route after all.
+                // The next table has no route.
                 ([198, 51, 106, 1], everywhere(mode)),
             ] {
                 assert_eq!(opens_at(world, source, 1000)?, expected, "mode {mode}, {source:?}");
@@ -182,7 +182,7 @@ fn what_is_open_is_not_asked_again_and_lists_come_first() -> Result<()> {
 #[test]
 fn where_sources_are_checked_tc_opens_and_xdp_goes_on() -> Result<()> {
     world(|world| {
-        let mut carried = |world: &mut World, port| -> Result<bool> {
+        let carried = |world: &mut World, port: u16| -> Result<bool> {
             world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
             underlay(world, "a datagram", from_client(&udp(port, PUBLISHED)), Pass).run(&mut world.harness)?;
             Ok(world.harness.xdp_carried())

@@ -100,7 +100,7 @@ impl<'c> Forger<'c> {
         let before = (n3.counter("mesh_flow")?, refused(self.cluster)?);
         let (to_mac, to) = self.to;
         let head = || PacketBuilder::ethernet2(MALLORY, to_mac).ipv4(ip(source), ip(to), 64);
-        let [mut udp, mut tcp, mut long] = [const { Vec::new() }; 3];
+        let (mut udp, mut tcp, mut long) = (Vec::new(), Vec::new(), Vec::new());
         head().udp(self.port, 5353).write(&mut udp, b"question").expect("a vector takes everything");
         head().tcp(self.port, 8080, 1, 1000).syn().write(&mut tcp, &[]).expect("a vector takes everything");
         head().udp(self.port + 1, 5353).write(&mut long, &[7; 72]).expect("a vector takes everything");
@@ -156,7 +156,7 @@ fn cut(frame: &[u8], id: u16, at: usize) -> [Vec<u8>; 2] {
 /// An outsider behind n3's second interface has what a list of the service names: n1's tunnel address.
 #[test]
 fn a_forged_tunnel_address_is_on_no_list_where_the_interface_checks_sources() {
-    for xdp in [&[][..], &["--xdp", "generic"]] {
+    for xdp in [&[][..], &["--xdp", "generic"][..]] {
         scenario(|lab| {
             let (nodes, mallory) = (nodes(lab)?, lab.namespace("mallory")?);
             second_network(&nodes[2], 90, (&mallory, "eth0"))?;
