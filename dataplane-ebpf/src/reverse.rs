@@ -1,10 +1,11 @@
-//! The reverse-path filter of the interface that a client's packet arrived at, asked before the packet opens a connection.
+//! The reverse-path filter of the interface that a client's packet arrived at, asked before the packet opens a
+//! connection.
 //!
 //! The programs take packets before the kernel's input routing, which would ask `__fib_validate_source`
-//! (`net/ipv4/fib_frontend.c`). The same question is put to the routing table here, by `bpf_fib_lookup` with the packet's
-//! addresses and ports exchanged. A packet that the filter refuses is left to the kernel, which drops and counts it
-//! (`IPReversePathFilter`, `log_martians`). [ADR 24](../../docs/adr/0024-the-kernels-reverse-path-filter.md) lists what
-//! the helper cannot see.
+//! (`net/ipv4/fib_frontend.c`). The same question is put to the routing table here, by `bpf_fib_lookup` with the
+//! packet's addresses and ports exchanged. A packet that the filter refuses is left to the kernel, which drops and
+//! counts it (`IPReversePathFilter`, `log_martians`). [ADR 24](../../docs/adr/0024-the-kernels-reverse-path-filter.md)
+//! lists what the helper cannot see.
 
 use core::ffi::c_void;
 
@@ -28,12 +29,12 @@ use crate::{
 
 const AF_INET: u8 = 2;
 
-/// Questions that find out whether another next hop of a multipath route leads out of the interface. With two next hops of
-/// equal weight one in 2^32 honest openings is refused, with four one in 10,000.
+/// Questions that find out whether another next hop of a multipath route leads out of the interface. With two next hops
+/// of equal weight one in 2^32 honest openings is refused, with four one in 10,000.
 const TRIES: u32 = 32;
 
-/// The filter of an interface. An interface without an entry (its agent has not seen it yet, or the map is full) has the
-/// mode that `conf.all` asks of all of them: the kernel is never less strict, so no honest client is cut.
+/// The filter of an interface. An interface without an entry (its agent has not seen it yet, or the map is full) is
+/// loose unless `conf.all` is 0: the kernel is never less strict, so no honest client is cut.
 #[inline(always)]
 fn filter(interface: u32) -> Option<&'static ReversePath> {
     // SAFETY: entries are replaced as a whole by the agent.
@@ -51,8 +52,8 @@ pub(crate) fn is_asked(interface: u32) -> bool {
     filter(interface).is_some_and(|filter| filter.mode != reverse_mode::NONE)
 }
 
-/// Whether the reverse-path filter of the interface that the packet arrived at refuses its source. Without an answer of the
-/// routing table nothing is refused: an outsider cannot cause that, and honest clients would be cut.
+/// Whether the reverse-path filter of the interface that the packet arrived at refuses its source. Without an answer of
+/// the routing table nothing is refused: an outsider cannot cause that, and honest clients would be cut.
 // Not inlined: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
 pub(crate) fn refuses(ctx: &TcContext, packet: &Packet) -> bool {
@@ -82,8 +83,9 @@ pub(crate) fn refuses(ctx: &TcContext, packet: &Packet) -> bool {
     !reached_by_another_hop(ctx, packet, filter.from, at)
 }
 
-/// Whether the best route to the packet's source has a next hop out of the interface `at`. The kernel chooses the next hop by
-/// a hash of what is asked, and the helper tells the chosen one only, so other questions about the same source are asked.
+/// Whether the best route to the packet's source has a next hop out of the interface `at`. The kernel chooses the next
+/// hop by a hash of what is asked, and the helper tells the chosen one only, so other questions about the same source
+/// are asked.
 #[inline(always)]
 fn reached_by_another_hop(ctx: *mut c_void, packet: &Packet, from: u32, at: u32) -> bool {
     for _ in 0..TRIES {
@@ -108,7 +110,8 @@ enum Answer {
 }
 
 /// Asks for the way back to the packet's source. `interface`: where the answer would come from, or with
-/// `BPF_FIB_LOOKUP_OUTPUT` where it has to leave. `vary` changes everything that only the choice of a next hop depends on.
+/// `BPF_FIB_LOOKUP_OUTPUT` where it has to leave. `vary` changes everything that only the choice of a next hop depends
+/// on.
 #[inline(always)]
 fn ask(ctx: *mut c_void, packet: &Packet, interface: u32, flags: u32, vary: u32) -> Answer {
     let result = lookup(ctx, packet, interface, flags, vary);

@@ -16,8 +16,8 @@ impl ReversePaths {
         Self { table }
     }
 
-    /// Keeps these filters, by interface index ([`dataplane_common::reverse::EVERY_INTERFACE`] for the others), and no more.
-    /// Returns whether the map held something else.
+    /// Keeps these filters, by interface index ([`dataplane_common::reverse::EVERY_INTERFACE`] for the others), and no
+    /// more. Returns whether the map held something else.
     ///
     /// # Errors
     /// When the map cannot be read or written. What is left to do is done by the next call.

@@ -1,4 +1,5 @@
-//! The reverse-path filter of the interface where a client's packet arrives is asked before the packet opens a connection.
+//! The reverse-path filter of the interface where a client's packet arrives is asked before the packet opens a
+//! connection.
 
 mod support;
 

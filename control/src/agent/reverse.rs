@@ -1,5 +1,6 @@
 //! Keeps map `REVERSE`: the reverse-path filter of each interface where clients arrive, as the kernel computes it from
-//! `net.ipv4.conf.*.rp_filter`. Each round says which interfaces these are; changes of the sysctl are followed between rounds.
+//! `net.ipv4.conf.*.rp_filter`. Each round says which interfaces these are; changes of the sysctl are followed between
+//! rounds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -85,7 +86,8 @@ impl Arrival {
     /// Its filter, if its sysctls are these.
     fn filter(&self, asked: Asked) -> ReversePath {
         let mode = match asked.mode() {
-            // Every interface of a VRF counts as the way back; that a route of its table leads elsewhere is not found out.
+            // Every interface of a VRF counts as the way back; that a route of its table leads elsewhere is not found
+            // out.
             reverse_mode::STRICT if self.vrf.is_some() => reverse_mode::LOOSE,
             // The kernel makes no difference on an interface without an address.
             reverse_mode::LOOSE if self.bare && asked.filter > 1 && self.vrf.is_none() => reverse_mode::STRICT,
@@ -101,7 +103,9 @@ fn filters(
     asked: impl Fn(&str) -> io::Result<Asked>,
 ) -> io::Result<BTreeMap<u32, ReversePath>> {
     let all = asked("all")?;
-    let every = ReversePath { mode: all.mode(), at: 0, from: LOOPBACK };
+    // An interface's own 2 makes a strict `all` loose: only that much is sure of an interface that nothing is known of.
+    let mode = if all.filter == 0 { reverse_mode::NONE } else { reverse_mode::LOOSE };
+    let every = ReversePath { mode, at: 0, from: LOOPBACK };
     let mut filters = BTreeMap::from([(EVERY_INTERFACE, every)]);
     for (index, arrival) in arrivals {
         match asked(&arrival.conf.0) {
@@ -278,7 +282,7 @@ mod tests {
             _ => Err(io::ErrorKind::NotFound.into()),
         };
         let found = filters(&arrivals, asked).unwrap();
-        let every = ReversePath { mode: reverse_mode::STRICT, at: 0, from: LOOPBACK };
+        let every = ReversePath { mode: reverse_mode::LOOSE, at: 0, from: LOOPBACK };
         assert_eq!(found, BTreeMap::from([(EVERY_INTERFACE, every)]));
     }
 }

@@ -1,5 +1,5 @@
-//! Sources that the reverse-path filter of an interface (`rp_filter`) refuses open no connection to a published port; the
-//! kernel drops and counts them.
+//! Sources that the reverse-path filter of an interface (`rp_filter`) refuses open no connection to a published port;
+//! the kernel drops and counts them.
 
 use std::{
     thread::sleep,
@@ -36,7 +36,8 @@ fn web(allow: &str) -> Table {
     table
 }
 
-/// Another network of n3's, 192.168.`net`.0/24 on `eth1`: a cable to `other`, which has 192.168.`net`.100 on `interface`.
+/// Another network of n3's, 192.168.`net`.0/24 on `eth1`: a cable to `other`, which has 192.168.`net`.100 on
+/// `interface`.
 fn second_network(n3: &Netns, net: u8, (other, interface): (&Netns, &str)) -> Result<()> {
     n3.run(&format!("ip link add eth1 type veth peer name {interface} netns {}", other.name()))?;
     for (end, interface, host) in [(n3, "eth1", 13), (other, interface, 100)] {
@@ -93,8 +94,8 @@ impl<'c> Forger<'c> {
         Ok(Self { cluster, from, to: (mac(&second_mac(&cluster.nodes[2])?), to), port: 4000 })
     }
 
-    /// A datagram, a SYN, and a datagram in two pieces, as if from `source`. Returns how many have opened a connection, and
-    /// how many the kernel has refused.
+    /// A datagram, a SYN, and a datagram in two pieces, as if from `source`. Returns how many have opened a connection,
+    /// and how many the kernel has refused.
     fn send(&mut self, source: &str) -> Result<(u64, u64)> {
         let n3 = &self.cluster.agents[2];
         let before = (n3.counter("mesh_flow")?, refused(self.cluster)?);
@@ -238,8 +239,8 @@ fn asymmetric_routes_are_served_where_the_filter_is_loose() {
     });
 }
 
-/// The default route has a next hop at each of n3's uplinks: what arrives on either is let in, but for sources that a better
-/// route leads to.
+/// The default route has a next hop at each of n3's uplinks: what arrives on either is let in, but for sources that a
+/// better route leads to.
 #[test]
 fn every_uplink_of_a_multipath_route_is_a_way_back() {
     scenario(|lab| {
