@@ -348,7 +348,7 @@ mod tests {
         drop(first);
         let why = StateDir::take(&path).unwrap_err().to_string();
         let want = format!("is the state directory of another agent (pid {})", std::process::id());
-        assert!(why.contains(&want) && why.contains("--state-dir") && why.contains("state"), "{why}");
+        assert!(why.contains(&want), "{why}");
         drop(clone);
         StateDir::take(&path).unwrap();
         assert!(StateDir::take(&path).unwrap().remove().is_empty());

@@ -154,7 +154,12 @@ mod tests {
         outbox.put(Said::Alive);
         let mut told = Vec::new();
         for _ in 0..2 {
-            outbox.tell(|said| Ok(told.push(said.clone()))).unwrap();
+            outbox
+                .tell(|said| {
+                    told.push(said.clone());
+                    Ok(())
+                })
+                .unwrap();
         }
         assert_eq!(told, [Said::Alive, Said::Status("at rest".into())]);
         assert_eq!(outbox.untold().next(), None);

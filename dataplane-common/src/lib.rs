@@ -26,6 +26,7 @@ pub mod mark;
 pub mod mesh;
 pub mod path;
 pub mod probe;
+pub mod reverse;
 pub mod service;
 #[cfg(feature = "state")]
 pub mod state;

@@ -49,6 +49,7 @@ mod pending;
 mod probe;
 mod quote;
 mod reject;
+mod reverse;
 mod sandbox;
 mod service;
 mod slow_path;

@@ -18,6 +18,7 @@ use dataplane_common::{
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
     probe::{Probe, Probed},
+    reverse::{MAX_REVERSE, ReversePath},
     service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
@@ -77,6 +78,8 @@ pub(crate) static PATHS: HashMap<Ip4, Path, { MAX_PATHS as usize }, GROWING> = H
 pub(crate) static PATH_STATE: Array<PathState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 pub(crate) static PROBES: HashMap<Ip4, Probed, { MAX_PATHS as usize }, GROWING> = HashMap::new();
+#[btf_map]
+pub(crate) static REVERSE: HashMap<u32, ReversePath, { MAX_REVERSE as usize }, GROWING> = HashMap::new();
 /// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();

@@ -219,7 +219,8 @@ pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Pac
 #[inline(never)]
 fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool {
     let key = flow::key(MESH_ZONE, packet);
-    let proved = config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
+    let proved =
+        config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
     let Some(known) = flow::backward(ctx, &key, packet) else { return false };
     let Ok(scratch) = scratch() else { return false };
     if known.tag != tag {

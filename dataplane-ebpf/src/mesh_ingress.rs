@@ -18,7 +18,7 @@ use crate::{
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
     mesh_backend, mesh_stock, mss,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, service, slow_path, ttl, underlay,
+    path, probe, reject, reverse, service, slow_path, ttl, underlay,
     verdict::{self, Action, Verdict},
 };
 
@@ -125,8 +125,8 @@ fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<boo
 }
 
 /// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or
-/// not at this address, or TCP in the middle of a connection that did not begin with us, or one of this node's own; the
-/// stack goes on with it, or answers with a reset or an ICMP error.
+/// not at this address, or TCP in the middle of a connection that did not begin with us, or one of this node's own, or a source
+/// that the kernel would refuse; the stack goes on with it, drops it, or answers with a reset or an ICMP error.
 #[inline(always)]
 fn affinity(
     ctx: &TcContext,
@@ -149,6 +149,9 @@ fn affinity(
         return Ok(None);
     }
     check_allowed(port, packet)?;
+    if packet.dst != config.host_ip && reverse::refuses(ctx, packet) {
+        return Ok(None);
+    }
     let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };

@@ -34,6 +34,7 @@ use crate::{
     pins::{Mended, Pins, PinsError},
     preflight::{self, PreflightError},
     probes::Probes,
+    reverse::ReversePaths,
     sandbox::{self, Sandboxes, TakeError},
     stats::Counts,
     table::Entries as _,
@@ -195,6 +196,11 @@ impl Dataplane {
     /// The map of what came of probes, for whoever sends them under this nonce; the first time only.
     pub fn take_probes(&mut self, nonce: u64) -> Option<Probes> {
         self.tables.probes.take().map(|table| Probes::new(table, nonce))
+    }
+
+    /// The map of reverse-path filters, for whoever follows them; the first time only.
+    pub fn take_reverse(&mut self) -> Option<ReversePaths> {
+        self.tables.reverse.take()
     }
 
     /// The number of each other node's next hop in that map, see [`Hops::put`].

@@ -28,6 +28,7 @@ mod pod;
 mod preflight;
 mod probes;
 mod program;
+mod reverse;
 mod sandbox;
 mod sets;
 mod stats;
@@ -62,6 +63,7 @@ pub use crate::{
     preflight::{Check, PreflightError, checks, has_tcx, preflight, sees_owners, try_clsact},
     probes::Probes,
     program::{Direction, Program, UnknownProgram},
+    reverse::ReversePaths,
     stats::Counts,
     table::MapFault,
     teardown::{TeardownError, TeardownReport, teardown},

@@ -41,7 +41,9 @@ pub enum LockError {
         pid: Option<u32>,
     },
     /// Somebody else made it, and could take everything out of it.
-    #[error("{path} belongs to user {user}, not to the agent's: remove it, or give the agent another --bpffs directory")]
+    #[error(
+        "{path} belongs to user {user}, not to the agent's: remove it, or give the agent another --bpffs directory"
+    )]
     Foreign {
         /// The directory.
         path: PathBuf,

@@ -55,6 +55,8 @@ pub enum MapName {
     PathState,
     /// What came of probes.
     Probes,
+    /// Which sources interfaces let in.
+    Reverse,
     /// What the stubs on containers' own interfaces call.
     SandboxPrograms,
     /// Where packets of links without an Ethernet header go on.
@@ -93,6 +95,7 @@ impl MapName {
         Self::Paths,
         Self::PathState,
         Self::Probes,
+        Self::Reverse,
         Self::SandboxPrograms,
         Self::L3Programs,
         Self::Drops,
@@ -127,6 +130,7 @@ impl MapName {
             Self::Paths => "PATHS",
             Self::PathState => "PATH_STATE",
             Self::Probes => "PROBES",
+            Self::Reverse => "REVERSE",
             Self::SandboxPrograms => "SANDBOX_PROGRAMS",
             Self::L3Programs => "L3_PROGRAMS",
             Self::Drops => "DROPS",

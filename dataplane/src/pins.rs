@@ -141,9 +141,8 @@ impl Pins {
                 let at = &self.mounted_at;
                 // As systemd mounts it: by default anybody may make directories in it.
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-                mount(Some("bpf"), at, Some("bpf"), flags, Some("mode=700")).map_err(|errno| {
-                    PinsError::NotMounted { why, at: at.clone(), source: errno.into() }
-                })?;
+                mount(Some("bpf"), at, Some("bpf"), flags, Some("mode=700"))
+                    .map_err(|errno| PinsError::NotMounted { why, at: at.clone(), source: errno.into() })?;
                 mended.mounted = true;
             }
             checked => checked?,

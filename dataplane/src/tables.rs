@@ -25,6 +25,7 @@ use crate::{
     hops::Hops,
     paths::Paths,
     pod::Raw,
+    reverse::ReversePaths,
     sets::Sets,
     stats::Counts,
     table::{MapFault, Table},
@@ -55,6 +56,7 @@ pub(crate) struct Tables {
     pub(crate) hops: Option<Hops>,
     pub(crate) paths: Option<Paths>,
     pub(crate) probes: Option<Table<Ip4, Probed>>,
+    pub(crate) reverse: Option<ReversePaths>,
     pub(crate) sets: Sets,
     pub(crate) connections: Connections,
     pub(crate) counts: Counts,
@@ -89,6 +91,7 @@ impl Tables {
             xdp_state,
             paths: Some(Paths::new(take(MapName::Paths)?, &take(MapName::PathState)?)?),
             probes: Some(Table::new(MapName::Probes, take(MapName::Probes)?)?),
+            reverse: Some(ReversePaths::new(Table::new(MapName::Reverse, take(MapName::Reverse)?)?)),
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
                 flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,

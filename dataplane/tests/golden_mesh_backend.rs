@@ -250,9 +250,14 @@ fn a_live_connection_keeps_its_ingress_node() -> Result<()> {
         world.harness.apply(&world.state)?;
         let through = |node, l4: &L4| arriving(node, &LOCAL1, &client_to(PEER), l4);
         let syn = tcp(CLIENT_PORT, PUBLISHED, "S");
-        assert_eq!(underlay(world, "SYN", through(PEER, &syn), Pass).run(&mut world.harness)?.decision, Some(Peer(dev.gw1)));
+        assert_eq!(
+            underlay(world, "SYN", through(PEER, &syn), Pass).run(&mut world.harness)?.decision,
+            Some(Peer(dev.gw1))
+        );
         let before = world.harness.flows()?;
-        for (flags, reason) in [("S", DropReason::FlowCollision), ("A", DropReason::MeshNoFlow), ("R", DropReason::MeshNoFlow)] {
+        for (flags, reason) in
+            [("S", DropReason::FlowCollision), ("A", DropReason::MeshNoFlow), ("R", DropReason::MeshNoFlow)]
+        {
             let packet = through(THIRD, &tcp(CLIENT_PORT, PUBLISHED, flags));
             let outcome = underlay(world, flags, packet, Drop(reason)).run(&mut world.harness)?;
             assert_eq!(outcome.decision, Some(Drop(reason)), "{flags}");

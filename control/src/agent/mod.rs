@@ -17,6 +17,7 @@ mod programs;
 mod ready;
 mod reconcile;
 mod rest;
+mod reverse;
 mod room;
 mod run;
 pub mod shared;

@@ -42,6 +42,7 @@ use super::{
     probes::{self, Probing},
     programs::{self, Attachment},
     rest,
+    reverse::Reverse,
     shared::{Shared, Snapshot, Trouble},
     sweep::Sweeper,
     table::Table,
@@ -93,6 +94,7 @@ pub(super) struct Agent {
     pub(super) newcomer: Newcomer,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
+    pub(super) reverse: Reverse,
     /// This node's address in the table, if an interface carried it when it was new.
     pub(super) carried: Option<Ipv4Addr>,
     /// What `--underlay` means now.
@@ -407,7 +409,7 @@ impl Agent {
         mesh::interfaces(links, &self.args.mesh_interfaces, &self.uplinks.names, &gateway.name)
     }
 
-    /// Attaches what notes the node's own use of published ports: it must be there before the ports are.
+    /// What must be there before ports are: the reverse-path filters, and what notes the node's own use of published ports.
     fn lookout(
         &mut self,
         desired: &Desired,
@@ -415,6 +417,9 @@ impl Agent {
         clients: &BTreeSet<String>,
         round: &mut Round,
     ) {
+        let filters = self.reverse.keep(clients, links);
+        let changed = round.note(&mut self.backoff, "reverse-path filters", filters);
+        round.changes += usize::from(changed.unwrap_or(false));
         let mut wanted = programs::wanted(desired, links, &self.uplinks.names, clients, &self.sandboxes);
         wanted.retain(|attachment| attachment.program == Program::ToOutside);
         self.attach(&wanted, round);

@@ -21,6 +21,7 @@ use super::{
     probes::{Paths, Probing},
     ready,
     reconcile::{Agent, Cause},
+    reverse::Reverse,
     shared::{About, Shared, Snapshot},
     startup::{self, Started},
     sweep::Sweeper,
@@ -126,6 +127,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let before = LeftEntries { entries: Arc::new(left.entries), flags: left.flags };
     let sweep = dataplane.connections()?;
     let hops = dataplane.take_hops().context("the map of next hops is taken")?;
+    let filters = dataplane.take_reverse().context("the map of reverse-path filters is taken")?;
+    let reverse = Reverse::start(filters).context("cannot watch for changes of rp_filter")?;
     let paths = dataplane.take_paths().context("the maps of path MTUs are taken")?;
     let probes = dataplane.take_probes(random()).context("the map of probes is taken")?;
     let probing = Probing::start(probes, board.clone(), alive.pulse(Part::Probes))
@@ -184,6 +187,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         newcomer,
         xdp: Default::default(),
         next_hops,
+        reverse,
         carried: None,
         uplinks: Uplinks { own_address, ..Uplinks::default() },
         lost_uplinks: Default::default(),

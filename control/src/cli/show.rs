@@ -61,7 +61,11 @@ pub(super) fn flows(args: &FlowArgs) -> u8 {
                 print(&request, &mut page);
                 printed = true;
             }
-            let rest = if printed { "; the list above is not whole: --service, --client or --limit make it shorter" } else { "" };
+            let rest = if printed {
+                "; the list above is not whole: --service, --client or --limit make it shorter"
+            } else {
+                ""
+            };
             errln!("error: {error}{rest}");
             return exit::FAILED;
         }

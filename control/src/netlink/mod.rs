@@ -6,6 +6,7 @@ mod host;
 mod inside;
 pub mod monitor;
 mod namespace;
+pub mod netconf;
 mod observe;
 mod offload;
 mod replies;

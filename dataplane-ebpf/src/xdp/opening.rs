@@ -26,7 +26,7 @@ use super::{
 use crate::{
     affinity, flow,
     maps::{self, config},
-    path, pending, service, verdict,
+    path, pending, reverse, service, verdict,
 };
 
 /// How often another CPU may have taken the turn meanwhile.
@@ -88,7 +88,8 @@ fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u
     forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
-/// The first packet of a connection: its new entry, and its way. Where anything is left to the host TC opens connections.
+/// The first packet of a connection: its new entry, and its way. Where anything is left to the
+/// host, or sources are checked, TC opens connections.
 #[inline(always)]
 fn open(
     frame: Frame,
@@ -98,6 +99,10 @@ fn open(
     now: u64,
 ) -> Option<(&'static mut Affinity, Hop)> {
     if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND | port_flag::LEFT) != 0 {
+        return None;
+    }
+    // To ask for the way back would need more stack than there is.
+    if reverse::is_asked(frame.ifindex) {
         return None;
     }
     for _ in 0..TRIES {

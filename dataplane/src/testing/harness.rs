@@ -18,6 +18,7 @@ use dataplane_common::{
     fragment::{FragmentKey, Fragmented},
     group,
     probe::Probed,
+    reverse::ReversePath,
     service::{PortKey, SetWord},
     state::{MapState, SetKey},
     xdp::{Hop, XdpDevice},
@@ -228,6 +229,12 @@ impl Harness {
     /// The maps of path MTUs, as whoever follows routes has them.
     pub fn paths(&mut self) -> Result<&mut Paths, HarnessError> {
         Ok(self.tables.paths.as_mut().ok_or(MapError::KeyNotFound)?)
+    }
+
+    /// Keeps these reverse-path filters, by interface index, as whoever follows the sysctls does.
+    pub fn keep_filters(&mut self, filters: &BTreeMap<u32, ReversePath>) -> Result<(), HarnessError> {
+        self.tables.reverse.as_mut().ok_or(MapError::KeyNotFound)?.keep(filters)?;
+        Ok(())
     }
 
     /// What is noted of probes of the path to a node.

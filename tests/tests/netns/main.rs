@@ -36,6 +36,7 @@ mod paths;
 mod plain_linux;
 mod privileges;
 mod replaced;
+mod reverse;
 mod scaling;
 mod snapshot;
 mod sockets;
