@@ -115,21 +115,23 @@ mod tests {
         let pulse = liveness.pulse(Part::Sweep);
         let (requests, inbox) = mpsc::channel();
         let asked = Duration::from_millis(300);
+        let request = |as_of, urgent| Request { tags: Arc::default(), as_of, urgent };
         let asker = std::thread::spawn(move || {
             std::thread::sleep(asked);
-            for urgent in [false, true, false] {
-                requests.send(Request { tags: Arc::default(), as_of: u64::from(urgent), urgent }).unwrap();
-            }
+            requests.send(request(0, false)).unwrap();
             requests
         });
         let started = Instant::now();
-        let request = next(&inbox, &pulse, Duration::from_millis(20)).unwrap();
-        assert!(request.urgent, "one of them was");
+        assert!(next(&inbox, &pulse, Duration::from_millis(20)).is_some());
         // Whoever is heard of only when it is asked would be overdue here.
         assert_eq!(liveness.overdue(started + HEARD + asked / 2), []);
-        drop(asker.join().unwrap());
-        let rest = next(&inbox, &pulse, Duration::from_millis(20));
-        assert!(rest.is_none_or(|rest| rest.as_of == 0), "the newest counts");
+        let requests = asker.join().unwrap();
+        for (as_of, urgent) in [(1, false), (2, true), (3, false)] {
+            requests.send(request(as_of, urgent)).unwrap();
+        }
+        drop(requests);
+        let newest = next(&inbox, &pulse, Duration::from_millis(20)).unwrap();
+        assert!(newest.urgent && newest.as_of == 3, "the newest counts, and one of them was urgent");
         assert!(next(&inbox, &pulse, Duration::from_millis(20)).is_none(), "the agent has ended");
     }
 }
