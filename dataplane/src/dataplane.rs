@@ -294,11 +294,7 @@ impl Dataplane {
     /// left of those whose interfaces are gone. Carries on after errors; interfaces are given as ids in hexadecimal.
     pub fn detach_sandboxes_except(&mut self, keep: &BTreeSet<u32>) -> Detached {
         let detached = self.sandboxes.detach_except(self.hook, &self.bpffs, keep);
-        for id in detached.detached.iter().filter_map(|(_, id)| u32::from_str_radix(id, 16).ok()) {
-            for pin in sandbox::pins(self.hook, &self.bpffs, id) {
-                self.pins.let_go(&self.bpffs, &pin);
-            }
-        }
+        self.pins.let_go(&self.bpffs);
         detached
     }
 
@@ -333,13 +329,13 @@ impl Dataplane {
                         if hook == self.hook {
                             self.attached.remove(&name);
                         }
-                        self.pins.let_go(&self.bpffs, &hook.directory(&self.bpffs).join(name.to_string()));
                         result.detached.push(target);
                     }
                     Err(error) => result.failures.push(error.to_string()),
                 }
             }
         }
+        self.pins.let_go(&self.bpffs);
         result
     }
 

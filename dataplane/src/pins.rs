@@ -120,11 +120,9 @@ impl Pins {
         }
     }
 
-    /// Lets go of what was detached, and was pinned there.
-    pub(crate) fn let_go(&mut self, bpffs: &Path, pin: &Path) {
-        if let Ok(name) = pin.strip_prefix(bpffs) {
-            self.links.remove(name);
-        }
+    /// Lets go of what was detached.
+    pub(crate) fn let_go(&mut self, bpffs: &Path) {
+        self.links.retain(|name, _| bpffs.join(name).exists());
     }
 
     /// Makes anew what is missing below `bpffs`. `lock` is that directory's, and follows it.
