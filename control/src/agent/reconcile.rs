@@ -523,7 +523,7 @@ impl Agent {
     fn sweep(&mut self, cause: Cause, round: &mut Round) {
         let model = &self.table.model;
         if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone(), self.table.loaded.model.clone()));
+            self.last.tags = Arc::new(Tags::new(model.clone()));
         }
         let asked = self.sweeper.ask(self.last.tags.clone(), cause == Cause::Table);
         let last = self.shared.sweeps().error.map_or(Ok(()), Err);
@@ -572,7 +572,7 @@ impl Agent {
         self.last.firewall = self.host_rules.status(&self.args.ignored());
         self.last.left_out = left_out;
         if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone(), self.table.loaded.model.clone()));
+            self.last.tags = Arc::new(Tags::new(model.clone()));
         }
         self.last.ready = true;
     }

@@ -9,18 +9,16 @@ use hiveway_core::{Model, model::Task, tag};
 #[derive(Clone, Debug, Default)]
 pub struct Tags {
     model: Arc<Model>,
-    /// The same table without tasks that only linger.
-    loaded: Arc<Model>,
     /// In order.
     tasks: Vec<(Tag, Arc<Task>)>,
 }
 
 impl Tags {
-    /// Those of a table: `model` with tasks that linger, `loaded` without them.
-    pub fn new(model: Arc<Model>, loaded: Arc<Model>) -> Self {
+    /// Those of a table.
+    pub fn new(model: Arc<Model>) -> Self {
         let mut tasks: Vec<_> = model.tasks.values().map(|task| (tag(&task.id), task.clone())).collect();
         tasks.sort_by_key(|(tag, _)| *tag);
-        Self { model, loaded, tasks }
+        Self { model, tasks }
     }
 
     /// Whether it is made of this table.
@@ -37,12 +35,9 @@ impl Tags {
         Some((&task.id, name))
     }
 
-    /// Tags of all endpoints. A task that lingers is none: what other nodes have sent it still arrives, but its
-    /// connections have ended with it.
+    /// Tags of all endpoints.
     pub fn live(&self) -> HashSet<Tag> {
-        let is_endpoint = |task: &Task| self.loaded.is_endpoint(task);
-        let endpoints =
-            self.tasks.iter().filter(|(_, task)| self.loaded.tasks.get(&task.id).is_some_and(|t| is_endpoint(t)));
+        let endpoints = self.tasks.iter().filter(|(_, task)| self.model.role(task).is_endpoint());
         endpoints.map(|(tag, _)| *tag).collect()
     }
 }
@@ -66,15 +61,10 @@ tasks:
     fn tasks_and_services_by_tag() {
         let table = hiveway_core::table::parse_file(TABLE, std::path::Path::new("t.yaml")).unwrap();
         let model = Arc::new(table.model);
-        let tags = Tags::new(model.clone(), model.clone());
+        let tags = Tags::new(model.clone());
         assert!(tags.is_of(&model) && !Tags::default().is_of(&model));
         let all = ["a", "b", "c", "d"].map(|id| tags.get(&tag(id)));
         assert_eq!(all, [Some(("a", None)), Some(("b", Some("web"))), Some(("c", None)), None]);
         assert_eq!(tags.live(), HashSet::from([tag("b"), tag("c")]));
-        let mut without = Model::clone(&model);
-        without.tasks.remove("b");
-        let tags = Tags::new(model, Arc::new(without));
-        assert_eq!(tags.get(&tag("b")), Some(("b", Some("web"))), "what lingers still has a name");
-        assert_eq!(tags.live(), HashSet::from([tag("c")]));
     }
 }
