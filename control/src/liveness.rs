@@ -1,5 +1,6 @@
 //! Whether the parts of the agent are at work. Each says how soon it will be heard of again, and with each step of its work
-//! that it goes on; one that is not heard of by then is overdue. That is looked at from elsewhere: by who asks for the status, and by a thread that feeds systemd's watchdog.
+//! that it goes on; one that is not heard of by then is overdue. That is looked at from elsewhere: by who asks for the status, and
+//! by a thread that feeds systemd's watchdog.
 
 use std::{
     collections::BTreeMap,

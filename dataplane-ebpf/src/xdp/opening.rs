@@ -88,8 +88,8 @@ fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u
     forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
-/// The first packet of a connection: its new entry, and its way. Where anything is left to the
-/// host, or sources are checked, TC opens connections.
+/// The first packet of a connection: its new entry, and its way. Where anything is left to the host, or sources are checked, TC
+/// opens connections.
 #[inline(always)]
 fn open(
     frame: Frame,
