@@ -7,9 +7,30 @@ use crate::addr::{Ip4, NetId, Port, Tag};
 /// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for as long as a backend may
 /// hold them in TIME-WAIT, so this bounds the sustained rate of short connections: 8,700 per second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
-/// Size of `FLOWS_PENDING` (two entries per connection) and of `AFFINITY_PENDING`: connections that have not proved
-/// yet that somebody is there. Least recently used entries make room, so a flood only ever displaces its like.
+/// Size of `FLOWS_PENDING` (two entries per connection), of `AFFINITY_PENDING` and of their twins for what is not TCP:
+/// connections that have not proved yet that somebody is there, and those that have found no share of the established
+/// tables (see [`crate::shares`]). Least recently used entries make room, so a flood only ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
+
+/// The tables of pending connections: one for TCP, one for all else, so that neither displaces the other's. Indices of
+/// `FLOWS_PENDING_BY` and `AFFINITY_PENDING_BY`.
+pub mod pending {
+    use crate::headers::ipproto;
+
+    /// `FLOWS_PENDING` and `AFFINITY_PENDING`.
+    pub const TCP: u32 = 0;
+    /// `FLOWS_PENDING_OTHER` and `AFFINITY_PENDING_OTHER`.
+    pub const OTHER: u32 = 1;
+    /// Their number.
+    pub const COUNT: u32 = 2;
+
+    /// The one for this protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(proto: u8) -> u32 {
+        (proto != ipproto::TCP) as u32
+    }
+}
 
 /// [`FlowKey::zone`] of flows that came through the routing mesh; VIP flows use their network's id.
 pub const MESH_ZONE: NetId = [0xff; 4];
@@ -135,6 +156,10 @@ pub mod flag {
     pub const REPLIED: u8 = 1 << 4;
     /// `AFFINITY` only: a FIN of the backend's was seen.
     pub const BACKEND_FIN: u8 = 1 << 0;
+    /// Pending entries in `FLOWS_PENDING` and its twin: the connection has proved itself, and found no share or no room.
+    pub const KEPT: u8 = 1 << 6;
+    /// The same in `AFFINITY_PENDING` and its twin.
+    pub const AFFINITY_KEPT: u8 = 1 << 5;
     /// `FLOWS` only: a connection made directly to a task that is also a VIP's backend. Alone under its reply key it
     /// changes nothing and only keeps the key; with a forward entry the source port is translated.
     pub const DIRECT: u8 = 1 << 5;

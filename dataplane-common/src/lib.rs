@@ -28,6 +28,7 @@ pub mod path;
 pub mod probe;
 pub mod reverse;
 pub mod service;
+pub mod shares;
 #[cfg(feature = "state")]
 pub mod state;
 pub mod traffic;

@@ -1,4 +1,4 @@
-//! The tables `AFFINITY` and `AFFINITY_PENDING`: which backend the ingress node gave a client's connection to.
+//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node gave a client's connection to.
 //!
 //! As with flows (see `flow.rs` and `pending.rs`) a connection begins in the pending table, where the least recently
 //! used entry makes room, and moves to the established one when both ends have proved that they are there.
@@ -15,9 +15,9 @@ use dataplane_common::{
 
 use crate::{
     ending, flow,
-    maps::{AFFINITY, AFFINITY_PENDING},
+    maps::{AFFINITY, pending_affinity, scratch},
     parse::Packet,
-    pending, verdict,
+    pending, shares, verdict,
 };
 
 /// Key of a client's packet.
@@ -48,11 +48,11 @@ pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
-/// The entry with this key in `AFFINITY_PENDING`.
+/// The entry with this key in the pending table of its protocol.
 #[inline(always)]
 pub(crate) fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
     // SAFETY: as above.
-    AFFINITY_PENDING.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    pending_affinity(key.proto)?.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
 /// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
@@ -106,20 +106,37 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
     // SAFETY: as asserted above; any bytes are valid.
     let entry = unsafe { &*entry.as_ptr().cast::<Affinity>() };
     // A connection from the same port that has ended.
-    let _ = AFFINITY.remove(key);
-    AFFINITY_PENDING.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+    shares::count_affinity(key, shares::taken_out(AFFINITY.remove(key)));
+    insert_pending(key, entry)
 }
 
-/// Moves an entry to the established table, with a packet of `len` bytes. When that is full it stays where it is.
+/// Puts an entry into the pending table of its protocol.
+#[inline(always)]
+pub(crate) fn insert_pending(key: &AffinityKey, entry: &Affinity) -> Result<(), DropReason> {
+    let table = pending_affinity(key.proto).ok_or(DropReason::FlowTableFull)?;
+    table.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+}
+
+/// Moves an entry to the established table, with a packet of `len` bytes. Where it finds no share or no room there it stays where
+/// it is: the connection works as long as nothing displaces it.
 #[inline(never)]
-pub(crate) fn promote(key: &AffinityKey, known: &Affinity, len: usize) -> bool {
-    let mut entry = *known;
+pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
+    // In scratch memory: XDP has none of the 512 bytes of stack to spare.
+    let Ok(scratch) = scratch() else { return false };
+    scratch.affinity = *known;
     // What the backend may have said to a stranger's segment meanwhile.
-    entry.flags &= !flag::ENDED;
-    if AFFINITY.insert(key, &entry, BPF_ANY as u64).is_err() {
+    scratch.affinity.flags &= !(flag::ENDED | flag::AFFINITY_KEPT);
+    if !shares::admits_affinity(key) || AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
+        if known.flags & flag::AFFINITY_KEPT == 0 {
+            known.flags |= flag::AFFINITY_KEPT;
+            verdict::count_of(Counter::KeptPending, len);
+        }
         return false;
     }
-    let _ = AFFINITY_PENDING.remove(key);
+    shares::count_affinity(key, 1);
+    if let Some(table) = pending_affinity(key.proto) {
+        let _ = table.remove(key);
+    }
     verdict::count_of(Counter::FlowPromoted, len);
     true
 }

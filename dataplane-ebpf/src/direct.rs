@@ -17,7 +17,7 @@ use dataplane_common::{
 
 use crate::{
     ending, flow,
-    maps::{DIRECT_GATE, FLOWS, FLOWS_PENDING, scratch},
+    maps::{DIRECT_GATE, scratch},
     nat::{self, Translation},
     parse::{Fragment, Packet},
     service, verdict,
@@ -114,8 +114,8 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
         if !lone && !flow::outlived(known, local.net, packet.proto) {
             return Ok(None);
         }
-        let _ = FLOWS.remove(reply_key);
-        let _ = FLOWS_PENDING.remove(reply_key);
+        let forward_key = flow::forward_key(local.net, known, packet.proto);
+        flow::remove(&reply_key, &forward_key);
     }
     if !flow::may_open(packet) {
         return Ok(Some(packet.sport));
@@ -129,7 +129,7 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
         [[0; 4]; 2],
         flag::REPLY | flag::DIRECT,
     );
-    FLOWS_PENDING.insert(reply_key, reply, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
+    flow::insert_pending(&reply_key, reply, BPF_ANY)?;
     verdict::count(ctx, Counter::DirectNoted);
     Ok(Some(packet.sport))
 }

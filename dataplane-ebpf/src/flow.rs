@@ -1,4 +1,5 @@
-//! The connection tables `FLOWS` and `FLOWS_PENDING`: two entries per translated connection, one per direction.
+//! The connection tables `FLOWS` and `FLOWS_PENDING` (with its twin for what is not TCP): two entries per translated
+//! connection, one per direction.
 //!
 //! A connection begins in `FLOWS_PENDING`, where the least recently used entry makes room, and moves to `FLOWS`, where
 //! nothing is ever displaced, once both ends have proved that they are there (see `pending.rs`). A flood of packets
@@ -26,10 +27,10 @@ use dataplane_common::{
 
 use crate::{
     ending,
-    maps::{FLOWS, FLOWS_PENDING, scratch},
+    maps::{FLOWS, pending_flows, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
-    pending, timestamp,
+    pending, shares, timestamp,
 };
 
 /// Entries are touched at most this often: a shared cache line per packet would cost more than the precision is worth.
@@ -100,11 +101,11 @@ pub(crate) fn established(key: &FlowKey) -> Option<&'static mut Flow> {
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
-/// The entry with this key in `FLOWS_PENDING`.
+/// The entry with this key in the pending table of its protocol.
 #[inline(always)]
 pub(crate) fn pending(key: &FlowKey) -> Option<&'static mut Flow> {
     // SAFETY: as above.
-    FLOWS_PENDING.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    pending_flows(key.proto)?.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
 /// Finds the entry of a packet from the client. One that is still pending may have proved itself with this packet.
@@ -424,7 +425,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
             return Err(DropReason::FlowCollision);
         }
         remove_forward(&mut scratch.reply_key, existing, reply_key);
-        let _ = FLOWS_PENDING.remove(reply_key);
+        remove_pending(reply_key);
     }
     if established(reply_key).is_some_and(|existing| existing.created != scratch.displaced) {
         return Err(DropReason::FlowCollision);
@@ -444,7 +445,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         && existing.created == scratch.displaced
     {
         remove_forward(&mut scratch.reply_key, existing, reply_key);
-        let _ = FLOWS.remove(reply_key);
+        shares::count_flow(&scratch.reply_key, shares::taken_out(FLOWS.remove(reply_key)));
     }
     Ok(())
 }
@@ -462,7 +463,7 @@ fn enter_forward(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         flag::SEEN | new.flags,
     );
     scratch.key = key(new.zone, packet);
-    FLOWS_PENDING.insert(&scratch.key, &scratch.flow, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+    insert_pending(&scratch.key, &scratch.flow, BPF_ANY)
 }
 
 /// Removes the forward entry of a connection whose reply entry `existing`, under `reply_key`, makes room: what its client
@@ -472,8 +473,7 @@ fn remove_forward(slot: &mut FlowKey, existing: &Flow, reply_key: &FlowKey) {
     *slot = forward_key(reply_key.zone, existing, reply_key.proto);
     let forward_key = &*slot;
     if get(forward_key).is_some_and(|forward| leads_to(forward, reply_key)) {
-        let _ = FLOWS.remove(forward_key);
-        let _ = FLOWS_PENDING.remove(forward_key);
+        remove(forward_key, forward_key);
     }
 }
 
@@ -512,12 +512,34 @@ fn forward_over(zone: NetId, reply: &Flow, proto: u8, finished: bool) -> bool {
 /// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.
 #[inline(always)]
 pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
+    insert_pending(key, flow, BPF_NOEXIST)
+}
+
+/// Puts an entry into the pending table of its protocol. `FlowCollision`: with `BPF_NOEXIST` there is one already.
+#[inline(always)]
+pub(crate) fn insert_pending(key: &FlowKey, flow: &Flow, mode: u32) -> Result<(), DropReason> {
     const EEXIST: i32 = -17;
-    match FLOWS_PENDING.insert(key, flow, BPF_NOEXIST as u64) {
+    let table = pending_flows(key.proto).ok_or(DropReason::FlowTableFull)?;
+    match table.insert(key, flow, mode.into()) {
         Ok(()) => Ok(()),
         Err(EEXIST) => Err(DropReason::FlowCollision),
         Err(_) => Err(DropReason::FlowTableFull),
     }
+}
+
+/// Removes an entry from the pending table of its protocol.
+#[inline(always)]
+pub(crate) fn remove_pending(key: &FlowKey) {
+    if let Some(table) = pending_flows(key.proto) {
+        let _ = table.remove(key);
+    }
+}
+
+/// Removes an entry of the connection with this forward key from both tables.
+#[inline(always)]
+pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
+    shares::count_flow(forward_key, shares::taken_out(FLOWS.remove(key)));
+    remove_pending(key);
 }
 
 /// Forgets a connection by its forward key and entry. Where it has ended, its backend may keep it in TIME-WAIT: then the
@@ -532,9 +554,7 @@ pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
             reply.flags |= flag::ENDED;
         }
     } else {
-        let _ = FLOWS.remove(reply_key);
-        let _ = FLOWS_PENDING.remove(reply_key);
+        remove(&reply_key, forward_key);
     }
-    let _ = FLOWS.remove(forward_key);
-    let _ = FLOWS_PENDING.remove(forward_key);
+    remove(forward_key, forward_key);
 }

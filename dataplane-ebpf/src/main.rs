@@ -52,6 +52,7 @@ mod reject;
 mod reverse;
 mod sandbox;
 mod service;
+mod shares;
 mod slow_path;
 mod timestamp;
 mod ttl;

@@ -1,8 +1,10 @@
 //! All maps. Their meaning, keys and values are documented in `dataplane-common` and `docs/maps.md`.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use dataplane_common::{
@@ -11,15 +13,17 @@ use dataplane_common::{
     counter::{COUNTER_SLOTS, Stat},
     drop_reason::{DROP_SLOTS, DropReason},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
-    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING},
+    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING, pending},
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
+    headers::ipproto,
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
     probe::{Probe, Probed},
     reverse::{MAX_REVERSE, ReversePath},
     service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
+    shares::Shares,
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
 
@@ -55,9 +59,25 @@ pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, { MAX_FLOWS as usize 
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static AFFINITY_PENDING: LruHashMap<AffinityKey, Affinity, { MAX_PENDING as usize }> = LruHashMap::new();
+pub(crate) static SHARES: Array<Shares, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Connections that have proved nothing yet.
+type PendingAffinity = LruHashMap<AffinityKey, Affinity, { MAX_PENDING as usize }>;
+type PendingFlows = LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }>;
 #[btf_map]
-pub(crate) static FLOWS_PENDING: LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }> = LruHashMap::new();
+pub(crate) static AFFINITY_PENDING: PendingAffinity = LruHashMap::new();
+#[btf_map]
+pub(crate) static AFFINITY_PENDING_OTHER: PendingAffinity = LruHashMap::new();
+#[btf_map]
+pub(crate) static FLOWS_PENDING: PendingFlows = LruHashMap::new();
+#[btf_map]
+pub(crate) static FLOWS_PENDING_OTHER: PendingFlows = LruHashMap::new();
+// What programs reach those four through; filled before any is attached, and not pinned.
+// VERIFIER: were the table chosen by a branch, all that follows a look-up would be verified once for each table.
+#[btf_map]
+static AFFINITY_PENDING_BY: ArrayOfMaps<PendingAffinity, { pending::COUNT as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static FLOWS_PENDING_BY: ArrayOfMaps<PendingFlows, { pending::COUNT as usize }> = ArrayOfMaps::new();
 #[btf_map]
 pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
@@ -112,7 +132,9 @@ pub(crate) struct Scratch {
     pub(crate) inner: Packet,
     /// An entry that is about to be inserted.
     pub(crate) flow: Flow,
-    /// Its key.
+    /// The same of `AFFINITY`.
+    pub(crate) affinity: Affinity,
+    /// Key of `flow`.
     pub(crate) key: FlowKey,
     /// Key of the reply entry of a connection that may have proved itself.
     pub(crate) reply_key: FlowKey,
@@ -142,7 +164,7 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// This CPU's scratch slot. At most one reference to each field at a time; nothing in it survives the program run.
 #[inline(always)]
 pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
-    // SAFETY: TC programs run with bottom halves off: nothing else uses this CPU's slot meanwhile.
+    // SAFETY: TC and XDP programs run with bottom halves off: nothing else uses this CPU's slot meanwhile.
     SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot }).ok_or(DropReason::NotConfigured)
 }
 
@@ -150,6 +172,29 @@ pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
 #[inline(always)]
 pub(crate) fn config() -> Result<&'static Config, DropReason> {
     CONFIG.get(0).ok_or(DropReason::NotConfigured)
+}
+
+/// The table of pending clients' connections of this protocol.
+#[inline(always)]
+pub(crate) fn pending_affinity(proto: u8) -> Option<&'static PendingAffinity> {
+    AFFINITY_PENDING_BY.get(kind(proto))
+}
+
+/// The table of pending translated connections of this protocol.
+#[inline(always)]
+pub(crate) fn pending_flows(proto: u8) -> Option<&'static PendingFlows> {
+    FLOWS_PENDING_BY.get(kind(proto))
+}
+
+/// [`pending::of`], without a branch.
+// VERIFIER: LLVM makes a jump of any comparison, and all that follows would be verified twice.
+#[inline(always)]
+fn kind(proto: u8) -> u32 {
+    const { assert!(pending::of(ipproto::TCP) == 0 && pending::of(ipproto::UDP) == 1) };
+    let mut differs = u64::from(proto ^ ipproto::TCP);
+    // SAFETY: two instructions on a register: the sign of its negative.
+    unsafe { asm!("{0} = -{0}", "{0} >>= 63", inout(reg) differs) };
+    differs as u32
 }
 
 /// Who answers at an overlay address.

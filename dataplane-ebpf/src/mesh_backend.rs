@@ -221,11 +221,9 @@ fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool 
     let key = flow::key(MESH_ZONE, packet);
     let proved =
         config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
-    let Some(known) = flow::backward(ctx, &key, packet) else { return false };
+    // On a bridge of the engine's the address is what the container says it is: another task's connection is left alone.
+    let Some(known) = flow::backward_if(ctx, &key, packet, |known| known.tag == tag) else { return false };
     let Ok(scratch) = scratch() else { return false };
-    if known.tag != tag {
-        return false;
-    }
     let way = mesh_direct::way_of(config, packet, known, proved);
     flow::touch(known);
     let (src, dst, peer, task) = (known.src, known.dst, known.peer, known.task);

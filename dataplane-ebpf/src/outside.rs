@@ -4,11 +4,10 @@
 //! of the node itself, or a container behind masquerade, uses that port as its source; what comes back must not be taken
 //! for a client's first packet. TCP needs no such care: what answers a SYN never opens a connection.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     config::Config,
     counter::Counter,
-    drop_reason::DropReason,
     flow::{Affinity, flag},
     headers::{IPV4_LEN, UDP_LEN, ethertype, ipproto},
     mark,
@@ -17,7 +16,7 @@ use dataplane_common::{
 
 use crate::{
     affinity, flow,
-    maps::{AFFINITY_PENDING, NODE_ADDRESSES, PORTS, config},
+    maps::{NODE_ADDRESSES, PORTS, config},
     no_ethernet,
     parse::{self, Fragment, Packet},
     verdict::{self, Action, Verdict},
@@ -97,9 +96,8 @@ fn note(ctx: &TcContext, packet: &Packet) {
     }
     let now = flow::now();
     let entry = Affinity { last_seen: now, created: now, flags: flag::OWN | flag::SEEN, ..Affinity::default() };
-    if AFFINITY_PENDING.insert(key, entry, BPF_ANY as u64).is_ok() {
-        verdict::count(ctx, Counter::OwnNoted);
-    } else {
-        verdict::count_drop(ctx, DropReason::FlowTableFull);
+    match affinity::insert_pending(&key, &entry) {
+        Ok(()) => verdict::count(ctx, Counter::OwnNoted),
+        Err(reason) => verdict::count_drop(ctx, reason),
     }
 }

@@ -17,9 +17,9 @@ use dataplane_common::{
 
 use crate::{
     ending, flow,
-    maps::{FLOWS, FLOWS_PENDING, scratch},
+    maps::{FLOWS, scratch},
     parse::Packet,
-    verdict,
+    shares, verdict,
 };
 
 /// A TCP segment with ACK and neither SYN nor RST.
@@ -128,8 +128,8 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
     server_proves(packet)
 }
 
-/// Moves both entries of the connection whose reply key is in `scratch` to the established table. When that is full they
-/// stay where they are: the connection works as long as nothing displaces it. Whether they have moved. `acknowledged`: of
+/// Moves both entries of the connection whose reply key is in `scratch` to the established table. Where they find no share or
+/// no room there they stay where they are: the connection works as long as nothing displaces it. Whether they have moved. `acknowledged`: of
 /// TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
 // Called beside the functions above, not by them: the stack has no room for three frames below a program's.
 #[inline(never)]
@@ -142,9 +142,13 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
     let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
     scratch.flow = *reply;
     // What the backend may have said to a stranger's segment meanwhile.
-    scratch.flow.flags &= !flag::ENDED;
+    scratch.flow.flags &= !(flag::ENDED | flag::KEPT);
     scratch.flow.tcp_number = ending::upper(acknowledged);
-    if FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
+    if !shares::admits_flow(&scratch.key) || FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
+        if reply.flags & flag::KEPT == 0 {
+            reply.flags |= flag::KEPT;
+            verdict::count(ctx, Counter::KeptPending);
+        }
         return false;
     }
     if !lone {
@@ -165,9 +169,10 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
             let _ = FLOWS.remove(&scratch.reply_key);
             return false;
         }
-        let _ = FLOWS_PENDING.remove(&scratch.key);
+        flow::remove_pending(&scratch.key);
     }
-    let _ = FLOWS_PENDING.remove(&scratch.reply_key);
+    flow::remove_pending(&scratch.reply_key);
+    shares::count_flow(&scratch.key, if lone { 1 } else { 2 });
     verdict::count(ctx, Counter::FlowPromoted);
     true
 }

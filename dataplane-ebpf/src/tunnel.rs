@@ -62,12 +62,18 @@ fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &
         ethertype::IPV4 => {}
         ethertype::ARP => {
             let arp: Arp = ctx.load(INNER_NET).map_err(|_| DropReason::Truncated)?;
+            // Linux takes ARP of the hardware type IEEE 802 for Ethernet's; no container sends it.
+            if arp.format != ETHERNET_IPV4 {
+                return Err(DropReason::UnsupportedProtocol);
+            }
             // A zero sender address is a probe (RFC 5227).
-            if arp.format == ETHERNET_IPV4 && arp.sender_ip != [0; 4] {
+            if arp.sender_ip != [0; 4] {
                 inner_source(net, arp.sender_ip, outer).ok_or(DropReason::BadInnerSource)?;
             }
             return leave(ctx, vni);
         }
+        // The kernel takes a tag with VID 0 off behind all checks, and what it hid would be believed.
+        ethertype::VLAN | ethertype::QINQ => return Err(DropReason::UnsupportedProtocol),
         _ => return leave(ctx, vni),
     }
     let inner = parse::inner(ctx, INNER_NET)?;

@@ -135,7 +135,8 @@ impl Dataplane {
             options.log_level.map_or(0, |level| level as u8),
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
-        let tables = Tables::take(&mut ebpf)?;
+        let mut tables = Tables::take(&mut ebpf)?;
+        tables.connections.sort_pending()?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
         // Last: from here on the stubs that are attached already call the new programs.

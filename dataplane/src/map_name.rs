@@ -35,6 +35,12 @@ pub enum MapName {
     AffinityPending,
     /// As `Flows`, of connections that have not proved themselves yet.
     FlowsPending,
+    /// As `AffinityPending`, of what is not TCP.
+    AffinityPendingOther,
+    /// As `FlowsPending`, of what is not TCP.
+    FlowsPendingOther,
+    /// How much of `Affinity` and `Flows` each service and each client prefix holds.
+    Shares,
     /// Whether any direct connection is translated.
     DirectGate,
     /// Who may use restricted ports.
@@ -85,6 +91,9 @@ impl MapName {
         Self::Flows,
         Self::AffinityPending,
         Self::FlowsPending,
+        Self::AffinityPendingOther,
+        Self::FlowsPendingOther,
+        Self::Shares,
         Self::DirectGate,
         Self::Allow,
         Self::Left,
@@ -120,6 +129,9 @@ impl MapName {
             Self::Flows => "FLOWS",
             Self::AffinityPending => "AFFINITY_PENDING",
             Self::FlowsPending => "FLOWS_PENDING",
+            Self::AffinityPendingOther => "AFFINITY_PENDING_OTHER",
+            Self::FlowsPendingOther => "FLOWS_PENDING_OTHER",
+            Self::Shares => "SHARES",
             Self::DirectGate => "DIRECT_GATE",
             Self::Allow => "ALLOW",
             Self::Left => "LEFT",

@@ -31,7 +31,7 @@ impl Options {
 pub struct Sizes {
     /// `FLOWS` (two entries per connection) and `AFFINITY`.
     pub max_flows: u32,
-    /// `FLOWS_PENDING` (two entries per connection) and `AFFINITY_PENDING`.
+    /// `FLOWS_PENDING` (two entries per connection) and `AFFINITY_PENDING`, for TCP, and their twins for all else.
     pub max_pending: u32,
 }
 
@@ -42,12 +42,14 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn by_map(self) -> [(MapName, u32); 4] {
+    pub(crate) fn by_map(self) -> [(MapName, u32); 6] {
         [
             (MapName::Flows, self.max_flows),
             (MapName::Affinity, self.max_flows),
             (MapName::FlowsPending, self.max_pending),
             (MapName::AffinityPending, self.max_pending),
+            (MapName::FlowsPendingOther, self.max_pending),
+            (MapName::AffinityPendingOther, self.max_pending),
         ]
     }
 }
@@ -59,6 +61,8 @@ impl From<Sizes> for PerTable<u32> {
             affinity: sizes.max_flows,
             flows_pending: sizes.max_pending,
             affinity_pending: sizes.max_pending,
+            flows_pending_other: sizes.max_pending,
+            affinity_pending_other: sizes.max_pending,
         }
     }
 }

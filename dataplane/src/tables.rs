@@ -20,7 +20,7 @@ use dataplane_common::{
 
 use crate::{
     MapName,
-    connections::Connections,
+    connections::{ByProtocol, Connections, Shares},
     gate::Gate,
     hops::Hops,
     paths::Paths,
@@ -28,7 +28,7 @@ use crate::{
     reverse::ReversePaths,
     sets::Sets,
     stats::Counts,
-    table::{MapFault, Table},
+    table::{MapFault, Table, descriptor},
     trie::Trie,
     xdp_state::State,
 };
@@ -73,6 +73,9 @@ impl Tables {
         let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
         let found = set_ids(&endpoints, &ports)?;
         let xdp_state = State::new(&take(MapName::XdpState)?)?;
+        let flows = Table::new(MapName::Flows, take(MapName::Flows)?)?;
+        let affinity = Table::new(MapName::Affinity, take(MapName::Affinity)?)?;
+        let room = [affinity.capacity(), flows.capacity()];
         Ok(Self {
             config: array(MapName::Config, take(MapName::Config)?)?,
             locals: Table::new(MapName::Locals, take(MapName::Locals)?)?,
@@ -94,10 +97,17 @@ impl Tables {
             reverse: Some(ReversePaths::new(Table::new(MapName::Reverse, take(MapName::Reverse)?)?)),
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
-                flows: Table::new(MapName::Flows, take(MapName::Flows)?)?,
-                affinity: Table::new(MapName::Affinity, take(MapName::Affinity)?)?,
-                flows_pending: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
-                affinity_pending: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
+                flows,
+                affinity,
+                flows_pending: ByProtocol {
+                    tcp: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
+                    other: Table::new(MapName::FlowsPendingOther, take(MapName::FlowsPendingOther)?)?,
+                },
+                affinity_pending: ByProtocol {
+                    tcp: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
+                    other: Table::new(MapName::AffinityPendingOther, take(MapName::AffinityPendingOther)?)?,
+                },
+                shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, room)?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,
             },
             counts: Counts {

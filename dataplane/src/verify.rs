@@ -104,7 +104,7 @@ fn btf(loaded: &mut Ebpf) -> Result<OwnedFd, VerifyError> {
 /// The descriptor of a map; `None` for kinds that the object has none of.
 fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
-        Map::RingBuf(data) | Map::ProgramArray(data) => Some(data.fd().as_fd()),
+        Map::RingBuf(data) | Map::ProgramArray(data) | Map::ArrayOfMaps(data) => Some(data.fd().as_fd()),
         other => map_fd(other),
     }
 }

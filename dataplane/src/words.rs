@@ -52,6 +52,13 @@ impl Words {
             word.store(value, Ordering::Release);
         }
     }
+
+    /// Adds to a word, whatever else does so at the same time.
+    pub(crate) fn add(&self, index: u32, value: u64) {
+        if let Some(word) = self.word(index) {
+            word.fetch_add(value, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Drop for Words {

@@ -51,7 +51,8 @@ fn talk(world: &mut World) -> Result<()> {
 /// Entries left: of translated connections, and of clients at this ingress node.
 fn left(report: &SweepReport) -> (usize, usize) {
     let left = report.left;
-    (left.flows + left.flows_pending, left.affinity + left.affinity_pending)
+    let pending = (left.flows_pending + left.flows_pending_other, left.affinity_pending + left.affinity_pending_other);
+    (left.flows + pending.0, left.affinity + pending.1)
 }
 
 fn everybody() -> HashSet<[u8; 8]> {

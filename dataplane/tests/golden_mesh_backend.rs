@@ -103,6 +103,27 @@ fn the_reply_goes_back_through_the_ingress_node() -> Result<()> {
     })
 }
 
+/// As a container makes it look that gives its interface on the engine's bridge another one's address.
+#[test]
+fn a_container_with_anothers_address_ends_none_of_its_connections() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        let arrives = |l4: &L4| arriving(PEER, &LOCAL1, &client_to(PEER), l4);
+        underlay(world, "SYN", arrives(&tcp(3000, PUBLISHED, "S")), Pass).run(&mut world.harness)?;
+        let pending = world.harness.pending_flows()?;
+        let local = world.state.locals.get_mut(&dev.gw2).expect("the other container's veth");
+        (local.ip, local.mac) = (GW1, mac(GW1));
+        world.harness.apply(&world.state)?;
+        for flags in ["PA", "R", "F"] {
+            let forged = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, 3000, flags));
+            golden("forged", Program::FromGateway, dev.gw2, forged, Pass).run(&mut world.harness)?;
+        }
+        assert_eq!(world.harness.pending_flows()?, pending, "neither proved nor ended");
+        assert_eq!(world.harness.established_flows()?.len(), 0);
+        Ok(())
+    })
+}
+
 #[test]
 fn segment_sizes_are_clamped_to_the_tunnel_both_ways() -> Result<()> {
     world(|world| {

@@ -49,6 +49,25 @@ fn into_a_container() -> Result<()> {
 }
 
 #[test]
+fn what_would_hide_its_sender_from_the_checks_is_dropped() -> Result<()> {
+    world(|world| {
+        let forged = inner(ON_PLAIN.ip, LOCAL1.ip, &tcp(80, 1000, "R"));
+        for (kind, vid) in [(0x8100, 0), (0x8100, 5), (0x88a8, 0)] {
+            let (addresses, rest) = forged.split_at(12);
+            let tagged = [addresses, &u16::to_be_bytes(kind), &u16::to_be_bytes(vid), rest].concat();
+            case(world, "in a tag", tunnelled(PEER, APP, &tagged), Drop(DropReason::UnsupportedProtocol))
+                .check(&mut world.harness)?;
+        }
+        // Linux takes hardware type 6 on Ethernet, too.
+        let sender = (mac(ON_PLAIN.ip), ON_PLAIN.ip);
+        let mut poison = arp(ArpOperation::REPLY, sender, (mac(LOCAL1.ip), LOCAL1.ip), mac(LOCAL1.ip));
+        poison[15] = 6;
+        case(world, "ARP of IEEE 802", tunnelled(PEER, APP, &poison), Drop(DropReason::UnsupportedProtocol))
+            .check(&mut world.harness)
+    })
+}
+
+#[test]
 fn the_receivers_mac_comes_from_the_table() -> Result<()> {
     world(|world| {
         // A peer that believes in an older MAC, as after a task was replaced.

@@ -35,7 +35,8 @@ fn limit_below(root: &Path, group: &str) -> Option<(u64, PathBuf)> {
 /// When not even empty ones do, with the remedy. What is returned otherwise is a warning that full ones do not.
 pub(super) fn fits(sizes: Sizes, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
     let Some((limit, file)) = limit else { return Ok(None) };
-    let (flows, pending) = (2 * u64::from(sizes.max_flows), 2 * u64::from(sizes.max_pending));
+    // For TCP and for all else.
+    let (flows, pending) = (2 * u64::from(sizes.max_flows), 4 * u64::from(sizes.max_pending));
     let fixed = REST + pending * ENTRY;
     let (empty, full) = (fixed + flows * FREE, fixed + flows * ENTRY);
     if full <= limit {

@@ -97,6 +97,7 @@ pub(super) fn affinity_state(key: &AffinityKey, stage: Stage, entry: &Affinity) 
         // This node has spoken; whether it was answered is not its tables' business.
         return State::Established;
     }
+    let stage = if entry.flags & flag::AFFINITY_KEPT != 0 { Stage::Established } else { stage };
     let reply = if entry.flags & flag::BACKEND_FIN != 0 { flag::FIN } else { 0 };
     Evidence { proto: key.proto, stage, forward: entry.flags, reply }.state()
 }

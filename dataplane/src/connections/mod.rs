@@ -1,11 +1,13 @@
-//! Connections: what the four connection tables hold, how long it is kept, and how it is shown.
+//! Connections: what the connection tables hold, how long it is kept, and how it is shown.
 //!
 //! Timestamps and a sweep instead of an LRU map for established connections: that evicts exactly the long-idle ones that
 //! must be kept. Connections that have proved nothing yet live apart, where LRU is right.
 
+mod by_protocol;
 mod decide;
 mod pairs;
 mod rows;
+mod shares;
 mod state;
 mod sweep;
 mod timeouts;
@@ -15,6 +17,7 @@ use std::ops::ControlFlow;
 use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 
 use self::pairs::Half;
+pub(crate) use self::{by_protocol::ByProtocol, shares::Shares};
 pub use self::{
     rows::{ConnectionRow, Kind},
     state::State,
@@ -30,8 +33,9 @@ use crate::{
 pub struct Connections {
     pub(crate) flows: Table<FlowKey, Flow>,
     pub(crate) affinity: Table<AffinityKey, Affinity>,
-    pub(crate) flows_pending: Table<FlowKey, Flow>,
-    pub(crate) affinity_pending: Table<AffinityKey, Affinity>,
+    pub(crate) flows_pending: ByProtocol<FlowKey, Flow>,
+    pub(crate) affinity_pending: ByProtocol<AffinityKey, Affinity>,
+    pub(crate) shares: Shares,
     pub(crate) gate: Gate,
 }
 
@@ -46,16 +50,22 @@ pub struct PerTable<T> {
     pub flows_pending: T,
     /// `AFFINITY_PENDING`.
     pub affinity_pending: T,
+    /// `FLOWS_PENDING_OTHER`.
+    pub flows_pending_other: T,
+    /// `AFFINITY_PENDING_OTHER`.
+    pub affinity_pending_other: T,
 }
 
 impl<T: Copy> PerTable<T> {
     /// With the tables' names as in metrics and `status`.
-    pub fn named(&self) -> [(&'static str, T); 4] {
+    pub fn named(&self) -> [(&'static str, T); 6] {
         [
             ("flows", self.flows),
             ("affinity", self.affinity),
             ("flows_pending", self.flows_pending),
             ("affinity_pending", self.affinity_pending),
+            ("flows_pending_other", self.flows_pending_other),
+            ("affinity_pending_other", self.affinity_pending_other),
         ]
     }
 }
@@ -77,8 +87,15 @@ impl Connections {
             affinity: self.affinity.try_clone()?,
             flows_pending: self.flows_pending.try_clone()?,
             affinity_pending: self.affinity_pending.try_clone()?,
+            shares: self.shares.clone(),
             gate: self.gate.clone(),
         })
+    }
+
+    /// Puts pending connections that an earlier version's agent has left into the tables of their protocols.
+    pub(crate) fn sort_pending(&mut self) -> Result<(), MapFault> {
+        self.flows_pending.sort()?;
+        self.affinity_pending.sort()
     }
 
     /// What is in force under a key of the tables of translated connections.
@@ -114,8 +131,10 @@ impl Connections {
         PerTable {
             flows: self.flows.capacity(),
             affinity: self.affinity.capacity(),
-            flows_pending: self.flows_pending.capacity(),
-            affinity_pending: self.affinity_pending.capacity(),
+            flows_pending: self.flows_pending.tcp.capacity(),
+            affinity_pending: self.affinity_pending.tcp.capacity(),
+            flows_pending_other: self.flows_pending.other.capacity(),
+            affinity_pending_other: self.affinity_pending.other.capacity(),
         }
     }
 }

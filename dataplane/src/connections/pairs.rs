@@ -85,8 +85,17 @@ impl Pair {
         }
     }
 
+    /// The key of the connection's packets from the client, whether there is an entry for them or not.
+    pub(super) fn forward_key(self) -> FlowKey {
+        match self {
+            Self::Whole((key, ..), _) | Self::Forward((key, ..)) => key,
+            Self::Reply((key, _, flow)) => forward_key(&key, &flow),
+        }
+    }
+
     pub(super) fn state(self) -> State {
-        let established = self.halves().any(|(_, stage, _)| stage == Stage::Established);
+        let proved = |stage, flow: Flow| stage == Stage::Established || flow.flags & flag::KEPT != 0;
+        let established = self.halves().any(|(_, stage, flow)| proved(stage, flow));
         let flags =
             |reply| self.halves().filter(move |(_, _, f)| is_reply(f) == reply).fold(0, |all, (_, _, f)| all | f.flags);
         Evidence {

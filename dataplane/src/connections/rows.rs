@@ -69,17 +69,18 @@ impl Connections {
     /// When the kernel refuses.
     pub fn each_row(&self, mut each: impl FnMut(ConnectionRow) -> ControlFlow<()>) -> Result<(), MapFault> {
         let get = |key: &FlowKey| self.flow(key);
+        let row = |key: &AffinityKey, stage, entry: &Affinity| affinity_row(key, stage, entry, get);
         let mut broken =
             self.each_flow(&|| (), |here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
-        for (table, stage) in [(&self.affinity_pending, Stage::Pending), (&self.affinity, Stage::Established)] {
-            if broken.is_break() {
-                break;
-            }
-            broken = table.for_each(&|| (), |key, entry| {
-                if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                Ok(affinity_row(&key, stage, &entry, get)?.map_or(ControlFlow::Continue(()), &mut each))
+        if broken.is_continue() {
+            broken = self.affinity_pending.for_each(&|| (), |key, entry| match self.affinity.get(&key)? {
+                Some(_) => Ok(ControlFlow::Continue(())),
+                None => row(&key, Stage::Pending, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each)),
+            })?;
+        }
+        if broken.is_continue() {
+            let _ = self.affinity.for_each(&|| (), |key, entry| {
+                row(&key, Stage::Established, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
             })?;
         }
         Ok(())

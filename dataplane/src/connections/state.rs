@@ -35,7 +35,7 @@ impl State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evidence {
     pub(super) proto: u8,
-    /// The best of its entries' tables.
+    /// The best of its entries' tables; of what has proved itself and was kept pending, the established one.
     pub(super) stage: Stage,
     /// `flag` bits of the direction from client to backend; zero if there is no such entry.
     pub(super) forward: u8,

@@ -4,11 +4,13 @@ use std::{collections::HashSet, ops::ControlFlow};
 
 use dataplane_common::{
     addr::Tag,
-    flow::{Affinity, Flow},
+    flow::{Affinity, Flow, flag},
+    shares::Place,
 };
 
 use super::{
-    Connections, PerTable, Stage,
+    ByProtocol, Connections, PerTable, Stage,
+    by_protocol::OfProtocol,
     decide::{self, Reason, Rules},
     pairs::{holds_the_gate, pair},
     timeouts::Timeouts,
@@ -16,7 +18,7 @@ use super::{
 use crate::{
     clock::monotonic_now,
     pod::Plain,
-    table::{Entries as _, MapFault, Table},
+    table::{Entries, MapFault, Table},
 };
 
 /// What a sweep saw and removed, in table entries (a translated connection has two in `FLOWS`).
@@ -26,6 +28,8 @@ pub struct SweepReport {
     pub left: PerTable<usize>,
     /// Entries removed.
     pub removed: Removed,
+    /// Entries of connections that have proved themselves and found no share of the established tables, or no room.
+    pub kept: usize,
 }
 
 /// Entries removed by sweeps, by reason.
@@ -109,6 +113,7 @@ impl Connections {
         let translated = self.gate.read().created;
         let rules = Rules { live, as_of, timeouts, now };
         let mut removed = Removed::default();
+        let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), 0);
         let mut holds_gate = false;
         // Handles of the same tables to remove through, while the others read.
         let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
@@ -122,43 +127,60 @@ impl Connections {
             match decide::flow(&pair, &rules) {
                 Some(reason) => {
                     for (key, stage, then) in pair.halves() {
-                        let table = if stage == Stage::Established { &mut flows } else { &mut flows_pending };
-                        if remove(table, &key, reason, then.stamps())? {
+                        let gone = match stage {
+                            Stage::Established => remove(&mut flows, &key, reason, then.stamps())?,
+                            Stage::Pending => remove(&mut flows_pending, &key, reason, then.stamps())?,
+                        };
+                        if gone {
                             removed.count(reason);
                         }
                     }
                 }
-                None => holds_gate |= pair.halves().any(|(key, _, flow)| holds_the_gate(&key, &flow)),
+                None => {
+                    let place = Place::of_flow(seed, &pair.forward_key());
+                    for (key, stage, flow) in pair.halves() {
+                        holds_gate |= holds_the_gate(&key, &flow);
+                        match stage {
+                            Stage::Established => recount.add(&place),
+                            Stage::Pending => kept += usize::from(flow.flags & flag::KEPT != 0),
+                        }
+                    }
+                }
             }
             Ok(ControlFlow::Continue(()))
         })?;
         self.close_gate(translated, holds_gate);
 
         let mut hidden = Vec::new();
-        for (table, other, stage) in [
-            (&self.affinity_pending, &mut affinity_pending, Stage::Pending),
-            (&self.affinity, &mut affinity, Stage::Established),
-        ] {
-            let _ = table.for_each(progress, |key, entry| {
-                if stage == Stage::Pending && self.affinity.get(&key)?.is_some() {
-                    return hide(&self.affinity, &mut hidden, key, &entry);
-                }
-                if let Some(reason) = decide::affinity(&key, stage, &entry, &rules)
-                    && remove(other, &key, reason, entry.stamps())?
-                {
-                    removed.count(reason);
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
-        }
+        let _ = self.affinity_pending.for_each(progress, |key, entry| {
+            if self.affinity.get(&key)?.is_some() {
+                return hide(&self.affinity, &mut hidden, key, &entry);
+            }
+            match decide::affinity(&key, Stage::Pending, &entry, &rules) {
+                Some(reason) if remove(&mut affinity_pending, &key, reason, entry.stamps())? => removed.count(reason),
+                Some(_) => {}
+                None => kept += usize::from(entry.flags & flag::AFFINITY_KEPT != 0),
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let _ = self.affinity.for_each(progress, |key, entry| {
+            match decide::affinity(&key, Stage::Established, &entry, &rules) {
+                Some(reason) if remove(&mut affinity, &key, reason, entry.stamps())? => removed.count(reason),
+                _ => recount.add(&Place::of_affinity(seed, &key)),
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.shares.correct(&recount);
         remove_hidden(&mut affinity_pending, hidden)?;
         let left = PerTable {
             flows: self.flows.count(progress)?,
             affinity: self.affinity.count(progress)?,
-            flows_pending: self.flows_pending.count(progress)?,
-            affinity_pending: self.affinity_pending.count(progress)?,
+            flows_pending: self.flows_pending.tcp.count(progress)?,
+            affinity_pending: self.affinity_pending.tcp.count(progress)?,
+            flows_pending_other: self.flows_pending.other.count(progress)?,
+            affinity_pending_other: self.affinity_pending.other.count(progress)?,
         };
-        Ok(SweepReport { left, removed })
+        Ok(SweepReport { left, removed, kept })
     }
 
     /// Lets the programs stop looking for translated direct connections if none is left. `created` was read before the
@@ -172,9 +194,35 @@ impl Connections {
     }
 }
 
+/// What entries are looked up in and removed from.
+trait Store<K, V> {
+    fn get(&self, key: &K) -> Result<Option<V>, MapFault>;
+    fn remove(&mut self, key: &K) -> Result<(), MapFault>;
+}
+
+impl<K: Plain + Ord, V: Plain> Store<K, V> for Table<K, V> {
+    fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
+        self.get(key)
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapFault> {
+        Entries::remove(self, key)
+    }
+}
+
+impl<K: Plain + Ord + OfProtocol, V: Plain> Store<K, V> for ByProtocol<K, V> {
+    fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
+        self.get(key)
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapFault> {
+        self.remove(key)
+    }
+}
+
 /// Removes what was decided on, unless it has changed since; returns whether it did.
-fn remove<K: Plain + Ord, V: Plain + Stamps>(
-    table: &mut Table<K, V>,
+fn remove<K, V: Stamps>(
+    table: &mut impl Store<K, V>,
     key: &K,
     reason: Reason,
     then: (u64, u64),
@@ -206,8 +254,8 @@ fn hide<K: Plain + Ord, V: Plain + Stamps>(
 }
 
 /// Nobody reads them.
-fn remove_hidden<K: Plain + Ord, V: Plain + Stamps>(
-    pending: &mut Table<K, V>,
+fn remove_hidden<K: Plain + Ord + OfProtocol, V: Plain + Stamps>(
+    pending: &mut ByProtocol<K, V>,
     hidden: Hidden<K>,
 ) -> Result<(), MapFault> {
     for (key, made) in hidden {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
-use dataplane_common::flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey};
+use dataplane_common::{
+    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey},
+    shares,
+};
 
 use super::harness::{Harness, HarnessError};
 use crate::{MapFault, pod::Plain, table::Entries as _, table::Table};
@@ -20,7 +23,7 @@ impl Harness {
         Ok(self.tables.connections.flows.read()?)
     }
 
-    /// What `FLOWS_PENDING` holds.
+    /// What `FLOWS_PENDING` and its twin hold.
     pub fn pending_flows(&self) -> Result<BTreeMap<FlowKey, Flow>, HarnessError> {
         Ok(self.tables.connections.flows_pending.read()?)
     }
@@ -40,6 +43,11 @@ impl Harness {
         Ok(self.tables.connections.flows.put(key, flow)?)
     }
 
+    /// Removes an entry of `FLOWS`, as nobody does who counts.
+    pub fn remove_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
+        Ok(self.tables.connections.flows.remove(key)?)
+    }
+
     /// Puts an entry into `FLOWS_PENDING`, as packets do.
     pub fn put_pending_flow(&mut self, key: FlowKey, flow: Flow) -> Result<(), HarnessError> {
         Ok(self.tables.connections.flows_pending.put(key, flow)?)
@@ -48,6 +56,16 @@ impl Harness {
     /// Removes an entry of `FLOWS_PENDING`, as the kernel does when it needs room.
     pub fn remove_pending_flow(&mut self, key: &FlowKey) -> Result<(), HarnessError> {
         Ok(self.tables.connections.flows_pending.remove(key)?)
+    }
+
+    /// What `SHARES` counts of `FLOWS`: its entries, and those of them that are not of TCP.
+    pub fn counted_flows(&self) -> [i64; 2] {
+        self.tables.connections.shares.entries(shares::FLOWS)
+    }
+
+    /// The same of `AFFINITY`.
+    pub fn counted_affinity(&self) -> [i64; 2] {
+        self.tables.connections.shares.entries(shares::AFFINITY)
     }
 
     /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
@@ -62,7 +80,7 @@ impl Harness {
         Ok(self.tables.connections.affinity.read()?)
     }
 
-    /// What `AFFINITY_PENDING` holds.
+    /// What `AFFINITY_PENDING` and its twin hold.
     pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
         Ok(self.tables.connections.affinity_pending.read()?)
     }
@@ -91,9 +109,13 @@ impl Harness {
     pub fn forget_connections(&mut self) -> Result<(), HarnessError> {
         let tables = &mut self.tables.connections;
         forget(&mut tables.flows)?;
-        forget(&mut tables.flows_pending)?;
         forget(&mut tables.affinity)?;
-        forget(&mut tables.affinity_pending)?;
+        for pending in [&mut tables.flows_pending.tcp, &mut tables.flows_pending.other] {
+            forget(pending)?;
+        }
+        for pending in [&mut tables.affinity_pending.tcp, &mut tables.affinity_pending.other] {
+            forget(pending)?;
+        }
         tables.gate.clear(tables.gate.read().created);
         Ok(())
     }

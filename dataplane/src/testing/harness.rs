@@ -59,6 +59,8 @@ const SIZES: &[(MapName, u32)] = &[
     (MapName::Affinity, 2048),
     (MapName::FlowsPending, 2048),
     (MapName::AffinityPending, 2048),
+    (MapName::FlowsPendingOther, 2048),
+    (MapName::AffinityPendingOther, 2048),
     (MapName::Allow, 64),
     (MapName::Left, 64),
     (MapName::Clients, 64),

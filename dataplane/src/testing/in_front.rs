@@ -116,12 +116,14 @@ impl State {
 
     fn restore(self, harness: &mut Harness) -> Result<(), RunError> {
         let tables = &mut harness.tables.connections;
-        for (table, want) in [(&mut tables.affinity, self.established), (&mut tables.affinity_pending, self.pending)] {
-            for key in table.read()?.keys().filter(|key| !want.contains_key(key)) {
-                table.remove(key)?;
-            }
-            want.into_iter().try_for_each(|(key, entry)| table.put(key, entry))?;
+        for key in tables.affinity.read()?.keys().filter(|key| !self.established.contains_key(key)) {
+            tables.affinity.remove(key)?;
         }
+        for key in tables.affinity_pending.read()?.keys().filter(|key| !self.pending.contains_key(key)) {
+            tables.affinity_pending.remove(key)?;
+        }
+        self.established.into_iter().try_for_each(|(key, entry)| tables.affinity.put(key, entry))?;
+        self.pending.into_iter().try_for_each(|(key, entry)| tables.affinity_pending.put(key, entry))?;
         for (at, cursor) in (0..).zip(self.cursors) {
             harness.cursors.set(at, cursor, 0).map_err(of_cursors)?;
         }

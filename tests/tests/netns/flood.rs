@@ -183,7 +183,7 @@ fn a_flood_of_a_vip_leaves_old_connections_alone_and_lets_new_ones_in() {
 }
 
 #[test]
-fn a_table_that_runs_full_is_said_before_it_is() {
+fn who_takes_more_than_a_share_of_a_table_is_told_of_and_served() {
     scenario(|lab| {
         let client = lab.client()?;
         let table = Table::with_nodes(1).ingress().service("web").publish("tcp", 8080, 80);
@@ -193,18 +193,21 @@ fn a_table_that_runs_full_is_said_before_it_is() {
         cluster.serve(&["web.1"])?;
         let agent = &cluster.agents[0];
         let full = |wanted: bool| {
-            wait_for(&format!("a table to be nearly full: {wanted}"), PATIENCE, || {
+            wait_for(&format!("connections without a share: {wanted}"), PATIENCE, || {
                 let status = agent.json(&["status"])?;
-                let said =
-                    status["dataplane"]["warnings"].to_string().contains("connection table flows is nearly full");
+                let said = status["dataplane"]["warnings"].to_string().contains("have found no share");
                 ensure!(said == wanted && status["healthy"] == !wanted, "{status:#}");
                 Ok(())
             })
         };
         full(false)?;
-        // Two entries each.
-        let visitors = (0..470).map(|_| Visitor::connect(&client, "192.168.77.11:8080")).collect::<Result<Vec<_>>>()?;
+        // Two entries each, and one client gets two thirds.
+        let mut visitors =
+            (0..470).map(|_| Visitor::connect(&client, "192.168.77.11:8080")).collect::<Result<Vec<_>>>()?;
         full(true)?;
+        for visitor in &mut visitors {
+            ensure!(visitor.ask()? == "web.1", "somebody else answers");
+        }
         drop(visitors);
         full(false)
     });

@@ -1,4 +1,4 @@
-//! Connection tables that run full.
+//! Connection tables that run full, and connections that find no share of them.
 
 use dataplane::PerTable;
 
@@ -10,8 +10,22 @@ const FULL: u64 = 90;
 /// Tables of established connections that are nearly full, by the last sweep, with what to do about it. In the pending tables
 /// the least recently used entry makes room: they may be full.
 pub(super) fn nearly_full(shared: &Shared) -> Vec<String> {
-    let left = shared.sweeps().last.map(|(_, report)| report.left);
-    left.map_or_else(Vec::new, |left| full(left, shared.connections().capacity()))
+    let Some((_, report)) = shared.sweeps().last else { return Vec::new() };
+    let mut texts = full(report.left, shared.connections().capacity());
+    texts.extend(kept(report.kept));
+    texts
+}
+
+/// What is said of so many entries that have found no share of the established tables.
+fn kept(entries: usize) -> Option<String> {
+    (entries > 0).then(|| {
+        format!(
+            "{entries} entries of connections have found no share of the connection tables: of what is free their service or \
+             their clients' network holds too much, or all that is not TCP; they stay among the connections that others \
+             displace. `hiveway flow ls` shows whose they are; shorter idle times (`--timeout`) make room, and so does \
+             `--max-flows` after a teardown"
+        )
+    })
 }
 
 fn full(left: PerTable<usize>, room: PerTable<u32>) -> Vec<String> {
@@ -33,10 +47,21 @@ fn full(left: PerTable<usize>, room: PerTable<u32>) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn per_table<T: Copy>(flows: T, affinity: T, pending: T) -> PerTable<T> {
+        PerTable {
+            flows,
+            affinity,
+            flows_pending: pending,
+            affinity_pending: pending,
+            flows_pending_other: pending,
+            affinity_pending_other: pending,
+        }
+    }
+
     #[test]
     fn more_than_nine_tenths_of_an_established_table_is_full() {
-        let room = PerTable { flows: 1000, affinity: 1000, flows_pending: 10, affinity_pending: 10 };
-        let left = |flows, affinity| PerTable { flows, affinity, flows_pending: 10, affinity_pending: 10 };
+        let room = per_table(1000, 1000, 10);
+        let left = |flows, affinity| per_table(flows, affinity, 10);
         assert_eq!(full(left(900, 900), room), Vec::<String>::new());
         let [only] = &full(left(901, 0), room)[..] else { panic!("flows") };
         assert!(
@@ -44,5 +69,7 @@ mod tests {
             "{only}"
         );
         assert_eq!(full(left(1000, 1000), room).len(), 2);
+        assert_eq!(kept(0), None);
+        assert!(kept(3).is_some_and(|text| text.starts_with("3 entries") && text.contains("--max-flows")));
     }
 }

@@ -1,0 +1,242 @@
+//! Map `SHARES`: how much of the tables of established connections each service and each client prefix holds.
+//!
+//! Shares are of what is **free**, as switches with shared buffers have it (dynamic thresholds: Choudhury and Hahne,
+//! IEEE/ACM Transactions on Networking 6(2), 1998): whoever is alone may take most of a table, and the more hold much of it,
+//! the less each gets; there is always something left for who holds little. What finds no share is refused nothing: it stays
+//! in the pending tables, where the least recently used makes room.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    addr::NetId,
+    flow::{AffinityKey, FlowKey, MESH_ZONE, STOCK_ZONE},
+    headers::ipproto,
+};
+
+/// Numbers of services; several may share one.
+pub const SERVICES: usize = 1 << 12;
+/// Numbers of client prefixes; several may share one.
+pub const PREFIXES: usize = 1 << 16;
+
+/// How many times what is free a service may hold: 80 % of the table if it is alone.
+const OF_SERVICE: i64 = 4;
+/// The same for a prefix: 67 % of the table if it is alone.
+const OF_PREFIX: i64 = 2;
+
+/// Index of `AFFINITY` in [`Shares`].
+pub const AFFINITY: usize = 0;
+/// Index of `FLOWS` in [`Shares`].
+pub const FLOWS: usize = 1;
+
+/// Value of map `SHARES` (memory-mapped array of one). Numbers are of table entries, in two's complement: between two sweeps,
+/// which count anew, more may be given back than was taken.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Shares {
+    /// Of the hash that services and prefixes are numbered by: who does not know it cannot find others with another's number.
+    pub seed: u64,
+    /// Room in each table; 0: not known yet, everybody has a share.
+    pub room: [u64; 2],
+    /// Entries in each table.
+    pub entries: [u64; 2],
+    /// Those of them that are not of TCP.
+    pub other: [u64; 2],
+    /// Always zero.
+    pub _pad: u64,
+    /// Entries of each service.
+    pub services: [u64; SERVICES],
+    /// Entries of each prefix.
+    pub prefixes: [u64; PREFIXES],
+}
+
+crate::assert_layout!(Shares: size 557_120 align 8);
+
+/// Where a connection's entries are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// [`AFFINITY`] or [`FLOWS`].
+    pub table: usize,
+    /// Not TCP.
+    pub other: bool,
+    /// Index of [`Shares::services`].
+    pub service: usize,
+    /// Index of [`Shares::prefixes`].
+    pub prefix: usize,
+}
+
+impl Place {
+    /// Of an entry of `AFFINITY`: the service is the published port, the prefix the client's /24.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_affinity(seed: u64, key: &AffinityKey) -> Self {
+        let [a, b, c, _] = key.client;
+        Self::new(AFFINITY, seed, key.proto, port(key.port, key.proto), word([a, b, c, 0]))
+    }
+
+    /// Of both entries of `FLOWS` of a connection with this forward key. Through the mesh as for [`Self::of_affinity`]; inside an
+    /// overlay network the service is an address, and the prefix one container.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_flow(seed: u64, forward: &FlowKey) -> Self {
+        let [a, b, c, d] = forward.src;
+        let zone = (word(forward.zone) as u64) << 32;
+        if is_mesh(forward.zone) {
+            let service = zone | port(forward.dport, forward.proto);
+            Self::new(FLOWS, seed, forward.proto, service, word([a, b, c, 0]))
+        } else {
+            let service = zone | word(forward.dst) as u64;
+            Self::new(FLOWS, seed ^ zone, forward.proto, service, word([a, b, c, d]))
+        }
+    }
+
+    #[inline(always)]
+    const fn new(table: usize, seed: u64, proto: u8, service: u64, prefix: u32) -> Self {
+        Self {
+            table,
+            other: proto != ipproto::TCP,
+            service: mix(service ^ seed ^ table as u64) as usize & (SERVICES - 1),
+            prefix: mix(prefix as u64 ^ seed.rotate_left(32) ^ table as u64) as usize & (PREFIXES - 1),
+        }
+    }
+}
+
+/// What is held where a connection wants a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Room in the table; 0: not known.
+    pub room: u64,
+    /// All entries.
+    pub entries: u64,
+    /// Those that are not of TCP; `None` for a connection of TCP.
+    pub other: Option<u64>,
+    /// The service's.
+    pub service: u64,
+    /// The prefix's.
+    pub prefix: u64,
+}
+
+impl Held {
+    /// Whether there is a share for one more connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn admits(&self) -> bool {
+        let free = self.room as i64 - self.entries as i64;
+        if self.room == 0 {
+            return true;
+        }
+        if let Some(other) = self.other
+            && other as i64 >= (self.room / 2) as i64
+        {
+            return false;
+        }
+        // A full table is for the table to say: the numbers may be ahead of it.
+        free <= 0 || ((self.service as i64) < OF_SERVICE * free && (self.prefix as i64) < OF_PREFIX * free)
+    }
+}
+
+#[inline(always)]
+const fn is_mesh(zone: NetId) -> bool {
+    let zone = word(zone);
+    zone == word(MESH_ZONE) || zone == word(STOCK_ZONE)
+}
+
+#[inline(always)]
+const fn word(bytes: [u8; 4]) -> u32 {
+    u32::from_le_bytes(bytes)
+}
+
+#[inline(always)]
+const fn port([a, b]: [u8; 2], proto: u8) -> u64 {
+    word([a, b, proto, 0]) as u64
+}
+
+/// The finalizer of splitmix64: a bijection, all of whose bits depend on all bits of `x`.
+#[inline(always)]
+const fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{collections::BTreeSet, vec};
+
+    use super::*;
+
+    const SEED: u64 = 0x1234_5678_9abc_def0;
+    const ROOM: u64 = 1000;
+
+    fn held(entries: u64) -> Held {
+        Held { room: ROOM, entries, other: None, service: 0, prefix: 0 }
+    }
+
+    /// How many entries somebody gets who asks as long as `admits` says yes, while others hold `others`.
+    fn most(others: u64, with: impl Fn(Held, u64) -> Held) -> u64 {
+        (0..ROOM - others).find(|&own| !with(held(others + own), own).admits()).unwrap_or(ROOM - others)
+    }
+
+    #[test]
+    fn who_is_alone_gets_most_of_a_table_and_never_all() {
+        let service = |held, own| Held { service: own, ..held };
+        let prefix = |held, own| Held { prefix: own, ..held };
+        assert_eq!((most(0, service), most(0, prefix)), (800, 667));
+        assert_eq!((most(800, service), most(800, prefix)), (160, 134), "the second one");
+    }
+
+    #[test]
+    fn what_is_not_tcp_leaves_half_to_tcp() {
+        let other = |held, own| Held { other: Some(own), ..held };
+        assert_eq!(most(0, other), 500);
+        assert!(Held { other: Some(0), ..held(999) }.admits(), "and may have what is left");
+        assert!(held(999).admits(), "TCP may have all");
+    }
+
+    #[test]
+    fn numbers_that_are_wrong_close_no_table() {
+        assert!(Held { room: 0, ..held(5000) }.admits(), "before the room is known");
+        assert!(held(5000).admits(), "the table itself knows better");
+        assert!(
+            Held { service: (-3i64) as u64, prefix: (-3i64) as u64, other: Some(-1i64 as u64), ..held(0) }.admits()
+        );
+        assert!(held(-10i64 as u64).admits());
+    }
+
+    #[test]
+    fn the_same_connection_has_the_same_place() {
+        let key = |client, node, port| AffinityKey::new((client, [1, 2]), (node, port), 6);
+        let first = Place::of_affinity(SEED, &key([198, 51, 100, 7], [192, 0, 2, 1], [0, 80]));
+        assert_eq!(first, Place::of_affinity(SEED, &key([198, 51, 100, 9], [192, 0, 2, 2], [0, 80])));
+        assert_ne!(first.service, Place::of_affinity(SEED, &key([198, 51, 100, 7], [192, 0, 2, 1], [0, 81])).service);
+        assert_ne!(first.prefix, Place::of_affinity(SEED, &key([198, 51, 101, 7], [192, 0, 2, 1], [0, 80])).prefix);
+        assert_ne!(first.prefix, Place::of_affinity(SEED + 1, &key([198, 51, 100, 7], [192, 0, 2, 1], [0, 80])).prefix);
+        let flow =
+            |zone, src, dst, proto| Place::of_flow(SEED, &FlowKey::new(zone, (src, [1; 2]), (dst, [0, 80]), proto));
+        let mesh = flow(MESH_ZONE, [198, 51, 100, 7], [192, 0, 2, 1], 6);
+        assert_eq!(mesh, flow(MESH_ZONE, [198, 51, 100, 8], [192, 0, 2, 2], 6));
+        let vip = flow([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 2], 17);
+        assert_ne!(vip.prefix, flow([0, 0, 16, 1], [10, 0, 1, 8], [10, 0, 1, 2], 17).prefix, "container by container");
+        assert_ne!(vip.prefix, flow([0, 0, 16, 2], [10, 0, 1, 7], [10, 0, 1, 2], 17).prefix, "network by network");
+        assert_ne!(vip.service, flow([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 3], 17).service);
+        assert_eq!((mesh.other, vip.other, first.table, vip.table), (false, true, AFFINITY, FLOWS));
+    }
+
+    #[test]
+    fn prefixes_spread_over_all_numbers() {
+        let mut counts = vec![0u32; PREFIXES];
+        for prefix in 0..PREFIXES as u32 {
+            let [_, a, b, c] = prefix.to_be_bytes();
+            let key = AffinityKey::new(([a, b, c, 9], [0; 2]), ([192, 0, 2, 1], [0, 80]), 6);
+            counts[Place::of_affinity(SEED, &key).prefix] += 1;
+        }
+        let most = counts.iter().max().copied();
+        assert!(most <= Some(12), "{most:?}");
+        let services: BTreeSet<_> = (0..1000u16)
+            .map(|port| Place::of_affinity(SEED, &AffinityKey::new(([9; 4], [0; 2]), ([1; 4], port.to_be_bytes()), 6)))
+            .map(|place| place.service)
+            .collect();
+        assert!(services.len() > 850, "{}", services.len());
+    }
+}

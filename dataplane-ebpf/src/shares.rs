@@ -1,0 +1,86 @@
+//! Map `SHARES`: whether a connection that has proved itself gets a place in the established table, and who holds how much.
+//!
+//! Counted where an entry is put into an established table or taken out of one. The agent's sweep removes entries and counts
+//! anew; what is wrong until then (two CPUs, an entry removed by both) is a few in a table of thousands.
+
+use dataplane_common::{
+    flow::{AffinityKey, FlowKey},
+    shares::{Held, Place, Shares},
+};
+
+use crate::{maps::SHARES, service::fetch_add};
+
+/// Whether there is a share for the connection of this entry of `AFFINITY`.
+#[inline(always)]
+pub(crate) fn admits_affinity(key: &AffinityKey) -> bool {
+    map().is_none_or(|shares| admits(shares, &Place::of_affinity(seed(shares), key)))
+}
+
+/// Counts `entries` that were put into `AFFINITY` under this key, or, if negative, taken out of it.
+#[inline(always)]
+pub(crate) fn count_affinity(key: &AffinityKey, entries: i64) {
+    if let Some(shares) = map() {
+        add(shares, &Place::of_affinity(seed(shares), key), entries);
+    }
+}
+
+/// What the removal of an entry changes: -1, or 0 if there was none.
+// VERIFIER: without a branch. All that follows a removal would be verified twice.
+#[inline(always)]
+pub(crate) fn taken_out(removal: Result<(), i32>) -> i64 {
+    !i64::from(removal.err().unwrap_or(0)) >> 63
+}
+
+/// Whether there is a share for the translated connection with this forward key.
+#[inline(never)]
+pub(crate) fn admits_flow(forward: &FlowKey) -> bool {
+    map().is_none_or(|shares| admits(shares, &Place::of_flow(seed(shares), forward)))
+}
+
+/// Counts `entries` of the connection with this forward key that were put into `FLOWS`, or, if negative, taken out of it.
+#[inline(never)]
+pub(crate) fn count_flow(forward: &FlowKey, entries: i64) {
+    if let Some(shares) = map() {
+        add(shares, &Place::of_flow(seed(shares), forward), entries);
+    }
+}
+
+#[inline(always)]
+fn map() -> Option<*mut Shares> {
+    SHARES.get_ptr_mut(0)
+}
+
+#[inline(always)]
+fn seed(shares: *mut Shares) -> u64 {
+    // SAFETY: into a live array map; the agent writes it once, before any program is attached.
+    unsafe { (*shares).seed }
+}
+
+#[inline(always)]
+fn admits(shares: *mut Shares, place: &Place) -> bool {
+    // SAFETY: as above; aligned words, each of which other CPUs change as a whole, and the indices are within their arrays.
+    let held = unsafe {
+        Held {
+            room: (*shares).room[place.table],
+            entries: (&raw const (*shares).entries[place.table]).read_volatile(),
+            other: place.other.then(|| (&raw const (*shares).other[place.table]).read_volatile()),
+            service: (&raw const (*shares).services[place.service]).read_volatile(),
+            prefix: (&raw const (*shares).prefixes[place.prefix]).read_volatile(),
+        }
+    };
+    held.admits()
+}
+
+#[inline(always)]
+fn add(shares: *mut Shares, place: &Place, entries: i64) {
+    let entries = entries as u64;
+    // SAFETY: as above.
+    unsafe {
+        fetch_add(&raw mut (*shares).entries[place.table], entries);
+        if place.other {
+            fetch_add(&raw mut (*shares).other[place.table], entries);
+        }
+        fetch_add(&raw mut (*shares).services[place.service], entries);
+        fetch_add(&raw mut (*shares).prefixes[place.prefix], entries);
+    }
+}
