@@ -284,7 +284,7 @@ fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
                 key[..4].copy_from_slice(&NET);
                 key[4..8].copy_from_slice(&i.to_be_bytes());
                 key[8] = u8::from(map == MapName::Flows);
-                key[16] = 17;
+                key[16] = 6;
                 let mut value = [0u8; 48];
                 value[..8].copy_from_slice(&started.to_ne_bytes());
                 value[8..16].copy_from_slice(&started.to_ne_bytes());
@@ -302,6 +302,29 @@ fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
         let report = connections.sweep(&live, started, &Timeouts::default(), &|| ())?;
         assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (2500, 2500, 5000));
         assert!(connections.rows()?.iter().all(|row| row.tag == [1; 8]));
+        Ok(())
+    })
+}
+
+/// Its programs knew one table for all protocols.
+#[test]
+fn pending_connections_of_an_earlier_version_find_the_table_of_their_protocol() -> Result<()> {
+    sandbox(|bpffs| {
+        drop(Dataplane::open(&options(bpffs))?);
+        let started = dataplane::monotonic_now();
+        let mut table = flows(bpffs, MapName::FlowsPending)?;
+        for proto in [6, 17, 132] {
+            let (mut key, mut value) = ([0u8; 20], [0u8; 48]);
+            key[..4].copy_from_slice(&NET);
+            key[16] = proto;
+            value[..8].copy_from_slice(&started.to_ne_bytes());
+            value[8..16].copy_from_slice(&started.to_ne_bytes());
+            table.insert(key, value, 0)?;
+        }
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        let mut connections = dataplane.connections()?;
+        let report = connections.sweep(&HashSet::new(), started - 1, &Timeouts::default(), &|| ())?;
+        assert_eq!((report.left.flows_pending, report.left.flows_pending_other), (1, 2));
         Ok(())
     })
 }
