@@ -212,7 +212,9 @@ fn vip_loop(stage: &Stage, client: &Task, target: &str, name: &str) -> Result<Lo
     let exec = ["exec", "--interactive", &client.container, "hw-lab-peer"];
     let arguments = [&exec[..], &LoadLoop::arguments("tcp-load", target)].concat();
     let command = stage.node_of(client)?.docker_command(&arguments);
-    LoadLoop::spawn(command, &stage.swarm.place().directory(), name, target, 1)
+    // Stories share the directory, and what a process says is appended.
+    let name = format!("{name}-{}", client.container);
+    LoadLoop::spawn(command, &stage.swarm.place().directory(), &name, target, 1)
 }
 
 fn without_loss(what: &str, tally: &Tally) -> Result<()> {

@@ -4,6 +4,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{lab::wait_for, swarm::Hiveway};
+use serde_json::Value;
 
 use crate::{
     balancer::ask_vip,
@@ -15,7 +16,7 @@ use crate::{
 
 const LAG: Duration = Duration::from_secs(60);
 
-/// The VIP is balanced by us, before the engine encrypts; nothing of it is on the wire in cleartext.
+/// The VIP is balanced by us, before the engine encrypts; nothing of the network is on the wire in cleartext.
 pub(crate) fn encrypted_network(stage: &mut Stage) -> Result<()> {
     stage.network("app", "--opt encrypted")?;
     stage.create("web", "--mode global --network app demo/web:1")?;
@@ -23,6 +24,7 @@ pub(crate) fn encrypted_network(stage: &mut Stage) -> Result<()> {
     for agent in stage.nodes().iter().map(Hiveway::on) {
         agent.start(&[])?;
     }
+    let vni = vni(stage)?;
     let servers = names(&stage.serving("web")?);
     let directory = stage.swarm.place().directory();
     for client in stage.serving("client")? {
@@ -40,11 +42,19 @@ pub(crate) fn encrypted_network(stage: &mut Stage) -> Result<()> {
         asked?;
         let packets = fs::read(&file)?;
         ensure!(packets.len() > 1000, "the capture has {} bytes", packets.len());
-        let clear = count(&file, "udp port 4789")?;
+        // The agents' probes are tunnelled, too, in the ingress network.
+        let clear = count(&file, &format!("udp port 4789 and udp[12:4] >> 8 = {vni}"))?;
         let encrypted = count(&file, "ip proto 50")?;
-        ensure!(clear == 0 && encrypted > 0, "{clear} tunnelled packets in cleartext, {encrypted} encrypted");
+        ensure!(clear == 0 && encrypted > 0, "{clear} packets of the network in cleartext, {encrypted} encrypted");
     }
     stage.agree()
+}
+
+/// The VNI of the network, as the engines know it.
+fn vni(stage: &Stage) -> Result<u32> {
+    let networks: Value = serde_json::from_str(&stage.docker("network inspect app")?)?;
+    let vni = networks[0]["Options"]["com.docker.network.driver.overlay.vxlanid_list"].as_str();
+    vni.context("the engine tells no VNI")?.parse().context("the network's VNI")
 }
 
 /// All that the nodes say to each other, at the switch; written packet by packet.
