@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what kernels
-/// treat differently: GSO metadata, IP options, ICMP errors, adjusted room. Each test loads all programs, which takes an
+/// treat differently: GSO metadata, IP options, ICMP errors, adjusted room, maps of maps. Each test loads all programs, which takes an
 /// emulated kernel 5 s and more.
-const KERNEL_DEPENDENT: [&str; 17] = [
+const KERNEL_DEPENDENT: [&str; 18] = [
     "lifecycle",
     "attachments",
     "sandboxes",
@@ -35,6 +35,7 @@ const KERNEL_DEPENDENT: [&str; 17] = [
     "golden_options",
     "golden_path_mtu",
     "golden_probe",
+    "golden_shares",
     "golden_ttl",
     "golden_xdp",
     "golden_xdp_open",
