@@ -5,6 +5,7 @@
 
 mod build_ebpf;
 mod check;
+mod fuzz;
 mod lab;
 mod setup;
 mod sh;
@@ -66,6 +67,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Fuzzes the readers of tables, answers, messages and rules, beginning with the tests' captures
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1440))]
+        minutes: u32,
+        /// Which targets; all of them unless some are named
+        targets: Vec<fuzz::Target>,
+    },
     /// Loads every program and compares what the verifier says with the budget (as root)
     Verify,
     /// Runs suites on Debian's kernels in a VM: golden packets, links, and a swarm with IPVS and ESP (as root)
@@ -99,6 +108,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::BuildEbpf => build_ebpf::run(),
         Command::Setup => setup::run().and_then(|()| setup::for_swarm()),
+        Command::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
         Command::Verify => verify::run(),
         Command::Check => check::run(),
         Command::Demo { arguments } => lab::run("hw-demo", &arguments),

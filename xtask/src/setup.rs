@@ -155,6 +155,18 @@ pub(crate) fn for_check() -> Result<()> {
     Ok(())
 }
 
+/// What `fuzz` needs besides what building needs.
+pub(crate) fn for_fuzz() -> Result<()> {
+    const VERSION: &str = "0.13.2";
+    // libFuzzer is C++.
+    install_missing(&[("g++", "g++")])?;
+    if sh::in_path("cargo-fuzz").is_none() {
+        eprintln!("setup: cargo install cargo-fuzz {VERSION} (about a minute)");
+        sh::run(sh::command("cargo").args(["install", "--locked", "--version", VERSION, "cargo-fuzz"]))?;
+    }
+    Ok(())
+}
+
 /// Pins need a BPF file system.
 fn bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;

@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use hiveway_core::engine::api;
+use hiveway_proto::swarm::WatchMessage;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use crate::source::Live;
@@ -40,6 +42,20 @@ impl Manager {
     pub fn new(socket: &Path, swarm_dir: &Path) -> Self {
         Self { socket: socket.to_owned(), root_ca: swarm_dir.join(ROOT_CA) }
     }
+}
+
+/// The swarm's objects after each of these messages of a push stream, without a manager. The objects of the first message
+/// count as listed.
+pub fn replay(messages: impl IntoIterator<Item = WatchMessage>) -> impl Iterator<Item = api::Objects> {
+    use state::List::{Networks, Nodes, Services, Tasks};
+    let mut state = state::State::default();
+    messages.into_iter().enumerate().map(move |(number, message)| {
+        session::apply(&mut state, message);
+        if number == 0 {
+            [Nodes, Networks, Services, Tasks].into_iter().for_each(|list| state.complete(list));
+        }
+        state.objects()
+    })
 }
 
 /// Follows the swarm until nobody listens any more. Until the first table `lost` says why there is none.

@@ -114,7 +114,8 @@ async fn more(stream: &mut Streaming<WatchMessage>, state: &mut State) -> Option
     }
 }
 
-fn apply(state: &mut State, message: WatchMessage) {
+/// Takes a message's events.
+pub(super) fn apply(state: &mut State, message: WatchMessage) {
     for event in message.events {
         if let Some(object) = event.object {
             state.apply(event.action, object);

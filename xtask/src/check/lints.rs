@@ -13,7 +13,9 @@ fn verdict(mut command: std::process::Command) -> Result<Vec<String>> {
 pub(crate) fn formatting() -> Result<Vec<String>> {
     let mut cargo = sh::cargo();
     cargo.args(["fmt", "--all", "--", "--check"]);
-    verdict(cargo)
+    let mut fuzz = sh::cargo();
+    fuzz.args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]);
+    Ok([verdict(cargo)?, verdict(fuzz)?].concat())
 }
 
 pub(crate) fn clippy_host() -> Result<Vec<String>> {

@@ -1,6 +1,10 @@
 //! Rules as `iptables-save` prints them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use dataplane_common::headers::ipproto;
 use ipnet::Ipv4Net;
@@ -100,7 +104,7 @@ fn base(table: &str, chain: &str, drops: bool) -> Option<Base> {
 
 /// A target is a chain only if the table has one of that name; other targets are extensions that may do anything.
 fn known_chains(table: &mut Table) {
-    let names: Vec<String> = table.chains.keys().cloned().collect();
+    let names: BTreeSet<String> = table.chains.keys().cloned().collect();
     for rule in table.chains.values_mut().flat_map(|chain| &mut chain.rules) {
         if let Verdict::Jump(to) | Verdict::Goto(to) = &rule.verdict
             && !names.contains(to)

@@ -20,6 +20,11 @@ use super::{
 
 /// How deep chains may ask chains: more than the kernel's limit would be a loop.
 const DEEPEST: usize = 16;
+/// How many times the rules of a table may be looked at for one packet: chains that ask a chain several times, on several
+/// levels, multiply them. Rule sets of hosts need a few.
+const MOST_TIMES: usize = 64;
+/// A few rules may be looked at this many times in all.
+const FEW_RULES: usize = 1 << 16;
 /// Priorities at which destination and source NAT happen.
 const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
@@ -176,6 +181,7 @@ impl<'a> Judge<'a> {
     /// All base chains of a table on the packet's way.
     fn table(&self, at: usize, packet: Packet<'_>, closed: &mut Vec<((usize, String, usize), Ranges)>) {
         let table = &self.rules.tables[at];
+        let looks = FEW_RULES + MOST_TIMES * table.chains.values().map(|chain| chain.rules.len()).sum::<usize>();
         let mut asked_administrator = false;
         for (name, chain) in &table.chains {
             let Some(base) = &chain.base else { continue };
@@ -183,7 +189,7 @@ impl<'a> Judge<'a> {
                 asked_administrator |= base.hook == Hook::Forward;
                 continue;
             }
-            let mut walk = Walk { judge: self, at, table, base, packet, closed, asked: BTreeSet::new() };
+            let mut walk = Walk { judge: self, at, table, base, packet, closed, asked: BTreeSet::new(), looks };
             let out = walk.chain(name, Ranges::all(), 0);
             asked_administrator |= walk.asked.contains(ADMINISTRATORS);
             if base.drops && !out.is_empty() && !self.is_no_say(base, None) && !self.engine_lets_pass(base, table, name)
@@ -194,7 +200,7 @@ impl<'a> Judge<'a> {
         // The engine makes FORWARD ask it whenever it starts.
         if !asked_administrator && self.path.engine && table.chains.contains_key(ADMINISTRATORS) {
             let base = Base { hook: Hook::Forward, priority: 0, nat: false, drops: false, devices: None };
-            let mut walk = Walk { judge: self, at, table, base: &base, packet, closed, asked: BTreeSet::new() };
+            let mut walk = Walk { judge: self, at, table, base: &base, packet, closed, asked: BTreeSet::new(), looks };
             walk.chain(ADMINISTRATORS, Ranges::all(), 0);
         }
     }
@@ -268,6 +274,8 @@ struct Walk<'w, 'a> {
     closed: &'w mut Vec<((usize, String, usize), Ranges)>,
     /// Chains that were asked.
     asked: BTreeSet<String>,
+    /// How many more rules are looked at before no chain is asked any more.
+    looks: usize,
 }
 
 /// Whether a condition holds.
@@ -311,6 +319,7 @@ impl<'a> Walk<'_, 'a> {
             if at >= ends {
                 return Ranges::NONE;
             }
+            self.looks = self.looks.saturating_sub(1);
             let Some(found) = self.matched(rule) else { continue };
             let may = here.and(&found.most);
             if may.is_empty() {
@@ -333,7 +342,7 @@ impl<'a> Walk<'_, 'a> {
                 }
                 // What an engine has there is about other traffic.
                 Verdict::Jump(to) | Verdict::Goto(to) if self.judge.path.engine && ENGINES.contains(&to.as_str()) => {}
-                Verdict::Jump(to) | Verdict::Goto(to) if depth < DEEPEST => {
+                Verdict::Jump(to) | Verdict::Goto(to) if depth < DEEPEST && self.looks > 0 => {
                     let out = self.chain(to, may, depth + 1);
                     here.remove(&found.least);
                     match &rule.verdict {
@@ -342,7 +351,7 @@ impl<'a> Walk<'_, 'a> {
                         _ => returned.push(out),
                     }
                 }
-                // It asks itself.
+                // It asks itself, or too much: it may do anything.
                 Verdict::Jump(_) | Verdict::Goto(_) => self.closed.push(((self.at, name.to_owned(), at), may)),
             }
             if here.is_empty() {

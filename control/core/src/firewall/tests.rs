@@ -1,5 +1,7 @@
 //! Rules of real hosts, and what they leave to the host.
 
+mod chains;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
