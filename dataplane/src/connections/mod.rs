@@ -4,6 +4,7 @@
 //! must be kept. Connections that have proved nothing yet live apart, where LRU is right.
 
 mod decide;
+mod live;
 mod pairs;
 mod rows;
 mod state;
@@ -16,6 +17,7 @@ use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 
 use self::pairs::Half;
 pub use self::{
+    live::Live,
     rows::{ConnectionRow, Kind},
     state::State,
     sweep::{Removed, SweepReport},

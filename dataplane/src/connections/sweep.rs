@@ -1,14 +1,11 @@
 //! Forgetting connections: those idle for too long, and those of tasks that are gone.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::ops::ControlFlow;
 
-use dataplane_common::{
-    addr::Tag,
-    flow::{Affinity, Flow},
-};
+use dataplane_common::flow::{Affinity, Flow};
 
 use super::{
-    Connections, PerTable, Stage,
+    Connections, Live, PerTable, Stage,
     decide::{self, Reason, Rules},
     pairs::{holds_the_gate, pair},
     timeouts::Timeouts,
@@ -98,7 +95,7 @@ impl Connections {
     /// When the kernel refuses.
     pub fn sweep(
         &mut self,
-        live: &HashSet<Tag>,
+        live: &Live,
         as_of: u64,
         timeouts: &Timeouts,
         progress: &dyn Fn(),
