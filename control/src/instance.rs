@@ -1,16 +1,18 @@
 //! One agent per network namespace.
 //!
-//! Two things say so. The lock is a byte of a file that only root may open, at the number of the network namespace: agents
-//! of several namespaces share the file, and the kernel gives the byte back however a process ends. The sign is an abstract
-//! unix socket, whose name space is the network namespace itself: it is how an agent without the lock is noticed (one of a
-//! version before it, or one that sees another `/run`), and how its process is named. Anybody may hold the sign, so
-//! nobody's sign but an agent's own user's or root's keeps an agent away.
+//! Two things say so. The lock is a byte of a file that only root may open, at the number of the network namespace:
+//! agents of several namespaces share the file, and the kernel gives the byte back however a process ends. The sign is
+//! an abstract unix socket, whose name space is the network namespace itself: it is how an agent without the lock is
+//! noticed (one of a version before it, or one that sees another `/run`), and how its process is named. Anybody may
+//! hold the sign, so nobody's sign but an agent's own user's or root's keeps an agent away. Anybody may also fill the
+//! sign's queue, so that it says nothing of its holder: then the kernel is asked whose it is.
+
+mod sign;
 
 use std::{
     fs::{self, File},
     io,
     os::{
-        fd::AsRawFd,
         linux::net::SocketAddrExt,
         unix::{
             fs::MetadataExt,
@@ -22,10 +24,10 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, fcntl},
-    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt::PeerCredentials},
     unistd::geteuid,
 };
 
+use self::sign::Holder;
 use crate::private;
 
 const NAME: &[u8] = b"hiveway-agent";
@@ -86,12 +88,15 @@ impl Instance {
         let lock = lock(directory)?;
         let sign = match UnixListener::bind_addr(&SocketAddr::from_abstract_name(NAME)?) {
             Ok(listener) => Some(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder() {
-                Some((pid, uid)) if uid == 0 || uid == geteuid().as_raw() => {
-                    return Err(InstanceError::Running(Some(pid).filter(|pid| *pid > 0)));
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match sign::holder(NAME)? {
+                Some(Holder { pid, uid }) if uid == 0 || uid == geteuid().as_raw() => {
+                    return Err(InstanceError::Running(pid));
                 }
                 stranger => {
-                    let who = stranger.map(|(pid, uid)| format!("process {pid} of user {uid}"));
+                    let who = stranger.map(|Holder { pid, uid }| match pid {
+                        Some(pid) => format!("process {pid} of user {uid}"),
+                        None => format!("a process of user {uid}"),
+                    });
                     tracing::warn!(
                         "{} has the name of the agent's socket in this network namespace and is no agent; ignored",
                         who.as_deref().unwrap_or("a process that does not listen")
@@ -129,19 +134,10 @@ fn lock(directory: &Path) -> Result<File, InstanceError> {
     match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
         Ok(_) => Ok(file),
         Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-            Err(InstanceError::Running(holder().map(|(pid, _)| pid).filter(|pid| *pid > 0)))
+            Err(InstanceError::Running(sign::holder(NAME).ok().flatten().and_then(|holder| holder.pid)))
         }
         Err(errno) => Err(failed(&path)(errno.into())),
     }
-}
-
-/// Process and user that listen at the sign. The process number is 0 if it is outside our PID namespace.
-fn holder() -> Option<(i32, u32)> {
-    // Nobody accepts, so a connection may have to wait; we don't.
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
-    connect(stream.as_raw_fd(), &UnixAddr::new_abstract(NAME).ok()?).ok()?;
-    getsockopt(&stream, PeerCredentials).ok().map(|peer| (peer.pid(), peer.uid()))
 }
 
 #[cfg(test)]

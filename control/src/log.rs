@@ -2,17 +2,25 @@
 //! pager) keeps no part of the agent waiting. What is too much for the room that there is meanwhile is dropped, and counted.
 
 use std::{
+    any::Any,
+    backtrace::{Backtrace, BacktraceStatus},
     collections::VecDeque,
+    fmt::Write as _,
     io::{self, Write},
-    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    panic::{self, PanicHookInfo},
+    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
     thread,
     time::Duration,
 };
 
 /// Room for lines that the reader has not taken, in bytes.
 const ROOM: usize = 1024 * 1024;
+/// Room beyond that for what a panic says, which would be missed most.
+const ROOM_FOR_PANICS: usize = 64 * 1024;
 /// How long the end of the process waits for them.
 const END: Duration = Duration::from_secs(1);
+/// How long a thread that panics waits: the process may end with it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The process's; none where commands print for themselves.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
@@ -46,8 +54,29 @@ impl Queue {
 
     /// Adds a line, if there is room.
     fn push(&self, line: &[u8]) {
-        let mut waiting = self.waiting();
-        if waiting.bytes + line.len() > self.room {
+        self.push_within(self.waiting(), self.room, line);
+    }
+
+    /// Adds what a panic says, although there is no room for other lines, and waits for a moment until it is written.
+    /// Returns whether it could.
+    fn push_panic(&self, text: &[u8]) -> bool {
+        let waiting = match self.waiting.try_lock() {
+            Ok(waiting) => waiting,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // For long only where the panic is this module's own.
+            Err(TryLockError::WouldBlock) => {
+                thread::sleep(LAST_WORDS);
+                let Ok(waiting) = self.waiting.try_lock() else { return false };
+                waiting
+            }
+        };
+        self.push_within(waiting, self.room + ROOM_FOR_PANICS, text);
+        self.flush(LAST_WORDS);
+        true
+    }
+
+    fn push_within(&self, mut waiting: MutexGuard<'_, Waiting>, room: usize, line: &[u8]) {
+        if waiting.bytes + line.len() > room {
             waiting.dropped = waiting.dropped.saturating_add(1);
             return;
         }
@@ -109,6 +138,36 @@ pub(crate) fn take(text: &[u8]) -> bool {
     QUEUE.get().map(|queue| queue.push(text)).is_some()
 }
 
+/// From now on a panic is said in the log, too: std would write it to stderr itself, and wait there for a reader that
+/// does not read.
+pub fn take_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let text = panic_text(panic);
+        if !QUEUE.get().is_some_and(|queue| queue.push_panic(text.as_bytes())) {
+            let _ = io::stderr().lock().write_all(text.as_bytes());
+        }
+    }));
+}
+
+/// Thread, place and message, and where it was called from if `RUST_BACKTRACE` asks for it.
+fn panic_text(panic: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
+    let mut text = format!("panic in the thread {name}{place}: {}\n", message(panic.payload()));
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        // A string takes everything.
+        let _ = write!(text, "{backtrace}");
+    }
+    text
+}
+
+fn message(payload: &dyn Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it has no message")
+}
+
 /// Before the process ends: what the reader still takes is written.
 pub fn finish() {
     if let Some(queue) = QUEUE.get() {
@@ -158,6 +217,20 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn what_a_panic_says_has_room_where_other_lines_have_none() {
+        let queue = Queue::new(100);
+        let line = |number: u8| vec![number; 40];
+        (0..5).for_each(|number| queue.push(&line(number)));
+        assert!(queue.push_panic(&[7; 60_000]) && queue.push_panic(&[8; 60_000]));
+        let waiting = queue.waiting();
+        let lengths: Vec<_> = waiting.lines.iter().map(Vec::len).collect();
+        assert_eq!((&lengths[..2], lengths.last()), (&[40, 40][..], Some(&60_000)), "{lengths:?}");
+        assert_eq!(waiting.dropped, 1, "a second one is too much");
+        assert!(String::from_utf8_lossy(&waiting.lines[2]).starts_with("3 lines"), "what is missing is said before it");
+        assert!(!queue.push_panic(b"while the log's own lock is held"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The binary `hiveway`.
 
-use std::process::ExitCode;
+use std::{panic, process::ExitCode};
 
 use clap::Parser;
 use control::{
@@ -8,10 +8,14 @@ use control::{
     log, say,
 };
 
+/// What std ends with after a panic.
+const PANICKED: u8 = 101;
+
 fn main() -> ExitCode {
-    let code = told();
+    // The log has what the panic says, and must be written before the process ends.
+    let code = panic::catch_unwind(told);
     log::finish();
-    code
+    code.unwrap_or(ExitCode::from(PANICKED))
 }
 
 /// Runs the command, and says what could not be said.

@@ -49,7 +49,7 @@ pub fn still_on(task: &str, space: &Space, interface: &str) -> Result<BTreeSet<O
     Ok(on)
 }
 
-/// Remembers what is about to be turned off: of all interfaces at once, for each time the file is written to the disk.
+/// Remembers what is about to be turned off: of all interfaces at once.
 ///
 /// # Errors
 /// The state file's; then nothing may be turned off.

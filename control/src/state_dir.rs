@@ -1,4 +1,10 @@
 //! What the agent must remember across restarts, as small JSON files that are replaced atomically.
+//!
+//! What is to be undone is remembered before it is done: a file has its new content before the sysctl or the offload is
+//! changed, and an agent that dies in between leaves it to the next one. It need not be on the disk for that, and
+//! rounds do not wait for the disk: sysctls, offloads, and the addresses of containers are gone after a crash of the
+//! machine, so there is nothing to undo then, and a file that the crash has left empty is as good as none. The last
+//! table is to outlive the machine: it is synced, by the thread that writes it (`behind.rs`).
 
 mod last_table;
 
@@ -229,7 +235,11 @@ impl StateDir {
     /// When the file cannot be written.
     pub fn set_last_table(&self, base: Option<&Base>) -> Result<(), StateError> {
         match base {
-            Some(base) => self.replace(LAST_TABLE, &last_table::encode(base)),
+            Some(base) => {
+                let path = self.path.join(LAST_TABLE);
+                private::replace_synced(&path, &last_table::encode(base))
+                    .map_err(|error| StateError::file(&path, error))
+            }
             None => match fs::remove_file(self.path.join(LAST_TABLE)) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     Err(StateError::file(&self.path.join(LAST_TABLE), source))
@@ -263,6 +273,11 @@ impl StateDir {
     fn read<T: Default + DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
         let path = self.path.join(name);
         match bounded::read(&path, bounded::STATE) {
+            // What file systems make of a file that was not synced.
+            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => {
+                tracing::info!("state file {} is empty, as after a power cut: nothing is remembered", path.display());
+                Ok(T::default())
+            }
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError::file(&path, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
             Err(source) => Err(StateError::file(&path, source)),
@@ -273,13 +288,8 @@ impl StateDir {
         let bytes = serde_json::to_vec_pretty(value);
         let mut bytes = bytes.map_err(|error| StateError::file(&self.path.join(name), error))?;
         bytes.push(b'\n');
-        self.replace(name, &bytes)
-    }
-
-    /// Atomically.
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.path.join(name);
-        private::replace_synced(&path, bytes).map_err(|source| StateError::file(&path, source))
+        private::replace(&path, &bytes).map_err(|source| StateError::file(&path, source))
     }
 }
 
@@ -307,6 +317,55 @@ mod tests {
         fs::write(scratch.path().join(ADDRESSES), "{").unwrap();
         let error = StateDir::open(scratch.path()).unwrap().gateway_addresses().unwrap_err().to_string();
         assert!(error.contains(ADDRESSES), "{error}");
+    }
+
+    /// Lets every call that waits for a disk fail, for this thread.
+    fn without_a_disk_to_wait_for() {
+        let allow = libc::SECCOMP_RET_ALLOW;
+        let refuse = libc::SECCOMP_RET_ERRNO | libc::EIO as u32;
+        let statement = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+        let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+        for call in [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs, libc::SYS_sync] {
+            let is = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32);
+            filter.push(libc::sock_filter { jf: 1, ..is });
+            filter.push(statement(libc::BPF_RET | libc::BPF_K, refuse));
+        }
+        filter.push(statement(libc::BPF_RET | libc::BPF_K, allow));
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the filter is read during the call only, and concerns this thread alone.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// What rounds write.
+    #[test]
+    fn a_round_does_not_wait_for_the_disk_and_an_empty_file_is_none() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StateDir::open(scratch.path()).unwrap();
+        let sysctls = SysctlState { reserved_ports: BTreeSet::from([80]), ..SysctlState::default() };
+        let addresses = GatewayAddresses::from([("t1".to_owned(), [172, 18, 0, 2].into())]);
+        std::thread::scope(|scope| {
+            let round = scope.spawn(|| {
+                without_a_disk_to_wait_for();
+                state.set_sysctls(&sysctls).unwrap();
+                state.set_offloads(&BTreeSet::new()).unwrap();
+                state.set_gateway_addresses(&addresses).unwrap();
+                let synced = private::replace_synced(&scratch.path().join("synced"), b"").unwrap_err();
+                assert_eq!(synced.raw_os_error(), Some(libc::EIO), "nothing would have been noticed");
+            });
+            round.join().unwrap();
+        });
+        assert_eq!((state.sysctls().unwrap(), state.gateway_addresses().unwrap()), (sysctls, addresses));
+        for left in [&b""[..], &[0; 100]] {
+            for name in [SYSCTLS, OFFLOADS, ADDRESSES] {
+                fs::write(scratch.path().join(name), left).unwrap();
+            }
+            assert_eq!(state.sysctls().unwrap(), SysctlState::default());
+            assert_eq!((state.offloads().unwrap().len(), state.gateway_addresses().unwrap().len()), (0, 0));
+        }
     }
 
     #[test]

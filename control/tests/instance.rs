@@ -3,13 +3,13 @@
 mod support;
 
 use std::os::{
-    fd::AsRawFd,
+    fd::{AsRawFd, OwnedFd},
     linux::net::SocketAddrExt,
     unix::net::{SocketAddr, UnixListener},
 };
 
 use control::instance::{Instance, InstanceError};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use support::in_fresh_netns;
 
 /// Makes this thread alone another user's.
@@ -56,5 +56,45 @@ fn an_agent_of_a_version_before_the_lock_is_noticed() {
         let _older = UnixListener::bind_addr(&SocketAddr::from_abstract_name(b"hiveway-agent").unwrap()).unwrap();
         let refused = Instance::take();
         assert!(matches!(refused, Err(InstanceError::Running(Some(pid))) if pid as u32 == std::process::id()));
+    });
+}
+
+/// A socket that has the agent's name and listens, and connections that fill its queue.
+fn with_a_full_queue(listener: u32, others: u32) -> (OwnedFd, Vec<OwnedFd>) {
+    let name = UnixAddr::new_abstract(b"hiveway-agent").unwrap();
+    let new = |flags| socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    become_user(listener);
+    let there = new(SockFlag::empty());
+    bind(there.as_raw_fd(), &name).unwrap();
+    listen(&there, Backlog::new(2).unwrap()).unwrap();
+    become_user(0);
+    become_user(others);
+    let mut waiting = Vec::new();
+    let full = loop {
+        let client = new(SockFlag::SOCK_NONBLOCK);
+        match connect(client.as_raw_fd(), &name) {
+            Ok(()) => waiting.push(client),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((full, waiting.is_empty()), (nix::Error::EAGAIN, false));
+    become_user(0);
+    (there, waiting)
+}
+
+#[test]
+fn a_queue_that_somebody_fills_hides_no_agent() {
+    in_fresh_netns(|| async {
+        let _older = with_a_full_queue(0, 65534);
+        let refused = Instance::take();
+        assert!(matches!(refused, Err(InstanceError::Running(None))), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_stranger_that_fills_its_own_queue_keeps_no_agent_away() {
+    in_fresh_netns(|| async {
+        let _squatter = with_a_full_queue(65534, 65534);
+        Instance::take().unwrap();
     });
 }

@@ -49,7 +49,7 @@ pub use crate::{
     attach::{AttachError, AttachFault, Attached, XdpMode},
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
-    connections::{ConnectionRow, Connections, Kind, PerTable, Removed, State, SweepReport, Timeouts},
+    connections::{ConnectionRow, Connections, Kind, Live, PerTable, Removed, State, SweepReport, Timeouts},
     dataplane::{Dataplane, Detached, LeftNow, OpenError},
     hops::Hops,
     leave::{Left, leave},

@@ -3,11 +3,7 @@
 
 mod support;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Result, bail};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
@@ -293,7 +289,7 @@ fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
             }
         }
         assert_eq!(connections.rows()?.len(), 2 * entries as usize);
-        let live = HashSet::from([[1; 8]]);
+        let live = [[1; 8]].into_iter().collect();
         let buffers = std::cell::Cell::new(0);
         let report = connections.sweep(&live, started - 1, &Timeouts::default(), &|| buffers.set(buffers.get() + 1))?;
         // Both tables are counted, too, and the pending one is read once more.

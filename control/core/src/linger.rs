@@ -2,9 +2,11 @@
 //!
 //! Nodes read a new table within milliseconds of each other, not at the same instant, and a client's packet may be on
 //! its way. A task that leaves the table in an orderly way (removed, shut down, complete) is therefore kept as a
-//! draining endpoint for a short while: it gets no new flow from the change on, but a packet that another node sent it a
-//! moment ago still arrives. A task that failed, or whose node or address is gone, does not linger. Likewise a node that
-//! has said goodbye gets no new flow of the mesh, and the answers that it still sends are taken.
+//! draining endpoint for a short while: it gets no new flow from the change on, but a packet that another node sent it
+//! a moment ago still arrives. Its connections that are older than that end at once: the task has been drained, or is
+//! dead, and its clients should find another one. A task that failed, or whose node or address is gone, does not
+//! linger. Likewise a node that has said goodbye gets no new flow of the mesh, and the answers that it still sends are
+//! taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,6 +62,11 @@ impl Linger {
             }
         }
         Arc::new(lingering)
+    }
+
+    /// Tasks that linger.
+    pub fn departing(&self) -> impl Iterator<Item = &Id> {
+        self.departing.keys()
     }
 
     /// When [`Linger::apply`] will next give another answer for the same model.

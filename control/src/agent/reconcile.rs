@@ -521,10 +521,7 @@ impl Agent {
 
     /// Has connections swept, meanwhile and beside.
     fn sweep(&mut self, cause: Cause, round: &mut Round) {
-        let model = &self.table.model;
-        if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone()));
-        }
+        self.find_tags();
         let asked = self.sweeper.ask(self.last.tags.clone(), cause == Cause::Table);
         let last = self.shared.sweeps().error.map_or(Ok(()), Err);
         round.note(&mut self.backoff, "flow sweep", asked.map_err(str::to_owned).and(last));
@@ -571,10 +568,15 @@ impl Agent {
         self.last.takeover = takeover;
         self.last.firewall = self.host_rules.status(&self.args.ignored());
         self.last.left_out = left_out;
-        if !self.last.tags.is_of(model) {
-            self.last.tags = Arc::new(Tags::new(model.clone()));
-        }
+        self.find_tags();
         self.last.ready = true;
+    }
+
+    fn find_tags(&mut self) {
+        let Table { model, departing, .. } = &self.table;
+        if !self.last.tags.is_of(model) {
+            self.last.tags = Arc::new(Tags::new(model.clone(), departing.clone()));
+        }
     }
 
     /// Makes the result visible.

@@ -73,7 +73,7 @@ fn run(
         }
         let started = Instant::now();
         pulse.beat(HEARD);
-        let swept = connections.sweep(&request.tags.live(), request.as_of, timeouts, &|| pulse.goes_on());
+        let swept = connections.sweep(&request.tags.live(request.as_of), request.as_of, timeouts, &|| pulse.goes_on());
         let took = started.elapsed();
         rest_until = Instant::now() + rest(took);
         shared.swept(swept.map_err(|error| error.to_string()));

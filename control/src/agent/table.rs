@@ -1,6 +1,7 @@
 //! The table in force, and what became of newer ones.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,6 +9,7 @@ use std::{
 use hiveway_core::{
     Model,
     linger::{DEFAULT_LINGER, Linger},
+    model::Id,
     table::Reserved,
 };
 
@@ -25,6 +27,8 @@ pub(super) struct Table {
     pub(super) node: String,
     /// What the node is made to look like: the table as it was loaded, and tasks that have just left it.
     pub(super) model: Arc<Model>,
+    /// Tasks of `model` that have just left it.
+    pub(super) departing: BTreeSet<Id>,
     pub(super) loaded: Loaded,
     pub(super) read_at: Instant,
     pub(super) changed_at: Instant,
@@ -116,6 +120,7 @@ impl Table {
             input,
             node,
             model,
+            departing: BTreeSet::new(),
             loaded,
             read_at: now,
             changed_at: now,
@@ -202,9 +207,11 @@ impl Table {
     pub(super) fn let_go(&mut self) -> bool {
         let now = Instant::now();
         let model = self.linger.apply(&self.loaded.model, self.opened.elapsed());
-        let changed = model != self.model;
+        let departing: BTreeSet<Id> = self.linger.departing().cloned().collect();
+        // A task that was draining looks the same when it lingers.
+        let changed = model != self.model || departing != self.departing;
         if changed {
-            (self.model, self.known_at) = (model, Some(now));
+            (self.model, self.departing, self.known_at) = (model, departing, Some(now));
         }
         changed
     }
@@ -273,6 +280,21 @@ tasks:
         std::fs::write(file, TABLE).unwrap();
         assert!(table.reload() && table.model.tasks.contains_key("b"), "it lingers");
         table
+    }
+
+    #[test]
+    fn a_task_that_was_draining_leaves_no_less_than_others() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("table");
+        let draining = ANOTHER.replace("desired_state: running", "desired_state: shutdown");
+        std::fs::write(&file, format!("{TABLE}{draining}")).unwrap();
+        let mut table = Table::open(Source::File(file.clone()), Reserved::default(), "n1".into()).unwrap();
+        assert!(table.departing.is_empty());
+        let before = table.model.clone();
+        std::fs::write(&file, TABLE).unwrap();
+        assert!(table.reload(), "it has left");
+        assert_eq!((table.departing.len(), &table.model), (1, &before), "it lingers as what it was");
+        assert!(!Arc::ptr_eq(&table.model, &before), "who compares pointers sees that it has left");
     }
 
     #[test]

@@ -1,24 +1,32 @@
 //! The table's tasks by tag, which is what the maps know of them.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
+use dataplane::Live;
 use dataplane_common::addr::Tag;
-use hiveway_core::{Model, model::Task, tag};
+use hiveway_core::{
+    Model,
+    linger::DEFAULT_LINGER,
+    model::{Id, Task},
+    tag,
+};
 
 /// Of one table. Made once for it: there may be many tasks.
 #[derive(Clone, Debug, Default)]
 pub struct Tags {
     model: Arc<Model>,
+    /// Those that have just left the table.
+    departing: BTreeSet<Id>,
     /// In order.
     tasks: Vec<(Tag, Arc<Task>)>,
 }
 
 impl Tags {
-    /// Those of a table.
-    pub fn new(model: Arc<Model>) -> Self {
+    /// Those of a table; of `departing` only the endpoint lingers.
+    pub fn new(model: Arc<Model>, departing: BTreeSet<Id>) -> Self {
         let mut tasks: Vec<_> = model.tasks.values().map(|task| (tag(&task.id), task.clone())).collect();
         tasks.sort_by_key(|(tag, _)| *tag);
-        Self { model, tasks }
+        Self { model, departing, tasks }
     }
 
     /// Whether it is made of this table.
@@ -35,10 +43,16 @@ impl Tags {
         Some((&task.id, name))
     }
 
-    /// Tags of all endpoints.
-    pub fn live(&self) -> HashSet<Tag> {
-        let endpoints = self.tasks.iter().filter(|(_, task)| self.model.role(task).is_endpoint());
-        endpoints.map(|(tag, _)| *tag).collect()
+    /// Tags of all endpoints, as they are at `as_of` (`CLOCK_MONOTONIC` in nanoseconds). Of a task that has just left,
+    /// the connections go on that another node may have opened with the table that it had a moment before.
+    pub fn live(&self, as_of: u64) -> Live {
+        let endpoints = || self.tasks.iter().filter(|(_, task)| self.model.role(task).is_endpoint());
+        let mut live: Live = endpoints().map(|(tag, _)| *tag).collect();
+        let since = as_of.saturating_sub(DEFAULT_LINGER.as_nanos() as u64);
+        for (tag, _) in endpoints().filter(|(_, task)| self.departing.contains(&task.id)) {
+            live.departing(*tag, since);
+        }
+        live
     }
 }
 
@@ -61,10 +75,17 @@ tasks:
     fn tasks_and_services_by_tag() {
         let table = hiveway_core::table::parse_file(TABLE, std::path::Path::new("t.yaml")).unwrap();
         let model = Arc::new(table.model);
-        let tags = Tags::new(model.clone());
+        let tags = Tags::new(model.clone(), BTreeSet::new());
         assert!(tags.is_of(&model) && !Tags::default().is_of(&model));
         let all = ["a", "b", "c", "d"].map(|id| tags.get(&tag(id)));
         assert_eq!(all, [Some(("a", None)), Some(("b", Some("web"))), Some(("c", None)), None]);
-        assert_eq!(tags.live(), HashSet::from([tag("b"), tag("c")]));
+        let both: Live = [tag("b"), tag("c")].into_iter().collect();
+        let now = 5_000_000_000;
+        assert_eq!(tags.live(now), both);
+        let tags = Tags::new(model, BTreeSet::from(["b".into()]));
+        assert_eq!(tags.get(&tag("b")), Some(("b", Some("web"))), "what lingers still has a name");
+        let mut departing = both;
+        departing.departing(tag("b"), 3_000_000_000);
+        assert_eq!(tags.live(now), departing);
     }
 }

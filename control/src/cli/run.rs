@@ -53,8 +53,9 @@ fn raise_descriptors() {
 }
 
 fn log_to_stderr() {
-    if let Err(error) = log::start() {
-        errln!("warning: no log: {error}");
+    match log::start() {
+        Ok(()) => log::take_panics(),
+        Err(error) => errln!("warning: no log: {error}"),
     }
     let chosen = std::env::var("HIVEWAY_LOG").unwrap_or_else(|_| "info,netlink_proto=error".to_owned());
     // The programs' own level decides what they say; all of it is shown.

@@ -89,7 +89,11 @@ fn question(path: &Path, request: &Request) -> Result<BufReader<UnixStream>, Ask
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        stream.write_all(&line)
+        match stream.write_all(&line) {
+            // An agent that takes no question has said why before it hung up.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            written => written,
+        }
     })();
     sent.map_err(|source| AskError::NoAnswer { path: path.to_owned(), source })?;
     Ok(BufReader::new(stream))

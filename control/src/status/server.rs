@@ -1,7 +1,7 @@
 //! The agent's side of the status socket.
 
 use std::{
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +20,7 @@ use super::{
     report::{self, Answers},
 };
 
-/// Connections at a time: whoever comes then is hung up on.
+/// Connections at a time: whoever comes then is told so.
 const CONNECTIONS: usize = 64;
 /// How long a client may take to ask, and to take a piece of the answer.
 const IDLE: Duration = Duration::from_secs(30);
@@ -82,7 +82,10 @@ impl Server {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                        let Ok(place) = places.clone().try_acquire_owned() else {
+                            refuse(stream);
+                            continue;
+                        };
                         let answers = answers.clone();
                         tokio::spawn(async move {
                             answer(stream, answers).await;
@@ -97,6 +100,19 @@ impl Server {
             }
         }));
     }
+}
+
+/// Tells a client that there are too many. Waits for nothing: the text fits the room of a socket that is new.
+fn refuse(stream: UnixStream) {
+    let why =
+        format!("{CONNECTIONS} connections are open at this socket, all that it takes: close some and try again");
+    let said = || {
+        let mut bytes = serde_json::to_vec(&Response::Error(why))?;
+        bytes.push(b'\n');
+        stream.into_std()?.write_all(&bytes)
+    };
+    // A client that has gone needs no answer.
+    let _: io::Result<()> = said();
 }
 
 async fn answer(stream: UnixStream, answers: watch::Receiver<Answers>) {
@@ -152,4 +168,50 @@ async fn say_within(limit: Duration, write: &mut OwnedWriteHalf, response: &Resp
     let mut bytes = serde_json::to_vec(response)?;
     bytes.push(b'\n');
     timeout(limit, write.write_all(&bytes)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::status::{
+        client::{AskError, ask},
+        report::Starting,
+    };
+
+    #[test]
+    fn a_client_too_many_is_told_so() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("agent.sock");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let mut server = Server::bind(&path).unwrap();
+        server.serve(Answers::Starting(Starting {
+            source: "swarm".into(),
+            started: Instant::now(),
+            table: watch::channel(Arc::default()).1,
+            engine: watch::channel(Arc::default()).1,
+            relay: None,
+        }));
+        let status = || ask(&path, &Request::Status);
+        status().unwrap();
+        let connect = |_| std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let mut idle: Vec<_> = (1..CONNECTIONS).map(connect).collect();
+        // A connection that is closed may count for a moment.
+        let refused = loop {
+            match status() {
+                Ok(_) => idle.push(connect(0)),
+                Err(error) => break error,
+            }
+            assert!(idle.len() < 2 * CONNECTIONS, "there is no limit");
+        };
+        assert!(matches!(&refused, AskError::Refused(why) if why.starts_with("64 connections are open")), "{refused}");
+        drop(idle.pop());
+        let started = Instant::now();
+        while let Err(error) = status() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Which connections are to be forgotten: pure decisions on a snapshot of the tables.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use dataplane_common::{
     addr::Tag,
@@ -9,7 +9,7 @@ use dataplane_common::{
 };
 
 use super::{
-    Stage,
+    Live, Stage,
     pairs::Pair,
     state::{Evidence, State},
     timeouts::Timeouts,
@@ -29,8 +29,8 @@ pub(super) enum Reason {
 /// What decisions are made by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules<'a> {
-    /// Tags of all endpoints, as they were at `as_of`.
-    pub(super) live: &'a HashSet<Tag>,
+    /// All endpoints, as they were at `as_of`.
+    pub(super) live: &'a Live,
     pub(super) as_of: u64,
     pub(super) timeouts: &'a Timeouts,
     /// A time before the snapshot was taken.
@@ -38,9 +38,8 @@ pub(super) struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// A connection that is younger than the list of tasks may be of a task that is not in it yet.
     fn gone(&self, tag: &Tag, created: u64) -> bool {
-        created <= self.as_of && !self.live.contains(tag)
+        self.live.has_ended(tag, created, self.as_of)
     }
 
     fn expired(&self, proto: u8, state: State, last_seen: u64) -> bool {

@@ -5,6 +5,7 @@
 
 mod by_protocol;
 mod decide;
+mod live;
 mod pairs;
 mod rows;
 mod shares;
@@ -19,6 +20,7 @@ use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 use self::pairs::Half;
 pub(crate) use self::{by_protocol::ByProtocol, shares::Shares};
 pub use self::{
+    live::Live,
     rows::{ConnectionRow, Kind},
     state::State,
     sweep::{Removed, SweepReport},

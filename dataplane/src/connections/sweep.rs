@@ -1,15 +1,14 @@
 //! Forgetting connections: those idle for too long, and those of tasks that are gone.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::ops::ControlFlow;
 
 use dataplane_common::{
-    addr::Tag,
     flow::{Affinity, Flow, flag},
     shares::Place,
 };
 
 use super::{
-    ByProtocol, Connections, PerTable, Stage,
+    ByProtocol, Connections, Live, PerTable, Stage,
     by_protocol::OfProtocol,
     decide::{self, Reason, Rules},
     pairs::{holds_the_gate, pair},
@@ -102,7 +101,7 @@ impl Connections {
     /// When the kernel refuses.
     pub fn sweep(
         &mut self,
-        live: &HashSet<Tag>,
+        live: &Live,
         as_of: u64,
         timeouts: &Timeouts,
         progress: &dyn Fn(),

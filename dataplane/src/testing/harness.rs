@@ -300,7 +300,7 @@ impl Harness {
 
     /// Sweeps as the agent does, with tasks that are live now.
     pub fn sweep(&mut self, live: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, HarnessError> {
-        Ok(self.tables.connections.sweep(live, monotonic_now(), timeouts, &|| ())?)
+        Ok(self.tables.connections.sweep(&live.iter().copied().collect(), monotonic_now(), timeouts, &|| ())?)
     }
 
     /// What `flow ls` shows.

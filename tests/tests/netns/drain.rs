@@ -1,6 +1,13 @@
 //! Drain, death, and coming back: what established and new flows of every kind meet with.
 
-use anyhow::{Context as _, Result, ensure};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use hiveway_tests::{
     lab::{Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
     load::Tally,
@@ -58,6 +65,127 @@ fn a_draining_task_keeps_its_flows_and_gets_no_new_ones() {
         }
         ensure!(drained == 4, "{drained} of four kinds of flows were on web.2 until the end");
         Ok(())
+    });
+}
+
+/// A client's flow, and where it goes.
+enum Flow {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+impl Flow {
+    /// One whose backend is web.2.
+    fn to_web2(client: &Netns, protocol: &str, target: &str) -> Result<Self> {
+        let target: SocketAddr = target.parse()?;
+        // Backends take turns.
+        for _ in 0..8 {
+            let mut flow = client.enter(|| -> Result<Self> {
+                if protocol == "tcp" {
+                    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+                    stream.set_nodelay(true)?;
+                    return Ok(Self::Tcp(stream));
+                }
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                socket.connect(target)?;
+                Ok(Self::Udp(socket))
+            })??;
+            flow.patience(PATIENCE)?;
+            if flow.ask().with_context(|| format!("{protocol} {target}"))? == "web.2" {
+                return Ok(flow);
+            }
+        }
+        bail!("no flow to {target} has reached web.2")
+    }
+
+    fn patience(&self, time: Duration) -> Result<()> {
+        match self {
+            Self::Udp(socket) => socket.set_read_timeout(Some(time))?,
+            Self::Tcp(stream) => stream.set_read_timeout(Some(time))?,
+        }
+        Ok(())
+    }
+
+    /// Whose answer comes.
+    fn ask(&mut self) -> std::io::Result<String> {
+        let mut answer = [0; 512];
+        let length = match self {
+            Self::Udp(socket) => {
+                socket.send(b"who")?;
+                socket.recv(&mut answer)?
+            }
+            Self::Tcp(stream) => {
+                stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+                stream.read(&mut answer)?
+            }
+        };
+        let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+        Ok(WEB.iter().find(|name| text.contains(*name)).map_or_else(|| text.clone(), |name| (*name).to_owned()))
+    }
+
+    /// Asks until UDP is answered by web.1, or TCP is reset: how long after `start` that is.
+    fn moves_on(&mut self, start: Instant) -> Result<Duration> {
+        self.patience(Duration::from_millis(20))?;
+        let tcp = matches!(self, Self::Tcp(_));
+        while start.elapsed() < PATIENCE {
+            match self.ask() {
+                Ok(name) if !tcp && name == "web.1" => return Ok(start.elapsed()),
+                Ok(name) => bail!("an answer of {name:?}"),
+                Err(error) if tcp && error.kind() == ErrorKind::ConnectionReset => return Ok(start.elapsed()),
+                Err(error) if tcp && !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    bail!(error)
+                }
+                // No answer; for UDP, an ICMP error as well.
+                Err(_) => {}
+            }
+        }
+        bail!("it has not moved on")
+    }
+}
+
+/// Its endpoint lingers for packets that are on their way, which must not keep its clients waiting; those whose flow is
+/// younger than that may wait.
+#[test]
+fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
+    /// A table is in force some 50 ms after it was written, on a machine that has the time; a task lingers for two
+    /// seconds.
+    const LIMIT: Duration = Duration::from_millis(1500);
+    const LINGER: Duration = Duration::from_millis(2100);
+    with_and_without_offloads(|lab| {
+        let client = lab.client()?;
+        let table = web().task("user.2", "user", "n2", &[("app", "10.0.1.10")]);
+        let mut cluster = Cluster::start(lab, 3, table)?;
+        cluster.serve(&WEB)?;
+        let mut flows = Vec::new();
+        for (what, from, host, ports) in [
+            ("through another node", &client, "192.168.77.13", (5353, 8080)),
+            ("through the task's node", &client, "192.168.77.12", (5353, 8080)),
+            ("through a VIP", cluster.task("user.1"), "10.0.1.2", (53, 80)),
+            ("through a VIP on the task's node", cluster.task("user.2"), "10.0.1.2", (53, 80)),
+        ] {
+            for (protocol, port) in [("udp", ports.0), ("tcp", ports.1)] {
+                let flow = Flow::to_web2(from, protocol, &format!("{host}:{port}"))?;
+                flows.push((format!("{protocol} {what}"), flow));
+            }
+        }
+        thread::sleep(LINGER);
+        cluster.crash_task("web.2")?;
+        cluster.table.remove("tasks", "web.2");
+        cluster.table.write(&cluster.file)?;
+        let start = Instant::now();
+        let took = thread::scope(|scope| {
+            let ask = |(what, flow): (String, Flow)| {
+                let mut flow = flow;
+                scope.spawn(move || Ok((flow.moves_on(start).with_context(|| what.clone())?, what)))
+            };
+            let waiting: Vec<_> = flows.into_iter().map(ask).collect();
+            let ended = waiting
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            ended.collect::<Result<Vec<_>>>()
+        })?;
+        ensure!(took.iter().all(|(took, _)| *took < LIMIT), "{took:?}");
+        cluster.settle()
     });
 }
 

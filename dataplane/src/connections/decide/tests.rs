@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
 };
 
@@ -232,6 +232,25 @@ fn affinity_expires_by_state() {
         assert_eq!(swept(seconds, &[TAG]), None);
         assert_eq!(swept(seconds + 1, &[TAG]), Some(Reason::Expired));
         assert_eq!(swept(0, &[]), (!is_own).then_some(Reason::TaskGone));
+    }
+}
+
+/// Another node, with the table of a moment ago, may have sent the first packet of a connection just now.
+#[test]
+fn of_a_task_that_has_just_left_only_what_is_young_goes_on() {
+    let mut live = Live::default();
+    live.departing(TAG, ago(2));
+    let rules = Rules { live: &live, as_of: NOW, timeouts: &Timeouts::default(), now: NOW };
+    for (seconds, expected) in [(0, None), (1, None), (2, None), (3, Some(Reason::TaskGone))] {
+        for stage in [Stage::Pending, Stage::Established] {
+            let all = at(stage, &connection(TCP, 1, flag::SEEN, flag::SEEN, seconds)).into_iter().collect();
+            let found: Vec<_> = flows(&all, &rules).into_iter().map(|(_, _, why)| why).collect();
+            assert_eq!(found, expected.map_or(vec![], |why| vec![why; 2]), "{stage:?}, {seconds} s");
+            let created = ago(seconds);
+            let entry = Affinity { tag: TAG, flags: flag::SEEN, last_seen: created, created, ..Affinity::default() };
+            let key = AffinityKey { proto: TCP, ..AffinityKey::default() };
+            assert_eq!(affinity(&key, stage, &entry, &rules), expected, "{stage:?}, {seconds} s");
+        }
     }
 }
 
