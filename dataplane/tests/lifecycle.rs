@@ -319,7 +319,7 @@ fn pending_connections_of_an_earlier_version_find_the_table_of_their_protocol() 
         }
         let dataplane = Dataplane::open(&options(bpffs))?;
         let mut connections = dataplane.connections()?;
-        let report = connections.sweep(&HashSet::new(), started - 1, &Timeouts::default(), &|| ())?;
+        let report = connections.sweep(&Live::default(), started - 1, &Timeouts::default(), &|| ())?;
         assert_eq!((report.left.flows_pending, report.left.flows_pending_other), (1, 2));
         Ok(())
     })
