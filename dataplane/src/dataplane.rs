@@ -27,12 +27,13 @@ use crate::{
     connections::{Connections, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
-    lock::{self, Lock, LockError},
+    lock::{Lock, LockError},
     logger::{Logger, LoggerError},
     object::OBJECT,
     paths::Paths,
     pins::{Mended, Pins, PinsError},
     preflight::{self, PreflightError},
+    private,
     probes::Probes,
     reverse::ReversePaths,
     sandbox::{self, Sandboxes, TakeError},
@@ -409,5 +410,5 @@ const _: () = {
 };
 
 fn make_directory(path: &Path) -> Result<(), OpenError> {
-    lock::make_directory(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+    private::make_directory(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
 }

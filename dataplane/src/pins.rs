@@ -20,8 +20,9 @@ use crate::{
     MapName,
     adopt::pin_path,
     attach::{AttachError, Attached, Hook, Unpinned},
-    lock::{Lock, LockError, make_directory},
+    lock::{Lock, LockError},
     preflight::{PreflightError, check_bpffs},
+    private::make_directory,
     sys,
 };
 
