@@ -1,16 +1,15 @@
 //! Files and directories that only this process's user may read or write, whatever the umask says.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-const DIRECTORY: u32 = 0o700;
+use dataplane::private::{self, DIRECTORY, OTHERS};
+
 const FILE: u32 = 0o600;
-/// What others may do.
-const OTHERS: u32 = 0o077;
 
 /// Makes a directory, and those above it that are missing, for this user alone. Returns whether others may look into one
 /// that was there before.
@@ -18,7 +17,7 @@ const OTHERS: u32 = 0o077;
 /// # Errors
 /// The kernel's.
 pub fn make_directory(path: &Path) -> io::Result<bool> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY).create(path)?;
+    private::make_directory(path)?;
     Ok(fs::metadata(path)?.mode() & OTHERS != 0)
 }
 

@@ -67,10 +67,10 @@ impl Ends {
     }
 }
 
-/// Asks for the way of a forwarded packet. `len`: of the packet from the IP header on, to be compared with the route's MTU;
-/// 0: the kernel compares the packet at hand with the interface's, if it is no GSO packet.
+/// The parameter block of a question to the routing table about a packet of the protocol `proto`: all zero but for that
+/// and the address family. It lives in scratch memory and has the size that the helper is told.
 #[inline(always)]
-pub(crate) fn ask(ctx: &TcContext, ends: &Ends, len: u16) -> Result<Way, DropReason> {
+pub(crate) fn question(proto: u8) -> Result<&'static mut Params, DropReason> {
     let params = &mut scratch()?.fib;
     const { assert!(size_of::<Params>() == 64 && align_of::<Params>() == 4) };
     // In words, and none left out: LLVM would clear it with a function that goes byte by byte.
@@ -80,7 +80,15 @@ pub(crate) fn ask(ctx: &TcContext, ends: &Ends, len: u16) -> Result<Way, DropRea
         unsafe { core::ptr::from_mut(params).cast::<u32>().add(word).write_volatile(0) };
     }
     params.family = AF_INET;
-    params.l4_protocol = ends.proto;
+    params.l4_protocol = proto;
+    Ok(params)
+}
+
+/// Asks for the way of a forwarded packet. `len`: of the packet from the IP header on, to be compared with the route's
+/// MTU; 0: the kernel compares the packet at hand with the interface's, if it is no GSO packet.
+#[inline(always)]
+pub(crate) fn ask(ctx: &TcContext, ends: &Ends, len: u16) -> Result<Way, DropReason> {
+    let params = question(ends.proto)?;
     params.sport = ends.sport.to_be();
     params.dport = ends.dport.to_be();
     params.ifindex = ifindex(ctx);

@@ -123,27 +123,32 @@ fn established(
         return Ok(None);
     };
     match place_of(packet, known, &target.tag, &ingress) {
-        OWN => {}
-        ANOTHERS => {
+        Place::Own => {}
+        Place::Anothers => {
             flow::forget(&key, known);
             return Ok(None);
         }
-        TAKEN => return Err(DropReason::FlowCollision),
-        _ => return Err(DropReason::MeshNoFlow),
+        Place::Taken => return Err(DropReason::FlowCollision),
+        Place::None => return Err(DropReason::MeshNoFlow),
     }
     ending::of_client(&key, known, packet);
     flow::touch(known);
     Ok(Some(flow::translation(known)))
 }
 
-/// What [`place_of`] has found: the packet belongs to the connection.
-const OWN: u32 = 0;
-/// It opens another one in its place.
-const ANOTHERS: u32 = 1;
-/// It would, but the connection is live.
-const TAKEN: u32 = 2;
-/// Neither.
-const NONE: u32 = 3;
+/// What a client's packet is to a known connection with the same addresses.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It belongs to the connection.
+    Own,
+    /// It opens another one in its place.
+    Anothers,
+    /// It would, but the connection is live.
+    Taken,
+    /// Neither.
+    None,
+}
 
 /// What a client's packet through the node `ingress` to the task `tag` is to a known connection with the same addresses. The
 /// client's port may reach another task (its former backend is gone) or another ingress node (a floating address has moved)
@@ -151,16 +156,16 @@ const NONE: u32 = 3;
 /// keeps it.
 // Not inlined: the verifier walks what follows once instead of once per condition.
 #[inline(never)]
-fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> u32 {
+fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> Place {
     let moved = known.peer != *ingress;
     if !moved && known.tag == *tag {
-        return if flow::replaces(packet, known) { ANOTHERS } else { OWN };
+        return if flow::replaces(packet, known) { Place::Anothers } else { Place::Own };
     }
     if !flow::may_open(packet) {
-        return NONE;
+        return Place::None;
     }
     let live = !flow::ended(known) && !flow::is_silent(known.last_seen);
-    if moved && live && flow::is_syn(packet) { TAKEN } else { ANOTHERS }
+    if moved && live && flow::is_syn(packet) { Place::Taken } else { Place::Anothers }
 }
 
 #[inline(always)]

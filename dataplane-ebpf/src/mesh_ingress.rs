@@ -65,7 +65,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
         }
         let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
         if ttl::is_spent(packet) && is_hop(config, packet) {
-            return ttl::spent(ctx, port, elsewhere, packet);
+            return ttl::spent(ctx, config, port, elsewhere, packet);
         }
         let Some(chosen) = affinity(ctx, config, port, elsewhere, packet)? else {
             return Ok(Action::Pass);
@@ -137,8 +137,7 @@ fn affinity(
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
-        && !ending::makes_room(known, packet)
-        && !(flow::may_open(packet) && left_behind(known))
+        && goes_on(known, packet)
     {
         ending::of_client_at_ingress(&key, packet);
         flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
@@ -161,6 +160,12 @@ fn affinity(
     Ok(Some((backend.ip, backend.vtep, stock)))
 }
 
+/// Whether the packet belongs to the connection `known`, rather than opening another one in its place.
+#[inline(always)]
+pub(crate) fn goes_on(known: &Affinity, packet: &Packet) -> bool {
+    !ending::makes_room(known, packet) && !(flow::may_open(packet) && left_behind(known))
+}
+
 /// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
 /// and what may open a connection is given to a backend anew.
 #[inline(always)]
@@ -171,7 +176,7 @@ fn left_behind(known: &Affinity) -> bool {
 /// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing table:
 /// it would call the packet martian, and drops it. What comes over the host link has passed that already, and is this node's own.
 #[inline(always)]
-fn is_martian(config: &Config, packet: &Packet) -> bool {
+pub(crate) fn is_martian(config: &Config, packet: &Packet) -> bool {
     is_nobodys(packet.src[0])
         || (packet.dst != config.host_ip
             && (packet.src == config.host_ip

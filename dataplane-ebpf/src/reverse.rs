@@ -22,12 +22,11 @@ use aya_ebpf::{
 use dataplane_common::reverse::{EVERY_INTERFACE, ReversePath, reverse_mode};
 
 use crate::{
+    fib,
     maps::{REVERSE, scratch},
     parse::Packet,
     verdict::ifindex,
 };
-
-const AF_INET: u8 = 2;
 
 /// Questions that find out whether another next hop of a multipath route leads out of the interface. With two next hops
 /// of equal weight one in 2^32 honest openings is refused, with four one in 10,000.
@@ -139,17 +138,7 @@ fn leads_to() -> u32 {
 // Not inlined: it is called in a loop.
 #[inline(never)]
 fn lookup(ctx: *mut c_void, packet: &Packet, interface: u32, flags: u32, vary: u32) -> i64 {
-    let Ok(scratch) = scratch() else { return -1 };
-    let params = &mut scratch.fib;
-    const { assert!(size_of::<Params>() == 64 && align_of::<Params>() == 4) };
-    // In words, and none left out: LLVM would clear it with a function that goes byte by byte.
-    for word in 0..16 {
-        // SAFETY: as many bytes, aligned; an all-zero parameter block is valid; unions are written through their IPv4
-        // members.
-        unsafe { core::ptr::from_mut(params).cast::<u32>().add(word).write_volatile(0) };
-    }
-    params.family = AF_INET;
-    params.l4_protocol = packet.proto;
+    let Ok(params) = fib::question(packet.proto) else { return -1 };
     params.sport = u16::from_ne_bytes(packet.dport) ^ vary as u16;
     params.dport = u16::from_ne_bytes(packet.sport) ^ (vary >> 16) as u16;
     params.ifindex = interface;

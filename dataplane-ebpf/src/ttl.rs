@@ -6,12 +6,12 @@
 //! of a wire.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::{drop_reason::DropReason, flow::flag, service::PublishedPort};
+use dataplane_common::{config::Config, drop_reason::DropReason, flow::flag, service::PublishedPort};
 
 use crate::{
     affinity, flow, mesh_ingress,
     parse::Packet,
-    reject, service,
+    reject, reverse, service,
     verdict::{Action, Verdict},
 };
 
@@ -40,23 +40,59 @@ pub(crate) fn lower(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> 
     ctx.store(packet.net + TTL, &(packet.ttl - 1), 0).map_err(failed)
 }
 
-/// A client's packet to the published port `port` that must go no further: its sender is told so if it would have gone
-/// on to a backend. What would not is the stack's, for it is addressed to this node. Chooses no backend.
+/// A client's packet to the published port `port` that must go no further: its sender is told so if the packet would
+/// have gone on to a backend. Every other packet is the stack's, for it is addressed to this node. Selects no backend.
+#[inline(always)]
+pub(crate) fn spent(
+    ctx: &TcContext,
+    config: &Config,
+    port: &PublishedPort,
+    elsewhere: bool,
+    packet: &Packet,
+) -> Verdict {
+    let goes_on = match class_of(packet) {
+        Class::Served => true,
+        Class::Opening => !elsewhere && may_begin(ctx, config, port, packet)?,
+        Class::Local => false,
+    };
+    if goes_on { reject::time_exceeded(ctx, packet, packet.dst) } else { Ok(Action::Pass) }
+}
+
+/// What a client's packet to a published port is.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// It belongs to a connection with a backend.
+    Served,
+    /// It would open one.
+    Opening,
+    /// It belongs to a connection of this node's own, or to none.
+    Local,
+}
+
 // Not inlined, as `lower`.
 #[inline(never)]
-pub(crate) fn spent(ctx: &TcContext, port: &PublishedPort, elsewhere: bool, packet: &Packet) -> Verdict {
+fn class_of(packet: &Packet) -> Class {
     match affinity::get(&affinity::key(packet)) {
-        Some(known) if known.flags & flag::OWN != 0 => return Ok(Action::Pass),
-        Some(_) => {}
-        None => {
-            if elsewhere || !flow::may_open(packet) {
-                return Ok(Action::Pass);
-            }
-            mesh_ingress::check_allowed(port, packet)?;
-            if service::set(port.set).is_none_or(|set| set.count == 0) {
-                return Ok(Action::Pass);
+        Some(known) if mesh_ingress::goes_on(known, packet) => {
+            if known.flags & flag::OWN == 0 {
+                Class::Served
+            } else {
+                Class::Local
             }
         }
+        _ if flow::may_open(packet) => Class::Opening,
+        _ => Class::Local,
     }
-    reject::time_exceeded(ctx, packet, packet.dst)
+}
+
+/// Whether the packet would open a connection: the questions of [`mesh_ingress`], in their order.
+// Not inlined, as `lower`, and called beside `class_of`: the frames of both have no room below one another.
+#[inline(never)]
+fn may_begin(ctx: &TcContext, config: &Config, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
+    if mesh_ingress::is_martian(config, packet) {
+        return Ok(false);
+    }
+    mesh_ingress::check_allowed(port, packet)?;
+    Ok(!reverse::refuses(ctx, packet) && service::set(port.set).is_some_and(|set| set.count > 0))
 }

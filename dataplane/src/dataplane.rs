@@ -22,17 +22,18 @@ use crate::{
     MapFault, MapName, Options, Program,
     adopt::{self, AdoptError},
     apply::ApplyError,
-    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, XdpMode},
+    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, Unpinned, XdpMode},
     changes::Changes,
     connections::{Connections, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
-    lock::{self, Lock, LockError},
+    lock::{Lock, LockError},
     logger::{Logger, LoggerError},
     object::OBJECT,
     paths::Paths,
     pins::{Mended, Pins, PinsError},
     preflight::{self, PreflightError},
+    private,
     probes::Probes,
     reverse::ReversePaths,
     sandbox::{self, Sandboxes, TakeError},
@@ -221,18 +222,29 @@ impl Dataplane {
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
         let name = PinName { program, ifname: ifname.to_owned() };
-        attach::follow_rename(&self.bpffs, &name, ifindex)
-            .map_err(|error| fail(AttachFault::kernel("rename the pin of a renamed interface")(error)))?;
+        self.follow_rename(&name, ifindex)?;
         let loaded = load::classifier(&mut self.ebpf, program)
             .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
         let id = loaded.info().map_err(|error| fail(error.into()))?.id();
         let before = self.attached.get(&name) == Some(&ifindex);
         let target = Target { program: loaded, id, name: name.clone(), ifindex };
-        let attached = target.attach(self.hook, &self.bpffs, before).map_err(fail)?;
+        let mut unpinned = Unpinned::default();
+        let attached = target.attach(self.hook, &self.bpffs, before, &mut unpinned).map_err(fail);
         let pin = self.hook.directory(&self.bpffs).join(name.to_string());
-        self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
+        let attached = self.pins.hold_links(&self.bpffs, [pin], &unpinned, attached)?;
         self.attached.insert(name, ifindex);
         Ok(attached)
+    }
+
+    /// See [`attach::follow_rename`].
+    fn follow_rename(&mut self, name: &PinName, ifindex: u32) -> Result<(), AttachError> {
+        let mut unpinned = Unpinned::default();
+        let followed = attach::follow_rename(&self.bpffs, name, ifindex, &mut unpinned);
+        self.pins.let_go(&self.bpffs, &unpinned);
+        followed.map_err(|error| {
+            let fault = AttachFault::kernel("rename the pin of a renamed interface")(error);
+            AttachError::new(name.program, &name.ifname, fault)
+        })
     }
 
     /// Attaches `xdp_mesh` to the interface `ifname`, replacing in place what an earlier agent has attached there in the same
@@ -243,8 +255,7 @@ impl Dataplane {
         let fail = |fault| AttachError::new(program, ifname, fault);
         let ifindex = attach::ifindex(ifname).map_err(fail)?;
         let name = PinName { program, ifname: ifname.to_owned() };
-        attach::follow_rename(&self.bpffs, &name, ifindex)
-            .map_err(|error| fail(AttachFault::kernel("rename the pin of a renamed interface")(error)))?;
+        self.follow_rename(&name, ifindex)?;
         let pin = self.xdp_pin(&name);
         let loaded = load::xdp(&mut self.ebpf, program)
             .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
@@ -253,9 +264,11 @@ impl Dataplane {
         let devices = &mut self.tables.xdp_devices;
         let map = |fault: MapFault| fail(AttachFault::kernel("note the device")(io::Error::other(fault)));
         let before = devices.get(&ifindex).map_err(map)?;
-        let attached = attach::xdp::attach(fd, id, mode, before.map(|device| device.mode), ifindex, &pin);
-        let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail)?;
-        self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
+        let mut unpinned = Unpinned::default();
+        let before_mode = before.map(|device| device.mode);
+        let attached = attach::xdp::attach(fd, id, mode, before_mode, ifindex, &pin, &mut unpinned);
+        let attached = attached.inspect_err(|_| drop(devices.remove(&ifindex))).map_err(fail);
+        let attached = self.pins.hold_links(&self.bpffs, [pin], &unpinned, attached)?;
         let device = XdpDevice { mode: mode.number(), mac, uplink: u16::from(uplink) };
         if before != Some(device) {
             devices.put(ifindex, device).map_err(map)?;
@@ -284,18 +297,17 @@ impl Dataplane {
     /// has attached there; if that was in another namespace, or on another device of that name, it is detached. Cheap
     /// when it is attached already. Runs on a thread of its own that enters the namespace.
     pub fn attach_sandbox(&mut self, netns: BorrowedFd<'_>, ifname: &str, id: u32) -> Result<Attached, AttachError> {
-        let attached = self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id)?;
-        for pin in sandbox::pins(self.hook, &self.bpffs, id) {
-            self.pins.hold_link(&self.bpffs, &pin, attached != Attached::Unchanged);
-        }
-        Ok(attached)
+        let mut unpinned = Unpinned::default();
+        let attached = self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id, &mut unpinned);
+        self.pins.hold_links(&self.bpffs, sandbox::pins(self.hook, &self.bpffs, id), &unpinned, attached)
     }
 
     /// Detaches what [`Dataplane::attach_sandbox`] has attached under ids that are not in `keep`, and removes what is
     /// left of those whose interfaces are gone. Carries on after errors; interfaces are given as ids in hexadecimal.
     pub fn detach_sandboxes_except(&mut self, keep: &BTreeSet<u32>) -> Detached {
-        let detached = self.sandboxes.detach_except(self.hook, &self.bpffs, keep);
-        self.pins.let_go(&self.bpffs);
+        let mut unpinned = Unpinned::default();
+        let detached = self.sandboxes.detach_except(self.hook, &self.bpffs, keep, &mut unpinned);
+        self.pins.let_go(&self.bpffs, &unpinned);
         detached
     }
 
@@ -308,6 +320,7 @@ impl Dataplane {
     /// was on interfaces that are gone. Carries on after errors; returns what was detached and what could not be.
     pub fn detach_all_except(&mut self, keep: &BTreeSet<(Program, String)>) -> Detached {
         let mut result = Detached::default();
+        let mut unpinned = Unpinned::default();
         // Before they go: nothing must be sent out of them then.
         if let Err(error) = self.forget_xdp_devices(keep) {
             result.failures.push(error.to_string());
@@ -330,13 +343,14 @@ impl Dataplane {
                         if hook == self.hook {
                             self.attached.remove(&name);
                         }
+                        unpinned.note(&hook.directory(&self.bpffs).join(name.to_string()));
                         result.detached.push(target);
                     }
                     Err(error) => result.failures.push(error.to_string()),
                 }
             }
         }
-        self.pins.let_go(&self.bpffs);
+        self.pins.let_go(&self.bpffs, &unpinned);
         result
     }
 
@@ -397,5 +411,5 @@ const _: () = {
 };
 
 fn make_directory(path: &Path) -> Result<(), OpenError> {
-    lock::make_directory(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+    private::make_directory(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })
 }

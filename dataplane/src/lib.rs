@@ -26,6 +26,7 @@ mod paths;
 mod pins;
 mod pod;
 mod preflight;
+pub mod private;
 mod probes;
 mod program;
 mod reverse;

@@ -2,11 +2,11 @@
 //! directory may lock it, so nobody else may.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
     os::{
         linux::fs::MetadataExt as _,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -16,15 +16,7 @@ use nix::{
     unistd::geteuid,
 };
 
-/// For the agent's user alone.
-const PRIVATE: u32 = 0o700;
-/// What others may do.
-const OTHERS: u32 = 0o077;
-
-/// Makes a directory, and those above it that are missing, for this user alone.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
-}
+use crate::private;
 
 /// The directory could not be locked.
 #[derive(Debug, thiserror::Error)]
@@ -78,16 +70,21 @@ impl Lock {
 
     /// Locks the directory, or says who has it.
     pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
+        Self::take_as(geteuid().as_raw(), path)
+    }
+
+    /// The same for an agent of this user.
+    fn take_as(user: u32, path: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Failed { path: path.to_owned(), source };
         let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
         let dir = dir.map_err(failed)?;
         let found = dir.metadata().map_err(failed)?;
-        if found.st_uid() != geteuid().as_raw() {
+        if found.st_uid() != user {
             return Err(LockError::Foreign { path: path.to_owned(), user: found.st_uid() });
         }
-        if found.st_mode() & OTHERS != 0 {
+        if found.st_mode() & private::OTHERS != 0 {
             // Made by an earlier version.
-            dir.set_permissions(Permissions::from_mode(PRIVATE)).map_err(failed)?;
+            dir.set_permissions(Permissions::from_mode(private::DIRECTORY)).map_err(failed)?;
         }
         match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
@@ -133,19 +130,20 @@ mod tests {
     fn a_locked_directory_is_closed_to_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        make_directory(&path).unwrap();
+        private::make_directory(&path).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(&dir.path().join("a"))), (PRIVATE, PRIVATE));
+        assert_eq!((mode(&path), mode(&dir.path().join("a"))), (private::DIRECTORY, private::DIRECTORY));
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         let _lock = Lock::take(&path).unwrap();
-        assert_eq!(mode(&path), PRIVATE);
+        assert_eq!(mode(&path), private::DIRECTORY);
     }
 
     #[test]
     fn a_directory_of_somebody_elses_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(dir.path(), Some(12345), None).expect("as root");
-        assert!(matches!(Lock::take(dir.path()), Err(LockError::Foreign { user: 12345, .. })));
+        let own = geteuid().as_raw();
+        let refused = Lock::take_as(own + 1, dir.path());
+        assert!(matches!(refused, Err(LockError::Foreign { user, .. }) if user == own));
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
         assert!(matches!(Lock::take(&link), Err(LockError::Failed { .. })));

@@ -19,9 +19,10 @@ use nix::{
 use crate::{
     MapName,
     adopt::pin_path,
-    attach::Hook,
-    lock::{Lock, LockError, make_directory},
+    attach::{AttachError, Attached, Hook, Unpinned},
+    lock::{Lock, LockError},
     preflight::{PreflightError, check_bpffs},
+    private::make_directory,
     sys,
 };
 
@@ -104,9 +105,29 @@ impl Pins {
         Ok(Self { maps, links: BTreeMap::new(), mounted_at: mount_point(bpffs).map_err(refused(bpffs))? })
     }
 
+    /// Lets go of what attaching has taken away, and holds what is pinned at `pins` for the program if it is
+    /// `attached`.
+    ///
+    /// # Errors
+    /// What `attached` says.
+    pub(crate) fn hold_links(
+        &mut self,
+        bpffs: &Path,
+        pins: impl IntoIterator<Item = PathBuf>,
+        unpinned: &Unpinned,
+        attached: Result<Attached, AttachError>,
+    ) -> Result<Attached, AttachError> {
+        self.let_go(bpffs, unpinned);
+        let attached = attached?;
+        for pin in pins {
+            self.hold_link(bpffs, &pin, attached != Attached::Unchanged);
+        }
+        Ok(attached)
+    }
+
     /// Holds what is pinned at `pin` for a program that is attached, while there are descriptors to spare; `new`: it is another
     /// than before.
-    pub(crate) fn hold_link(&mut self, bpffs: &Path, pin: &Path, new: bool) {
+    fn hold_link(&mut self, bpffs: &Path, pin: &Path, new: bool) {
         let Ok(name) = pin.strip_prefix(bpffs) else { return };
         if self.links.contains_key(name) && !new {
             return;
@@ -120,9 +141,12 @@ impl Pins {
         }
     }
 
-    /// Lets go of what was detached.
-    pub(crate) fn let_go(&mut self, bpffs: &Path) {
-        self.links.retain(|name, _| bpffs.join(name).exists());
+    /// Lets go of what was pinned there. A pin that is missing and not `unpinned` was taken away by others: its link
+    /// stays held, and [`Pins::mend`] pins it anew.
+    pub(crate) fn let_go(&mut self, bpffs: &Path, unpinned: &Unpinned) {
+        for name in unpinned.paths().filter_map(|pin| pin.strip_prefix(bpffs).ok()) {
+            self.links.remove(name);
+        }
     }
 
     /// Makes anew what is missing below `bpffs`. `lock` is that directory's, and follows it.

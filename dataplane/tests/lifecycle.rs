@@ -21,7 +21,7 @@ use dataplane_common::{
 use support::{
     attached::{attached, filters, options},
     maps::{NET, backends, pin, port, vip},
-    sandbox::{sandbox, veth},
+    sandbox::{run, sandbox, veth},
 };
 
 /// Port 8080 in map `PORTS`.
@@ -409,6 +409,48 @@ fn pins_that_are_gone_are_made_anew() -> Result<()> {
         let mut next = Dataplane::open(&options(bpffs))?;
         next.attach(Program::FromContainer, "v0")?;
         assert_eq!((endpoints(bpffs)?, attached("v0")?.len()), (before, 1), "the next agent takes over");
+        Ok(())
+    })
+}
+
+/// A pin that goes while a round is under way, behind the look at the pins and before what is not needed is detached.
+#[test]
+fn a_pin_that_goes_during_a_round_takes_no_link_along() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("v0", "v1")?;
+        veth("w0", "w1")?;
+        let mut dataplane = Dataplane::open(&options(bpffs))?;
+        let pin = |ifname: &str| bpffs.join(format!("hiveway/links/from_client@{ifname}"));
+        let keep = |names: &[&str]| names.iter().map(|name| (Program::FromClient, (*name).to_owned())).collect();
+        for ifname in ["v0", "w0"] {
+            dataplane.attach(Program::FromClient, ifname)?;
+        }
+        let links = attached("v0")?;
+        fs::remove_file(pin("v0"))?;
+        let detached = dataplane.detach_all_except(&keep(&["v0"]));
+        assert_eq!((detached.detached.len(), detached.failures.len()), (1, 0), "w0 is detached: {detached:?}");
+        assert_eq!((attached("v0")?, attached("w0")?.len()), (links.clone(), 0), "v0 has lost its link");
+        assert_eq!(dataplane.mend_pins()?.links, 1);
+        assert_eq!(dataplane.attach(Program::FromClient, "v0")?, Attached::Unchanged);
+        assert_eq!(attached("v0")?, links, "the same link, without a gap");
+
+        // Under its device's new name, and no other, also when that is the name of a device that comes later.
+        run("ip link set v0 down")?;
+        run("ip link set v0 name x0")?;
+        assert_eq!(dataplane.attach(Program::FromClient, "x0")?, Attached::Unchanged);
+        assert!(!dataplane.mend_pins()?.any() && !pin("v0").exists(), "the former name was pinned anew");
+        fs::remove_file(pin("x0"))?;
+        assert!(dataplane.detach_all_except(&keep(&["x0"])).detached.is_empty());
+        assert_eq!((dataplane.mend_pins()?.links, attached("x0")?), (1, links));
+        assert!(pin("x0").exists() && !pin("v0").exists());
+
+        // What was not wanted any more when its pin went is detached all the same, in the next round.
+        fs::remove_file(pin("x0"))?;
+        assert!(dataplane.detach_all_except(&keep(&[])).detached.is_empty());
+        assert_eq!(dataplane.mend_pins()?.links, 1);
+        assert_eq!(dataplane.detach_all_except(&keep(&[])).detached.len(), 1);
+        assert!(attached("x0")?.is_empty());
+        assert!(!dataplane.mend_pins()?.any());
         Ok(())
     })
 }

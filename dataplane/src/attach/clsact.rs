@@ -16,7 +16,7 @@ use aya::programs::{
 
 use nix::net::if_::if_indextoname;
 
-use super::{AttachFault, Attached, PinName, qdisc, side};
+use super::{AttachFault, Attached, PinName, Unpinned, qdisc, side};
 use crate::{Program, sys};
 
 /// Before what users add by hand (49152 and down) and what other tools commonly take.
@@ -36,6 +36,7 @@ pub(crate) fn attach(
     ifname: &str,
     pin: &Path,
     attached_before: bool,
+    unpinned: &mut Unpinned,
 ) -> Result<Attached, AttachFault> {
     match tc::qdisc_add_clsact(ifname) {
         Ok(()) => note_qdisc(pin)?,
@@ -60,6 +61,7 @@ pub(crate) fn attach(
         return Ok(Attached::Unchanged);
     }
     unpin(pin)?;
+    unpinned.note(pin);
     loaded.pin(pin)?;
     Ok(if replaced { Attached::Replaced } else { Attached::New })
 }

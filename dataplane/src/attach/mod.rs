@@ -35,6 +35,21 @@ pub enum Attached {
     New,
 }
 
+/// Pins that this process has taken away on purpose: detached, replaced or renamed. A pin that is missing and not among
+/// them was taken away by others.
+#[derive(Debug, Default)]
+pub(crate) struct Unpinned(Vec<PathBuf>);
+
+impl Unpinned {
+    pub(crate) fn note(&mut self, pin: &Path) {
+        self.0.push(pin.to_owned());
+    }
+
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(PathBuf::as_path)
+    }
+}
+
 /// Directories of the pins, and which of the two ways is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
@@ -129,13 +144,19 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     /// Attaches it, or replaces what is attached.
-    pub(crate) fn attach(self, hook: Hook, bpffs: &Path, attached_before: bool) -> Result<Attached, AttachFault> {
+    pub(crate) fn attach(
+        self,
+        hook: Hook,
+        bpffs: &Path,
+        attached_before: bool,
+        unpinned: &mut Unpinned,
+    ) -> Result<Attached, AttachFault> {
         let pin = hook.directory(bpffs).join(self.name.to_string());
         let PinName { program, ifname } = &self.name;
         match hook {
-            Hook::Tcx => tcx::attach(self.program.fd()?.as_fd(), self.id, side(*program), self.ifindex, &pin),
+            Hook::Tcx => tcx::attach(self.program.fd()?.as_fd(), self.id, side(*program), self.ifindex, &pin, unpinned),
             Hook::Clsact => {
-                let attached = clsact::attach(self.program, *program, ifname, &pin, attached_before)?;
+                let attached = clsact::attach(self.program, *program, ifname, &pin, attached_before, unpinned)?;
                 clsact::note_device(&pin, self.ifindex)?;
                 Ok(attached)
             }
@@ -153,7 +174,7 @@ pub(crate) fn ifindex(ifname: &str) -> Result<u32, AttachFault> {
 
 /// If there is no pin of that name, and the device has a link of that program under a name that no device has any more, the
 /// device was renamed: so is the pin. A device takes one XDP link only.
-pub(crate) fn follow_rename(bpffs: &Path, name: &PinName, ifindex: u32) -> io::Result<()> {
+pub(crate) fn follow_rename(bpffs: &Path, name: &PinName, ifindex: u32, unpinned: &mut Unpinned) -> io::Result<()> {
     let directory = Hook::Tcx.directory(bpffs);
     let pin = directory.join(name.to_string());
     if pin.exists() || !name.program.on_hosts_interfaces() {
@@ -164,7 +185,10 @@ pub(crate) fn follow_rename(bpffs: &Path, name: &PinName, ifindex: u32) -> io::R
         if matches!(self::ifindex(&other.ifname), Err(AttachFault::NoInterface))
             && device(name.program, &at) == Some(ifindex)
         {
-            return fs::rename(at, pin);
+            fs::rename(&at, pin)?;
+            // The link is to be held under its new name only: under the former one it would be pinned anew.
+            unpinned.note(&at);
+            return Ok(());
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::{
 
 use aya::programs::TcAttachType;
 
-use super::{AttachFault, Attached};
+use super::{AttachFault, Attached, Unpinned};
 use crate::sys;
 
 /// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin` run
@@ -21,6 +21,7 @@ pub(crate) fn attach(
     side: TcAttachType,
     ifindex: u32,
     pin: &Path,
+    unpinned: &mut Unpinned,
 ) -> Result<Attached, AttachFault> {
     match sys::object_get(pin) {
         Ok(link) => {
@@ -44,6 +45,7 @@ pub(crate) fn attach(
             // The link belongs to a device that is gone; the one of that name now is another.
             drop(link);
             detach(pin)?;
+            unpinned.note(pin);
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(AttachFault::kernel("open the pinned link")(error)),

@@ -8,7 +8,7 @@ use std::{
 
 use dataplane_common::xdp::xdp_mode;
 
-use super::{AttachFault, Attached, tcx};
+use super::{AttachFault, Attached, Unpinned, tcx};
 use crate::sys;
 
 /// Where an XDP program runs.
@@ -40,6 +40,7 @@ pub(crate) fn attach(
     before: Option<u32>,
     ifindex: u32,
     pin: &Path,
+    unpinned: &mut Unpinned,
 ) -> Result<Attached, AttachFault> {
     match sys::object_get(pin) {
         Ok(link) => {
@@ -57,6 +58,7 @@ pub(crate) fn attach(
             }
             drop(link);
             tcx::detach(pin)?;
+            unpinned.note(pin);
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(AttachFault::kernel("open the pinned link")(error)),

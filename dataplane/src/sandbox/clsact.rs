@@ -14,7 +14,7 @@ use aya::programs::SchedClassifier;
 
 use super::netns;
 use crate::{
-    attach::{AttachFault, Attached, PinName, clsact},
+    attach::{AttachFault, Attached, PinName, Unpinned, clsact},
     sys,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn attach(
     ifname: &str,
     pin: &Path,
     attached_before: bool,
+    unpinned: &mut Unpinned,
 ) -> Result<Attached, AttachFault> {
     let inode = netns::inode(netns).map_err(AttachFault::kernel("identify the network namespace"))?;
     let place = PathBuf::from(inode.to_string()).join(ifname);
@@ -33,9 +34,10 @@ pub(super) fn attach(
     write_note(pin, &place).map_err(AttachFault::kernel("note the network namespace"))?;
     // aya takes programs by their pins.
     clsact::unpin(pin)?;
+    unpinned.note(pin);
     sys::object_pin(stub, pin).map_err(AttachFault::kernel("pin the stub"))?;
     let mut program = SchedClassifier::from_pin(pin)?;
-    clsact::attach(&mut program, name.program, ifname, pin, attached_before && same_place)
+    clsact::attach(&mut program, name.program, ifname, pin, attached_before && same_place, unpinned)
 }
 
 /// Removes the filter, if its namespace is still there, and the notes.

@@ -24,7 +24,7 @@ use dataplane_common::{endpoint::SANDBOX_BIT, mark::sandbox_program};
 
 use crate::{
     Detached, MapFault, MapName, Program,
-    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, tcx},
+    attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Unpinned, tcx},
     load::{self, LoadError},
     sys,
 };
@@ -80,11 +80,12 @@ impl Sandboxes {
         netns: BorrowedFd<'_>,
         ifname: &str,
         id: u32,
+        unpinned: &mut Unpinned,
     ) -> Result<Attached, AttachError> {
         let mut result = Attached::Unchanged;
         for program in PROGRAMS {
             let fail = |fault| AttachError::new(program, &format!("{ifname} of sandbox {id:08x}"), fault);
-            let attached = self.attach_one(hook, bpffs, netns, ifname, (program, id)).map_err(fail)?;
+            let attached = self.attach_one(hook, bpffs, netns, ifname, (program, id), unpinned).map_err(fail)?;
             result = result.max(attached);
         }
         Ok(result)
@@ -97,6 +98,7 @@ impl Sandboxes {
         netns: BorrowedFd<'_>,
         ifname: &str,
         (program, id): (Program, u32),
+        unpinned: &mut Unpinned,
     ) -> Result<Attached, AttachFault> {
         if id & SANDBOX_BIT == 0 {
             let error = io::Error::other(format!("{id:08x} is no sandbox's id: its highest bit must be set"));
@@ -117,8 +119,8 @@ impl Sandboxes {
         let attached = netns::inside(netns, || {
             let ifindex = attach::ifindex(ifname)?;
             match hook {
-                Hook::Tcx => tcx::attach(stub.as_fd(), stub_id, attach::side(program), ifindex, &pin),
-                Hook::Clsact => clsact::attach(stub.as_fd(), netns, &name, ifname, &pin, before),
+                Hook::Tcx => tcx::attach(stub.as_fd(), stub_id, attach::side(program), ifindex, &pin, unpinned),
+                Hook::Clsact => clsact::attach(stub.as_fd(), netns, &name, ifname, &pin, before, unpinned),
             }
         })
         .map_err(AttachFault::kernel("enter the network namespace"))??;
@@ -127,7 +129,13 @@ impl Sandboxes {
     }
 
     /// See [`Dataplane::detach_sandboxes_except`](crate::Dataplane::detach_sandboxes_except).
-    pub(crate) fn detach_except(&mut self, hook: Hook, bpffs: &Path, keep: &BTreeSet<u32>) -> Detached {
+    pub(crate) fn detach_except(
+        &mut self,
+        hook: Hook,
+        bpffs: &Path,
+        keep: &BTreeSet<u32>,
+        unpinned: &mut Unpinned,
+    ) -> Detached {
         let mut result = Detached::default();
         for at in Hook::ALL {
             let names = match pinned(at, bpffs) {
@@ -143,7 +151,10 @@ impl Sandboxes {
                     continue;
                 }
                 match detach(at, bpffs, &name) {
-                    Ok(()) => result.detached.push((name.program, name.ifname)),
+                    Ok(()) => {
+                        unpinned.note(&at.directory(bpffs).join(name.to_string()));
+                        result.detached.push((name.program, name.ifname));
+                    }
                     Err(error) => result.failures.push(error.to_string()),
                 }
             }
