@@ -109,12 +109,12 @@ impl LostUplinks {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use hiveway_core::observed::Kind;
 
     use super::*;
-    use crate::uplinks::choose;
+    use crate::uplinks::{Routes, choose};
 
     const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -124,6 +124,10 @@ mod tests {
             ((*name).to_owned(), Link { up: *up, ..Link::new(*index, Kind::Other(String::new())) })
         };
         interfaces.iter().map(link).collect()
+    }
+
+    fn known(routes: &[u32]) -> Routes {
+        Routes { known: routes.iter().copied().collect(), ..Routes::default() }
     }
 
     #[derive(Default)]
@@ -136,8 +140,7 @@ mod tests {
         /// What is said when routes lead through these indices.
         fn look(&mut self, interfaces: &[(&str, u32, bool)], routes: &[u32]) -> Vec<String> {
             let links = node(interfaces);
-            let routes: BTreeSet<_> = routes.iter().copied().collect();
-            let uplinks = choose(&self.underlay, &links, VTEP, &routes);
+            let uplinks = choose(&self.underlay, &links, VTEP, &known(routes), "hw-gwbridge");
             self.lost.note(&uplinks, &links);
             self.lost.warnings(&self.underlay, &uplinks, &links)
         }
@@ -203,7 +206,7 @@ mod tests {
         let mut lost = LostUplinks::default();
         let mut look = |carrier: bool, routes: &[u32]| {
             links.get_mut("eth1").unwrap().carrier = carrier;
-            let uplinks = choose(&Underlay::Auto, &links, VTEP, &routes.iter().copied().collect());
+            let uplinks = choose(&Underlay::Auto, &links, VTEP, &known(routes), "hw-gwbridge");
             lost.note(&uplinks, &links);
             lost.warnings(&Underlay::Auto, &uplinks, &links)
         };
@@ -224,7 +227,7 @@ mod tests {
         assert_eq!(world.look(&BOTH[..1], &[]), Vec::<String>::new());
         let mut links = node(&BOTH);
         links.get_mut("eth1").unwrap().carrier = false;
-        let uplinks = choose(&world.underlay, &links, VTEP, &BTreeSet::new());
+        let uplinks = choose(&world.underlay, &links, VTEP, &known(&[]), "hw-gwbridge");
         world.lost.note(&uplinks, &links);
         let said = world.lost.warnings(&world.underlay, &uplinks, &links);
         assert!(said.len() == 1 && said[0].contains("eth1 has no carrier"), "{said:?}");

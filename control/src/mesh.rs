@@ -126,8 +126,12 @@ pub fn container_bridges<'l>(
     links: &'l BTreeMap<String, Link>,
     gateway: &'l str,
 ) -> impl Iterator<Item = (&'l String, &'l Link)> {
-    let is_one = move |name: &str| name == gateway || is_engines_bridge(name);
-    links.iter().filter(move |(name, link)| link.kind == Kind::Bridge && is_one(name))
+    links.iter().filter(move |(name, link)| is_container_bridge(name, link, gateway))
+}
+
+/// Whether it is one of [`container_bridges`].
+pub fn is_container_bridge(name: &str, link: &Link, gateway: &str) -> bool {
+    link.kind == Kind::Bridge && (name == gateway || is_engines_bridge(name))
 }
 
 /// Neither a bridge of containers nor anything else of ours.

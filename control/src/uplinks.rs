@@ -14,7 +14,10 @@ use hiveway_core::{
     observed::{Kind, Link},
 };
 
-use crate::netlink::{Error, Socket, leading};
+use crate::{
+    mesh::is_container_bridge,
+    netlink::{Error, Socket, leading},
+};
 
 const LOOPBACK: &str = "lo";
 /// Requests under way together.
@@ -24,7 +27,7 @@ const AT_ONCE: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Underlay {
     /// The interface that carries the tunnel address, unless that is where nothing arrives, and those that the routes to
-    /// other nodes lead through.
+    /// other nodes lead through, as far as [`choose`] believes where those are.
     #[default]
     Auto,
     /// These.
@@ -74,9 +77,21 @@ pub struct Uplinks {
     pub mtu: u32,
     /// The node's own address where tunnels arrive, if that is not the one that other nodes know.
     pub own_address: Option<Ipv4Addr>,
+    /// Interfaces that routes to other nodes lead through and that are no uplinks all the same, and why.
+    pub left_out: BTreeMap<String, String>,
 }
 
 impl Uplinks {
+    /// What an operator should know of interfaces that are no uplinks.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.left_out.iter().map(|(name, why)| {
+            format!(
+                "a route to another node leads over {name}, which is no uplink: {why}; if tunnels are to arrive there, \
+                 name all uplinks with --underlay"
+            )
+        })
+    }
+
     /// Their names, separated by commas; `none` without any.
     pub fn text(&self) -> String {
         if self.names.is_empty() {
@@ -86,23 +101,72 @@ impl Uplinks {
     }
 }
 
-/// What `underlay` means on a node with these links. `routes`: indices of the interfaces that routes to other nodes lead
-/// through.
-pub fn choose(underlay: &Underlay, links: &BTreeMap<String, Link>, vtep: Ipv4Addr, routes: &BTreeSet<u32>) -> Uplinks {
-    let leads = |name: &str, link: &Link| match underlay {
+/// Another node's tunnel address, and who vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Tunnel address.
+    pub vtep: Ipv4Addr,
+    /// The node, if its own agent alone says that its tunnels end there; `None`: the operator's table says so, or the
+    /// manager has seen the node at this address.
+    pub claimed_by: Option<String>,
+}
+
+/// Indices of the interfaces that the routes to other nodes lead through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// To tunnel addresses that the table or the manager vouches for.
+    pub known: BTreeSet<u32>,
+    /// To tunnel addresses that only the nodes themselves claim; one of these nodes, with its address.
+    pub claimed: BTreeMap<u32, String>,
+}
+
+/// What `underlay` means on a node with these links, whose gateway bridge has the name `gateway`.
+///
+/// A node may claim any tunnel address, and so any route. With `auto` a claim makes an interface an uplink only where
+/// this node's tunnel address is on no interface that packets arrive at (`lo`, a dummy device); else the interface
+/// that carries it counts, and those that lead to nodes whose address the manager has seen. A bridge of containers is
+/// made an uplink by no other node: containers could send tunnels there.
+pub fn choose(
+    underlay: &Underlay,
+    links: &BTreeMap<String, Link>,
+    vtep: Ipv4Addr,
+    routes: &Routes,
+    gateway: &str,
+) -> Uplinks {
+    let usable =
+        |name: &str, link: &Link| !apart(name, link) && !link.is_ours(name) && link.layer.unsupported().is_none();
+    let carrying = || links.iter().filter(|(_, link)| carries(link, vtep));
+    let address_is_apart = carrying().next().is_some() && carrying().all(|(name, link)| apart(name, link));
+    let leads = |link: &Link| {
+        routes.known.contains(&link.index) || (address_is_apart && routes.claimed.contains_key(&link.index))
+    };
+    let is_uplink = |name: &str, link: &Link| match underlay {
         Underlay::Named(names) => names.contains(name),
         Underlay::Auto => {
-            let here = carries(link, vtep) || routes.contains(&link.index);
-            here && !apart(name, link) && !link.is_ours(name) && link.layer.unsupported().is_none()
+            let led = leads(link) && !is_container_bridge(name, link, gateway);
+            (carries(link, vtep) || led) && usable(name, link)
         }
     };
-    let chosen: Vec<_> = links.iter().filter(|(name, link)| leads(name, link)).collect();
+    let (chosen, others): (Vec<_>, Vec<_>) = links.iter().partition(|(name, link)| is_uplink(name, link));
+    let why = |(name, link): (&String, &Link)| {
+        let why = match routes.claimed.get(&link.index) {
+            _ if !usable(name, link) => return None,
+            Some(node) if !is_container_bridge(name, link, gateway) => {
+                format!("only {node} itself says that its tunnels end there")
+            }
+            None if !routes.known.contains(&link.index) => return None,
+            _ => "it is a bridge of containers".to_owned(),
+        };
+        Some((name.clone(), why))
+    };
+    let left_out = others.into_iter().filter_map(why).collect();
     let (only, mac) = match chosen[..] {
         [(_, link)] => (link.index, link.mac),
         _ => (0, Mac::default()),
     };
     let mtu = chosen.iter().map(|(_, link)| link.mtu).min().unwrap_or(DEFAULT_GATEWAY_MTU);
-    Uplinks { names: chosen.into_iter().map(|(name, _)| name.clone()).collect(), only, mac, mtu, own_address: None }
+    let names = chosen.into_iter().map(|(name, _)| name.clone()).collect();
+    Uplinks { names, only, mac, mtu, own_address: None, left_out }
 }
 
 /// Asks the kernel where the routes from the tunnel address to `nodes` lead, if `underlay` depends on it.
@@ -113,14 +177,27 @@ pub async fn routes(
     socket: &Socket,
     underlay: &Underlay,
     vtep: Ipv4Addr,
-    nodes: impl Iterator<Item = Ipv4Addr>,
-) -> Result<BTreeSet<u32>, Error> {
+    nodes: impl Iterator<Item = Destination>,
+) -> Result<Routes, Error> {
+    let mut routes = Routes::default();
     if *underlay != Underlay::Auto {
-        return Ok(BTreeSet::new());
+        return Ok(routes);
     }
-    let questions: Vec<_> = nodes.map(|node| leading(socket, vtep, node)).collect();
-    let found: Vec<_> = futures::stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+    let questions: Vec<_> =
+        nodes.map(async |node| Ok::<_, Error>((leading(socket, vtep, node.vtep).await?, node))).collect();
+    let found: Vec<_> = futures::stream::iter(questions).buffered(AT_ONCE).try_collect().await?;
+    for (interfaces, node) in found {
+        match node.claimed_by {
+            None => routes.known.extend(interfaces),
+            Some(who) => {
+                let claim = format!("node {who} ({})", node.vtep);
+                for index in interfaces {
+                    routes.claimed.entry(index).or_insert_with(|| claim.clone());
+                }
+            }
+        }
+    }
+    Ok(routes)
 }
 
 /// Whether `--underlay` can be what it says, on a node with these links.
@@ -191,6 +268,11 @@ mod tests {
     use super::*;
 
     const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const GATEWAY: &str = "hw-gwbridge";
+
+    fn known(routes: &[u32]) -> Routes {
+        Routes { known: routes.iter().copied().collect(), ..Routes::default() }
+    }
 
     fn link(index: u32, address: &str) -> Link {
         let addresses = Some(address).filter(|text| !text.is_empty()).map(|text| text.parse().unwrap());
@@ -218,8 +300,7 @@ mod tests {
 
     #[test]
     fn auto_is_the_carrier_and_where_routes_lead_but_never_lo() {
-        let auto =
-            |on: &str, routes: &[u32]| choose(&Underlay::Auto, &node(on), VTEP, &routes.iter().copied().collect());
+        let auto = |on: &str, routes: &[u32]| choose(&Underlay::Auto, &node(on), VTEP, &known(routes), GATEWAY);
         let one = auto("eth0", &[2]);
         assert_eq!((names(&one), one.only, one.mac, one.mtu), (vec!["eth0"], 2, [2, 0, 0, 0, 0, 2], 1500));
         let two = auto("lo", &[1, 2, 3]);
@@ -228,6 +309,51 @@ mod tests {
         assert_eq!(names(&auto("lo", &[3])), ["eth1"]);
         let none = auto("lo", &[]);
         assert_eq!((none.text(), none.only, none.mtu), ("none".to_owned(), 0, 1500));
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_makes_no_interface_an_uplink() {
+        let claims = |claimed: &[u32]| {
+            let claimed = claimed.iter().map(|index| (*index, "node evil (172.17.0.77)".to_owned())).collect();
+            Routes { claimed, ..known(&[2]) }
+        };
+        let mut with_bridge = node("eth0");
+        with_bridge.insert("docker0".to_owned(), Link { kind: Kind::Bridge, ..link(4, "172.17.0.1/16") });
+        let found = choose(&Underlay::Auto, &with_bridge, VTEP, &claims(&[1, 2, 3, 4]), GATEWAY);
+        assert_eq!((names(&found), found.only, found.mtu), (vec!["eth0"], 2, 1500));
+        let said: Vec<_> = found.warnings().collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].contains("over docker0, which is no uplink: it is a bridge of containers"), "{said:?}");
+        assert!(said[1].contains("over eth1") && said[1].contains("only node evil (172.17.0.77) itself"), "{said:?}");
+        // Where the manager has seen a node, one of an engine on this node's bridge, say.
+        let found = choose(&Underlay::Auto, &with_bridge, VTEP, &known(&[2, 4]), GATEWAY);
+        assert_eq!((names(&found), found.left_out.len()), (vec!["eth0"], 1));
+        // An operator's word.
+        let named = "eth0,docker0".parse().unwrap();
+        let found = choose(&named, &with_bridge, VTEP, &Routes::default(), GATEWAY);
+        assert_eq!((names(&found), found.left_out.len()), (vec!["docker0", "eth0"], 0));
+    }
+
+    /// `--data-path-addr`: no manager has seen the nodes where their tunnels end.
+    #[test]
+    fn own_tunnel_addresses_lead_over_the_carrier_or_from_lo_over_all_but_containers() {
+        let claimed =
+            Routes { claimed: [2, 3].map(|index| (index, "node n2 (10.0.1.2)".to_owned())).into(), ..known(&[]) };
+        let auto = |on: &str| choose(&Underlay::Auto, &node(on), VTEP, &claimed, GATEWAY);
+        let on_eth1 = auto("eth1");
+        assert_eq!((names(&on_eth1), on_eth1.only), (vec!["eth1"], 3));
+        assert_eq!(on_eth1.left_out.keys().collect::<Vec<_>>(), ["eth0"]);
+        assert_eq!(names(&auto("lo")), ["eth0", "eth1"]);
+        assert!(names(&auto("nowhere")).is_empty());
+        let mut bridged = node("lo");
+        bridged.get_mut("eth0").unwrap().kind = Kind::Bridge;
+        let eth0 = bridged.remove("eth0").unwrap();
+        for (name, found) in
+            [("br-lan", vec!["br-lan", "eth1"]), ("br-0123456789ab", vec!["eth1"]), (GATEWAY, vec!["eth1"])]
+        {
+            let links = bridged.clone().into_iter().chain([(name.to_owned(), eth0.clone())]).collect();
+            assert_eq!(names(&choose(&Underlay::Auto, &links, VTEP, &claimed, GATEWAY)), found);
+        }
     }
 
     #[test]

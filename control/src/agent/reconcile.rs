@@ -53,15 +53,14 @@ use super::{
 use crate::{
     cli::AgentArgs,
     liveness::Pulse,
-    local_address,
     lost_uplinks::LostUplinks,
     mesh,
-    netlink::{self, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
+    netlink::{Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
     source::Hub,
     state_dir::StateDir,
     sysctl,
-    uplinks::{self, Uplinks},
+    uplinks::Uplinks,
 };
 
 /// The failing item of our own nftables table.
@@ -254,39 +253,9 @@ impl Agent {
         Ok(desired)
     }
 
-    fn vtep(&self) -> Ipv4Addr {
+    pub(super) fn vtep(&self) -> Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
         node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.vtep)
-    }
-
-    /// The node's own address where tunnels arrive.
-    fn local(&self) -> Ipv4Addr {
-        self.uplinks.own_address.unwrap_or_else(|| self.vtep())
-    }
-
-    /// Looks for that address again: a swarm that is made anew may announce another one, and a lease may end. Where none is
-    /// found, the last one stays.
-    ///
-    /// # Errors
-    /// When none is there.
-    fn find_own_address(&mut self, links: &BTreeMap<String, Link>) -> Result<(), String> {
-        let last = self.uplinks.own_address;
-        // What the node itself has carried and has lost is no NAT's.
-        if last.is_none() && self.carried == Some(self.vtep()) && self.args.underlay_address.is_none() {
-            return Ok(());
-        }
-        let candidates = self.hub.as_ref().map(|hub| local_address::candidates(&hub.engine.borrow(), last));
-        let (asked, underlay, vtep) = (self.args.underlay_address, self.args.underlay(), self.vtep());
-        let found = local_address::find(asked, &underlay, links, vtep, candidates.as_deref())?;
-        self.carried = uplinks::carried(links, vtep).then_some(vtep);
-        if found != last && (found.is_some() || uplinks::carried(links, vtep)) {
-            match found {
-                Some(own) => tracing::warn!("tunnels to this node, {vtep} to the others, arrive at {own} from now on"),
-                None => tracing::info!("tunnels to this node arrive at {vtep} from now on: there is no NAT any more"),
-            }
-            self.uplinks.own_address = found;
-        }
-        Ok(())
     }
 
     /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
@@ -484,31 +453,6 @@ impl Agent {
         })
     }
 
-    /// Whether routes lead to the other nodes through other interfaces than in the last round.
-    pub(super) async fn uplinks_moved(&self) -> bool {
-        let Ok(links) = observe_links(&self.socket).await else { return true };
-        self.uplinks_now(&links).await.is_ok_and(|found| found != self.uplinks)
-    }
-
-    async fn uplinks_now(&self, links: &BTreeMap<String, Link>) -> Result<Uplinks, netlink::Error> {
-        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local());
-        let others = self.table.model.nodes.values().map(|node| node.vtep).filter(|other| *other != vtep);
-        let routes = uplinks::routes(&self.socket, &underlay, local, others).await?;
-        let chosen = uplinks::choose(&underlay, links, local, &routes);
-        Ok(Uplinks { own_address: self.uplinks.own_address, ..chosen })
-    }
-
-    /// What `--underlay` means now. What the kernel does not tell stays as it was.
-    async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
-        let found = self.uplinks_now(links).await;
-        let Some(found) = round.note(&mut self.backoff, "uplinks", found) else { return };
-        if found != self.uplinks {
-            tracing::info!("VXLAN of other nodes arrives on {}", found.text());
-            self.uplinks = found;
-        }
-        self.lost_uplinks.note(&self.uplinks, links);
-    }
-
     fn attach(&mut self, wanted: &[Attachment], round: &mut Round) {
         let mut dataplane = self.shared.dataplane();
         for attachment in wanted {
@@ -545,7 +489,8 @@ impl Agent {
         self.last.underlay_address = self.uplinks.own_address;
         self.last.vxlan_port = Some(settings.vxlan_port);
         self.last.uplinks = self.uplinks.clone();
-        self.last.lost_uplinks = self.lost_uplinks.warnings(&self.args.underlay(), &self.uplinks, links);
+        let lost = self.lost_uplinks.warnings(&self.args.underlay(), &self.uplinks, links);
+        self.last.uplink_warnings = lost.into_iter().chain(self.uplinks.warnings()).collect();
         self.last.underlay_mtu = self.underlay_mtu();
         self.probing.follow(self.probes(links));
         self.last.gateway = desired.gateway.as_ref().map(|_| (gateway.name.clone(), gateway.ours));

@@ -78,7 +78,7 @@ pub struct Snapshot {
     /// Where other nodes' VXLAN arrives.
     pub uplinks: Uplinks,
     /// What is wrong with them: those that were in use and are gone.
-    pub lost_uplinks: Vec<String>,
+    pub uplink_warnings: Vec<String>,
     /// What the underlay's interface takes, in bytes.
     pub underlay_mtu: u16,
     /// Gateway bridge, and whether it is ours.

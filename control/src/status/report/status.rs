@@ -302,7 +302,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
         warnings: [
             snapshot.unserved.clone(),
             snapshot.firewall.warnings(),
-            snapshot.lost_uplinks.clone(),
+            snapshot.uplink_warnings.clone(),
             shared.about.tight.iter().cloned().collect(),
             live.and_then(|live| live.unkept.clone()).into_iter().collect(),
             around.warnings,
