@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Result, bail};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use dataplane::{
-    AdoptError, Attached, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes, TcHook,
-    TeardownError, Timeouts, teardown,
+    AdoptError, Attached, Dataplane, Live, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes,
+    TcHook, TeardownError, Timeouts, teardown,
 };
 use dataplane_common::{
     config::Config,

@@ -104,8 +104,7 @@ impl Server {
 
 /// Tells a client that there are too many. Waits for nothing: the text fits the room of a socket that is new.
 fn refuse(stream: UnixStream) {
-    let why =
-        format!("{CONNECTIONS} connections are open at this socket, all that it takes: close some and try again");
+    let why = format!("{CONNECTIONS} connections are open at this socket, all that it takes: close some and try again");
     let said = || {
         let mut bytes = serde_json::to_vec(&Response::Error(why))?;
         bytes.push(b'\n');
