@@ -86,7 +86,7 @@ fn send_twice(model: &Model) {
 
 /// Does with a live table what the agent of its first node does before it uses the model.
 fn use_live(mut loaded: Loaded) {
-    loaded.settle(|_| false);
+    loaded.settle(|_| None);
     let node = loaded.model.nodes.keys().next().map(ToString::to_string);
     let merged = merge(&loaded, &LocalView { node, ..LocalView::default() }, None);
     use_model(&merged.model);
