@@ -9,16 +9,20 @@ mod swarm_ca;
 
 use std::{
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use control::{certs::Files, relay::client::Manager};
 use hiveway_core::merge::Report;
-use hiveway_proto::relay::{self as wire, FromAgent, relay_client::RelayClient};
+use hiveway_proto::relay::{self as wire, FromAgent, from_manager::Message as Said, relay_client::RelayClient};
 use relay::{Client, Server, eventually, m, raw, until};
 use support::in_fresh_netns;
 use swarm_ca::{Ca, Spec, manager, worker};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tokio_stream::StreamExt;
 use tonic::{Code, Status};
 
@@ -176,6 +180,69 @@ fn a_flood_of_reports_is_slowed_down() {
         assert!(per_second <= 60.0, "{per_second} reports read in a second");
         serves(&swarm, &server).await;
         flood.abort();
+    });
+}
+
+/// Four connections of one node, on each of which call follows call; each reports something new, and wants a table.
+#[test]
+fn a_flood_of_calls_is_slowed_down() {
+    const FIRST: u32 = 0x0a00_0000;
+    const LASTS: Duration = Duration::from_secs(3);
+    in_fresh_netns(|| async {
+        let swarm = Swarm::new();
+        let server = Server::start(&swarm.ca, &m(), swarm.path("m")).await;
+        let (files, address) = (swarm.files("w1"), server.address);
+        let [calls, read, tables] = [0, 0, 0].map(|none| Arc::new(AtomicU32::new(none)));
+        let began = Instant::now();
+        let floods = (0..4).map(|_| {
+            let (files, calls, read, tables) = (files.clone(), calls.clone(), read.clone(), tables.clone());
+            tokio::spawn(async move {
+                let mut client = RelayClient::new(raw::channel(&files, address).await.unwrap());
+                while began.elapsed() < LASTS {
+                    let vtep = FIRST + calls.fetch_add(1, Ordering::Relaxed);
+                    let report = Some(wire::Report { vtep, ..Default::default() });
+                    let hello = FromAgent { report, want_tables: true, ..FromAgent::default() };
+                    let call = tokio_stream::once(hello).chain(tokio_stream::pending());
+                    let Ok(answers) = client.sync(call).await else { continue };
+                    let mut answers = answers.into_inner();
+                    // What comes of it until another call takes its place.
+                    while let Ok(Ok(Some(said))) = timeout(Duration::from_millis(200), answers.message()).await {
+                        match said.message {
+                            Some(Said::Welcome(_)) => read.fetch_add(1, Ordering::Relaxed),
+                            _ => tables.fetch_add(1, Ordering::Relaxed),
+                        };
+                    }
+                }
+            })
+        });
+        for flood in floods.collect::<Vec<_>>() {
+            flood.await.unwrap();
+        }
+        let per_second = |count: &AtomicU32| f64::from(count.load(Ordering::Relaxed)) / began.elapsed().as_secs_f64();
+        let (calls, read, tables) = (per_second(&calls), per_second(&read), per_second(&tables));
+        let said = format!("a second: {calls} calls, {read} first messages read, {tables} tables");
+        assert!(calls > 20.0 && read <= 55.0 && tables <= 22.0, "{said}");
+        serves(&swarm, &server).await;
+        let left = || server.sessions.list().iter().filter(|view| view.node == "w1").count();
+        eventually("one call of its to be left", || left() <= 1).await;
+    });
+}
+
+#[test]
+fn a_table_that_is_asked_for_again_and_again_is_sent_at_a_bounded_rate() {
+    in_fresh_netns(|| async {
+        let swarm = Swarm::new();
+        let server = Server::start(&swarm.ca, &m(), swarm.path("m")).await;
+        let mut client = RelayClient::new(raw::channel(&swarm.files("w1"), server.address).await.unwrap());
+        let wants = |i: u32| FromAgent { want_tables: i.is_multiple_of(2), ..FromAgent::default() };
+        let messages = tokio_stream::iter((0..200).map(wants)).chain(tokio_stream::pending());
+        let mut answers = client.sync(messages).await.unwrap().into_inner();
+        let (began, mut tables, mut last) = (Instant::now(), 0, Duration::ZERO);
+        while let Ok(Ok(Some(_))) = timeout(Duration::from_millis(500), answers.message()).await {
+            (tables, last) = (tables + 1, began.elapsed());
+        }
+        let per_second = f64::from(tables) / last.as_secs_f64();
+        assert!(tables > 10 && per_second <= 22.0, "{tables}, {per_second} tables a second");
     });
 }
 

@@ -79,9 +79,12 @@ impl Registry {
     pub(super) fn place(&self, node: &str, session: u64, place: Report) {
         let mut entries = self.entries();
         let preparing = Entry { report: Report { preparing: true, ..place.clone() }, session: None, down: false };
+        let known = entries.get(node).is_some_and(|entry| entry.report.vtep == place.vtep);
         let entry = entries.entry(node.to_owned()).or_insert(preparing);
         (entry.report.vtep, entry.session) = (place.vtep, Some(session));
-        self.announce(&entries);
+        if !known {
+            self.announce(&entries);
+        }
     }
 
     /// Hiveway has been taken down on the node.
@@ -100,9 +103,9 @@ impl Registry {
             entry.session = None;
             if entry.down {
                 entries.remove(node);
+                self.announce(&entries);
             }
         }
-        self.announce(&entries);
     }
 
     /// The manager's table says this now (a whole one: nodes that are not in it have been removed).

@@ -24,11 +24,8 @@ use crate::relay::{
 
 /// For the first message.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long to wait for more changes of the table before sending it, and the least time between two.
+/// How long to wait for more changes of the table before sending it.
 const SETTLE: Duration = Duration::from_millis(10);
-const SPACING: Duration = Duration::from_millis(50);
-/// The least time between two messages from an agent.
-const READING: Duration = Duration::from_millis(20);
 /// How long a node without a place may take to get one by what it says.
 const PLACE: Duration = Duration::from_secs(3);
 /// How long the last word may take to a slow reader.
@@ -47,14 +44,14 @@ pub(super) struct Session {
     /// When it gets the next one; `None` while it has the newest or wants none.
     due: Option<Instant>,
     wants_tables: bool,
-    sent_at: Instant,
+    /// It has said something.
+    greeted: bool,
 }
 
 impl Session {
     pub(super) fn new(parts: Parts, tables: Arc<Tables>, closing: watch::Receiver<()>, peer: Peer) -> Self {
         let entry = parts.sessions.begin(&peer.identity.node, peer.address);
-        let sent_at = Instant::now();
-        Self { parts, tables, closing, peer, entry, digest: None, due: None, wants_tables: false, sent_at }
+        Self { parts, tables, closing, peer, entry, digest: None, due: None, wants_tables: false, greeted: false }
     }
 
     fn node(&self) -> &str {
@@ -62,13 +59,16 @@ impl Session {
     }
 
     pub(super) async fn run(mut self, inbound: Streaming<FromAgent>, out: Out) {
-        tracing::info!("relay: node {} connected from {}", self.node(), self.peer.address);
         let ended = self.talk(inbound, &out).await;
         self.parts.registry.closed(self.node(), self.entry.id);
         match ended {
+            // A call that has said nothing is not worth a line: there may be thousands.
+            Ok(()) if !self.greeted => {}
             Ok(()) => tracing::info!("relay: node {} disconnected", self.node()),
             Err(status) => {
-                tracing::info!("relay: node {} disconnected: {}", self.node(), status.message());
+                if self.greeted {
+                    tracing::info!("relay: node {} disconnected: {}", self.node(), status.message());
+                }
                 let _ = timeout(LAST_WORD, out.send(Err(status))).await;
             }
         }
@@ -76,10 +76,9 @@ impl Session {
 
     /// Until the agent goes (`Ok`) or must.
     async fn talk(&mut self, mut inbound: Streaming<FromAgent>, out: &Out) -> Result<(), Status> {
-        let hello =
-            timeout(HELLO, inbound.message()).await.map_err(|_| Status::deadline_exceeded("no first message"))??;
-        let Some(hello) = hello else { return Ok(()) };
-        let mut read_after = Instant::now() + READING;
+        let Some(hello) = self.hello(&mut inbound, out).await? else { return Ok(()) };
+        self.greeted = true;
+        tracing::info!("relay: node {} connected from {}", self.node(), self.peer.address);
         let welcome = Welcome {
             protocol: PROTOCOL,
             version: VERSION.to_owned(),
@@ -94,7 +93,8 @@ impl Session {
         let mut credentials = self.parts.credentials.clone();
         let mut closing = self.closing.clone();
         let expires = Instant::now() + self.until_expiry();
-        let superseded = self.entry.superseded.clone();
+        let (superseded, pace) = (self.entry.superseded.clone(), self.entry.pace.clone());
+        let mut may_read = false;
         let mut lost_until = Instant::now() + PLACE;
         loop {
             let unplaced = is_unplaced(&table.borrow(), self.node());
@@ -110,12 +110,15 @@ impl Session {
                 out.reserve().await
             };
             let next = async {
-                sleep_until(read_after).await;
+                if !may_read {
+                    pace.read().await;
+                    may_read = true;
+                }
                 inbound.message().await
             };
             tokio::select! {
-                _ = closing.changed() => return Err(Status::unavailable("this manager's agent stops serving tables")),
-                () = superseded.notified() => return Err(Status::aborted("another agent of this node has connected")),
+                _ = closing.changed() => return Err(stopping()),
+                () = superseded.notified() => return Err(another()),
                 () = sleep_until(lost_until), if unplaced => return Err(nowhere(&self.parts.table.borrow(), self.node())),
                 () = sleep_until(expires) => return Err(Status::unauthenticated("the certificate has expired")),
                 changed = credentials.changed() => {
@@ -127,13 +130,13 @@ impl Session {
                     changed.map_err(|_| Status::unavailable("this manager's agent is stopping"))?;
                     admit(&table.borrow_and_update(), self.node())?;
                     if self.wants_tables {
-                        let soon = (Instant::now() + SETTLE).max(self.sent_at + SPACING);
+                        let soon = Instant::now() + SETTLE;
                         self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
                     }
                 }
                 message = next => {
                     let Some(message) = message? else { return Ok(()) };
-                    read_after = Instant::now() + READING;
+                    may_read = false;
                     if !self.heard(message)? {
                         return Ok(());
                     }
@@ -142,11 +145,32 @@ impl Session {
                     let Ok(place) = place else { return Ok(()) };
                     // Whatever has come in the meantime is in it.
                     self.due = None;
-                    if let Some(table) = self.newest().await {
+                    let newest = tokio::select! {
+                        _ = closing.changed() => return Err(stopping()),
+                        () = superseded.notified() => return Err(another()),
+                        () = out.closed() => return Ok(()),
+                        newest = self.newest() => newest,
+                    };
+                    if let Some(table) = newest {
                         place.send(Ok(FromManager { message: Some(Message::Table(table)) }));
                     }
                 }
             }
+        }
+    }
+
+    /// The first message, when it is this call's turn; `None`: the agent has gone.
+    async fn hello(&mut self, inbound: &mut Streaming<FromAgent>, out: &Out) -> Result<Option<FromAgent>, Status> {
+        let pace = self.entry.pace.clone();
+        let first = async {
+            pace.read().await;
+            inbound.message().await
+        };
+        tokio::select! {
+            _ = self.closing.changed() => Err(stopping()),
+            () = self.entry.superseded.notified() => Err(another()),
+            () = out.closed() => Ok(None),
+            first = timeout(HELLO, first) => first.map_err(|_| Status::deadline_exceeded("no first message"))?,
         }
     }
 
@@ -195,8 +219,7 @@ impl Session {
             // The table that places it makes it due again.
             return None;
         }
-        let Made { table, digest } = self.tables.of(self.node()).await?;
-        self.sent_at = Instant::now();
+        let Made { table, digest } = self.entry.pace.make(self.tables.of(self.node())).await?;
         if self.digest.replace(digest) == Some(digest) {
             return None;
         }
@@ -210,6 +233,14 @@ impl Session {
         // Far ahead is never: the clock's arithmetic ends somewhere.
         Duration::from_secs(left.min(10 * 365 * 86400))
     }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this manager's agent stops serving tables")
+}
+
+fn another() -> Status {
+    Status::aborted("another agent of this node has connected")
 }
 
 async fn send(out: &Out, message: Message) -> Result<(), Status> {

@@ -1,13 +1,24 @@
-//! Who is connected, for `status`; and that it is one session per node.
+//! Who is connected, for `status`; that it is one session per node; and at which pace a node is served, however many
+//! calls it makes.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Mutex as Turns, Notify},
+    time::{self, sleep_until},
+};
+
+/// The least time between two messages from a node.
+const READING: Duration = Duration::from_millis(20);
+/// The least time between two tables for a node.
+const SPACING: Duration = Duration::from_millis(50);
+/// A node that has not called for this long is not remembered.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// A connected agent.
 #[derive(Clone, Debug)]
@@ -38,6 +49,40 @@ pub struct Sessions(Mutex<Inner>);
 struct Inner {
     last: u64,
     all: BTreeMap<u64, (SessionView, Arc<Notify>)>,
+    /// By node, with when it has called last.
+    paces: BTreeMap<String, (Instant, Arc<Pace>)>,
+}
+
+/// When a node's next message is read and its next table is made: of all its calls together, which take turns.
+#[derive(Debug)]
+pub(super) struct Pace {
+    read_after: Turns<time::Instant>,
+    made_after: Turns<time::Instant>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = time::Instant::now();
+        Self { read_after: Turns::new(now), made_after: Turns::new(now) }
+    }
+
+    /// Returns when one more message may be read.
+    pub(super) async fn read(&self) {
+        let mut after = self.read_after.lock().await;
+        sleep_until(*after).await;
+        *after = time::Instant::now() + READING;
+    }
+
+    /// Makes a table when it is time for one more.
+    pub(super) async fn make<T>(&self, table: impl Future<Output = T>) -> T {
+        let mut after = self.made_after.lock().await;
+        sleep_until(*after).await;
+        // Also if nobody waits for the end.
+        *after = time::Instant::now() + SPACING;
+        let made = table.await;
+        *after = time::Instant::now() + SPACING;
+        made
+    }
 }
 
 /// A session's entry; gone when dropped.
@@ -47,6 +92,7 @@ pub(super) struct Entry {
     pub(super) id: u64,
     /// Another session of the same node has begun.
     pub(super) superseded: Arc<Notify>,
+    pub(super) pace: Arc<Pace>,
 }
 
 impl Sessions {
@@ -65,12 +111,17 @@ impl Sessions {
     pub(super) fn begin(self: &Arc<Self>, node: &str, address: SocketAddr) -> Entry {
         let mut inner = self.inner();
         inner.all.values().filter(|(view, _)| view.node == node).for_each(|(_, superseded)| superseded.notify_one());
+        let now = Instant::now();
+        inner.paces.retain(|_, (called, _)| now.duration_since(*called) < FORGOTTEN);
+        let (called, pace) = inner.paces.entry(node.to_owned()).or_insert_with(|| (now, Arc::new(Pace::new())));
+        *called = now;
+        let pace = pace.clone();
         inner.last += 1;
         let id = inner.last;
         let view = SessionView {
             node: node.to_owned(),
             address,
-            since: Instant::now(),
+            since: now,
             version: String::new(),
             protocol: 0,
             tables: false,
@@ -79,7 +130,7 @@ impl Sessions {
         };
         let superseded = Arc::new(Notify::new());
         inner.all.insert(id, (view, superseded.clone()));
-        Entry { sessions: self.clone(), id, superseded }
+        Entry { sessions: self.clone(), id, superseded, pace }
     }
 }
 

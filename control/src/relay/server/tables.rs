@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Tables {
     table: watch::Receiver<Arc<Live>>,
-    one: Semaphore,
+    one: Arc<Semaphore>,
     revision: AtomicU64,
     hasher: RandomState,
 }
@@ -37,15 +37,20 @@ pub(super) struct Made {
 
 impl Tables {
     pub(super) fn new(table: watch::Receiver<Arc<Live>>) -> Self {
-        Self { table, one: Semaphore::new(1), revision: AtomicU64::new(0), hasher: RandomState::new() }
+        Self { table, one: Arc::new(Semaphore::new(1)), revision: AtomicU64::new(0), hasher: RandomState::new() }
     }
 
     /// The newest table of `node`; `None` if there is none.
     pub(super) async fn of(&self, node: &str) -> Option<Made> {
-        let _turn = self.one.acquire().await;
+        let turn = self.one.clone().acquire_owned().await;
         let live = self.table.borrow().clone();
         let node = node.to_owned();
-        let mut table = tokio::task::spawn_blocking(move || message(&live, &node)).await.ok()??;
+        let table = tokio::task::spawn_blocking(move || {
+            // Until it is made, whoever has gone meanwhile.
+            let _turn = turn;
+            message(&live, &node)
+        });
+        let mut table = table.await.ok()??;
         let stale_ms = std::mem::take(&mut table.stale_ms);
         let digest = self.hasher.hash_one(table.encode_to_vec());
         table.stale_ms = stale_ms;
