@@ -7,7 +7,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    CheckArgs, exit, matrix_text,
+    CheckArgs, exit, matrix_text, plain,
     table_text::{columns, text},
 };
 use crate::{
@@ -40,6 +40,7 @@ pub(super) fn check(args: &CheckArgs) -> u8 {
 
 /// The answer as text.
 pub(super) fn render(value: &Value) -> String {
+    let value = &plain::value(value);
     let rows = || value["paths"].as_array().into_iter().flatten();
     let or = |value: &Value, shown: fn(String) -> String| match value {
         Value::Null => "-".to_owned(),

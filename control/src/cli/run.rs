@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
-use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, show};
+use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, plain, show};
 use crate::{agent, log, preflight, say::errln, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
@@ -64,6 +64,7 @@ fn log_to_stderr() {
         .with_writer(|| log::Lines)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .fmt_fields(plain::fields())
         // Where stderr's reader has gone, complaining about that on stderr would be a panic.
         .log_internal_errors(false)
         .init();

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::check;
+use super::{check, plain};
 use crate::status::protocol::Request;
 
-/// An answer as text.
+/// An answer as text. Names in it are others': nothing of them does anything to a terminal.
 pub(super) fn render(request: &Request, value: &Value) -> String {
+    let value = &plain::value(value);
     let rows = || value.as_array().into_iter().flatten();
     match request {
         Request::Status => status(value),

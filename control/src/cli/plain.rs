@@ -1,0 +1,115 @@
+//! Names of nodes, services and processes come from others, who may put into them what a terminal obeys, or what
+//! looks like a line of ours. What is shown to people says them without.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+use serde_json::Value;
+use tracing_subscriber::fmt::{
+    FormatFields,
+    format::{Writer, debug_fn},
+};
+
+/// What every line of an event but its first begins with.
+const GOES_ON: &str = "\n  | ";
+
+/// Whether a terminal, or whatever else shows text, does something else with it than to show it: control characters,
+/// and those that change lines or the direction of what follows.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The text with `?` for each such character.
+pub(super) fn plain(text: &str) -> Cow<'_, str> {
+    if text.contains(is_obeyed) { text.replace(is_obeyed, "?").into() } else { text.into() }
+}
+
+/// An answer with [`plain`] texts only.
+pub(super) fn value(value: &Value) -> Value {
+    match value {
+        Value::String(text) => plain(text).into(),
+        Value::Array(items) => items.iter().map(self::value).collect(),
+        Value::Object(items) => items.iter().map(|(key, item)| (plain(key).into_owned(), self::value(item))).collect(),
+        other => other.clone(),
+    }
+}
+
+/// What an event of the log says, so that no text in it can be taken for another event.
+pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    debug_fn(|writer: &mut Writer<'_>, field, value| {
+        let mut said = String::new();
+        match field.name() {
+            "message" => write!(said, "{value:?}")?,
+            // Of what came through the crate `log`.
+            name if name.starts_with("log.") => return Ok(()),
+            name => write!(said, " {name}={value:?}")?,
+        }
+        for (index, line) in said.lines().enumerate() {
+            let before = if index == 0 { "" } else { GOES_ON };
+            write!(writer, "{before}{}", plain(line))?;
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{cli::table_text::render, status::protocol::Request};
+
+    const NAME: &str = "\u{1b}]0;x\u{7}\nHost is\r\u{9b}2J fine\u{202e}\u{2066}ü";
+
+    #[test]
+    fn what_a_process_is_called_is_shown_and_nothing_else_happens() {
+        let status = json!({"ready": true, "healthy": true, "node": {"hostname": NAME},
+            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": NAME}],
+            "failing": [{"item": NAME, "why": NAME}], "warnings": [NAME]});
+        let endpoints = json!([{"network": NAME, "task": NAME, "hostname": NAME}]);
+        let paths = json!({"hostname": NAME, "paths": [{"hostname": NAME}], "role": "manager",
+            "nodes": [{"node": "a", "hostname": NAME}], "problems": [{"problem": NAME}]});
+        for (request, answer) in [(Request::Status, status), (Request::Endpoints, endpoints), (Request::Check, paths)] {
+            let shown = render(&request, &answer);
+            assert!(shown.contains("?]0;x??Host is??2J fine??ü"), "{shown:?}");
+            assert!(!shown.contains(|c| is_obeyed(c) && c != '\n') && !shown.contains("\nHost is"), "{shown:?}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_text_in_the_log_is_a_line_of_its_own() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .fmt_fields(fields())
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(port = 80, "node {NAME} is here");
+            tracing::warn!("two\nlines");
+        });
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let want = " INFO node ?]0;x?\n  | Host is??2J fine??ü is here port=80\n WARN two\n  | lines\n";
+        assert_eq!(said, want);
+    }
+}
