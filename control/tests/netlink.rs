@@ -12,7 +12,7 @@ use control::netlink::{
 use hiveway_core::{
     DEFAULT_HOST_IP, Desired,
     desired::{GatewayBridge, HostLink, Interface, LocalTask, OverlayNetwork, OverlaySubnet, Peer, Role},
-    observed::{HostEnd, Observed},
+    observed::{HostEnd, Namespace, Observed},
     plan::{Plan, Stage, Tunnel, plan},
 };
 use support::{Netns, in_fresh_netns, node::eventually, run};
@@ -101,6 +101,27 @@ async fn settle(socket: &Socket, desired: &Desired) -> Plan {
 
 async fn remaining(socket: &Socket, desired: &Desired) -> Plan {
     plan(&look(socket, desired).await.0, desired, TUNNEL)
+}
+
+/// As a container with CAP_NET_ADMIN can have it: what takes too much memory to look at is named, and not looked at.
+#[test]
+fn a_namespace_with_endless_routes_is_named() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        let routes = tempfile::NamedTempFile::new().unwrap();
+        let line = |n: u32| format!("route add {}/32 dev lo\n", std::net::Ipv4Addr::from_bits(0x0a80_0000 + n));
+        std::fs::write(routes.path(), (0..66_000).map(line).collect::<String>()).unwrap();
+        space.run(&format!("ip -batch {}", routes.path().display()));
+        let observed = look(&socket, &desired).await.0;
+        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        assert!(why.contains("list routes: there are more than 65536"), "{why}");
+        // On the node itself there may be as many.
+        space.run("ip route flush root 10.128.0.0/9");
+        run(&format!("ip -batch {}", routes.path().display()));
+        settle(&socket, &desired).await;
+        assert_eq!(remaining(&socket, &desired).await, Plan::default());
+    });
 }
 
 #[test]

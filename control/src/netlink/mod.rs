@@ -47,6 +47,14 @@ pub enum Error {
     /// A step needs a task's namespace that is not open.
     #[error("the network namespace of task {0} is gone")]
     NoNamespace(String),
+    /// A list from inside a container's namespace that is longer than any that makes sense.
+    #[error("{what}: there are more than {most}")]
+    TooMany {
+        /// What was tried.
+        what: String,
+        /// So many would have been taken.
+        most: usize,
+    },
     /// Something of the machinery itself.
     #[error("{what}: {why}")]
     Other {

@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use futures::TryStreamExt;
 use hiveway_core::observed::{Kind, Layer, Link, Vxlan};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
@@ -69,20 +68,13 @@ pub async fn observe_entries(socket: &Socket, links: &mut BTreeMap<String, Link>
 
 /// Raw link messages.
 pub(super) async fn links(socket: &Socket) -> Result<Vec<LinkMessage>, Error> {
-    let links = socket.handle().link().get().execute().try_collect().await;
-    links.map_err(|error| Error::from_rtnetlink("list interfaces", error))
+    socket.collect("list interfaces", socket.handle().link().get().execute()).await
 }
 
 /// IPv4 addresses by interface index.
 pub(super) async fn addresses(socket: &Socket) -> Result<BTreeMap<u32, BTreeSet<Ipv4Net>>, Error> {
-    let messages: Vec<AddressMessage> = socket
-        .handle()
-        .address()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::from_rtnetlink("list addresses", error))?;
+    let messages: Vec<AddressMessage> =
+        socket.collect("list addresses", socket.handle().address().get().execute()).await?;
     let mut found = BTreeMap::<u32, BTreeSet<_>>::new();
     for message in messages.iter().filter(|message| message.header.family == AddressFamily::Inet) {
         // On point-to-point links `Address` is the other end; `Local` is always ours.

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use hiveway_core::observed::{Inside, Replies};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
@@ -43,7 +43,12 @@ pub(super) async fn replies(socket: &Socket, inside: &Inside, gateway: Ipv4Net) 
     let Some((index, source)) = own else { return Ok(Replies::default()) };
     let mut prefixes: BTreeSet<Ipv4Net> = prefixes(socket).await?;
     // A kernel without policy routing has no rules to list; what the routes say holds all the same.
-    prefixes.append(&mut selected(socket).await.unwrap_or_default());
+    match selected(socket).await {
+        Ok(mut selected) => prefixes.append(&mut selected),
+        // Each question would go through all of them.
+        Err(error @ Error::TooMany { .. }) => return Err(error),
+        Err(_) => {}
+    }
     let mut prefixes: Vec<Ipv4Net> = prefixes.into_iter().collect();
     prefixes.sort_by_key(|net| (net.prefix_len(), net.addr()));
     let more = prefixes.len().saturating_sub(MOST);
@@ -64,16 +69,14 @@ pub(super) async fn replies(socket: &Socket, inside: &Inside, gateway: Ipv4Net) 
 async fn prefixes(socket: &Socket) -> Result<BTreeSet<Ipv4Net>, Error> {
     let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let routes = socket.handle().route().get(request).execute();
-    let messages: Vec<RouteMessage> =
-        routes.try_collect().await.map_err(|error| Error::from_rtnetlink("list routes", error))?;
+    let messages: Vec<RouteMessage> = socket.collect("list routes", routes).await?;
     Ok(messages.iter().filter_map(prefix).collect())
 }
 
 /// The destinations that rules select (`ip rule add to ...`): their table may have no more than a default route.
 async fn selected(socket: &Socket) -> Result<BTreeSet<Ipv4Net>, Error> {
     let rules = socket.handle().rule().get(IpVersion::V4).execute();
-    let messages: Vec<RuleMessage> =
-        rules.try_collect().await.map_err(|error| Error::from_rtnetlink("list routing rules", error))?;
+    let messages: Vec<RuleMessage> = socket.collect("list routing rules", rules).await?;
     Ok(messages.iter().filter_map(destination).collect())
 }
 

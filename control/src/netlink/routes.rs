@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
@@ -29,14 +28,8 @@ pub(super) struct Route {
 /// When the kernel refuses the request.
 pub(super) async fn list(socket: &Socket) -> Result<Vec<Route>, Error> {
     let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages: Vec<RouteMessage> = socket
-        .handle()
-        .route()
-        .get(request)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::from_rtnetlink("list routes", error))?;
+    let messages: Vec<RouteMessage> =
+        socket.collect("list routes", socket.handle().route().get(request).execute()).await?;
     Ok(messages.iter().filter_map(parse).collect())
 }
 

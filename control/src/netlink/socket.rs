@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStream, TryStreamExt};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use nix::{
     sched::{CloneFlags, setns},
@@ -30,10 +30,16 @@ pub(crate) fn used() -> Duration {
     USED.used()
 }
 
+/// Messages of one list from inside a container's namespace: with `CAP_NET_ADMIN` it can have millions of routes,
+/// each of which takes far more memory here than what it says.
+const MOST_INSIDE: usize = 65_536;
+
 /// An rtnetlink connection; closed when dropped.
 #[derive(Debug)]
 pub struct Socket {
     handle: Handle,
+    /// Messages of one list that are collected at most.
+    most: usize,
     /// For requests that are not netlink's.
     plain: OwnedFd,
     connection: JoinHandle<()>,
@@ -46,11 +52,12 @@ impl Socket {
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, plain: plain()?, connection: tokio::spawn(USED.count(connection)) })
+        Ok(Self { handle, most: usize::MAX, plain: plain()?, connection: tokio::spawn(USED.count(connection)) })
     }
 
     /// Opens a socket inside the network namespace that `namespace` refers to: on a thread of its own that enters the
-    /// namespace and ends, so that no other thread is ever in the wrong one. The socket keeps its namespace.
+    /// namespace and ends, so that no other thread is ever in the wrong one. The socket keeps its namespace. What its
+    /// lists may hold is bounded.
     ///
     /// # Errors
     /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`.
@@ -64,7 +71,7 @@ impl Socket {
             });
             opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })?;
-        Ok(Self { handle, plain, connection: tokio::spawn(USED.count(connection)) })
+        Ok(Self { handle, most: MOST_INSIDE, plain, connection: tokio::spawn(USED.count(connection)) })
     }
 
     /// Turns an offload of an interface on or off, see [`LATE_SEGMENTATION`](super::LATE_SEGMENTATION).
@@ -136,6 +143,28 @@ impl Socket {
 }
 
 impl Socket {
+    /// All of a list. `what` was asked for.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request; [`Error::TooMany`], after which the socket is of no more use: the rest of
+    /// the list is still on its way.
+    pub(super) async fn collect<T>(
+        &self,
+        what: &str,
+        answers: impl TryStream<Ok = T, Error = rtnetlink::Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut answers = std::pin::pin!(answers.into_stream());
+        let mut all = Vec::new();
+        while let Some(answer) = answers.next().await {
+            let answer = answer.map_err(|error| Error::from_rtnetlink(what, error))?;
+            if all.len() == self.most {
+                return Err(Error::TooMany { what: what.to_owned(), most: self.most });
+            }
+            all.push(answer);
+        }
+        Ok(all)
+    }
+
     /// Asks for a list, and hands over each message of the answer as it comes.
     pub(super) async fn list(
         &self,

@@ -5,8 +5,10 @@ use std::{
     ffi::OsStr,
     fs::File,
     io,
+    net::Ipv4Addr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use hiveway_core::{
@@ -14,8 +16,9 @@ use hiveway_core::{
     observed::{Inside, Namespace},
 };
 use ipnet::Ipv4Net;
+use tokio::time::timeout;
 
-use super::{Socket, inside::observe_inside, namespace, replies::replies};
+use super::{Error, Socket, inside::observe_inside, namespace, replies::replies};
 
 /// A task's namespace: the file that names it. Sockets inside are opened for the moment: a node may have many tasks, and each
 /// descriptor that is held for a whole round counts once per task.
@@ -41,7 +44,7 @@ impl Space {
 }
 
 /// A request inside a namespace cannot even be sent.
-impl From<io::Error> for super::Error {
+impl From<io::Error> for Error {
     fn from(source: io::Error) -> Self {
         Self::Kernel { what: "open a socket in the task's namespace".into(), source }
     }
@@ -54,6 +57,8 @@ pub struct Spaces(pub BTreeMap<String, Space>);
 /// Where Docker engines keep the network namespaces of their containers, under names of so many hexadecimal digits.
 const ENGINE_DIR: &str = "/run/docker/netns";
 const ENGINE_NAME: usize = 12;
+/// For all questions to one namespace. A container that has made answers long must not keep the others waiting.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tasks whose namespaces have to be looked into, ours and the engine's, and where those are.
 fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item = (&'a str, PathBuf)> {
@@ -111,16 +116,25 @@ impl Spaces {
         }
         let known: BTreeSet<_> = desired.tapped.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
         let entries = std::fs::read_dir(ENGINE_DIR).into_iter().flatten().flatten();
+        let (mut sandboxes, mut held) = (Vec::new(), Vec::new());
         for entry in entries.filter(|entry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name())) {
             progress();
             // Others come and go meanwhile.
             let Ok((space, socket)) = open(&entry.path()) else { continue };
-            let Ok(inside) = observe_inside(&socket).await else { continue };
+            let Ok(Ok(inside)) = timeout(PATIENCE, observe_inside(&socket)).await else { continue };
             let addresses = inside.links.values().flat_map(|link| &link.addresses).map(Ipv4Net::addr);
-            let Some(task) = addresses.into_iter().find_map(|ip| lost.remove(&ip)) else { continue };
-            let replies = replies(&socket, &inside, gateway).await.unwrap_or_default();
-            self.0.insert(task.clone(), space);
-            namespaces.insert(task.clone(), Namespace::Present(Inside { replies, ..inside }));
+            let tasks: BTreeSet<Ipv4Addr> = addresses.filter(|ip| lost.contains_key(ip)).collect();
+            if !tasks.is_empty() {
+                sandboxes.push(Some((space, socket)));
+                held.push(tasks);
+            }
+        }
+        for (index, ip) in owners(&held) {
+            let (Some(task), Some((space, socket))) = (lost.get(&ip), sandboxes[index].take()) else { continue };
+            let Ok(inside) = look(&socket, gateway).await else { continue };
+            self.0.insert((*task).clone(), space);
+            namespaces.insert((*task).clone(), Namespace::Present(inside));
+            lost.remove(&ip);
         }
         for task in lost.into_values() {
             let path = format!("of an engine's container below {ENGINE_DIR}");
@@ -132,18 +146,40 @@ impl Spaces {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn inside(&self, task: &str) -> Result<Inside, super::Error> {
-        let space = self.0.get(task).ok_or_else(|| super::Error::NoNamespace(task.to_owned()))?;
+    pub async fn inside(&self, task: &str) -> Result<Inside, Error> {
+        let space = self.0.get(task).ok_or_else(|| Error::NoNamespace(task.to_owned()))?;
         observe_inside(&space.socket()?).await
     }
 }
 
+/// Which sandbox is whose, of those that hold these tasks' addresses: by index. A container with `CAP_NET_ADMIN` can
+/// give itself any address, so who holds several is none of their sandboxes, and an address in several places says
+/// nothing.
+fn owners(held: &[BTreeSet<Ipv4Addr>]) -> Vec<(usize, Ipv4Addr)> {
+    let in_one_place = |ip: &Ipv4Addr| held.iter().filter(|addresses| addresses.contains(ip)).count() == 1;
+    let only = held.iter().enumerate().filter_map(|(index, addresses)| match addresses.len() {
+        1 => Some((index, *addresses.first()?)),
+        _ => None,
+    });
+    only.filter(|(_, ip)| in_one_place(ip)).collect()
+}
+
 /// What is inside, and where replies go. Without an answer to that clients are shown as they are; a namespace that has just
 /// gone gives none.
-async fn look(socket: &Socket, gateway: Ipv4Net) -> Result<Inside, super::Error> {
-    let inside = observe_inside(socket).await?;
-    let replies = replies(socket, &inside, gateway).await.unwrap_or_default();
-    Ok(Inside { replies, ..inside })
+///
+/// # Errors
+/// When the kernel refuses a request, what is inside is too much, or it takes too long.
+async fn look(socket: &Socket, gateway: Ipv4Net) -> Result<Inside, Error> {
+    let all = async {
+        let inside = observe_inside(socket).await?;
+        let replies = match replies(socket, &inside, gateway).await {
+            Err(error @ Error::TooMany { .. }) => return Err(error),
+            replies => replies.unwrap_or_default(),
+        };
+        Ok(Inside { replies, ..inside })
+    };
+    let late = |_| Err(Error::Other { what: "look into it".into(), why: format!("it takes more than {PATIENCE:?}") });
+    timeout(PATIENCE, all).await.unwrap_or_else(late)
 }
 
 fn is_sandbox(name: &OsStr) -> bool {
@@ -167,4 +203,24 @@ pub fn open(path: &Path) -> io::Result<(Space, Socket)> {
     let space = Space { path: path.to_owned(), file };
     let socket = space.socket()?;
     Ok((space, socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_is_a_tasks_only_if_nothing_else_could_be() {
+        let held = |all: &[&[u8]]| -> Vec<BTreeSet<Ipv4Addr>> {
+            all.iter().map(|last| last.iter().map(|last| Ipv4Addr::new(10, 0, 1, *last)).collect()).collect()
+        };
+        let found =
+            |all: &[&[u8]]| owners(&held(all)).into_iter().map(|(i, ip)| (i, ip.octets()[3])).collect::<Vec<_>>();
+        assert_eq!(found(&[&[3], &[4]]), [(0, 3), (1, 4)]);
+        // Somebody has given itself another's address, before or after its own sandbox is there.
+        assert_eq!(found(&[&[3], &[3], &[4]]), [(2, 4)]);
+        // Or those of all.
+        assert_eq!(found(&[&[3, 4], &[5]]), [(1, 5)]);
+        assert_eq!(found(&[&[3, 4], &[4]]), []);
+    }
 }
