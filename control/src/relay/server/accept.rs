@@ -9,7 +9,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{Connection, Peer};
+use super::{
+    connection::{Connection, Peer},
+    seldom::Seldom,
+};
 use crate::{
     certs::{Credentials, Identity},
     places::Places,
@@ -32,6 +35,7 @@ pub(super) async fn accept(
 ) {
     let handshakes = Places::new(HANDSHAKES.0, HANDSHAKES.1);
     let nodes = Places::new(PER_NODE, CONNECTIONS);
+    let refused = Arc::new(Seldom::default());
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(connection) => connection,
@@ -47,13 +51,17 @@ pub(super) async fn accept(
             continue;
         };
         let current = credentials.borrow().clone();
-        let (nodes, accepted) = (nodes.clone(), accepted.clone());
+        let (nodes, accepted, refused) = (nodes.clone(), accepted.clone(), refused.clone());
         tokio::spawn(async move {
             let _handshake = handshake;
-            match timeout(HANDSHAKE, shake(stream, address, &current, &nodes)).await {
-                Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
-                Ok(Err(why)) => tracing::info!("relay: {address} is not let in: {why}"),
-                Err(_) => tracing::info!("relay: {address} is not let in: no handshake within {HANDSHAKE:?}"),
+            let why = match timeout(HANDSHAKE, shake(stream, address, &current, &nodes)).await {
+                Ok(Ok(connection)) => return drop(accepted.send(Ok(connection)).await),
+                Ok(Err(why)) => why,
+                Err(_) => format!("no handshake within {HANDSHAKE:?}"),
+            };
+            match refused.say(&address.ip().to_string()) {
+                Some(more) => tracing::info!("relay: {address} is not let in: {why}{more}"),
+                None => tracing::debug!("relay: {address} is not let in: {why}"),
             }
         });
     }

@@ -7,6 +7,7 @@ mod heard;
 mod members;
 mod registry;
 mod saved;
+mod seldom;
 mod session;
 mod sessions;
 mod tables;
@@ -33,6 +34,7 @@ pub use sessions::{SessionView, Sessions};
 
 use crate::{certs::Credentials, source::Live};
 use connection::Peer;
+use seldom::Seldom;
 use session::Session;
 use tables::Tables;
 
@@ -66,7 +68,7 @@ pub async fn serve(listener: TcpListener, parts: Parts) -> Result<(), tonic::tra
     // Dropped with this future.
     let (_open, closing) = watch::channel(());
     let tables = Arc::new(Tables::new(parts.table.clone()));
-    let service = RelayServer::new(Service { parts, tables, closing })
+    let service = RelayServer::new(Service { parts, tables, closing, refused: Seldom::default() })
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(usize::MAX);
     Server::builder()
@@ -97,6 +99,8 @@ struct Service {
     parts: Parts,
     tables: Arc<Tables>,
     closing: watch::Receiver<()>,
+    /// Nodes that are not served.
+    refused: Seldom,
 }
 
 #[tonic::async_trait]
@@ -107,7 +111,10 @@ impl Relay for Service {
         let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
         let live = self.parts.table.borrow().clone();
         members::admit(&live, &peer.identity.node).inspect_err(|why| {
-            tracing::info!("relay: node {} at {} is refused: {}", peer.identity.node, peer.address, why.message());
+            if let Some(more) = self.refused.say(&peer.identity.node) {
+                let (node, address, why) = (&peer.identity.node, peer.address, why.message());
+                tracing::info!("relay: node {node} at {address} is refused: {why}{more}");
+            }
         })?;
         // One message may wait: a slow reader never has more than that and what is on the wire.
         let (out, stream) = mpsc::channel(1);
