@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use control::{
-    nft::{self, Bound, Firewall, HostRules, Masquerade},
+    nft::{self, Bound, Firewall, Foreign, HostRules, Masquerade},
     state_dir::StateDir,
     sysctl,
 };
@@ -39,6 +39,7 @@ fn firewall() -> Firewall {
         bridges: ["br-0123456789ab", "docker0", "docker_gwbridge", "hw-gwbridge"].map(String::from).into(),
         overlays: ["hwb4097", "hwb4098"].map(String::from).into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
+        foreign: Foreign::Vnis(BTreeSet::from([7, 4098])),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
         host: Some(host()),
@@ -69,6 +70,12 @@ fn the_table_is_replaced_only_when_it_differs() {
             assert!(!nft::ensure(&firewall()).unwrap());
         }
         let tcp_only = Some(HostRules { bridges: BTreeSet::new(), ports: BTreeSet::from([(6, 80)]), ..host() });
+        for foreign in [Foreign::Any, Foreign::Vnis([].into()), Foreign::Vnis([7].into()), Foreign::Vnis([4097].into())]
+        {
+            let firewall = Firewall { foreign, ..firewall() };
+            assert!(nft::ensure(&firewall).unwrap(), "{:?} went unnoticed", firewall.foreign);
+            assert!(!nft::ensure(&firewall).unwrap(), "{:?} is replaced again", firewall.foreign);
+        }
         let adopted = Firewall {
             masquerade: None,
             overlays: [].into(),
@@ -111,7 +118,8 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         assert_eq!(nft::drops().unwrap().forged.packets, 2, "a change of the rules forgot what was counted");
         assert_eq!(send(b"x", 4789), denied);
         assert_eq!(nft::drops().unwrap().forged, Stat { packets: 3, bytes: 40 + 29 + 29 });
-        assert_eq!(send(&frame(2), 4789), Ok(12), "a VNI that is not ours");
+        assert_eq!(send(&frame(2), 4789), Ok(12), "another's device has that VNI");
+        assert_eq!(send(&frame(3), 4789), denied, "4099 may be a network of the swarm that no task here is on");
         assert_eq!(send(&frame(1), 4790), Ok(12), "another port");
 
         // Other people's vxlan devices on the same port go on working, also for this node's own processes.
@@ -121,6 +129,10 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         far.run("ip addr add 10.9.0.2/24 dev vx");
         far.run("ip link set vx up");
         run("ping -c1 -W2 10.9.0.2");
+
+        // Who sends through a device without a VNI of its own may choose any but ours.
+        nft::ensure(&Firewall { foreign: Foreign::Any, ..firewall() }).unwrap();
+        assert_eq!((send(&frame(3), 4789), send(&frame(1), 4789), send(b"x", 4789)), (Ok(12), denied, denied));
     });
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use control::nft::{self, Firewall, HostRules};
+use control::nft::{self, Firewall, Foreign, HostRules};
 use support::{in_fresh_netns, run};
 
 fn firewall() -> Firewall {
@@ -25,6 +25,7 @@ fn firewall() -> Firewall {
         bridges: ["hw-gwbridge".into()].into(),
         overlays: ["hwb4097".into()].into(),
         vnis: BTreeSet::from([4097, 16_777_214]),
+        foreign: Foreign::Vnis(BTreeSet::from([7])),
         masquerade: None,
         published: BTreeSet::from([8080]),
         host: Some(host),

@@ -7,7 +7,12 @@ use std::{
 };
 
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
-use hiveway_core::{Desired, Model, Settings, binding::Binding, names, observed::Link};
+use hiveway_core::{
+    Desired, Model, Settings,
+    binding::Binding,
+    names,
+    observed::{Kind, Link},
+};
 use ipnet::Ipv4Net;
 
 use super::facts::Gateway;
@@ -15,7 +20,7 @@ use crate::{
     engine_mesh::has_ipvs,
     mesh,
     netlink::{Stale, forget_connections},
-    nft::{Bound, Firewall, HostRules, Masquerade},
+    nft::{Bound, Firewall, Foreign, HostRules, Masquerade},
     uplinks::Uplinks,
 };
 
@@ -46,17 +51,39 @@ pub(super) fn firewall(
         .filter(|_| gateway.ours)
         .map(|bridge| Masquerade { bridge: bridge.bridge.clone(), subnet: bridge.address });
     let networks = model.networks.values().flat_map(|network| &network.subnets);
+    let vnis: BTreeSet<u32> = networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect();
     Firewall {
         vxlan_port: settings.vxlan_port,
         vteps: desired.vteps.clone(),
         vtep: desired.vtep,
         bridges: bridges(links, gateway),
         overlays: overlays(desired, links),
-        vnis: networks.map(|subnet| subnet.vni.get()).chain([settings.mesh_vni]).collect(),
+        foreign: foreign(links, settings.vxlan_port, &vnis),
+        vnis,
         masquerade,
         published: ports(desired),
         host: host(model, desired, gateway, links, uplinks),
     }
+}
+
+/// VNIs of vxlan devices on this node that are neither ours nor an engine's, which makes its devices here and moves
+/// them into namespaces of their own.
+fn foreign(links: &BTreeMap<String, Link>, port: u16, ours: &BTreeSet<u32>) -> Foreign {
+    let is_engines = |name: &str| {
+        let vni = name.strip_prefix("vx-").and_then(|rest| rest.split_once('-')).map(|(vni, _)| vni);
+        vni.is_some_and(|vni| vni.len() == 6 && vni.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    let mut vnis = BTreeSet::new();
+    for (name, link) in links {
+        match link.kind {
+            Kind::Vxlan(vxlan) if vxlan.port == port && !link.is_ours(name) && !is_engines(name) => {
+                vnis.insert(vxlan.vni);
+            }
+            _ => {}
+        }
+    }
+    // What the kernel says of a device whose VNI is chosen with each packet.
+    if vnis.contains(&0) { Foreign::Any } else { Foreign::Vnis(&vnis - ours) }
 }
 
 /// Translations into the host link, once both of its ends are up: before, they would lead nowhere.
@@ -152,5 +179,30 @@ pub(super) fn forget(mut stale: Stale) {
             });
         }
         Err(error) => failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hiveway_core::observed::Vxlan;
+
+    use super::*;
+
+    #[test]
+    fn processes_may_use_other_peoples_devices_and_nothing_else() {
+        let device =
+            |vni, port| Link::new(1, Kind::Vxlan(Vxlan { vni, local: Ipv4Addr::UNSPECIFIED, port, learning: true }));
+        let ours = Link { alias: Some("hiveway net=4098".into()), ..device(4098, 4789) };
+        let mut links = BTreeMap::from([
+            ("hwx4098".to_owned(), ours),
+            ("vx-001001-abcde".to_owned(), device(4099, 4789)),
+            ("flannel.1".to_owned(), device(1, 4789)),
+            ("flannel.2".to_owned(), device(2, 8472)),
+            ("odd".to_owned(), device(4097, 4789)),
+        ]);
+        let foreign = |links: &BTreeMap<_, _>| foreign(links, 4789, &[4097].into());
+        assert_eq!(foreign(&links), Foreign::Vnis([1].into()));
+        links.insert("vxlan_sys_4789".to_owned(), device(0, 4789));
+        assert_eq!(foreign(&links), Foreign::Any);
     }
 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::child::{self, ChildError, Limits};
 
 pub use host::{Bound, HostRules};
-pub use ruleset::{Firewall, Masquerade, port_range};
+pub use ruleset::{Firewall, Foreign, Masquerade, port_range};
 
 /// The program.
 const NFT: &str = "nft";

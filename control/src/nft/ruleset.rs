@@ -32,12 +32,23 @@ pub struct Firewall {
     pub overlays: BTreeSet<String>,
     /// Our VNIs, the mesh's included, wherever they are joined.
     pub vnis: BTreeSet<u32>,
+    /// What processes of this node may send through other people's vxlan devices.
+    pub foreign: Foreign,
     /// For our own gateway bridge; an adopted one has its owner's.
     pub masquerade: Option<Masquerade>,
     /// Published TCP and UDP ports, which masquerading never picks.
     pub published: BTreeSet<u16>,
     /// For the host link, once it is there.
     pub host: Option<HostRules>,
+}
+
+/// VNIs of other people's vxlan devices on this node that use the same port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// These.
+    Vnis(BTreeSet<u32>),
+    /// A device has no VNI of its own: whoever sends through it chooses one (`external`, Open vSwitch).
+    Any,
 }
 
 /// What leaves the node with its address.
@@ -136,19 +147,27 @@ impl Firewall {
 
     /// Drops VXLAN that a process of this node sends, but not what a vxlan device sends, ours or others'. The kernel's
     /// own tunnel sockets have no owner; but what a process sends through a vxlan device keeps its owner all the way
-    /// out, so frames with others' VNIs pass. Ours never come from processes: our bridges have no address.
-    fn output(&self) -> [Value; 2] {
+    /// out, so frames with the VNIs of others' devices pass. Ours never come from processes: our bridges have no
+    /// address. Which VNIs the swarm has elsewhere this node need not know.
+    fn output(&self) -> Vec<Value> {
         let process = json!({"match": {"op": ">=", "left": {"meta": {"key": "skuid"}}, "right": 0}});
-        let vnis: Vec<_> = self.vnis.iter().collect();
-        let ours = match vnis.as_slice() {
-            [one] => json!(one),
-            several => json!({"set": several}),
+        let (op, vnis): (_, Vec<u32>) = match &self.foreign {
+            Foreign::Vnis(vnis) => ("==", vnis.difference(&self.vnis).copied().collect()),
+            Foreign::Any => ("!=", self.vnis.iter().copied().collect()),
         };
-        // A payload too short for a VNI does not match, and so does not pass.
-        let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
-        let foreign = [json!({"match": {"op": "!=", "left": vni, "right": ours}}), json!({"return": null})];
         let rule = |rest: [Value; 2]| rule("output", [process.clone()].into_iter().chain(self.tunnel(rest)).collect());
-        [rule(foreign), rule([count_it(), drop_it()])]
+        let mut rules = Vec::new();
+        if !vnis.is_empty() {
+            let right = match vnis.as_slice() {
+                [one] => json!(one),
+                several => json!({"set": several}),
+            };
+            // A payload too short for a VNI does not match, and so does not pass.
+            let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
+            rules.push(rule([json!({"match": {"op": op, "left": vni, "right": right}}), json!({"return": null})]));
+        }
+        rules.push(rule([count_it(), drop_it()]));
+        rules
     }
 
     fn masquerade(&self, masquerade: &Masquerade) -> [Value; 2] {
@@ -261,6 +280,7 @@ mod tests {
             bridges: ["docker_gwbridge".into()].into(),
             overlays: [].into(),
             vnis: [7].into(),
+            foreign: Foreign::Vnis([8].into()),
             masquerade: None,
             published: [].into(),
             host: None,
