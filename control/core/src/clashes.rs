@@ -11,18 +11,23 @@ use crate::{
     model::{Id, Model, Node, NodeState, Task},
 };
 
-/// Of several nodes with one tunnel address the one whose own address it is counts; then one that is not down, one for which
-/// `knows` (its agent has said where its tunnels end), the one that joined last as `joined` orders them, and the smaller id.
-/// The others go back to their own addresses if they can, and are left out otherwise.
+/// Of several nodes with one tunnel address the one whose own address it is counts; then one that is not down, one
+/// whose agent has said where its tunnels end; of those the one that said so first, as `since` orders them: no node
+/// takes another's address from it. A node that has lost its managers is no longer first: a machine that has joined
+/// anew has its former self's address. Then the one that joined last as `joined` orders them, and the smaller id. The
+/// others go back to their own addresses if they can, and are left out otherwise.
 pub(crate) fn one_per_vtep<J: Ord>(
     nodes: BTreeMap<Id, Node>,
-    knows: impl Fn(&Id) -> bool,
+    since: impl Fn(&Id) -> Option<u64>,
     joined: impl Fn(&Id) -> J,
     left_out: &mut Vec<LeftOut>,
 ) -> BTreeMap<Id, Node> {
     let mut order: Vec<Node> = nodes.into_values().collect();
     order.sort_by_cached_key(|n| {
-        (n.vtep != n.address, n.state == NodeState::Down, !knows(&n.id), Reverse(joined(&n.id)), n.id.clone())
+        let said = since(&n.id);
+        let there = !matches!(n.state, NodeState::Down | NodeState::Disconnected);
+        let first = said.filter(|_| there).unwrap_or(u64::MAX);
+        (n.vtep != n.address, n.state == NodeState::Down, said.is_none(), first, Reverse(joined(&n.id)), n.id.clone())
     });
     let mut taken = BTreeMap::new();
     let mut good = BTreeMap::new();
@@ -56,12 +61,12 @@ pub(crate) fn one_per_vtep<J: Ord>(
 /// Takes nodes out of the model that have no place of their own, and what runs there. Returns their ids.
 pub(crate) fn settle<J: Ord>(
     model: &mut Model,
-    knows: impl Fn(&Id) -> bool,
+    since: impl Fn(&Id) -> Option<u64>,
     joined: impl Fn(&Id) -> J,
     left_out: &mut Vec<LeftOut>,
 ) -> BTreeSet<String> {
     let before: BTreeSet<Id> = model.nodes.keys().cloned().collect();
-    model.nodes = one_per_vtep(std::mem::take(&mut model.nodes), knows, joined, left_out);
+    model.nodes = one_per_vtep(std::mem::take(&mut model.nodes), since, joined, left_out);
     let gone: BTreeSet<Id> = before.into_iter().filter(|id| !model.nodes.contains_key(id)).collect();
     if !gone.is_empty() {
         let Model { tasks, services, .. } = model;

@@ -62,6 +62,9 @@ pub enum Health {
 pub struct Report {
     /// Where its tunnels end; `None` if it does not know (yet): then at the node's address.
     pub vtep: Option<Ipv4Addr>,
+    /// Smaller than those of nodes that have claimed their tunnel address later. Not the node's own word: the
+    /// manager's agent numbers what it hears.
+    pub since: u64,
     /// UDP port of its VXLAN; `None` if it does not say (agents before 0.2).
     pub vxlan_port: Option<NonZeroU16>,
     /// The agent's version.
@@ -88,6 +91,7 @@ impl LocalView {
         };
         Report {
             vtep: self.vtep,
+            since: 0,
             vxlan_port: self.vxlan_port,
             version: version.to_owned(),
             preparing: false,
@@ -108,8 +112,10 @@ pub fn merge(table: &Loaded, local: &LocalView, reports: Option<&Reports>) -> Lo
     local::apply(&mut merged, local);
     // Only now: nodes behind one NAT have one address until they say where they are.
     merged.settle(|node| {
-        let report = reports.and_then(|reports| reports.get(node)).is_some_and(|report| report.vtep.is_some());
-        report || local.node.as_deref() == Some(node)
+        if local.node.as_deref() == Some(node) {
+            return Some(0);
+        }
+        reports?.get(node).filter(|report| report.vtep.is_some()).map(|report| report.since)
     });
     merged
 }

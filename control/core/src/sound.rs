@@ -18,7 +18,7 @@ pub fn sound(model: Model) -> (Model, Vec<LeftOut>) {
     let mut left_out = Vec::new();
     let Model { nodes, networks, services, tasks, jobs_serve } = model;
     let mut model = Model {
-        nodes: one_per_vtep(named(nodes, "node", |n| &n.id, &mut left_out), |_| false, |_| (), &mut left_out),
+        nodes: one_per_vtep(named(nodes, "node", |n| &n.id, &mut left_out), |_| None, |_| (), &mut left_out),
         networks: apart(named(networks, "network", |n| &n.id, &mut left_out), &mut left_out),
         services: named(services, "service", |s| &s.id, &mut left_out),
         tasks: named(tasks, "task", |t| &t.id, &mut left_out),

@@ -25,7 +25,7 @@ pub(super) fn load(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
         tasks: items("tasks.json", capture.tasks, "task", &mut left_out)?,
     };
     let mut loaded = assemble(objects, Carrier::Hiveway, left_out);
-    loaded.settle(|_| false);
+    loaded.settle(|_| None);
     Ok(loaded)
 }
 

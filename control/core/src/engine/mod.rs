@@ -63,11 +63,11 @@ impl Loaded {
         said.map(|item| item.why.as_str())
     }
 
-    /// Makes the nodes' tunnel addresses unique. `knows`: whether a node has said itself where its tunnels end. Nodes without
-    /// a place are taken out and named.
-    pub fn settle(&mut self, knows: impl Fn(&str) -> bool) {
+    /// Makes the nodes' tunnel addresses unique. `since`: whether a node has said itself where its tunnels end, and
+    /// in which order. Nodes without a place are taken out and named.
+    pub fn settle(&mut self, since: impl Fn(&str) -> Option<u64>) {
         let joined = &self.joined;
-        let gone = settle(&mut self.model, |id| knows(id.as_str()), |id| joined.get(id), &mut self.left_out);
+        let gone = settle(&mut self.model, |id| since(id.as_str()), |id| joined.get(id), &mut self.left_out);
         self.unplaced.extend(gone);
         self.left_out.sort();
         self.left_out.dedup();

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::*;
 use crate::{
     TaskRole,
-    model::{Dataplane, Model},
+    model::{Dataplane, Model, NodeState},
 };
 
 const TABLE: &str = "
@@ -61,6 +61,29 @@ fn tunnel_addresses_are_as_reported_unless_they_are_anothers() {
     assert_eq!(merged.model.nodes["n2"].vtep, merged.model.nodes["n2"].address);
     assert_eq!(merged.left_out[0].what, "tunnel address 192.0.2.3 that node two (n2) reports");
     assert_eq!(merged.left_out[0].why, "it is node three's; 192.0.2.2 is used");
+}
+
+/// Of nodes with a data path address of their own, which no manager has seen.
+#[test]
+fn a_tunnel_address_stays_with_the_node_that_has_claimed_it_first() {
+    let mut table = table();
+    table.model.nodes.get_mut("n3").unwrap().state = NodeState::Ready;
+    table.joined = [("n2", "2026-01-01"), ("n3", "2026-01-02")].map(|(id, at)| (id.into(), at.to_owned())).into();
+    let at = |last: u8, since| Report { vtep: Some([10, 0, 0, last].into()), since, ..Report::default() };
+    let place = |table: &Loaded, local: &LocalView, victim: Report, attacker: Report| {
+        let merged = merge(table, local, Some(&Reports::from([("n2".into(), victim), ("n3".into(), attacker)])));
+        ["n2", "n3"].map(|id| merged.model.nodes[id].vtep.to_string())
+    };
+    let elsewhere = LocalView { node: Some("n1".into()), ..LocalView::default() };
+    assert_eq!(place(&table, &elsewhere, at(2, 1), at(3, 2)), ["10.0.0.2", "10.0.0.3"]);
+    assert_eq!(place(&table, &elsewhere, at(2, 1), at(2, 2)), ["10.0.0.2", "192.0.2.3"], "n3 has joined later");
+    assert_eq!(place(&table, &elsewhere, at(3, 4), at(3, 2)), ["192.0.2.2", "10.0.0.3"]);
+    // A manager's own address.
+    let here = LocalView { node: Some("n2".into()), vtep: Some([10, 0, 0, 2].into()), ..LocalView::default() };
+    assert_eq!(place(&table, &here, Report::default(), at(2, 1)), ["10.0.0.2", "192.0.2.3"]);
+    // A machine that has joined anew, before the managers call its former self down.
+    table.model.nodes.get_mut("n2").unwrap().state = NodeState::Disconnected;
+    assert_eq!(place(&table, &elsewhere, at(2, 1), at(2, 2)), ["192.0.2.2", "10.0.0.2"]);
 }
 
 #[test]

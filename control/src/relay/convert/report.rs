@@ -33,6 +33,7 @@ pub fn decode_report(report: wire::Report, version: &str) -> Result<Report, Stri
     }
     Ok(Report {
         vtep: Some(vtep).filter(|ip| !ip.is_unspecified()),
+        since: 0,
         version: text(version).to_owned(),
         unhealthy: tasks(report.unhealthy)?,
         dead: tasks(report.dead)?,
@@ -81,6 +82,7 @@ mod tests {
             vxlan_port: NonZeroU16::new(7789),
             preparing: false,
             vtep: Some([192, 0, 2, 1].into()),
+            since: 0,
             version: "0.1.0".into(),
             unhealthy: ["a".into()].into(),
             dead: ["b".into(), "c".into()].into(),

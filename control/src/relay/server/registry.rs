@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -62,8 +63,9 @@ impl Registry {
     }
 
     /// What the node's agent says now, in this session.
-    pub(super) fn report(&self, node: &str, session: u64, report: Report) {
+    pub(super) fn report(&self, node: &str, session: u64, mut report: Report) {
         let mut entries = self.entries();
+        report.since = since(&entries, node, report.vtep);
         let down = entries.get(node).is_some_and(|entry| entry.down);
         let entry = Entry { report, session: Some(session), down };
         // Most say only something new about paths.
@@ -80,8 +82,9 @@ impl Registry {
         let mut entries = self.entries();
         let preparing = Entry { report: Report { preparing: true, ..place.clone() }, session: None, down: false };
         let known = entries.get(node).is_some_and(|entry| entry.report.vtep == place.vtep);
+        let since = since(&entries, node, place.vtep);
         let entry = entries.entry(node.to_owned()).or_insert(preparing);
-        (entry.report.vtep, entry.session) = (place.vtep, Some(session));
+        (entry.report.vtep, entry.report.since, entry.session) = (place.vtep, since, Some(session));
         if !known {
             self.announce(&entries);
         }
@@ -123,12 +126,15 @@ impl Registry {
     /// This node is a worker and a manager's agent says this: what is taken over if the node is promoted.
     pub fn mirror(&self, model: &Model) {
         let running = model.nodes.values().filter(|node| node.dataplane == Dataplane::Hiveway);
+        let mut entries = self.entries();
         let entry = |node: &Node| {
-            let report = Report { vtep: Some(node.vtep), vxlan_port: node.vxlan_port, ..Report::default() };
+            let vtep = Some(node.vtep);
+            let since = since(&entries, node.id.as_str(), vtep);
+            let report = Report { vtep, since, vxlan_port: node.vxlan_port, ..Report::default() };
             (node.id.to_string(), Entry { report, session: None, down: false })
         };
-        let mut entries = self.entries();
-        *entries = running.map(entry).collect();
+        let running = running.map(entry).collect();
+        *entries = running;
         self.announce(&entries);
     }
 
@@ -149,10 +155,47 @@ impl Registry {
     }
 }
 
+/// A number for a node's claim of its tunnel address: its own if it has claimed the same before, else the next one.
+fn since(entries: &BTreeMap<String, Entry>, node: &str, vtep: Option<Ipv4Addr>) -> u64 {
+    match entries.get(node).filter(|entry| entry.report.vtep == vtep) {
+        Some(entry) => entry.report.since,
+        None => entries.values().map(|entry| entry.report.since).max().unwrap_or(0).saturating_add(1),
+    }
+}
+
 fn write(file: &Path, reports: &Reports) -> Result<(), String> {
     saved::write(file, reports).map_err(|error| {
         let why = format!("{}: {error}", file.display());
         tracing::warn!("relay: reports will not survive a restart: {why}");
         why
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_numbered_and_stay_so_over_a_restart() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("reports.json");
+        let open = || Registry::open(Some(file.clone()), watch::channel(Arc::default()).0);
+        let at = |last: u8| Report { vtep: Some([10, 0, 0, last].into()), ..Report::default() };
+        let numbers =
+            |registry: &Registry| registry.entries().values().map(|entry| entry.report.since).collect::<Vec<_>>();
+        let registry = open();
+        registry.report("a", 1, at(2));
+        registry.report("b", 2, at(3));
+        registry.report("a", 3, Report { version: "2".into(), ..at(2) });
+        assert_eq!(numbers(&registry), [1, 2]);
+        registry.report("a", 3, at(4));
+        registry.report("a", 3, at(2));
+        assert_eq!(numbers(&registry), [4, 2], "who has given it up is not first any more");
+        drop(registry);
+        let registry = open();
+        registry.report("a", 1, at(2));
+        registry.place("c", 2, at(2));
+        registry.place("b", 3, at(3));
+        assert_eq!(numbers(&registry), [4, 2, 5]);
+    }
 }

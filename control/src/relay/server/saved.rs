@@ -16,6 +16,8 @@ use crate::{bounded, private};
 #[derive(Serialize, Deserialize)]
 struct Saved {
     vtep: Option<Ipv4Addr>,
+    #[serde(default)]
+    since: u64,
     version: String,
     #[serde(default)]
     vxlan_port: Option<NonZeroU16>,
@@ -33,8 +35,8 @@ pub(super) fn read(path: &Path) -> Reports {
         Ok(serde_json::from_slice(&bounded::read(path, bounded::STATE)?)?)
     };
     let report = |(node, saved): (String, Saved)| {
-        let Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable } = saved;
-        (node, Report { vtep, version, vxlan_port, unhealthy, dead, unreachable, preparing: false })
+        let Saved { vtep, since, version, vxlan_port, unhealthy, dead, unreachable } = saved;
+        (node, Report { vtep, since, version, vxlan_port, unhealthy, dead, unreachable, preparing: false })
     };
     match read() {
         Ok(saved) => saved.into_iter().map(report).collect(),
@@ -57,8 +59,9 @@ pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
     let ready = reports.iter().filter(|(_, report)| !report.preparing);
     let saved: BTreeMap<&String, Saved> = ready
         .map(|(node, report)| {
-            let Report { vtep, version, vxlan_port, unhealthy, dead, unreachable, preparing: _ } = report.clone();
-            (node, Saved { vtep, version, vxlan_port, unhealthy, dead, unreachable })
+            let Report { vtep, since, version, vxlan_port, unhealthy, dead, unreachable, preparing: _ } =
+                report.clone();
+            (node, Saved { vtep, since, version, vxlan_port, unhealthy, dead, unreachable })
         })
         .collect();
     private::replace(path, &serde_json::to_vec_pretty(&saved)?)
