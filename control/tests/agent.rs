@@ -505,7 +505,7 @@ fn times_and_sizes_are_chosen_and_shown_and_tables_that_are_there_are_kept() {
     };
     let agent = node.start(&small);
     let (sizes, shown) = capacities();
-    assert_eq!(sizes, [4096, 4096, 2048, 2048], "{shown:#}");
+    assert_eq!(sizes, [4096, 4096, 2048, 2048, 2048, 2048], "{shown:#}");
     assert_eq!(shown["timeouts"]["tcp-established"], 90.0);
     assert_eq!(shown["timeouts"]["icmp"], 0.5);
     assert_eq!(shown["timeouts"]["udp-unreplied"], 30.0);
