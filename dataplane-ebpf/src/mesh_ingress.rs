@@ -163,7 +163,7 @@ fn affinity(
 /// Whether the packet belongs to the connection `known`, rather than opening another one in its place.
 #[inline(always)]
 pub(crate) fn goes_on(known: &Affinity, packet: &Packet) -> bool {
-    !ending::makes_room(known, packet) && !(flow::may_open(packet) && left_behind(known))
+    !(ending::makes_room(known, packet) || flow::may_open(packet) && left_behind(known))
 }
 
 /// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
