@@ -25,6 +25,7 @@ pub mod netlink;
 pub mod nft;
 pub mod offloads;
 pub mod places;
+mod plain;
 pub mod preflight;
 pub mod private;
 pub mod relay;

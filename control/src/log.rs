@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use crate::plain::lines;
+
 /// Room for lines that the reader has not taken, in bytes.
 const ROOM: usize = 1024 * 1024;
 /// Room beyond that for what a panic says, which would be missed most.
@@ -154,7 +156,7 @@ fn panic_text(panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let name = thread.name().unwrap_or("without a name");
     let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
-    let mut text = format!("panic in the thread {name}{place}: {}\n", message(panic.payload()));
+    let mut text = format!("panic in the thread {name}{place}: {}\n", lines(message(panic.payload())));
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         // A string takes everything.

@@ -65,12 +65,13 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of an entry of `AFFINITY`: the service is the published port, the prefix the client's /24.
+    /// Of an entry of `AFFINITY`: the service is the published port, the prefix the client's /24. TCP and all else have numbers
+    /// of their own: datagrams of invented sources take nothing from who connects.
     #[inline(always)]
     #[must_use]
     pub const fn of_affinity(seed: u64, key: &AffinityKey) -> Self {
         let [a, b, c, _] = key.client;
-        Self::new(AFFINITY, seed, key.proto, port(key.port, key.proto), word([a, b, c, 0]))
+        Self::new(AFFINITY, seed, [0; 4], key.proto, port(key.port, key.proto), word([a, b, c, 0]))
     }
 
     /// Of both entries of `FLOWS` of a connection with this forward key. Through the mesh as for [`Self::of_affinity`]; inside an
@@ -79,23 +80,24 @@ impl Place {
     #[must_use]
     pub const fn of_flow(seed: u64, forward: &FlowKey) -> Self {
         let [a, b, c, d] = forward.src;
-        let zone = (word(forward.zone) as u64) << 32;
         if is_mesh(forward.zone) {
-            let service = zone | port(forward.dport, forward.proto);
-            Self::new(FLOWS, seed, forward.proto, service, word([a, b, c, 0]))
+            let service = port(forward.dport, forward.proto);
+            Self::new(FLOWS, seed, forward.zone, forward.proto, service, word([a, b, c, 0]))
         } else {
-            let service = zone | word(forward.dst) as u64;
-            Self::new(FLOWS, seed ^ zone, forward.proto, service, word([a, b, c, d]))
+            Self::new(FLOWS, seed, forward.zone, forward.proto, word(forward.dst), word([a, b, c, d]))
         }
     }
 
     #[inline(always)]
-    const fn new(table: usize, seed: u64, proto: u8, service: u64, prefix: u32) -> Self {
+    const fn new(table: usize, seed: u64, zone: NetId, proto: u8, service: u32, prefix: u32) -> Self {
+        let other = proto != ipproto::TCP;
+        // Mixed one after the other: what is only combined with the seed would collide whatever that is.
+        let place = mix(seed ^ ((word(zone) as u64) << 2 | (other as u64) << 1 | table as u64));
         Self {
             table,
-            other: proto != ipproto::TCP,
-            service: mix(service ^ seed ^ table as u64) as usize & (SERVICES - 1),
-            prefix: mix(prefix as u64 ^ seed.rotate_left(32) ^ table as u64) as usize & (PREFIXES - 1),
+            other,
+            service: mix(place ^ service as u64) as usize & (SERVICES - 1),
+            prefix: mix(place.rotate_left(32) ^ prefix as u64) as usize & (PREFIXES - 1),
         }
     }
 }
@@ -146,8 +148,8 @@ const fn word(bytes: [u8; 4]) -> u32 {
 }
 
 #[inline(always)]
-const fn port([a, b]: [u8; 2], proto: u8) -> u64 {
-    word([a, b, proto, 0]) as u64
+const fn port([a, b]: [u8; 2], proto: u8) -> u32 {
+    word([a, b, proto, 0])
 }
 
 /// The finalizer of splitmix64: a bijection, all of whose bits depend on all bits of `x`.
@@ -220,7 +222,37 @@ mod tests {
         assert_ne!(vip.prefix, flow([0, 0, 16, 1], [10, 0, 1, 8], [10, 0, 1, 2], 17).prefix, "container by container");
         assert_ne!(vip.prefix, flow([0, 0, 16, 2], [10, 0, 1, 7], [10, 0, 1, 2], 17).prefix, "network by network");
         assert_ne!(vip.service, flow([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 3], 17).service);
+        assert_ne!(vip.service, flow([0, 0, 16, 2], [10, 0, 1, 7], [10, 0, 1, 2], 17).service, "network by network");
+        let tcp = flow([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 2], 6);
+        assert!(vip.service != tcp.service && vip.prefix != tcp.prefix, "TCP has its own");
         assert_eq!((mesh.other, vip.other, first.table, vip.table), (false, true, AFFINITY, FLOWS));
+    }
+
+    /// Who knows no seed finds no two that share a number with every seed.
+    #[test]
+    fn what_shares_a_number_does_so_with_one_seed_only() {
+        let place = |seed, zone, src, dst| Place::of_flow(seed, &FlowKey::new(zone, (src, [1; 2]), (dst, [0, 80]), 6));
+        let pairs = [
+            // The same VIP in two networks; an address and a network that differ in the same bits.
+            (([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 2]), ([0, 0, 16, 2], [10, 0, 1, 8], [10, 0, 1, 2])),
+            (([0, 0, 16, 1], [10, 0, 1, 7], [10, 0, 1, 2]), ([0, 0, 16, 2], [10, 0, 1, 4], [10, 0, 1, 1])),
+        ];
+        for (one, other) in pairs {
+            let both = |seed| (place(seed, one.0, one.1, one.2), place(seed, other.0, other.1, other.2));
+            let (mut services, mut prefixes) = (0, 0);
+            for seed in (0..64).map(mix) {
+                let (one, other) = both(seed);
+                services += u32::from(one.service == other.service);
+                prefixes += u32::from(one.prefix == other.prefix);
+            }
+            assert!(services <= 2 && prefixes <= 1, "{services} services, {prefixes} prefixes");
+        }
+        let affinity =
+            |seed, client| Place::of_affinity(seed, &AffinityKey::new((client, [1; 2]), ([1; 4], [0, 80]), 6));
+        let shared = (0..64).map(mix).filter(|&seed| {
+            affinity(seed, [198, 51, 100, 1]).prefix == place(seed, MESH_ZONE, [199, 51, 100, 1], [1; 4]).prefix
+        });
+        assert!(shared.count() <= 1, "of both tables");
     }
 
     #[test]

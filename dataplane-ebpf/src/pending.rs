@@ -145,11 +145,7 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
     scratch.flow.flags &= !(flag::ENDED | flag::KEPT);
     scratch.flow.tcp_number = ending::upper(acknowledged);
     if !shares::admits_flow(&scratch.key) || FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
-        if reply.flags & flag::KEPT == 0 {
-            reply.flags |= flag::KEPT;
-            verdict::count(ctx, Counter::KeptPending);
-        }
-        return false;
+        return keep(ctx, reply);
     }
     if !lone {
         match forward {
@@ -167,7 +163,7 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
         }
         if FLOWS.insert(&scratch.key, &scratch.flow, BPF_ANY as u64).is_err() {
             let _ = FLOWS.remove(&scratch.reply_key);
-            return false;
+            return keep(ctx, reply);
         }
         flow::remove_pending(&scratch.key);
     }
@@ -175,4 +171,14 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
     shares::count_flow(&scratch.key, if lone { 1 } else { 2 });
     verdict::count(ctx, Counter::FlowPromoted);
     true
+}
+
+/// Notes that a connection has proved itself and stays where it is. Returns that it has not moved.
+#[inline(always)]
+fn keep(ctx: &TcContext, reply: &mut Flow) -> bool {
+    if reply.flags & flag::KEPT == 0 {
+        reply.flags |= flag::KEPT;
+        verdict::count(ctx, Counter::KeptPending);
+    }
+    false
 }

@@ -1,7 +1,7 @@
 //! Map `SHARES`: whether a connection that has proved itself gets a place in the established table, and who holds how much.
 //!
 //! Counted where an entry is put into an established table or taken out of one. The agent's sweep removes entries and counts
-//! anew; what is wrong until then (two CPUs, an entry removed by both) is a few in a table of thousands.
+//! anew; what two CPUs get wrong by removing or promoting one entry at once lasts until then.
 
 use dataplane_common::{
     flow::{AffinityKey, FlowKey},

@@ -137,7 +137,7 @@ impl Dataplane {
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let mut tables = Tables::take(&mut ebpf)?;
-        tables.connections.sort_pending()?;
+        tables.connections.sort_pending(false)?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
         // Last: from here on the stubs that are attached already call the new programs.

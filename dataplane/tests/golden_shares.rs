@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, thread::sleep, time::Duration};
 
 use anyhow::Result;
 use dataplane::{
@@ -93,17 +93,56 @@ fn what_is_not_tcp_takes_half_a_table_and_one_client_two_thirds() -> Result<()> 
             .check(&mut world.harness)?;
         assert_eq!((established(world)?, world.harness.pending_flows()?.len()), (32, 2));
 
-        // 2 entries each, as long as the client holds less than twice of what is free.
-        for port in 3000..3010 {
+        // 2 entries each, as long as the client's TCP holds less than twice of what is free.
+        for port in 3000..3014 {
             handshake(world, port)?;
         }
-        assert_eq!((established(world)?, world.harness.counted_flows()), (44, [44, 32]), "TCP finds room");
+        assert_eq!((established(world)?, world.harness.counted_flows()), (54, [54, 32]), "TCP finds room");
         let rows = world.harness.rows()?;
-        assert_eq!(rows.len(), 27);
+        assert_eq!(rows.len(), 31);
         assert!(rows.iter().all(|row| row.state == State::Established), "kept, and shown as what they are: {rows:?}");
 
         let report = world.harness.sweep(&everybody(), &Timeouts::default())?;
-        assert_eq!((report.kept, report.left.flows, report.left.flows_pending_other), (5, 44, 2));
+        assert_eq!((report.kept, report.left.flows, report.left.flows_pending_other), (4, 54, 2));
+
+        // What ends them is not noted there.
+        let short = Timeouts { tcp_half_closed: Duration::from_millis(20), ..Timeouts::default() };
+        sleep(Duration::from_millis(100));
+        let report = world.harness.sweep(&everybody(), &short)?;
+        assert_eq!((report.kept, report.removed.expired, report.left.flows), (1, 6, 54));
+        Ok(())
+    })
+}
+
+/// One entry each there, and the client's second packet is the proof.
+#[test]
+fn the_ingress_node_keeps_what_is_not_tcp_out_of_half_its_table() -> Result<()> {
+    small(|world| {
+        let asked = |world: &mut World, port: u16| -> Result<()> {
+            world.harness.set_cursor(&port_set(17, PUBLISHED), 1)?;
+            underlay(world, "question", from_client(&udp(port, PUBLISHED)), Pass).run(&mut world.harness)?;
+            let answer = returning(REMOTE1.vtep, &REMOTE1, &ip(VTEP, CLIENT), &udp(PUBLISHED, port));
+            underlay(world, "answer", answer, Pass).run(&mut world.harness)?;
+            underlay(world, "next", from_client(&udp(port, PUBLISHED)), Pass).run(&mut world.harness)?;
+            Ok(())
+        };
+        for port in 1000..1032 {
+            asked(world, port)?;
+        }
+        assert_eq!((world.harness.established_affinity()?.len(), world.harness.counted_affinity()), (32, [32, 32]));
+        asked(world, 2000)?;
+        assert_eq!((world.harness.established_affinity()?.len(), world.harness.pending_affinity()?.len()), (32, 1));
+        let kept = |world: &World| anyhow::Ok(world.harness.pending_affinity()?.values().map(|a| a.flags & 0x20).max());
+        assert_eq!(kept(world)?, Some(0x20));
+        let report = world.harness.sweep(&everybody(), &Timeouts::default())?;
+        assert_eq!((report.kept, report.left.affinity, report.left.affinity_pending_other), (1, 32, 1));
+
+        world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
+        let reply = |l4: &L4| returning(REMOTE1.vtep, &REMOTE1, &ip(VTEP, CLIENT), l4);
+        underlay(world, "SYN", from_client(&tcp(1000, PUBLISHED, "S")), Pass).run(&mut world.harness)?;
+        underlay(world, "SYN-ACK", reply(&tcp(PUBLISHED, 1000, "SA")), Pass).run(&mut world.harness)?;
+        underlay(world, "ACK", from_client(&tcp(1000, PUBLISHED, "K")), Pass).run(&mut world.harness)?;
+        assert_eq!(world.harness.counted_affinity(), [33, 32], "TCP finds room");
         Ok(())
     })
 }
@@ -171,11 +210,9 @@ fn who_begins_anew_gives_back_what_he_had() -> Result<()> {
             let reply = |l4: &L4| returning(REMOTE1.vtep, &REMOTE1, &ip(VTEP, CLIENT), l4);
             underlay(world, "SYN-ACK", reply(&tcp(PUBLISHED, 1000, "SA")), Pass).run(&mut world.harness)?;
             underlay(world, "ACK", from_client(&tcp(1000, PUBLISHED, "K")), Pass).run(&mut world.harness)?;
-            assert_eq!(world.harness.established_affinity()?.len(), 1);
+            assert_eq!((world.harness.established_affinity()?.len(), world.harness.counted_affinity()), (1, [1, 0]));
             underlay(world, "RST", reply(&tcp(PUBLISHED, 1000, "R")), Pass).run(&mut world.harness)?;
         }
-        world.harness.sweep(&everybody(), &Timeouts::default())?;
-        assert_eq!(world.harness.established_affinity()?.len() as i64, world.harness.counted_affinity()[0]);
         Ok(())
     })
 }

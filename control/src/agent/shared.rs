@@ -77,7 +77,7 @@ pub struct Snapshot {
     pub vxlan_port: Option<u16>,
     /// Where other nodes' VXLAN arrives.
     pub uplinks: Uplinks,
-    /// What is wrong with them: those that were in use and are gone.
+    /// What is wrong with them: those that were in use and are gone, and those that are left out.
     pub uplink_warnings: Vec<String>,
     /// What the underlay's interface takes, in bytes.
     pub underlay_mtu: u16,

@@ -7,10 +7,11 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    CheckArgs, exit, matrix_text, plain,
+    CheckArgs, exit, matrix_text,
     table_text::{columns, text},
 };
 use crate::{
+    plain,
     say::{self, errln, outln},
     status::{client::ask, protocol::Request},
 };

@@ -6,7 +6,6 @@ mod connection_args;
 mod engine_args;
 pub mod exit;
 mod matrix_text;
-mod plain;
 mod relay_args;
 pub mod run;
 mod show;

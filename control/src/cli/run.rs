@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
-use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, plain, show};
-use crate::{agent, log, preflight, say::errln, status::protocol::Request, teardown, validate};
+use super::{AgentArgs, Cli, Command, Flows, List, ShowArgs, check, exit, show};
+use crate::{agent, log, plain, preflight, say::errln, status::protocol::Request, teardown, validate};
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: Cli) -> u8 {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{check, plain};
-use crate::status::protocol::Request;
+use super::check;
+use crate::{plain, status::protocol::Request};
 
 /// An answer as text. Names in it are others': nothing of them does anything to a terminal.
 pub(super) fn render(request: &Request, value: &Value) -> String {
@@ -566,6 +566,26 @@ mod tests {
             "error: tasks[0]: bad",
         ] {
             assert!(text.contains(part), "{text}");
+        }
+    }
+
+    const NAME: &str = "\u{1b}]0;x\u{7}\nHost is\r\u{9b}2J fine\u{202e}\u{2066}ü";
+
+    #[test]
+    fn what_a_process_is_called_is_shown_and_nothing_else_happens() {
+        let status = json!({"ready": true, "healthy": true, "node": {"hostname": NAME},
+            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": NAME}],
+            "failing": [{"item": NAME, "why": NAME}], "warnings": [NAME]});
+        let endpoints = json!([{"network": NAME, "task": NAME, "hostname": NAME}]);
+        let paths = json!({"hostname": NAME, "paths": [{"hostname": NAME}], "role": "manager",
+            "nodes": [{"node": "a", "hostname": NAME}], "problems": [{"problem": NAME}]});
+        for (request, answer) in [(Request::Status, status), (Request::Endpoints, endpoints), (Request::Check, paths)] {
+            let shown = render(&request, &answer);
+            assert!(shown.contains("?]0;x??Host is??2J fine??ü"), "{shown:?}");
+            assert!(
+                !shown.contains(|c: char| c.is_control() && c != '\n') && !shown.contains("\nHost is"),
+                "{shown:?}"
+            );
         }
     }
 }

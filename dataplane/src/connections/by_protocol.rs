@@ -75,8 +75,9 @@ impl<K: Plain + Ord + OfProtocol, V: Plain> ByProtocol<K, V> {
         Ok(entries)
     }
 
-    /// Moves what an agent before there were two tables has left in the one: its programs made no difference.
-    pub(crate) fn sort(&mut self) -> Result<(), MapFault> {
+    /// Puts what programs of an earlier version have left in TCP's table, for they knew no other, where today's look for it; with
+    /// `remove` it is taken out there, too. While those programs are still attached they look for it there.
+    pub(crate) fn sort(&mut self, remove: bool) -> Result<(), MapFault> {
         let mut misplaced = Vec::new();
         let _ = self.tcp.for_each(&|| (), |key, value| {
             if !is_tcp(&key) {
@@ -85,8 +86,12 @@ impl<K: Plain + Ord + OfProtocol, V: Plain> ByProtocol<K, V> {
             Ok(ControlFlow::Continue(()))
         })?;
         for (key, value) in misplaced {
-            self.other.put(key, value)?;
-            self.tcp.remove(&key)?;
+            if self.other.get(&key)?.is_none() {
+                self.other.put(key, value)?;
+            }
+            if remove {
+                self.tcp.remove(&key)?;
+            }
         }
         Ok(())
     }

@@ -42,8 +42,11 @@ impl Rules<'_> {
         self.live.has_ended(tag, created, self.as_of)
     }
 
-    fn expired(&self, proto: u8, state: State, last_seen: u64) -> bool {
-        idle(self.now, last_seen) > self.timeouts.of(proto, state)
+    /// Of what was kept pending (`kept`) the programs note no end of the client's: silence has to do.
+    fn expired(&self, proto: u8, state: State, kept: bool, last_seen: u64) -> bool {
+        let allowed = self.timeouts.of(proto, state);
+        let most = if kept && proto == ipproto::TCP { self.timeouts.tcp_half_closed } else { allowed };
+        idle(self.now, last_seen) > allowed.min(most)
     }
 }
 
@@ -58,7 +61,7 @@ pub(super) fn flow(pair: &Pair, rules: &Rules<'_>) -> Option<Reason> {
         Some(Reason::TaskGone)
     } else if is_orphan(pair, rules.now) {
         Some(Reason::Orphan)
-    } else if rules.expired(proto, pair.state(), pair.last_seen()) {
+    } else if rules.expired(proto, pair.state(), pair.is_kept(), pair.last_seen()) {
         Some(Reason::Expired)
     } else {
         None
@@ -85,7 +88,9 @@ pub(super) fn affinity(key: &AffinityKey, stage: Stage, entry: &Affinity, rules:
     if !own && rules.gone(&entry.tag, entry.created) {
         Some(Reason::TaskGone)
     } else {
-        rules.expired(key.proto, affinity_state(key, stage, entry), entry.last_seen).then_some(Reason::Expired)
+        let kept = stage == Stage::Pending && entry.flags & flag::AFFINITY_KEPT != 0;
+        let state = affinity_state(key, stage, entry);
+        rules.expired(key.proto, state, kept, entry.last_seen).then_some(Reason::Expired)
     }
 }
 

@@ -94,10 +94,10 @@ impl Connections {
         })
     }
 
-    /// Puts pending connections that an earlier version's agent has left into the tables of their protocols.
-    pub(crate) fn sort_pending(&mut self) -> Result<(), MapFault> {
-        self.flows_pending.sort()?;
-        self.affinity_pending.sort()
+    /// Puts pending connections of an earlier version's programs into the tables of their protocols; see [`ByProtocol::sort`].
+    pub(crate) fn sort_pending(&mut self, remove: bool) -> Result<(), MapFault> {
+        self.flows_pending.sort(remove)?;
+        self.affinity_pending.sort(remove)
     }
 
     /// What is in force under a key of the tables of translated connections.

@@ -93,6 +93,11 @@ impl Pair {
         }
     }
 
+    /// Whether it has proved itself and found no share of the established table, or no room.
+    pub(super) fn is_kept(self) -> bool {
+        self.halves().any(|(_, stage, flow)| stage == Stage::Pending && flow.flags & flag::KEPT != 0)
+    }
+
     pub(super) fn state(self) -> State {
         let proved = |stage, flow: Flow| stage == Stage::Established || flow.flags & flag::KEPT != 0;
         let established = self.halves().any(|(_, stage, flow)| proved(stage, flow));

@@ -51,6 +51,18 @@ impl Shares {
         }
     }
 
+    /// All numbers, for [`Shares::restore`].
+    #[cfg(feature = "testing")]
+    pub(crate) fn save(&self) -> Vec<u64> {
+        self.recount().before
+    }
+
+    /// Puts them back.
+    #[cfg(feature = "testing")]
+    pub(crate) fn restore(&self, numbers: &[u64]) {
+        (0..).zip(numbers).for_each(|(word, number)| self.0.store(word, *number));
+    }
+
     /// What is counted of a table, [`AFFINITY`] or [`FLOWS`]: its entries, and those of them that are not of TCP.
     #[cfg(feature = "testing")]
     pub(crate) fn entries(&self, table: usize) -> [i64; 2] {

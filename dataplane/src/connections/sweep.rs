@@ -112,6 +112,8 @@ impl Connections {
         let translated = self.gate.read().created;
         let rules = Rules { live, as_of, timeouts, now };
         let mut removed = Removed::default();
+        // The programs of an earlier version may have gone on until a moment ago.
+        self.sort_pending(true)?;
         let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), 0);
         let mut holds_gate = false;
         // Handles of the same tables to remove through, while the others read.
@@ -125,6 +127,7 @@ impl Connections {
             let Some(pair) = pair(here, |key| self.flow(key))? else { return Ok(ControlFlow::Continue(())) };
             match decide::flow(&pair, &rules) {
                 Some(reason) => {
+                    let place = Place::of_flow(seed, &pair.forward_key());
                     for (key, stage, then) in pair.halves() {
                         let gone = match stage {
                             Stage::Established => remove(&mut flows, &key, reason, then.stamps())?,
@@ -132,6 +135,8 @@ impl Connections {
                         };
                         if gone {
                             removed.count(reason);
+                        } else if stage == Stage::Established && then.created <= now {
+                            recount.add(&place);
                         }
                     }
                 }
@@ -140,6 +145,8 @@ impl Connections {
                     for (key, stage, flow) in pair.halves() {
                         holds_gate |= holds_the_gate(&key, &flow);
                         match stage {
+                            // What is younger has been counted by who has put it there, since the recount began.
+                            Stage::Established if flow.created > now => {}
                             Stage::Established => recount.add(&place),
                             Stage::Pending => kept += usize::from(flow.flags & flag::KEPT != 0),
                         }
@@ -165,6 +172,7 @@ impl Connections {
         let _ = self.affinity.for_each(progress, |key, entry| {
             match decide::affinity(&key, Stage::Established, &entry, &rules) {
                 Some(reason) if remove(&mut affinity, &key, reason, entry.stamps())? => removed.count(reason),
+                _ if entry.created > now => {}
                 _ => recount.add(&Place::of_affinity(seed, &key)),
             }
             Ok(ControlFlow::Continue(()))

@@ -30,6 +30,7 @@ struct State {
     established: BTreeMap<AffinityKey, Affinity>,
     pending: BTreeMap<AffinityKey, Affinity>,
     cursors: Vec<u64>,
+    shares: Vec<u64>,
 }
 
 /// What XDP has made of a packet that it did not leave to TC.
@@ -106,6 +107,7 @@ impl State {
             established: harness.tables.connections.affinity.read()?,
             pending: harness.tables.connections.affinity_pending.read()?,
             cursors: cursors.map_err(of_cursors)?,
+            shares: harness.tables.connections.shares.save(),
         })
     }
 
@@ -124,6 +126,7 @@ impl State {
         }
         self.established.into_iter().try_for_each(|(key, entry)| tables.affinity.put(key, entry))?;
         self.pending.into_iter().try_for_each(|(key, entry)| tables.affinity_pending.put(key, entry))?;
+        tables.shares.restore(&self.shares);
         for (at, cursor) in (0..).zip(self.cursors) {
             harness.cursors.set(at, cursor, 0).map_err(of_cursors)?;
         }

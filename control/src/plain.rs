@@ -15,16 +15,22 @@ const GOES_ON: &str = "\n  | ";
 /// Whether a terminal, or whatever else shows text, does something else with it than to show it: control characters,
 /// and those that change lines or the direction of what follows.
 fn is_obeyed(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The text with `?` for each such character.
-pub(super) fn plain(text: &str) -> Cow<'_, str> {
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if text.contains(is_obeyed) { text.replace(is_obeyed, "?").into() } else { text.into() }
 }
 
+/// The text's lines [`plain`], those behind the first marked.
+pub(crate) fn lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join(GOES_ON)
+}
+
 /// An answer with [`plain`] texts only.
-pub(super) fn value(value: &Value) -> Value {
+pub(crate) fn value(value: &Value) -> Value {
     match value {
         Value::String(text) => plain(text).into(),
         Value::Array(items) => items.iter().map(self::value).collect(),
@@ -34,7 +40,7 @@ pub(super) fn value(value: &Value) -> Value {
 }
 
 /// What an event of the log says, so that no text in it can be taken for another event.
-pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+pub(crate) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(|writer: &mut Writer<'_>, field, value| {
         let mut said = String::new();
         match field.name() {
@@ -43,11 +49,7 @@ pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static 
             name if name.starts_with("log.") => return Ok(()),
             name => write!(said, " {name}={value:?}")?,
         }
-        for (index, line) in said.lines().enumerate() {
-            let before = if index == 0 { "" } else { GOES_ON };
-            write!(writer, "{before}{}", plain(line))?;
-        }
-        Ok(())
+        write!(writer, "{}", lines(&said))
     })
 }
 
@@ -58,27 +60,9 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
-    use serde_json::json;
-
     use super::*;
-    use crate::{cli::table_text::render, status::protocol::Request};
 
     const NAME: &str = "\u{1b}]0;x\u{7}\nHost is\r\u{9b}2J fine\u{202e}\u{2066}ü";
-
-    #[test]
-    fn what_a_process_is_called_is_shown_and_nothing_else_happens() {
-        let status = json!({"ready": true, "healthy": true, "node": {"hostname": NAME},
-            "shadowed": [{"protocol": "tcp", "port": 80, "address": "0.0.0.0", "pid": 7, "process": NAME}],
-            "failing": [{"item": NAME, "why": NAME}], "warnings": [NAME]});
-        let endpoints = json!([{"network": NAME, "task": NAME, "hostname": NAME}]);
-        let paths = json!({"hostname": NAME, "paths": [{"hostname": NAME}], "role": "manager",
-            "nodes": [{"node": "a", "hostname": NAME}], "problems": [{"problem": NAME}]});
-        for (request, answer) in [(Request::Status, status), (Request::Endpoints, endpoints), (Request::Check, paths)] {
-            let shown = render(&request, &answer);
-            assert!(shown.contains("?]0;x??Host is??2J fine??ü"), "{shown:?}");
-            assert!(!shown.contains(|c| is_obeyed(c) && c != '\n') && !shown.contains("\nHost is"), "{shown:?}");
-        }
-    }
 
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
