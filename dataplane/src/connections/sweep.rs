@@ -127,7 +127,6 @@ impl Connections {
             let Some(pair) = pair(here, |key| self.flow(key))? else { return Ok(ControlFlow::Continue(())) };
             match decide::flow(&pair, &rules) {
                 Some(reason) => {
-                    let place = Place::of_flow(seed, &pair.forward_key());
                     for (key, stage, then) in pair.halves() {
                         let gone = match stage {
                             Stage::Established => remove(&mut flows, &key, reason, then.stamps())?,
@@ -135,8 +134,6 @@ impl Connections {
                         };
                         if gone {
                             removed.count(reason);
-                        } else if stage == Stage::Established && then.created <= now {
-                            recount.add(&place);
                         }
                     }
                 }
