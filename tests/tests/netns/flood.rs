@@ -188,7 +188,8 @@ fn who_takes_more_than_a_share_of_a_table_is_told_of_and_served() {
         let client = lab.client()?;
         let table = Table::with_nodes(1).ingress().service("web").publish("tcp", 8080, 80);
         let table = table.task("web.1", "web", "n1", &[("ingress", "10.0.0.6")]);
-        let sizes = ["--max-flows", "1024", "--timeout", "tcp-closing=1s,tcp-half-closed=1s"];
+        // Of TCP, what finds no share is forgotten after being idle for as long as what is half closed.
+        let sizes = ["--max-flows", "1024", "--timeout", "tcp-closing=1s,tcp-half-closed=20s"];
         let mut cluster = Cluster::start_with(lab, 1, table, &sizes)?;
         cluster.serve(&["web.1"])?;
         let agent = &cluster.agents[0];
