@@ -1,4 +1,5 @@
-//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node gave a client's connection to.
+//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node gave
+//! a client's connection to.
 //!
 //! As with flows (see `flow.rs` and `pending.rs`) a connection begins in the pending table, where the least recently
 //! used entry makes room, and moves to the established one when both ends have proved that they are there.

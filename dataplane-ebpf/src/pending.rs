@@ -128,9 +128,9 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
     server_proves(packet)
 }
 
-/// Moves both entries of the connection whose reply key is in `scratch` to the established table. Where they find no share or
-/// no room there they stay where they are: the connection works as long as nothing displaces it. Whether they have moved. `acknowledged`: of
-/// TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
+/// Moves both entries of the connection whose reply key is in `scratch` to the established table. Where they find no share
+/// or no room there they stay where they are: the connection works as long as nothing displaces it. Whether they have
+/// moved. `acknowledged`: of TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
 // Called beside the functions above, not by them: the stack has no room for three frames below a program's.
 #[inline(never)]
 pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
