@@ -6,7 +6,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -18,7 +18,9 @@ use crate::{
     ending, flow,
     maps::{AFFINITY, pending_affinity, scratch},
     parse::Packet,
-    pending, shares, verdict,
+    pending, shares,
+    skb::Skb,
+    verdict,
 };
 
 /// Key of a client's packet.
@@ -58,7 +60,7 @@ pub(crate) fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
 
 /// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
 #[inline(always)]
-pub(crate) fn forward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) -> Option<&'static mut Affinity> {
+pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&'static mut Affinity> {
     if let Some(known) = established(key) {
         return Some(known);
     }
@@ -70,7 +72,7 @@ pub(crate) fn forward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) -> Op
 
 /// Notes a packet from the backend in its connection's entry.
 #[inline(always)]
-pub(crate) fn answered(ctx: &TcContext, key: &AffinityKey, known: &mut Affinity, packet: &Packet) {
+pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, known: &mut Affinity, packet: &Packet) {
     ending::of_backend_at_ingress(known, packet.proto, packet.flags, packet.acknowledgement);
     flow::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
     backward(ctx, key, packet);
@@ -78,7 +80,7 @@ pub(crate) fn answered(ctx: &TcContext, key: &AffinityKey, known: &mut Affinity,
 
 /// Notes what a packet from the backend proves about a connection.
 #[inline(always)]
-fn backward(ctx: &TcContext, key: &AffinityKey, packet: &Packet) {
+fn backward(ctx: &Skb, key: &AffinityKey, packet: &Packet) {
     if established(key).is_none()
         && let Some(known) = pending(key)
     {

@@ -1,6 +1,5 @@
 //! ARP from a container (RFC 826): known addresses of its network are answered on the spot, with what the table says.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Ip4, Mac},
     counter::Counter,
@@ -12,6 +11,7 @@ use dataplane_common::{
 use crate::{
     group, maps,
     parse::Eth,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -44,7 +44,7 @@ const _: () =
 
 /// Whether sender addresses are the container's own. A zero sender address is a probe (RFC 5227).
 #[inline(always)]
-pub(crate) fn check_sender(ctx: &TcContext, local: &Local) -> Result<Arp, DropReason> {
+pub(crate) fn check_sender(ctx: &Skb, local: &Local) -> Result<Arp, DropReason> {
     let arp: Arp = ctx.load(ETH_LEN).map_err(|_| DropReason::Truncated)?;
     if arp.sender_mac != local.mac {
         return Err(DropReason::SpoofedMac);
@@ -57,7 +57,7 @@ pub(crate) fn check_sender(ctx: &TcContext, local: &Local) -> Result<Arp, DropRe
 
 /// An ARP packet out of an overlay veth; `group`: to all.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext, local: &Local, group: bool) -> Verdict {
+pub(crate) fn handle(ctx: &Skb, local: &Local, group: bool) -> Verdict {
     let mut answered = false;
     answer(ctx, local, &mut answered)?;
     if !answered {
@@ -69,7 +69,7 @@ pub(crate) fn handle(ctx: &TcContext, local: &Local, group: bool) -> Verdict {
 
 // Not inlined: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn answer(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
+fn answer(ctx: &Skb, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
     let arp = check_sender(ctx, local)?;
     // The asker's own address (duplicate address detection, gratuitous ARP) is never answered.
     if arp.format != ETHERNET_IPV4 || arp.operation != REQUEST || arp.target_ip == local.ip {
@@ -85,7 +85,7 @@ fn answer(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), Dro
 /// A packet out of a container's own interface on a network that the engine carries: the network's VIPs are ours to
 /// answer for, everything else is the engine's, whatever it looks like.
 #[inline(always)]
-pub(crate) fn for_vip(ctx: &TcContext, local: &Local) -> Verdict {
+pub(crate) fn for_vip(ctx: &Skb, local: &Local) -> Verdict {
     let mut answered = false;
     answer_for_vip(ctx, local, &mut answered)?;
     if !answered {
@@ -97,7 +97,7 @@ pub(crate) fn for_vip(ctx: &TcContext, local: &Local) -> Verdict {
 
 // Not inlined: as `answer`.
 #[inline(never)]
-fn answer_for_vip(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
+fn answer_for_vip(ctx: &Skb, local: &Local, answered: &mut bool) -> Result<(), DropReason> {
     let Ok(arp) = ctx.load::<Arp>(ETH_LEN) else { return Ok(()) };
     // Who asks for the address that it says it has does not ask.
     if arp.format != ETHERNET_IPV4 || arp.operation != REQUEST || arp.target_ip == arp.sender_ip {
@@ -114,7 +114,7 @@ fn answer_for_vip(ctx: &TcContext, local: &Local, answered: &mut bool) -> Result
 
 /// Turns the request `arp` into the answer that its target has this MAC.
 #[inline(always)]
-fn write(ctx: &TcContext, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
+fn write(ctx: &Skb, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
     // SAFETY: the buffer is large enough and aligned, and any bytes are valid.
     let answer = unsafe { &mut *maps::scratch()?.packet.0.as_mut_ptr().cast::<Answer>() };
     *answer = Answer {

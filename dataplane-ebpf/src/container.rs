@@ -3,7 +3,6 @@
 //! Anti-spoofing, then: ARP answered, group traffic to the slow path, VIPs translated, and known destinations delivered
 //! or encapsulated.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local, kind, local_flag::VIP_BACKEND},
@@ -16,16 +15,16 @@ use crate::{
     deliver::{self, Origin},
     direct, echo, encap, fragment, group, icmp,
     maps::{self, config},
-    options,
     parse::{self, Eth, Fragment, Packet},
     reject,
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
     vip,
 };
 
 /// Entry of the hook.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle(ctx: &Skb) -> Verdict {
     let local = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
     let eth = parse::eth(ctx, 0)?;
     if eth.src != local.mac {
@@ -45,15 +44,15 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
-    let packet = parse::outer(ctx, ETH_LEN)?;
+fn ipv4(ctx: &Skb, local: &Local, eth: &Eth) -> Verdict {
+    let packet = skb::outer(ctx, ETH_LEN)?;
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
     if eth.is_group() {
         return group::slow_path(ctx, true);
     }
-    if options::has_source_route(ctx, packet) {
+    if skb::has_source_route(ctx, packet) {
         return Ok(Action::SlowPath);
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
@@ -83,7 +82,7 @@ fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
 
 /// Says what fits the way to the backend that [`vip::translate`] has found.
 #[inline(always)]
-fn too_big_for_backend(ctx: &TcContext, local: &Local, packet: &Packet) -> Verdict {
+fn too_big_for_backend(ctx: &Skb, local: &Local, packet: &Packet) -> Verdict {
     let config = config()?;
     let ip = maps::scratch()?.new.to.dst;
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip }).ok_or(DropReason::BackendGone)?;
@@ -92,7 +91,7 @@ fn too_big_for_backend(ctx: &TcContext, local: &Local, packet: &Packet) -> Verdi
 
 /// To an endpoint on this node or another. `translated`: the packet was already rewritten towards it.
 #[inline(always)]
-fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, translated: bool) -> Verdict {
+fn hand_over(ctx: &Skb, local: &Local, to: &Endpoint, packet: &Packet, translated: bool) -> Verdict {
     if to.kind == kind::LOCAL {
         let origin = if translated { Origin::Translated } else { deliver::origin(local.flags & VIP_BACKEND != 0) };
         return deliver::to_container(ctx, local.net, local.mac, to, packet, origin);
@@ -119,7 +118,7 @@ fn hand_over(ctx: &TcContext, local: &Local, to: &Endpoint, packet: &Packet, tra
 /// Whether a fragment that fits comes behind a first one that did not: it must not overtake that on the fast path, for it
 /// is no use to a VIP's client before.
 #[inline(always)]
-fn behind(ctx: &TcContext, local: &Local, packet: &Packet) -> bool {
+fn behind(ctx: &Skb, local: &Local, packet: &Packet) -> bool {
     fragment::begin(packet, local.net, place::SLOW);
     packet.fragment == Fragment::Later && fragment::recall(ctx, packet, local.net, place::SLOW)
 }

@@ -5,14 +5,13 @@ use aya_ebpf::{
         BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::bpf_csum_level,
-    programs::TcContext,
 };
 use dataplane_common::{
     drop_reason::DropReason,
     headers::{ENCAP_LEN, ETH_LEN, IPV4_LEN, ipproto},
 };
 
-use crate::parse::{self, Packet};
+use crate::{parse::Packet, skb::Skb};
 
 const ECN_MASK: u8 = 0x03;
 const CE: u8 = 0x03;
@@ -26,7 +25,7 @@ const CE: u8 = 0x03;
 // VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other has
 // a number.
 #[inline(never)]
-pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) -> Result<(), DropReason> {
+pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Result<(), DropReason> {
     if is_datagrams(ctx, inner) {
         return Err(DropReason::UnsupportedGso);
     }
@@ -43,8 +42,8 @@ pub(crate) fn decapsulate(ctx: &TcContext, outer_tos: u8, inner: &mut Packet) ->
 /// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, which only the kernel's own
 /// device can take out.
 #[inline(always)]
-pub(crate) fn is_datagrams(ctx: &TcContext, inner: &Packet) -> bool {
-    inner.proto != ipproto::TCP && parse::gso_size(ctx) != 0
+pub(crate) fn is_datagrams(ctx: &Skb, inner: &Packet) -> bool {
+    inner.proto != ipproto::TCP && ctx.gso_size() != 0
 }
 
 /// `NO_CSUM_RESET`: the helper would forget what the NIC has verified; [`verified`] keeps what still holds.
@@ -54,7 +53,7 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM
 /// outside in, one less is left, and none if it was the only one. No other state of a checksum is changed by this; the
 /// helper has corrected a sum of the whole packet (`CHECKSUM_COMPLETE`) already.
 #[inline(always)]
-fn verified(ctx: &TcContext) {
+fn verified(ctx: &Skb) {
     // SAFETY: plain helper call on a valid context; it fails where the NIC has verified nothing, which is fine.
     unsafe { bpf_csum_level(ctx.skb.skb, BPF_CSUM_LEVEL_DEC.into()) };
 }
@@ -67,7 +66,7 @@ pub(crate) fn congested(outer_tos: u8, inner_tos: u8) -> bool {
 
 /// RFC 6040 section 4.2: congestion seen by the tunnel reaches the inner packet, or drops it if it cannot carry it.
 #[inline(always)]
-fn mark_congestion(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
+fn mark_congestion(ctx: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
     if packet.tos & ECN_MASK == 0 {
         return Err(DropReason::EcnViolation);
     }

@@ -1,17 +1,18 @@
 //! Into a container on this node.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Mac, NetId},
     drop_reason::DropReason,
     endpoint::Endpoint,
     fragment::{Fragmented, place},
 };
+use dataplane_core::PACKET_HOST;
 
 use crate::{
     flow, fragment, icmp, maps, nat,
     nat::Translation,
-    parse::{Fragment, PACKET_HOST, Packet},
+    parse::{Fragment, Packet},
+    skb::Skb,
     verdict::{Action, Verdict},
 };
 
@@ -37,7 +38,7 @@ pub(crate) fn origin(from_backend: bool) -> Origin {
 /// back as its source here, on the client's node.
 #[inline(always)]
 pub(crate) fn to_container(
-    ctx: &TcContext,
+    ctx: &Skb,
     net: NetId,
     src_mac: Mac,
     to: &Endpoint,
@@ -54,7 +55,7 @@ pub(crate) fn to_container(
 /// fragments and ICMP errors about it. `from_backend`: the sender is a task that VIPs may lead to; from anybody else
 /// nothing whole and no first fragment is a reply.
 #[inline(always)]
-pub(crate) fn restore(ctx: &TcContext, net: NetId, packet: &Packet, from_backend: bool) -> Result<(), DropReason> {
+pub(crate) fn restore(ctx: &Skb, net: NetId, packet: &Packet, from_backend: bool) -> Result<(), DropReason> {
     if icmp::is_error(packet) {
         return icmp::to_client(ctx, packet, &net);
     }
@@ -73,7 +74,7 @@ pub(crate) fn restore(ctx: &TcContext, net: NetId, packet: &Packet, from_backend
 
 /// A later fragment of a VIP flow's reply gets the VIP as its source, as its first did.
 #[inline(never)]
-fn follow(ctx: &TcContext, net: NetId, packet: &Packet) -> Result<(), DropReason> {
+fn follow(ctx: &Skb, net: NetId, packet: &Packet) -> Result<(), DropReason> {
     if !fragment::recall(ctx, packet, net, place::FROM_VIP) {
         return Ok(());
     }
@@ -85,7 +86,7 @@ fn follow(ctx: &TcContext, net: NetId, packet: &Packet) -> Result<(), DropReason
 
 /// Sets the Ethernet addresses and moves the packet through the veth with host index `ifindex`.
 #[inline(always)]
-pub(crate) fn into_veth(ctx: &TcContext, ifindex: u32, dst: Mac, src: Mac) -> Verdict {
+pub(crate) fn into_veth(ctx: &Skb, ifindex: u32, dst: Mac, src: Mac) -> Verdict {
     ctx.store(0, &[dst, src], 0).map_err(|_| DropReason::RewriteFailed)?;
     // The skb was classified by the MAC it arrived with, which was not the receiving interface's.
     ctx.change_type(PACKET_HOST).map_err(|_| DropReason::RewriteFailed)?;

@@ -5,7 +5,7 @@
 //! where a VIP connection was first, the direct one's source port is translated. The cost: one insertion per direct TCP
 //! connection, a lookup per direct UDP datagram; nothing for TCP segments in between.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     addr::Port,
     counter::Counter,
@@ -20,7 +20,9 @@ use crate::{
     maps::{DIRECT_GATE, scratch},
     nat::{self, Translation},
     parse::{Fragment, Packet},
-    service, verdict,
+    service,
+    skb::Skb,
+    verdict,
 };
 
 /// Whether `packet`, which goes directly to `to`, is to be looked at more closely by [`translate`].
@@ -48,12 +50,7 @@ fn gate_open() -> bool {
 /// Notes the connection, or rewrites the packet so that it can be told apart from a VIP's. Whether it was rewritten.
 // Its three steps are not inlined, and none calls the next: together they would need more stack than there is.
 #[inline(always)]
-pub(crate) fn translate(
-    ctx: &TcContext,
-    local: &Local,
-    backend: &Endpoint,
-    packet: &mut Packet,
-) -> Result<bool, DropReason> {
+pub(crate) fn translate(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &mut Packet) -> Result<bool, DropReason> {
     let found = match known(ctx, local, backend, packet) {
         None => note(ctx, local, backend, packet)?,
         found => found,
@@ -73,7 +70,7 @@ pub(crate) fn translate(
 
 /// The source port that a connection of which both directions are known has at the backend.
 #[inline(never)]
-fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Option<Port> {
+fn known(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Option<Port> {
     let key = flow::key(local.net, packet);
     let known = flow::forward(ctx, &key, packet)?;
     if known.flags & flag::REPLY != 0 {
@@ -91,7 +88,7 @@ fn known(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) ->
 /// Notes a connection that keeps its source port. `None`: the backend already talks to this address and port on behalf
 /// of a VIP.
 #[inline(never)]
-fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Option<Port>, DropReason> {
+fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Option<Port>, DropReason> {
     let reply_key = flow::key_of_answer(local.net, packet);
     if let Some(known) = flow::get(&reply_key) {
         let lone = known.flags & flag::DIRECT != 0 && known.src == packet.dst && known.dport == packet.sport;
@@ -136,7 +133,7 @@ fn note(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> 
 
 /// Enters a connection with another source port.
 #[inline(never)]
-fn another_port(ctx: &TcContext, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Port, DropReason> {
+fn another_port(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Port, DropReason> {
     let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = flow::NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };

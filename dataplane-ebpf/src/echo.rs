@@ -1,6 +1,5 @@
 //! Pings answered by the node itself: a service's VIP while it has a backend, and a subnet's gateway.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -10,6 +9,7 @@ use dataplane_common::{
 use crate::{
     maps,
     parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -18,7 +18,7 @@ const ADDRESSES: usize = 12;
 
 /// Turns an echo request into its reply (RFC 792) and sends it back. Anything else is not for the node.
 #[inline(always)]
-pub(crate) fn answer(ctx: &TcContext, packet: &Packet) -> Verdict {
+pub(crate) fn answer(ctx: &Skb, packet: &Packet) -> Verdict {
     if packet.proto != ipproto::ICMP || packet.flags != ICMP_ECHO_REQUEST {
         return Err(DropReason::UnsupportedProtocol);
     }
@@ -32,7 +32,7 @@ pub(crate) fn answer(ctx: &TcContext, packet: &Packet) -> Verdict {
 
 // Not inlined: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn turn(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
+fn turn(ctx: &Skb, packet: &Packet) -> Result<(), DropReason> {
     let eth = parse::eth(ctx, 0)?;
     let failed = |_| DropReason::RewriteFailed;
     ctx.store(0, &[eth.src, eth.dst], 0).map_err(failed)?;

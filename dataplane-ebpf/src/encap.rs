@@ -6,7 +6,6 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{bpf_get_hash_recalc, bpf_get_prandom_u32},
-    programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, Mac, VniBytes},
@@ -21,9 +20,10 @@ use dataplane_common::{
 use crate::{
     fib::{self, Ends, Way},
     headers::{ATOMIC, Headers, WORDS, fragmentable},
-    maps, mesh_stock,
-    parse::{self, Fragment, Packet},
+    maps, mesh_stock, mss,
+    parse::{Fragment, Packet},
     path,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -45,20 +45,20 @@ const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// Whether only the kernel's own tunnel device can carry the packet.
 #[inline(always)]
-pub(crate) fn is_packet_list(ctx: &TcContext) -> bool {
-    parse::gso_size(ctx) == GSO_BY_FRAGS
+pub(crate) fn is_packet_list(ctx: &Skb) -> bool {
+    ctx.gso_size() == GSO_BY_FRAGS
 }
 
 /// Whether the packet, or each segment of a GSO packet, fits the path to `vtep` once encapsulated.
 #[inline(always)]
-pub(crate) fn fits(ctx: &TcContext, config: &Config, vtep: &Ip4, packet: &Packet) -> bool {
+pub(crate) fn fits(ctx: &Skb, config: &Config, vtep: &Ip4, packet: &Packet) -> bool {
     path::takes(config, vtep, network_len(ctx, packet) + ENCAP_LEN as u32)
 }
 
 /// Length of the packet, or of each segment of a GSO packet, from the IP header on.
 #[inline(always)]
-pub(crate) fn network_len(ctx: &TcContext, packet: &Packet) -> u32 {
-    let gso_size = parse::gso_size(ctx);
+pub(crate) fn network_len(ctx: &Skb, packet: &Packet) -> u32 {
+    let gso_size = ctx.gso_size();
     if gso_size == 0 {
         return u32::from(packet.total_len);
     }
@@ -76,9 +76,21 @@ pub(crate) fn room(config: &Config, vtep: &Ip4) -> u16 {
     path::mtu(config, vtep).saturating_sub(ENCAP_LEN as u16)
 }
 
+/// Lowers the MSS option of a SYN so that full segments fit the tunnel to `peer`, or for a task of this node the underlay,
+/// which may take less than the 1500 bytes that the container's interface claims.
+///
+/// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
+/// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2. For a backend on a node
+/// without Hiveway N1 lowers both.
+// Not inlined: the callers have little of the 512 bytes of stack to spare.
+#[inline(never)]
+pub(crate) fn clamp_mss(ctx: &Skb, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {
+    mss::clamp(ctx, packet, if *peer == config.vtep { config.underlay_mtu } else { room(config, peer) })
+}
+
 /// Whether the packet must not be fragmented and is too big for the way to `to`.
 #[inline(always)]
-pub(crate) fn exceeds(ctx: &TcContext, to: &Endpoint, packet: &Packet) -> bool {
+pub(crate) fn exceeds(ctx: &Skb, to: &Endpoint, packet: &Packet) -> bool {
     packet.dont_fragment
         && to.kind != kind::LOCAL
         && maps::config().is_ok_and(|config| !fits(ctx, config, &to.vtep, packet))
@@ -86,7 +98,7 @@ pub(crate) fn exceeds(ctx: &TcContext, to: &Endpoint, packet: &Packet) -> bool {
 
 /// The kernel's hash of the flow. To be taken before headers move.
 #[inline(always)]
-pub(crate) fn kernels_hash(ctx: &TcContext) -> u32 {
+pub(crate) fn kernels_hash(ctx: &Skb) -> u32 {
     // SAFETY: the context is valid.
     unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
 }
@@ -112,7 +124,7 @@ pub(crate) fn own_hash_apart(packet: &Packet) -> u32 {
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "as a struct they are on the stack, which then is too deep")]
 pub(crate) fn encapsulate(
-    ctx: &TcContext,
+    ctx: &Skb,
     config: &Config,
     vtep: Ip4,
     vni: VniBytes,
@@ -121,7 +133,7 @@ pub(crate) fn encapsulate(
     tos: u8,
     hash: u32,
 ) -> Verdict {
-    let gso_size = parse::gso_size(ctx);
+    let gso_size = ctx.gso_size();
     if gso_size == GSO_BY_FRAGS {
         return Err(DropReason::UnsupportedGso);
     }
@@ -141,7 +153,7 @@ pub(crate) fn encapsulate(
 
 /// The interface that a tunnel's packet with this hash leaves through.
 #[inline(always)]
-pub(crate) fn uplink(ctx: &TcContext, config: &Config, vtep: &Ip4, hash: u32) -> Result<u32, DropReason> {
+pub(crate) fn uplink(ctx: &Skb, config: &Config, vtep: &Ip4, hash: u32) -> Result<u32, DropReason> {
     match config.underlay_ifindex {
         0 => egress(ctx, config, vtep, source_port(hash)),
         only => Ok(only),
@@ -153,7 +165,7 @@ pub(crate) fn uplink(ctx: &TcContext, config: &Config, vtep: &Ip4, hash: u32) ->
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "as for `encapsulate`")]
 pub(crate) fn write_headers(
-    ctx: &TcContext,
+    ctx: &Skb,
     config: &Config,
     vtep: Ip4,
     vni: VniBytes,
@@ -201,7 +213,7 @@ fn random() -> u32 {
 /// spreads by those (`net.ipv4.fib_multipath_hash_policy`).
 // Not inlined: nodes with one uplink never ask, and callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn egress(ctx: &TcContext, config: &Config, vtep: &Ip4, sport: u16) -> Result<u32, DropReason> {
+fn egress(ctx: &Skb, config: &Config, vtep: &Ip4, sport: u16) -> Result<u32, DropReason> {
     // No length: the packet has been compared with the smallest MTU of the uplinks.
     let ends = Ends {
         src: config.underlay_ip,

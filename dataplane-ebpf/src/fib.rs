@@ -6,7 +6,6 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
     },
     helpers::generated::bpf_fib_lookup,
-    programs::TcContext,
 };
 use dataplane_common::{addr::Ip4, drop_reason::DropReason};
 
@@ -14,6 +13,7 @@ use crate::{
     encap,
     maps::scratch,
     parse::Packet,
+    skb::Skb,
     verdict::{Action, Verdict, ifindex},
 };
 
@@ -21,7 +21,7 @@ const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
 #[inline(always)]
-pub(crate) fn route(ctx: &TcContext, packet: &Packet) -> Verdict {
+pub(crate) fn route(ctx: &Skb, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     let ends = Ends::of(packet.src, packet.dst, packet.proto);
@@ -87,7 +87,7 @@ pub(crate) fn question(proto: u8) -> Result<&'static mut Params, DropReason> {
 /// Asks for the way of a forwarded packet. `len`: of the packet from the IP header on, to be compared with the route's
 /// MTU; 0: the kernel compares the packet at hand with the interface's, if it is no GSO packet.
 #[inline(always)]
-pub(crate) fn ask(ctx: &TcContext, ends: &Ends, len: u16) -> Result<Way, DropReason> {
+pub(crate) fn ask(ctx: &Skb, ends: &Ends, len: u16) -> Result<Way, DropReason> {
     let params = question(ends.proto)?;
     params.sport = ends.sport.to_be();
     params.dport = ends.dport.to_be();

@@ -16,7 +16,6 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
-    programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, NetId, Port, Tag},
@@ -30,7 +29,9 @@ use crate::{
     maps::{FLOWS, pending_flows, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
-    pending, shares, timestamp,
+    pending, shares,
+    skb::Skb,
+    timestamp,
 };
 
 /// Entries are touched at most this often: a shared cache line per packet would cost more than the precision is worth.
@@ -110,7 +111,7 @@ pub(crate) fn pending(key: &FlowKey) -> Option<&'static mut Flow> {
 
 /// Finds the entry of a packet from the client. One that is still pending may have proved itself with this packet.
 #[inline(always)]
-pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+pub(crate) fn forward(ctx: &Skb, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
     if let Some(flow) = established(key) {
         return Some(flow);
     }
@@ -123,14 +124,14 @@ pub(crate) fn forward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option
 
 /// Finds the reply entry of a packet from the backend, likewise; notes what that says about the connection's end.
 #[inline(always)]
-pub(crate) fn backward(ctx: &TcContext, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
+pub(crate) fn backward(ctx: &Skb, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
     backward_if(ctx, key, packet, |_| true)
 }
 
 /// The same for an entry that `comes_from` lets pass; of another nothing is noted.
 #[inline(always)]
 pub(crate) fn backward_if(
-    ctx: &TcContext,
+    ctx: &Skb,
     key: &FlowKey,
     packet: &Packet,
     comes_from: impl Fn(&Flow) -> bool,
@@ -219,7 +220,7 @@ pub(crate) fn translation(flow: &Flow) -> Translation {
 
 /// If the packet is a reply of a VIP flow: how it must look to the client.
 #[inline(always)]
-pub(crate) fn reply(ctx: &TcContext, net: NetId, packet: &Packet) -> Option<Translation> {
+pub(crate) fn reply(ctx: &Skb, net: NetId, packet: &Packet) -> Option<Translation> {
     if packet.fragment == Fragment::Later || packet.proto == ipproto::ICMP {
         return None;
     }
@@ -288,7 +289,7 @@ const PORT_TRIES: u32 = 40;
 /// UDP have no port to change.
 // Not inlined, as `enter_reply` and `enter_forward`: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
+pub(crate) fn open(ctx: &Skb, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
     let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
     let shared = scratch()?;
     (shared.isn, shared.port_found) = (initial_sequence(packet), port_found::NO);
@@ -302,7 +303,7 @@ pub(crate) fn open(ctx: &TcContext, packet: &Packet, new: &mut NewFlow) -> Resul
     let new = search.new;
     enter_reply(packet, new)?;
     if shared.port_found == port_found::ENDED {
-        timestamp::remove(ctx, packet);
+        timestamp::remove(ctx, packet, &mut shared.options);
     }
     enter_forward(packet, new)
 }

@@ -8,7 +8,7 @@
 //! Concurrency: `FRAGS` is an LRU hash, entries are replaced as a whole. An entry may be recycled for another datagram
 //! while it is copied, after 16,383 others have come in between; the receiver's checksum is left to notice.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     addr::NetId,
     counter::Counter,
@@ -20,6 +20,7 @@ use crate::{
     flow,
     maps::{FRAGS, scratch},
     parse::{Fragment, Packet},
+    skb::Skb,
     verdict,
 };
 
@@ -32,7 +33,7 @@ fn key(packet: &Packet, zone: NetId, place: u8) -> FragmentKey {
 /// Whether the first fragment of `packet`, a later one, has left something: it is in `scratch().fragmented` then.
 // Not inlined, as the others: fragments are rare, and callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn recall(ctx: &TcContext, packet: &Packet, zone: NetId, place: u8) -> bool {
+pub(crate) fn recall(ctx: &Skb, packet: &Packet, zone: NetId, place: u8) -> bool {
     let Ok(scratch) = scratch() else { return false };
     // SAFETY: see the module's note on concurrency.
     let Some(entry) = (unsafe { FRAGS.get(key(packet, zone, place)) }) else { return false };
@@ -62,7 +63,7 @@ fn forget(packet: &Packet, zone: NetId, place: u8) {
 /// What was decided about `packet` holds for the rest of its datagram, if it is a first fragment.
 #[inline(always)]
 pub(crate) fn decided(
-    ctx: &TcContext,
+    ctx: &Skb,
     packet: &Packet,
     zone: NetId,
     place: u8,
@@ -77,7 +78,7 @@ pub(crate) fn decided(
 
 /// As [`decided`], with what is in `scratch().fragmented` already.
 #[inline(never)]
-pub(crate) fn remember(ctx: &TcContext, packet: &Packet, zone: NetId, place: u8) -> Result<(), DropReason> {
+pub(crate) fn remember(ctx: &Skb, packet: &Packet, zone: NetId, place: u8) -> Result<(), DropReason> {
     let entry = &mut scratch()?.fragmented;
     entry.seen = flow::now();
     FRAGS.insert(key(packet, zone, place), &*entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;

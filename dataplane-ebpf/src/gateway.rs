@@ -1,7 +1,6 @@
 //! Hook `from_gateway`: a packet leaves a container through its interface on the gateway bridge: towards the outside,
 //! or as the answer to a client of the routing mesh.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     config::Config,
     drop_reason::DropReason,
@@ -12,14 +11,15 @@ use dataplane_common::{
 use crate::{
     arp,
     maps::{self, config},
-    mesh_backend, options,
+    mesh_backend,
     parse::{self, Packet},
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
 };
 
 /// Entry of the hook.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle(ctx: &Skb) -> Verdict {
     let local = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
     let eth = parse::eth(ctx, 0)?;
     if eth.src != local.mac {
@@ -39,8 +39,8 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, local: &Local) -> Verdict {
-    let packet = parse::outer(ctx, ETH_LEN)?;
+fn ipv4(ctx: &Skb, local: &Local) -> Verdict {
+    let packet = skb::outer(ctx, ETH_LEN)?;
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
@@ -48,7 +48,7 @@ fn ipv4(ctx: &TcContext, local: &Local) -> Verdict {
     if forges_tunnel(config, packet) {
         return Err(DropReason::ForgedTunnel);
     }
-    if options::has_source_route(ctx, packet) {
+    if skb::has_source_route(ctx, packet) {
         return Ok(Action::Pass);
     }
     mesh_backend::reply(ctx, config, local.tag, packet).unwrap_or(Ok(Action::Pass))

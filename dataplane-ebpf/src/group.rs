@@ -4,7 +4,7 @@
 //!
 //! Concurrency: two CPUs that send for one container at the same moment may take one token for two frames.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     drop_reason::DropReason,
     group::{BURST_NS, INTERVAL_NS},
@@ -13,13 +13,14 @@ use dataplane_common::{
 use crate::{
     flow,
     maps::GROUP_RATE,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
 /// Takes a token out of the interface's bucket; without one the packet is dropped for `reason`.
 // Not inlined: rare, and callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn admit(ctx: &TcContext, reason: DropReason) -> Result<(), DropReason> {
+pub(crate) fn admit(ctx: &Skb, reason: DropReason) -> Result<(), DropReason> {
     let interface = verdict::ifindex(ctx);
     let now = flow::now();
     // When the bucket will be full again; before `now`: it is. Each frame moves that moment away.
@@ -39,7 +40,7 @@ pub(crate) fn admit(ctx: &TcContext, reason: DropReason) -> Result<(), DropReaso
 
 /// To the slow path; a `group` frame only at the rate that its container is allowed.
 #[inline(always)]
-pub(crate) fn slow_path(ctx: &TcContext, group: bool) -> Verdict {
+pub(crate) fn slow_path(ctx: &Skb, group: bool) -> Verdict {
     if group {
         admit(ctx, DropReason::GroupRate)?;
     }

@@ -2,7 +2,6 @@
 //! pair as those of a client that has the tunnel address; the kernel's connection tracking translates them on the other
 //! end ([ADR 10](../../docs/adr/0010-the-host-link.md)).
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{HOST_MAC, HOST_PEER_MAC},
     config::Config,
@@ -15,12 +14,13 @@ use crate::{
     fib, flow,
     parse::Packet,
     reject,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
 /// A mesh reply that was found in order leaves the ingress node: towards its client, or into the host link.
 #[inline(always)]
-pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+pub(crate) fn leave(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     if config.host_ifindex != 0 && packet.src == config.host_ip {
         ctx.store(0, &[HOST_MAC, HOST_PEER_MAC], 0).map_err(|_| DropReason::RewriteFailed)?;
         return Ok(Action::Device(config.host_ifindex));
@@ -31,7 +31,7 @@ pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdic
 
 /// Says to `to_outside` that the packet answers a client.
 #[inline(always)]
-pub(crate) fn mark_reply(ctx: &TcContext, packet: &Packet) {
+pub(crate) fn mark_reply(ctx: &Skb, packet: &Packet) {
     if packet.proto == ipproto::UDP {
         ctx.set_mark(mark::MESH_REPLY);
     }
@@ -46,7 +46,7 @@ pub(crate) fn misplaced(config: &Config, ifindex: impl FnOnce() -> u32, packet: 
 /// What the stack would have to judge elsewhere must be answered here: to the stack a packet with one of the node's own
 /// addresses as its source is a martian, and the sender would wait in vain.
 #[inline(always)]
-pub(crate) fn unserved(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+pub(crate) fn unserved(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     if verdict::ifindex(ctx) != config.host_ifindex {
         return Ok(Action::Pass);
     }

@@ -1,7 +1,6 @@
 //! ICMP errors that quote a translated connection (RFC 792, RFC 5508 section 4): they follow it, translated, to whoever
 //! must see them. They never keep a connection alive nor end one: whoever can guess ports can send them.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Ip4, Mac, NetId, TASK_MAC_PREFIX, Tag, mac_of},
     counter::Counter,
@@ -17,7 +16,9 @@ use crate::{
     affinity, flow,
     maps::{self, MESH_TARGETS},
     parse::{Fragment, Packet},
-    quote, verdict,
+    quote,
+    skb::{self, Skb},
+    verdict,
 };
 
 /// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
@@ -37,7 +38,7 @@ pub(crate) fn is_error(packet: &Packet) -> bool {
 /// An error on its way into the container that it is for: if that talks to a VIP, the error must be about the VIP, not
 /// about the backend.
 #[inline(never)]
-pub(crate) fn to_client(ctx: &TcContext, packet: &Packet, net: &NetId) -> Result<(), DropReason> {
+pub(crate) fn to_client(ctx: &Skb, packet: &Packet, net: &NetId) -> Result<(), DropReason> {
     match known(ctx, packet, net) {
         Some(known) if known.flags & flag::REPLY != 0 => translate(ctx, packet, net),
         // It is about a connection that nobody translates.
@@ -47,8 +48,8 @@ pub(crate) fn to_client(ctx: &TcContext, packet: &Packet, net: &NetId) -> Result
 
 /// A container's error about what it got from a VIP: the backend that sent it.
 #[inline(never)]
-pub(crate) fn to_backend(ctx: &TcContext, packet: &Packet, local: &Local) -> Option<&'static Endpoint> {
-    let quote = quote::of(ctx, packet, &local.net)?;
+pub(crate) fn to_backend(ctx: &Skb, packet: &Packet, local: &Local) -> Option<&'static Endpoint> {
+    let quote = skb::quoted(ctx, packet, &local.net)?;
     let known = flow::get(&quote.key)?;
     // About its own connection, not about another container's.
     if quote.key.src != local.ip {
@@ -59,11 +60,11 @@ pub(crate) fn to_backend(ctx: &TcContext, packet: &Packet, local: &Local) -> Opt
 
 /// Mesh, ingress node: the connection that an error from outside is about, if it is one that this node gave away.
 #[inline(never)]
-pub(crate) fn given_away(ctx: &TcContext, packet: &Packet) -> Option<&'static Affinity> {
+pub(crate) fn given_away(ctx: &Skb, packet: &Packet) -> Option<&'static Affinity> {
     if !is_error(packet) {
         return None;
     }
-    let quote = quote::of(ctx, packet, &MESH_ZONE)?;
+    let quote = skb::quoted(ctx, packet, &MESH_ZONE)?;
     let key = AffinityKey::new((quote.key.src, quote.key.sport), (quote.key.dst, quote.key.dport), quote.key.proto);
     let known = affinity::get(&key)?;
     // A connection of this node's own is the stack's.
@@ -72,8 +73,8 @@ pub(crate) fn given_away(ctx: &TcContext, packet: &Packet) -> Option<&'static Af
 
 /// Mesh, backend's node: where an error leads that the ingress node `ingress` sent for task `task`.
 #[inline(never)]
-pub(crate) fn to_task(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Option<&'static Target> {
-    let quote = quote::of(ctx, packet, &MESH_ZONE)?;
+pub(crate) fn to_task(ctx: &Skb, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Option<&'static Target> {
+    let quote = skb::quoted(ctx, packet, &MESH_ZONE)?;
     let key = TargetKey { ip: *task, port: quote.key.dport, proto: quote.key.proto, _pad: 0 };
     // SAFETY: entries are replaced as a whole by the agent.
     let target = unsafe { MESH_TARGETS.get(key) }?;
@@ -85,7 +86,7 @@ pub(crate) fn to_task(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip
 /// Mesh, backend's node: whether an error of task `tag`'s container is about the client of a mesh connection. Which way
 /// it goes is in `scratch().fragmented`, and the addresses it shall have in `scratch().new.to`, as for other replies.
 #[inline(never)]
-pub(crate) fn from_task(ctx: &TcContext, packet: &Packet, tag: &Tag) -> bool {
+pub(crate) fn from_task(ctx: &Skb, packet: &Packet, tag: &Tag) -> bool {
     if !is_error(packet) {
         return false;
     }
@@ -98,16 +99,16 @@ pub(crate) fn from_task(ctx: &TcContext, packet: &Packet, tag: &Tag) -> bool {
 
 /// The entry that translates packets which go the way of this error.
 #[inline(always)]
-fn known(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'static mut Flow> {
-    flow::get(&quote::of(ctx, packet, zone)?.key)
+fn known(ctx: &Skb, packet: &Packet, zone: &NetId) -> Option<&'static mut Flow> {
+    flow::get(&skb::quoted(ctx, packet, zone)?.key)
 }
 
 /// Translates an error as the entry says that packets which go its way are translated with.
 // VERIFIER(6.18): a function of its own, apart from those that find out where the error leads: a result with both a
 // reference and a reason does not fit a register, and what comes back through memory has lost its type.
 #[inline(never)]
-pub(crate) fn translate(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Result<(), DropReason> {
-    let quote = quote::of(ctx, packet, zone).ok_or(DropReason::IcmpUnmatched)?;
+pub(crate) fn translate(ctx: &Skb, packet: &Packet, zone: &NetId) -> Result<(), DropReason> {
+    let quote = skb::quoted(ctx, packet, zone).ok_or(DropReason::IcmpUnmatched)?;
     let known = flow::get(&quote.key).ok_or(DropReason::IcmpUnmatched)?;
     verdict::count(ctx, Counter::IcmpTranslated);
     quote::rewrite(ctx, packet, quote, known)
@@ -116,8 +117,8 @@ pub(crate) fn translate(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Resul
 /// Mesh, ingress node: whether an error that came back is about a connection that this node gave to the task with
 /// ingress MAC `task` behind `vtep`, and says so in the name of the address that the client talks to.
 #[inline(never)]
-pub(crate) fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
-    let Some(quote) = quote::of(ctx, packet, &MESH_ZONE) else {
+pub(crate) fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
+    let Some(quote) = skb::quoted(ctx, packet, &MESH_ZONE) else {
         return false;
     };
     let key = AffinityKey::new((quote.key.dst, quote.key.dport), (quote.key.src, quote.key.sport), quote.key.proto);

@@ -15,7 +15,6 @@
 
 mod affinity;
 mod arp;
-mod checksum;
 mod client;
 mod container;
 mod decap;
@@ -29,7 +28,6 @@ mod flow;
 mod fragment;
 mod gateway;
 mod group;
-mod headers;
 mod host;
 mod icmp;
 mod left;
@@ -38,23 +36,18 @@ mod mesh_backend;
 mod mesh_direct;
 mod mesh_ingress;
 mod mesh_stock;
-mod mss;
-mod nat;
 mod no_ethernet;
-mod options;
 mod outside;
-mod parse;
 mod path;
 mod pending;
 mod probe;
-mod quote;
 mod reject;
 mod reverse;
 mod sandbox;
 mod service;
 mod shares;
+mod skb;
 mod slow_path;
-mod timestamp;
 mod ttl;
 mod tunnel;
 mod underlay;
@@ -67,6 +60,9 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{headers::ETH_LEN, mark::l3_program};
+use dataplane_core::{checksum, headers, mss, nat, options, parse, quote, timestamp};
+
+use self::skb::Skb;
 
 // Each is inlined into the function that its macro makes, which would be a frame more otherwise.
 
@@ -74,6 +70,7 @@ use dataplane_common::{headers::ETH_LEN, mark::l3_program};
 #[classifier]
 #[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, container::handle(&ctx))
 }
 
@@ -81,6 +78,7 @@ pub fn from_container(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_gateway(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, gateway::handle(&ctx))
 }
 
@@ -88,6 +86,7 @@ pub fn from_gateway(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, underlay::handle(&ctx))
 }
 
@@ -95,6 +94,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_client(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, client::handle(&ctx))
 }
 
@@ -102,6 +102,7 @@ pub fn from_client(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_underlay_l3(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     no_ethernet::enter(&ctx, l3_program::UNDERLAY)
 }
 
@@ -109,6 +110,7 @@ pub fn from_underlay_l3(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_client_l3(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     no_ethernet::enter(&ctx, l3_program::CLIENT)
 }
 
@@ -116,6 +118,7 @@ pub fn from_client_l3(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, slow_path::handle(&ctx))
 }
 
@@ -123,6 +126,7 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_outside(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, outside::handle::<ETH_LEN>(&ctx))
 }
 
@@ -130,6 +134,7 @@ pub fn to_outside(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_outside_l3(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, outside::handle::<0>(&ctx))
 }
 
@@ -137,6 +142,7 @@ pub fn to_outside_l3(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_sandbox(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold_out(&ctx, sandbox::from(&ctx))
 }
 
@@ -144,6 +150,7 @@ pub fn from_sandbox(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_sandbox(ctx: TcContext) -> i32 {
+    let ctx = Skb(ctx);
     verdict::fold(&ctx, sandbox::to(&ctx))
 }
 

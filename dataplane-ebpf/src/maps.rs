@@ -27,7 +27,7 @@ use dataplane_common::{
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
 
-use crate::{flow::NewFlow, parse::Packet, quote::Quote, timestamp::Walk};
+use crate::{flow::NewFlow, options::Room, parse::Packet, quote::Quote, timestamp::Walk};
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -147,6 +147,8 @@ pub(crate) struct Scratch {
     pub(crate) displaced: u64,
     /// A walk through the options of its SYN.
     pub(crate) options: Walk,
+    /// IPv4 options that are looked through.
+    pub(crate) options_room: Room,
     /// A question to the routing table.
     pub(crate) fib: bpf_fib_lookup,
     /// What a first fragment leaves or has left.

@@ -1,6 +1,6 @@
 //! Routing mesh, the backend's node (N2): late DNAT into the container, and the reply's way back to the ingress node.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_clone_redirect, programs::TcContext};
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_clone_redirect};
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, Port, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
     config::{Config, mesh_return},
@@ -16,17 +16,19 @@ use crate::{
     deliver, encap, ending, flow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS, scratch},
     mesh_direct::{self, Leaves},
-    mesh_ingress, mss, nat,
+    mesh_ingress, nat,
     nat::Translation,
     parse::{Fragment, Packet},
-    reject, slow_path, ttl,
+    reject,
+    skb::Skb,
+    slow_path, ttl,
     verdict::{self, Action, Verdict},
 };
 
 /// Delivers a client's packet (no tunnel around it any more) to the task with ingress address `task`, on behalf of the
 /// ingress node with VTEP `ingress`.
 #[inline(always)]
-pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: Ip4, ingress: Ip4) -> Verdict {
+pub(crate) fn to_task(ctx: &Skb, config: &Config, packet: &Packet, task: Ip4, ingress: Ip4) -> Verdict {
     if icmp::is_error(packet) {
         let target = icmp::to_task(ctx, packet, &task, &ingress).ok_or(DropReason::IcmpUnmatched)?;
         icmp::translate(ctx, packet, &MESH_ZONE)?;
@@ -64,7 +66,7 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
     let decided = Fragmented { src, dst, tag, peer, task, port, ..Fragmented::default() };
     fragment::decided(ctx, packet, MESH_ZONE, place::BACKEND, decided)?;
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, packet, &ingress)?;
+        encap::clamp_mss(ctx, config, packet, &ingress)?;
     }
     nat::rewrite(ctx, packet, &to)?;
     deliver::into_veth(ctx, target.ifindex, target.mac, VIRTUAL_MAC)?;
@@ -78,7 +80,7 @@ pub(crate) fn to_task(ctx: &TcContext, config: &Config, packet: &Packet, task: I
 /// question, and follows through the same device. Nobody is asked where the ACK could do more than ask: complete a
 /// handshake, or deliver data.
 #[inline(never)]
-fn asks(ctx: &TcContext, packet: &Packet, ifindex: u32) -> bool {
+fn asks(ctx: &Skb, packet: &Packet, ifindex: u32) -> bool {
     const OFFSET_AND_FLAGS: usize = 12;
     const CHECKSUM: usize = 16;
     const OFFSET: u16 = 0xf000;
@@ -103,7 +105,7 @@ fn asks(ctx: &TcContext, packet: &Packet, ifindex: u32) -> bool {
 
 /// A later fragment goes where its first went, if it comes the same way: the published port of the first.
 #[inline(never)]
-fn follow(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Result<Port, DropReason> {
+fn follow(ctx: &Skb, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Result<Port, DropReason> {
     if !fragment::recall(ctx, packet, MESH_ZONE, place::BACKEND) {
         return Err(DropReason::Fragment);
     }
@@ -112,12 +114,7 @@ fn follow(ctx: &TcContext, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Result
 }
 
 #[inline(always)]
-fn established(
-    ctx: &TcContext,
-    packet: &Packet,
-    target: &Target,
-    ingress: Ip4,
-) -> Result<Option<Translation>, DropReason> {
+fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Result<Option<Translation>, DropReason> {
     let key = flow::key(MESH_ZONE, packet);
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
@@ -170,7 +167,7 @@ fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> Place {
 
 #[inline(always)]
 fn open(
-    ctx: &TcContext,
+    ctx: &Skb,
     config: &Config,
     packet: &Packet,
     target: &Target,
@@ -191,7 +188,7 @@ fn open(
 /// The address that the task sees: the client's, except where the reply would stay inside the container's namespace or
 /// on the gateway bridge instead of coming back to us.
 #[inline(always)]
-fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingress: Ip4) -> Ip4 {
+fn shown_as(ctx: &Skb, config: &Config, client: Ip4, target: &Target, ingress: Ip4) -> Ip4 {
     let data = ClientPrefix { ifindex: target.ifindex.to_be_bytes(), ip: client };
     let Some(rule) = CLIENTS.get(&Key::new(8 * size_of::<ClientPrefix>() as u32, data)) else {
         return client;
@@ -206,7 +203,7 @@ fn shown_as(ctx: &TcContext, config: &Config, client: Ip4, target: &Target, ingr
 /// If a packet out of a gateway-bridge veth answers a mesh connection of task `tag`, sends it back to the client through
 /// the ingress node. `None`: it is ordinary traffic.
 #[inline(always)]
-pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
+pub(crate) fn reply(ctx: &Skb, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
     if packet.proto == ipproto::ICMP {
         return icmp::from_task(ctx, packet, &tag).then(|| send_back(ctx, config, packet));
     }
@@ -222,7 +219,7 @@ pub(crate) fn reply(ctx: &TcContext, config: &Config, tag: Tag, packet: &mut Pac
 /// Whether the packet answers a mesh connection of task `tag`: how it must look and where it goes is in
 /// `scratch().fragmented` and `scratch().new.to` then.
 #[inline(never)]
-fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool {
+fn answers(ctx: &Skb, config: &Config, tag: Tag, packet: &Packet) -> bool {
     let key = flow::key(MESH_ZONE, packet);
     let proved =
         config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
@@ -239,7 +236,7 @@ fn answers(ctx: &TcContext, config: &Config, tag: Tag, packet: &Packet) -> bool 
 
 /// The same for a later fragment, whose first has answered.
 #[inline(never)]
-fn follow_back(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
+fn follow_back(ctx: &Skb, tag: Tag, packet: &Packet) -> bool {
     if !fragment::recall(ctx, packet, MESH_ZONE, place::REPLY) {
         return false;
     }
@@ -250,7 +247,7 @@ fn follow_back(ctx: &TcContext, tag: Tag, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
+fn send_back(ctx: &Skb, config: &Config, packet: &mut Packet) -> Verdict {
     if ttl::is_spent(packet) {
         return reject::time_exceeded(ctx, packet, config.gateway_ip);
     }
@@ -259,7 +256,7 @@ fn send_back(ctx: &TcContext, config: &Config, packet: &mut Packet) -> Verdict {
     let (peer, task) = (back.peer, back.task);
     let local = peer == config.vtep;
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, packet, &peer)?;
+        encap::clamp_mss(ctx, config, packet, &peer)?;
     }
     let fits = local || encap::fits(ctx, config, &peer, packet);
     let stays = !fits && packet.dont_fragment;

@@ -5,7 +5,6 @@
 //! The ingress node need not know. What it lives by still passes it: every packet of the client's, and of the replies
 //! those that open, prove or end a connection, or that alone keep it from being forgotten.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::Ip4,
     config::{Config, mesh_return},
@@ -23,6 +22,7 @@ use crate::{
     nat::Translation,
     parse::Packet,
     pending,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -105,7 +105,7 @@ pub(crate) enum Leaves {
 /// Asks the routing table about the way from here to the client of the ingress node `ingress`.
 // VERIFIER(6.1): not inlined, for the frames of `from_gateway` and of what it calls are more than 512 bytes otherwise.
 #[inline(never)]
-pub(crate) fn ask(ctx: &TcContext, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
+pub(crate) fn ask(ctx: &Skb, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     Ok(match fib::ask(ctx, &Ends::of(to.src, to.dst, packet.proto), len)? {
         // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
@@ -118,7 +118,7 @@ pub(crate) fn ask(ctx: &TcContext, packet: &Packet, to: &Translation, ingress: I
 
 /// Sends a reply, rewritten already, out of that interface.
 #[inline(always)]
-pub(crate) fn leave(ctx: &TcContext, packet: &Packet, index: u32) -> Verdict {
+pub(crate) fn leave(ctx: &Skb, packet: &Packet, index: u32) -> Verdict {
     verdict::count(ctx, Counter::MeshDirectReply);
     host::mark_reply(ctx, packet);
     Ok(Action::Neigh(index))

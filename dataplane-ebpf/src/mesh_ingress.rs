@@ -1,7 +1,7 @@
 //! Routing mesh, ingress node (N1): a client's packet to an address of this node and a published port is given to a
 //! backend's node inside the mesh VNI, untouched but for its TTL; the reply comes back the same way.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use dataplane_common::{
     addr::{Ip4, Mac, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
     config::Config,
@@ -16,15 +16,17 @@ use dataplane_common::{
 use crate::{
     affinity, decap, encap, ending, flow, fragment, host, icmp, left,
     maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
-    mesh_backend, mesh_stock, mss,
+    mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, reverse, service, slow_path, ttl, underlay,
+    path, probe, reject, reverse, service,
+    skb::Skb,
+    slow_path, ttl, underlay,
     verdict::{self, Action, Verdict},
 };
 
 /// A packet from outside. Whatever is not for a published port of ours is the stack's. `uplink`: tunnels arrive here too.
 #[inline(always)]
-pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, uplink: bool) -> Verdict {
+pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: bool) -> Verdict {
     let mut slow = false;
     let (task, vtep, stock) = if packet.proto == ipproto::ICMP {
         match icmp::given_away(ctx, packet) {
@@ -112,7 +114,7 @@ pub(crate) fn from_outside(ctx: &TcContext, config: &Config, packet: &Packet, up
 /// no connection there either.
 // VERIFIER(6.18): not inlined. LLVM merged the ends of two paths otherwise, and shifted a pointer on one of them.
 #[inline(never)]
-fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
+fn is_left(ctx: &Skb, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
     let key = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
     if !left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src)) {
         return Ok(false);
@@ -129,7 +131,7 @@ fn is_left(ctx: &TcContext, port: &PublishedPort, packet: &Packet) -> Result<boo
 /// that the kernel would refuse; the stack goes on with it, drops it, or answers with a reset or an ICMP error.
 #[inline(always)]
 fn affinity(
-    ctx: &TcContext,
+    ctx: &Skb,
     config: &Config,
     port: &PublishedPort,
     elsewhere: bool,
@@ -216,11 +218,11 @@ fn allowed(packet: &Packet) -> bool {
 /// is an address and published port of ours, and the MAC and the outer source are those in the affinity entry. So
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
-pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
+pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
     check_return(ctx, inner, &eth.src, &outer.src)?;
     decap::decapsulate(ctx, outer.tos, inner)?;
     if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 {
-        mss::clamp(ctx, config, inner, &outer.src)?;
+        encap::clamp_mss(ctx, config, inner, &outer.src)?;
     }
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, inner)
@@ -229,7 +231,7 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet, eth:
 /// Lets a reply pass that comes from where its connection was given to: `task` (ingress MAC) behind `vtep`. A later
 /// fragment passes if its first has passed, from there.
 #[inline(always)]
-pub(crate) fn check_return(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> Result<(), DropReason> {
+pub(crate) fn check_return(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> Result<(), DropReason> {
     if icmp::is_error(packet) {
         return if icmp::returned(ctx, packet, task, vtep) { Ok(()) } else { Err(DropReason::MeshBadReturn) };
     }
@@ -251,7 +253,7 @@ pub(crate) fn check_return(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &
 
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
 #[inline(never)]
-fn returned(ctx: &TcContext, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
+fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     let key = affinity::key_of_answer(packet);
     let Some(known) = affinity::get(&key) else {
         return false;

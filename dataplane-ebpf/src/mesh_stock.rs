@@ -5,7 +5,6 @@
 //!
 //! Both directions are in `FLOWS` under a zone of their own; `AFFINITY` names the backend as for any mesh connection.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::Ip4,
     config::Config,
@@ -18,12 +17,13 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, ending, flow, fragment, host, icmp,
+    affinity, decap, encap, ending, flow, fragment, host, icmp,
     maps::{self, scratch},
-    mss, nat,
+    nat,
     nat::Translation,
     parse::{self, Fragment, Packet},
-    quote, ttl,
+    skb::{self, Skb},
+    ttl,
     verdict::{self, Action, Verdict},
 };
 
@@ -35,7 +35,7 @@ pub(crate) fn is_stock(vtep: &Ip4) -> bool {
 
 /// Translates a client's packet, whose backend behind `vtep` is in `AFFINITY`.
 #[inline(always)]
-pub(crate) fn translate(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
+pub(crate) fn translate(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
     if *ingress_ip == [0; 4] {
         return Err(DropReason::NotConfigured);
     }
@@ -59,16 +59,16 @@ pub(crate) fn translate(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep
 
 /// Lowers the MSS of a SYN to what fits the tunnel to `vtep`: the node there does it for nobody.
 #[inline(always)]
-fn clamp(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
+fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
     if packet.proto == ipproto::TCP && packet.flags & tcpflag::SYN != 0 && packet.fragment != Fragment::Later {
-        mss::clamp(ctx, maps::config()?, packet, vtep)?;
+        encap::clamp_mss(ctx, maps::config()?, packet, vtep)?;
     }
     Ok(())
 }
 
 /// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
 #[inline(never)]
-fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
+fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
     let given = affinity::get(&affinity::key(packet)).ok_or(DropReason::BackendGone)?;
     let key = flow::key(STOCK_ZONE, packet);
     if let Some(known) = flow::forward(ctx, &key, packet) {
@@ -95,7 +95,7 @@ fn known_or_new(ctx: &TcContext, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) 
 /// A frame in the VNI of the ingress network, which the engine carries. Ours only if it answers a connection of ours, and
 /// comes from where that was given to; the rest passes to the engine untouched.
 #[inline(always)]
-pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet) -> Verdict {
     if config.ingress_ip == [0; 4] || outer.has_options() {
         return Ok(Action::Pass);
     }
@@ -103,7 +103,7 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> V
     if eth.ethertype != ethertype::IPV4 {
         return Ok(Action::Pass);
     }
-    let Ok(inner) = parse::inner(ctx, INNER_NET) else { return Ok(Action::Pass) };
+    let Ok(inner) = skb::inner(ctx, INNER_NET) else { return Ok(Action::Pass) };
     if inner.dst != config.ingress_ip || !answers(ctx, inner, &outer.src) {
         return Ok(Action::Pass);
     }
@@ -127,7 +127,7 @@ pub(crate) fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Packet) -> V
 /// Whether `packet` answers a connection that was given to a task behind `vtep`; notes it. How it shall look to the client
 /// is in `scratch().new.to`.
 #[inline(never)]
-fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
+fn answers(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> bool {
     let Ok(scratch) = scratch() else { return false };
     if packet.fragment == Fragment::Later {
         if !fragment::recall(ctx, packet, STOCK_ZONE, place::RETURN) {
@@ -138,7 +138,7 @@ fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
         return first.peer == *vtep;
     }
     if icmp::is_error(packet) {
-        let Some(quote) = quote::of(ctx, packet, &STOCK_ZONE) else { return false };
+        let Some(quote) = skb::quoted(ctx, packet, &STOCK_ZONE) else { return false };
         let Some(known) = flow::get(&quote.key) else { return false };
         scratch.new.to = flow::translation(known);
         // A router on the way keeps its address; only the task itself is shown as the published port.
@@ -160,7 +160,7 @@ fn answers(ctx: &TcContext, packet: &Packet, vtep: &Ip4) -> bool {
 
 /// Notes an answer in both tables.
 #[inline(always)]
-fn noted(ctx: &TcContext, packet: &Packet, known: &mut Flow) {
+fn noted(ctx: &Skb, packet: &Packet, known: &mut Flow) {
     flow::touch(known);
     let key = AffinityKey::new((known.dst, known.dport), (known.src, known.sport), packet.proto);
     if let Some(given) = affinity::get(&key) {

@@ -6,7 +6,7 @@
 //! other ([ADR 19](../../docs/adr/0019-links-without-ethernet-header.md)). The kernel takes the header off again wherever
 //! there must be none: before the stack sees the packet, and when it is redirected to such a link.
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_skb_change_head, programs::TcContext};
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_skb_change_head};
 use dataplane_common::{
     addr::{Ip4, Mac},
     drop_reason::DropReason,
@@ -16,6 +16,7 @@ use dataplane_common::{
 use crate::{
     maps::{L3_PROGRAMS, NODE_ADDRESSES, config},
     parse::Eth,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -24,12 +25,12 @@ const DESTINATION: usize = 16;
 
 /// Hands a packet for this node to the program at `program` of map `L3_PROGRAMS`, as an Ethernet frame.
 #[inline(always)]
-pub(crate) fn enter(ctx: &TcContext, program: u32) -> i32 {
+pub(crate) fn enter(ctx: &Skb, program: u32) -> i32 {
     verdict::fold(ctx, dress(ctx, program))
 }
 
 #[inline(always)]
-fn dress(ctx: &TcContext, program: u32) -> Verdict {
+fn dress(ctx: &Skb, program: u32) -> Verdict {
     // What is not for this node is only routed: it stays as it is.
     if protocol(ctx) != u32::from(u16::from_ne_bytes(ethertype::IPV4)) || !is_here(ctx)? {
         return Ok(Action::Pass);
@@ -47,7 +48,7 @@ fn dress(ctx: &TcContext, program: u32) -> Verdict {
 
 /// Whether the packet is for an address of this node.
 #[inline(always)]
-fn is_here(ctx: &TcContext) -> Result<bool, DropReason> {
+fn is_here(ctx: &Skb) -> Result<bool, DropReason> {
     let Ok(to) = ctx.load::<Ip4>(DESTINATION) else { return Ok(false) };
     // SAFETY: entries are replaced as a whole by the agent.
     Ok(to == config()?.underlay_ip || unsafe { NODE_ADDRESSES.get(to) }.is_some())
@@ -55,7 +56,7 @@ fn is_here(ctx: &TcContext) -> Result<bool, DropReason> {
 
 /// `skb->protocol`, in network byte order.
 #[inline(always)]
-pub(crate) fn protocol(ctx: &TcContext) -> u32 {
+pub(crate) fn protocol(ctx: &Skb) -> u32 {
     // VERIFIER(6.18): volatile, as in `verdict::ifindex`.
     // SAFETY: the context pointer is valid for the program's run.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>()).protocol) }

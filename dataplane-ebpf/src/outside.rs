@@ -4,7 +4,6 @@
 //! of the node itself, or a container behind masquerade, uses that port as its source; what comes back must not be taken
 //! for a client's first packet. TCP needs no such care: what answers a SYN never opens a connection.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     config::Config,
     counter::Counter,
@@ -19,12 +18,13 @@ use crate::{
     maps::{NODE_ADDRESSES, PORTS, config},
     no_ethernet,
     parse::{self, Fragment, Packet},
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
 };
 
 /// Entry of the hook. Every packet goes on, whatever is found. `NET`: length of the link's header, 14 or 0.
 #[inline(always)]
-pub(crate) fn handle<const NET: usize>(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle<const NET: usize>(ctx: &Skb) -> Verdict {
     // SAFETY: the context pointer is valid for the program's run.
     if unsafe { (*ctx.skb.skb).mark } == mark::MESH_REPLY {
         ctx.set_mark(0);
@@ -38,7 +38,7 @@ pub(crate) fn handle<const NET: usize>(ctx: &TcContext) -> Verdict {
     if !may_be_own::<NET>(ctx, config) {
         return Ok(Action::Pass);
     }
-    let packet = if NET == 0 { parse::outer(ctx, 0).ok() } else { parse::from_outside(ctx) };
+    let packet = if NET == 0 { skb::outer(ctx, 0).ok() } else { skb::from_outside(ctx) };
     match packet {
         Some(packet) => own(ctx, config, packet),
         None => Ok(Action::Pass),
@@ -48,7 +48,7 @@ pub(crate) fn handle<const NET: usize>(ctx: &TcContext) -> Verdict {
 /// Whether the frame has to be looked at: UDP and no tunnel. Every encapsulated packet comes by here, so this reads the
 /// headers where they are.
 #[inline(always)]
-fn may_be_own<const NET: usize>(ctx: &TcContext, config: &Config) -> bool {
+fn may_be_own<const NET: usize>(ctx: &Skb, config: &Config) -> bool {
     const HEAD: usize = IPV4_LEN + UDP_LEN;
     const PROTO: usize = 9;
     const DPORT: usize = IPV4_LEN + 2;
@@ -69,7 +69,7 @@ fn may_be_own<const NET: usize>(ctx: &TcContext, config: &Config) -> bool {
 }
 
 #[inline(always)]
-fn own(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+fn own(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     if packet.proto != ipproto::UDP || packet.fragment == Fragment::Later || packet.dport == config.vxlan_port {
         return Ok(Action::Pass);
     }
@@ -86,7 +86,7 @@ fn own(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
 /// its backend: then the local socket answers a client of the mesh, and is not meant.
 // Not inlined: rare, and the entry needs stack.
 #[inline(never)]
-fn note(ctx: &TcContext, packet: &Packet) {
+fn note(ctx: &Skb, packet: &Packet) {
     let key = affinity::key_of_answer(packet);
     if let Some(known) = affinity::get(&key) {
         if known.flags & flag::OWN != 0 {

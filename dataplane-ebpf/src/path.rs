@@ -4,7 +4,7 @@
 //! sent the packet, so the kernel has nobody to tell, and the error is noted here. Those to nodes without Hiveway may be cut on
 //! the way, as what comes back from there; that shows what the path takes, too.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_common::{
     addr::Ip4,
     config::Config,
@@ -20,6 +20,7 @@ use crate::{
     mesh_stock,
     parse::{Copied, Fragment, Packet},
     reject::FRAGMENTATION_NEEDED,
+    skb::Skb,
     verdict,
 };
 
@@ -60,7 +61,7 @@ const LOOKED_AT: usize = ICMP_LEN + IPV4_LEN + 4;
 /// tunnel from this node to another one. As in the kernel, only a smaller value is believed, and never one below the
 /// configured minimum; a router quotes a packet that is longer than what it says fits.
 #[inline(never)]
-pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {
+pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
     if packet.flags != UNREACHABLE || packet.fragment != Fragment::Whole || packet.dst != config.underlay_ip {
         return;
     }
@@ -88,7 +89,7 @@ pub(crate) fn note(ctx: &TcContext, config: &Config, packet: &Packet) {
 /// Notes how long the first fragment is into which a tunnel's packet was cut on the way from a node without Hiveway, whose
 /// packets have no DF: the way there is taken to be as narrow. From members come fragments that they have cut themselves.
 #[inline(never)]
-pub(crate) fn note_cut(ctx: &TcContext, config: &Config, packet: &Packet) {
+pub(crate) fn note_cut(ctx: &Skb, config: &Config, packet: &Packet) {
     if mesh_stock::is_stock(&packet.src) {
         learn(ctx, config, &packet.src, packet.total_len);
     }
@@ -96,7 +97,7 @@ pub(crate) fn note_cut(ctx: &TcContext, config: &Config, packet: &Packet) {
 
 /// Believes that the path to `vtep` takes `told` bytes only.
 #[inline(always)]
-fn learn(ctx: &TcContext, config: &Config, vtep: &Ip4, told: u16) {
+fn learn(ctx: &Skb, config: &Config, vtep: &Ip4, told: u16) {
     let Some(state) = PATH_STATE.get_ptr_mut(0) else { return };
     // SAFETY: into a live array map; the agent stores each word as a whole.
     let (min, expires) =

@@ -8,7 +8,7 @@
 //!
 //! These functions run for the first few packets of a connection only (and for one-way UDP), so they are not inlined.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     counter::Counter,
     flow::{Flow, FlowKey, flag},
@@ -19,7 +19,9 @@ use crate::{
     ending, flow,
     maps::{FLOWS, scratch},
     parse::Packet,
-    shares, verdict,
+    shares,
+    skb::Skb,
+    verdict,
 };
 
 /// A TCP segment with ACK and neither SYN nor RST.
@@ -133,7 +135,7 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
 /// moved. `acknowledged`: of TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
 // Called beside the functions above, not by them: the stack has no room for three frames below a program's.
 #[inline(never)]
-pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
+pub(crate) fn promote(ctx: &Skb, acknowledged: u32) -> bool {
     let Ok(scratch) = scratch() else { return false };
     let Some(reply) = flow::get(&scratch.reply_key) else { return false };
     scratch.key = flow::forward_key(scratch.reply_key.zone, reply, scratch.reply_key.proto);
@@ -175,7 +177,7 @@ pub(crate) fn promote(ctx: &TcContext, acknowledged: u32) -> bool {
 
 /// Notes that a connection has proved itself and stays where it is. Returns that it has not moved.
 #[inline(always)]
-fn keep(ctx: &TcContext, reply: &mut Flow) -> bool {
+fn keep(ctx: &Skb, reply: &mut Flow) -> bool {
     if reply.flags & flag::KEPT == 0 {
         reply.flags |= flag::KEPT;
         verdict::count(ctx, Counter::KeptPending);

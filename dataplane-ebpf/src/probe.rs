@@ -8,7 +8,6 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes},
-    programs::TcContext,
 };
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, ip_in_mac, mac_of},
@@ -28,6 +27,7 @@ use crate::{
     maps::{self, PROBES, scratch},
     parse::{self, Copied, Eth, Fragment, Packet},
     path,
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn is_to_leave(config: &Config, packet: &Packet, ifindex: u32) -> boo
 
 /// Sends it to the node with that tunnel address.
 #[inline(always)]
-pub(crate) fn leave(ctx: &TcContext, config: &Config, packet: &Packet) -> Verdict {
+pub(crate) fn leave(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     if maps::vtep(&packet.dst).is_none() {
         return Err(DropReason::UnknownVtep);
     }
@@ -68,7 +68,7 @@ pub(crate) fn is_probe(eth: &Eth) -> bool {
 
 /// A probe from the node behind `outer`, which takes part in the mesh.
 #[inline(always)]
-pub(crate) fn arrived(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet) -> Verdict {
+pub(crate) fn arrived(ctx: &Skb, config: &Config, outer: &Packet, eth: &Eth, inner: &Packet) -> Verdict {
     if ip_in_mac(NODE_MAC_PREFIX, eth.src) != Some(outer.src)
         || inner.src != outer.src
         || inner.dst != config.vtep
@@ -131,7 +131,7 @@ fn heard(from: &Ip4, probe: &Probe) -> Result<(), DropReason> {
 // VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other has
 // a number.
 #[inline(never)]
-fn answered(ctx: &TcContext, from: &Ip4) -> Result<(), DropReason> {
+fn answered(ctx: &Skb, from: &Ip4) -> Result<(), DropReason> {
     let probe = load(ctx)?;
     verdict::count(ctx, Counter::ProbeAnswered);
     let Some(known) = PROBES.get_ptr_mut(from) else { return Ok(()) };
@@ -171,7 +171,7 @@ const _: () = assert!(INNER_NET + size_of::<Answer>() == PROBE && size_of::<Answ
 
 /// The probe in the frame, copied into scratch memory.
 #[inline(always)]
-fn load(ctx: &TcContext) -> Result<&'static mut Probe, DropReason> {
+fn load(ctx: &Skb) -> Result<&'static mut Probe, DropReason> {
     let probe = &mut scratch()?.probe;
     let to = core::ptr::from_mut(probe).cast();
     // SAFETY: room for as many bytes, any of which are valid.
@@ -182,7 +182,7 @@ fn load(ctx: &TcContext) -> Result<&'static mut Probe, DropReason> {
 /// Cuts a request to the smallest size. From the front, where all is written anew: the kernel cuts the tail of no packet that
 /// it calls encapsulated, which one from a veth still is.
 #[inline(always)]
-fn cut(ctx: &TcContext) -> Result<(), DropReason> {
+fn cut(ctx: &Skb) -> Result<(), DropReason> {
     // What the kernel takes out with one call.
     const AT_ONCE: usize = 0xfff;
     let len = INNER_NET + INNER_LEN;
@@ -201,7 +201,7 @@ fn cut(ctx: &TcContext) -> Result<(), DropReason> {
 /// Turns a request into its answer, cut to the smallest size.
 // Not inlined: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn answer(ctx: &TcContext, config: &Config, outer: &Packet, inner: &Packet) -> Verdict {
+fn answer(ctx: &Skb, config: &Config, outer: &Packet, inner: &Packet) -> Verdict {
     const TTL: u8 = 64;
     const DF: u8 = 0x40;
     let probe = load(ctx)?;
@@ -239,7 +239,7 @@ fn answer(ctx: &TcContext, config: &Config, outer: &Packet, inner: &Packet) -> V
 
 /// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its own.
 #[inline(always)]
-pub(crate) fn note_stray(ctx: &TcContext, config: &Config, packet: &Packet) {
+pub(crate) fn note_stray(ctx: &Skb, config: &Config, packet: &Packet) {
     if packet.proto == ipproto::UDP
         && packet.dst == config.underlay_ip
         && usize::from(packet.total_len) == OUTER_LEN
@@ -250,7 +250,7 @@ pub(crate) fn note_stray(ctx: &TcContext, config: &Config, packet: &Packet) {
 }
 
 #[inline(never)]
-fn stray(ctx: &TcContext, config: &Config, packet: &Packet) {
+fn stray(ctx: &Skb, config: &Config, packet: &Packet) {
     let Ok(Copied::<VXLAN_LEN>(vxlan)) = ctx.load(VXLAN) else { return };
     let Ok(eth) = parse::eth(ctx, INNER_ETH) else { return };
     if packet.has_options()

@@ -9,7 +9,6 @@ use aya_ebpf::{
     EbpfContext,
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     helpers::generated::{bpf_csum_diff, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
-    programs::TcContext,
 };
 use dataplane_common::{
     addr::Ip4,
@@ -23,6 +22,7 @@ use crate::{
     icmp::{TIME_EXCEEDED, UNREACHABLE},
     maps::{SCRATCH_PACKET, scratch},
     parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
+    skb::Skb,
     verdict::{self, Action, Verdict},
 };
 
@@ -44,7 +44,7 @@ const MAX_QUOTE: usize = 60 + QUOTED;
 /// Answers `packet`, which was not changed yet, in the name of its destination, and counts it as dropped for `reason`.
 /// What must not be answered (resets, ICMP errors, fragments) is only dropped.
 #[inline(always)]
-pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Verdict {
+pub(crate) fn refuse(ctx: &Skb, packet: &Packet, reason: DropReason) -> Verdict {
     if packet.fragment != Fragment::Whole {
         return Err(reason);
     }
@@ -71,14 +71,14 @@ pub(crate) fn refuse(ctx: &TcContext, packet: &Packet, reason: DropReason) -> Ve
 /// not be fragmented and is too big for the way. Counted as dropped. What must not be answered (RFC 1122 section 3.2.2)
 /// is only dropped.
 #[inline(always)]
-pub(crate) fn too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Verdict {
+pub(crate) fn too_big(ctx: &Skb, packet: &Packet, mtu: u16) -> Verdict {
     answer_too_big(ctx, packet, mtu)?;
     Ok(Action::Refuse(verdict::ifindex(ctx), DropReason::MtuExceeded))
 }
 
 // Not inlined: see `reset`.
 #[inline(never)]
-fn answer_too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<(), DropReason> {
+fn answer_too_big(ctx: &Skb, packet: &Packet, mtu: u16) -> Result<(), DropReason> {
     let reason = DropReason::MtuExceeded;
     if !packet.dont_fragment || !may_be_answered(ctx, packet)? {
         return Err(reason);
@@ -93,14 +93,14 @@ fn answer_too_big(ctx: &TcContext, packet: &Packet, mtu: u16) -> Result<(), Drop
 /// this node that its sender can see. Counted as dropped. What must not be answered (RFC 1122 section 3.2.2), and what
 /// is too much for one interface, is only dropped.
 #[inline(always)]
-pub(crate) fn time_exceeded(ctx: &TcContext, packet: &Packet, router: Ip4) -> Verdict {
+pub(crate) fn time_exceeded(ctx: &Skb, packet: &Packet, router: Ip4) -> Verdict {
     answer_time_exceeded(ctx, packet, router)?;
     Ok(Action::Refuse(verdict::ifindex(ctx), DropReason::TtlExceeded))
 }
 
 // Not inlined: see `reset`.
 #[inline(never)]
-fn answer_time_exceeded(ctx: &TcContext, packet: &Packet, router: Ip4) -> Result<(), DropReason> {
+fn answer_time_exceeded(ctx: &Skb, packet: &Packet, router: Ip4) -> Result<(), DropReason> {
     let reason = DropReason::TtlExceeded;
     if !is_host(router) || !may_be_answered(ctx, packet)? {
         return Err(reason);
@@ -113,7 +113,7 @@ fn answer_time_exceeded(ctx: &TcContext, packet: &Packet, router: Ip4) -> Result
 
 /// Whether an ICMP error may answer the packet (RFC 1122 section 3.2.2).
 #[inline(always)]
-fn may_be_answered(ctx: &TcContext, packet: &Packet) -> Result<bool, DropReason> {
+fn may_be_answered(ctx: &Skb, packet: &Packet) -> Result<bool, DropReason> {
     let query = packet.proto != ipproto::ICMP || packet.flags == ICMP_ECHO_REQUEST || packet.flags == ICMP_ECHO_REPLY;
     if packet.fragment == Fragment::Later || !query {
         return Ok(false);
@@ -146,7 +146,7 @@ const _: () = assert!(size_of::<Tcp>() == TCP_LEN && align_of::<Tcp>() == 1);
 
 // Not inlined, and its buffers in scratch memory: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn reset(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
+fn reset(ctx: &Skb, packet: &Packet) -> Result<(), DropReason> {
     let header_len = packet.l4 - packet.net;
     let segment_len = packet.total_len.wrapping_sub(header_len as u16);
     let buffer = &mut scratch()?.packet.0;
@@ -155,7 +155,7 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
     load(ctx, packet.l4, tcp)?;
     // A partial checksum (the sum of the pseudo-header, the rest left to the NIC) must stay one: the skb remembers.
     let pseudo = checksum::pseudo(packet.src, packet.dst, ipproto::TCP, segment_len);
-    let partial = parse::gso_size(ctx) != 0 || tcp.checksum == checksum::fold(pseudo).to_be_bytes();
+    let partial = ctx.gso_size() != 0 || tcp.checksum == checksum::fold(pseudo).to_be_bytes();
 
     core::mem::swap(&mut tcp.sport, &mut tcp.dport);
     if tcp.flags & tcpflag::ACK != 0 {
@@ -208,14 +208,14 @@ fn folded(sum: i64) -> u32 {
 }
 
 #[inline(always)]
-fn swap_macs(ctx: &TcContext) -> Result<(), DropReason> {
+fn swap_macs(ctx: &Skb) -> Result<(), DropReason> {
     let eth = parse::eth(ctx, 0)?;
     ctx.store(0, &[eth.src, eth.dst], 0).map_err(|_| DropReason::RewriteFailed)
 }
 
 /// Copies a header into scratch memory.
 #[inline(always)]
-fn load<T>(ctx: &TcContext, offset: usize, to: &mut T) -> Result<(), DropReason> {
+fn load<T>(ctx: &Skb, offset: usize, to: &mut T) -> Result<(), DropReason> {
     // SAFETY: `to` has room for `size_of::<T>()` bytes, and any bytes are a valid `T` here.
     let result = unsafe {
         bpf_skb_load_bytes(ctx.as_ptr().cast(), offset as u32, core::ptr::from_mut(to).cast(), size_of::<T>() as u32)
@@ -242,7 +242,7 @@ const RUMP: usize = ETH_LEN + IPV4_LEN + 4;
 /// Turns the packet into an ICMP error of this type and code about it, from `router`.
 // Not inlined, and its buffers in scratch memory: see `reset`.
 #[inline(never)]
-fn error(ctx: &TcContext, packet: &Packet, kind: [u8; 2], mtu: u16, router: Ip4) -> Result<(), DropReason> {
+fn error(ctx: &Skb, packet: &Packet, kind: [u8; 2], mtu: u16, router: Ip4) -> Result<(), DropReason> {
     let failed = |_| DropReason::RewriteFailed;
     let buffer = &mut scratch()?.packet.0;
     // SAFETY: the buffer is large enough, `Error` has alignment 1 and any bytes are valid.
@@ -295,7 +295,7 @@ fn ip_header(header: &mut [u8; IPV4_LEN], src: Ip4, dst: Ip4, len: u16) {
 
 /// Cuts the packet to `len` bytes; segmentation ends with it.
 #[inline(always)]
-fn trim(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+fn trim(ctx: &Skb, len: usize) -> Result<(), DropReason> {
     // SAFETY: plain helper call on a valid context.
     let result = unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) };
     if result == 0 { Ok(()) } else { Err(DropReason::RewriteFailed) }

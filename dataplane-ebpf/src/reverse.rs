@@ -17,7 +17,6 @@ use aya_ebpf::{
         BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as Params,
     },
     helpers::generated::{bpf_fib_lookup, bpf_get_prandom_u32},
-    programs::TcContext,
 };
 use dataplane_common::reverse::{EVERY_INTERFACE, ReversePath, reverse_mode};
 
@@ -25,6 +24,7 @@ use crate::{
     fib,
     maps::{REVERSE, scratch},
     parse::Packet,
+    skb::Skb,
     verdict::ifindex,
 };
 
@@ -55,7 +55,7 @@ pub(crate) fn is_asked(interface: u32) -> bool {
 /// the routing table nothing is refused: an outsider cannot cause that, and honest clients would be cut.
 // Not inlined: the caller has little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn refuses(ctx: &TcContext, packet: &Packet) -> bool {
+pub(crate) fn refuses(ctx: &Skb, packet: &Packet) -> bool {
     let arrival = ifindex(ctx);
     let Some(filter) = filter(arrival) else { return false };
     if filter.mode == reverse_mode::NONE {

@@ -4,7 +4,6 @@
 //!
 //! What goes back to the container (an ARP answer, a reset) comes in through the same interface, past `to_sandbox`.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -14,16 +13,17 @@ use dataplane_common::{
 };
 
 use crate::{
-    arp, deliver, direct, flow, icmp, maps, options,
+    arp, deliver, direct, flow, icmp, maps,
     parse::{self, Eth, Fragment, Packet},
     reject,
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
     vip,
 };
 
 /// Entry of `from_sandbox`, where packets leave the container.
 #[inline(always)]
-pub(crate) fn from(ctx: &TcContext) -> Verdict {
+pub(crate) fn from(ctx: &Skb) -> Verdict {
     let Some(local) = local(ctx) else { return Ok(Action::Pass) };
     let Ok(eth) = parse::eth(ctx, 0) else { return Ok(Action::Pass) };
     match eth.ethertype {
@@ -39,9 +39,9 @@ pub(crate) fn from(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, local: &Local, eth: &Eth) -> Verdict {
-    let Ok(packet) = parse::outer(ctx, ETH_LEN) else { return Ok(Action::Pass) };
-    if options::has_source_route(ctx, packet) {
+fn ipv4(ctx: &Skb, local: &Local, eth: &Eth) -> Verdict {
+    let Ok(packet) = skb::outer(ctx, ETH_LEN) else { return Ok(Action::Pass) };
+    if skb::has_source_route(ctx, packet) {
         return Ok(Action::Pass);
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
@@ -86,7 +86,7 @@ fn under_way(local: &Local, packet: &Packet) -> bool {
 
 /// Sends a translated packet, which was for `vip`, on its way to `backend`.
 #[inline(always)]
-fn hand_over(ctx: &TcContext, local: &Local, vip: &Endpoint, backend: &Endpoint, eth: &Eth) -> Verdict {
+fn hand_over(ctx: &Skb, local: &Local, vip: &Endpoint, backend: &Endpoint, eth: &Eth) -> Verdict {
     let failed = |_| DropReason::RewriteFailed;
     if backend.mac == local.mac {
         // A bridge does not send a frame back to where it came from.
@@ -106,9 +106,9 @@ fn hand_over(ctx: &TcContext, local: &Local, vip: &Endpoint, backend: &Endpoint,
 
 /// Entry of `to_sandbox`, where packets come in.
 #[inline(always)]
-pub(crate) fn to(ctx: &TcContext) -> Verdict {
+pub(crate) fn to(ctx: &Skb) -> Verdict {
     let Some(local) = local(ctx) else { return Ok(Action::Pass) };
-    if let Some(packet) = parse::from_outside(ctx)
+    if let Some(packet) = skb::from_outside(ctx)
         && packet.dst == local.ip
     {
         deliver::restore(ctx, local.net, packet, true)?;
@@ -119,7 +119,7 @@ pub(crate) fn to(ctx: &TcContext) -> Verdict {
 /// Whose interface it is: the stub has left its id. `None` also for frames that carry a VLAN tag beside the packet, which
 /// would look like others.
 #[inline(always)]
-fn local(ctx: &TcContext) -> Option<&'static Local> {
+fn local(ctx: &Skb) -> Option<&'static Local> {
     // SAFETY: the context pointer is valid for the program's run.
     let id = unsafe { (*ctx.skb.skb).cb[SANDBOX_ID] };
     if parse::in_vlan(ctx) { None } else { maps::local(id) }

@@ -7,7 +7,6 @@
 //! with the MACs of mesh frames: its forwarding entries know tasks by `02:42` + ingress address and nodes by `02:48` +
 //! VTEP, and no container has a MAC of the second kind.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Ip4, Mac, NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, ip_in_mac},
     config::Config,
@@ -24,13 +23,14 @@ use crate::{
     maps::{self, config},
     mesh_backend, mesh_ingress,
     parse::{self, Eth, Packet},
+    skb::{self, Skb},
     underlay::low24,
     verdict::{self, Action, Verdict},
 };
 
 /// Leaves a mesh packet to the kernel's vxlan device of the ingress network, which fragments the outer packet.
 #[inline(always)]
-pub(crate) fn to_node(ctx: &TcContext, config: &Config, dst: Mac, src: Mac) -> Verdict {
+pub(crate) fn to_node(ctx: &Skb, config: &Config, dst: Mac, src: Mac) -> Verdict {
     if config.ingress_vxlan_ifindex == 0 {
         return Err(DropReason::MtuExceeded);
     }
@@ -41,7 +41,7 @@ pub(crate) fn to_node(ctx: &TcContext, config: &Config, dst: Mac, src: Mac) -> V
 
 /// Entry of the hook `from_vxlan`.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle(ctx: &Skb) -> Verdict {
     // SAFETY: the context pointer is valid for the program's run.
     let seen = unsafe { (*ctx.skb.skb).mark };
     ctx.set_mark(0);
@@ -56,7 +56,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     if eth.ethertype != ethertype::IPV4 || parse::in_vlan(ctx) {
         return if sender.is_none() { Ok(Action::Pass) } else { Err(DropReason::UncheckedTunnel) };
     }
-    let packet = parse::outer(ctx, ETH_LEN)?;
+    let packet = skb::outer(ctx, ETH_LEN)?;
     if let Some(sender) = sender {
         let config = config()?;
         if config.ingress_net != [0; 4] && device.net == config.ingress_net && is_mesh(&eth) {
@@ -99,7 +99,7 @@ pub(crate) fn is_mesh(eth: &Eth) -> bool {
 
 /// A mesh frame from the node whose VTEP ends in the 24 bits `sender`.
 #[inline(always)]
-fn mesh(ctx: &TcContext, config: &Config, eth: &Eth, packet: &Packet, sender: u32) -> Verdict {
+fn mesh(ctx: &Skb, config: &Config, eth: &Eth, packet: &Packet, sender: u32) -> Verdict {
     if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
         let ingress = ip_in_mac(NODE_MAC_PREFIX, eth.src).ok_or(DropReason::BadInnerSource)?;
         if low24(ingress) != sender {

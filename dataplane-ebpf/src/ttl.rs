@@ -5,13 +5,13 @@
 //! reply at the backend's node, or where the ingress node has translated. The second node of the two is as the far end
 //! of a wire.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{config::Config, drop_reason::DropReason, flow::flag, service::PublishedPort};
 
 use crate::{
     affinity, flow, mesh_ingress,
     parse::Packet,
     reject, reverse, service,
+    skb::Skb,
     verdict::{Action, Verdict},
 };
 
@@ -28,7 +28,7 @@ pub(crate) fn is_spent(packet: &Packet) -> bool {
 /// Counts a hop.
 // Not inlined: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn lower(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> {
+pub(crate) fn lower(ctx: &Skb, packet: &Packet) -> Result<(), DropReason> {
     if is_spent(packet) {
         return Err(DropReason::TtlExceeded);
     }
@@ -43,13 +43,7 @@ pub(crate) fn lower(ctx: &TcContext, packet: &Packet) -> Result<(), DropReason> 
 /// A client's packet to the published port `port` that must go no further: its sender is told so if the packet would
 /// have gone on to a backend. Every other packet is the stack's, for it is addressed to this node. Selects no backend.
 #[inline(always)]
-pub(crate) fn spent(
-    ctx: &TcContext,
-    config: &Config,
-    port: &PublishedPort,
-    elsewhere: bool,
-    packet: &Packet,
-) -> Verdict {
+pub(crate) fn spent(ctx: &Skb, config: &Config, port: &PublishedPort, elsewhere: bool, packet: &Packet) -> Verdict {
     let goes_on = match class_of(packet) {
         Class::Served => true,
         Class::Opening => !elsewhere && may_begin(ctx, config, port, packet)?,
@@ -89,7 +83,7 @@ fn class_of(packet: &Packet) -> Class {
 /// Whether the packet would open a connection: the questions of [`mesh_ingress`], in their order.
 // Not inlined, as `lower`, and called beside `class_of`: the frames of both have no room below one another.
 #[inline(never)]
-fn may_begin(ctx: &TcContext, config: &Config, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
+fn may_begin(ctx: &Skb, config: &Config, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
     if mesh_ingress::is_martian(config, packet) {
         return Ok(false);
     }

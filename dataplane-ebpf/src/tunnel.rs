@@ -1,7 +1,6 @@
 //! A VXLAN frame on our port and address: sender checks, then decapsulation into the container, the routing mesh, or
 //! the slow path.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, VniBytes, ip_in_mac},
     config::Config,
@@ -17,14 +16,16 @@ use crate::{
     maps::VNIS,
     mesh_backend, mesh_ingress, mesh_stock,
     parse::{self, Copied, Eth, Fragment, Packet},
-    probe, slow_path,
+    probe,
+    skb::{self, Skb},
+    slow_path,
     underlay::low24,
     verdict::{Action, Verdict},
 };
 
 /// A frame with this outer header.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+pub(crate) fn handle(ctx: &Skb, config: &Config, outer: &Packet) -> Verdict {
     let Copied::<VXLAN_LEN>(header) = ctx.load(outer.l4 + UDP_LEN).map_err(|_| DropReason::Truncated)?;
     if header[0] & VXLAN_FLAG_VNI == 0 {
         return Err(DropReason::MalformedHeader);
@@ -56,7 +57,7 @@ pub(crate) fn handle(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdic
 }
 
 #[inline(always)]
-fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &Packet) -> Verdict {
+fn overlay(ctx: &Skb, config: &Config, net: NetId, vni: VniBytes, outer: &Packet) -> Verdict {
     let eth = parse::eth(ctx, INNER_ETH)?;
     match eth.ethertype {
         ethertype::IPV4 => {}
@@ -76,7 +77,7 @@ fn overlay(ctx: &TcContext, config: &Config, net: NetId, vni: VniBytes, outer: &
         ethertype::VLAN | ethertype::QINQ => return Err(DropReason::UnsupportedProtocol),
         _ => return leave(ctx, vni),
     }
-    let inner = parse::inner(ctx, INNER_NET)?;
+    let inner = skb::inner(ctx, INNER_NET)?;
     let Some(from) = inner_source(net, inner.src, outer) else {
         if !is_mesh_fragment(config, net, &eth, inner) {
             return Err(DropReason::BadInnerSource);
@@ -114,19 +115,19 @@ fn is_mesh_fragment(config: &Config, net: NetId, eth: &Eth, inner: &Packet) -> b
 
 /// Leaves a checked frame to the kernel's vxlan device.
 #[inline(always)]
-fn leave(ctx: &TcContext, vni: VniBytes) -> Verdict {
+fn leave(ctx: &Skb, vni: VniBytes) -> Verdict {
     ctx.set_mark(mark::CHECKED | u32::from_be_bytes(vni));
     Ok(Action::SlowPath)
 }
 
 /// A mesh frame from a node that takes part. Which way it goes is in its MACs, see `dataplane_common::mesh`.
 #[inline(always)]
-fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
+fn mesh(ctx: &Skb, config: &Config, outer: &Packet) -> Verdict {
     let eth = parse::eth(ctx, INNER_ETH)?;
     if eth.ethertype != ethertype::IPV4 {
         return Err(DropReason::MalformedHeader);
     }
-    let inner = parse::inner(ctx, INNER_NET)?;
+    let inner = skb::inner(ctx, INNER_NET)?;
     if let Some(task) = ip_in_mac(TASK_MAC_PREFIX, eth.dst) {
         forward(ctx, config, outer, &eth, inner, task)
     } else if ip_in_mac(NODE_MAC_PREFIX, eth.dst) == Some(config.vtep) {
@@ -140,7 +141,7 @@ fn mesh(ctx: &TcContext, config: &Config, outer: &Packet) -> Verdict {
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet, task: [u8; 4]) -> Verdict {
+fn forward(ctx: &Skb, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet, task: [u8; 4]) -> Verdict {
     if ip_in_mac(NODE_MAC_PREFIX, eth.src) != Some(outer.src) {
         return Err(DropReason::BadInnerSource);
     }

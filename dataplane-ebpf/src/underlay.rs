@@ -1,28 +1,29 @@
 //! Hook `from_underlay`: a packet arrives on an uplink: a tunnel's frame, a client of the
 //! routing mesh, or somebody else's business.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{addr::Ip4, config::Config, flow::MESH_ZONE, fragment::place, headers::ipproto, mark};
 
 use crate::{
     fragment,
     maps::{self, config},
-    mesh_ingress, options,
+    mesh_ingress,
     parse::{self, Fragment, Packet},
-    path, tunnel,
+    path,
+    skb::{self, Skb},
+    tunnel,
     verdict::{Action, Verdict},
 };
 
 /// Entry of the hook. What is not ours passes, however broken it is.
 #[inline(always)]
-pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+pub(crate) fn handle(ctx: &Skb) -> Verdict {
     if !parse::is_own(ctx) {
         return Ok(Action::Pass);
     }
-    let Some(packet) = parse::from_outside(ctx) else {
+    let Some(packet) = skb::from_outside(ctx) else {
         return Ok(Action::Pass);
     };
-    if options::has_source_route(ctx, packet) {
+    if skb::has_source_route(ctx, packet) {
         return Ok(Action::Pass);
     }
     let config = config()?;
@@ -41,7 +42,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
 
 /// A later fragment that is no client's, as far as we know: perhaps a tunnel's.
 #[inline(always)]
-pub(crate) fn unclaimed(ctx: &TcContext, config: &Config, packet: &Packet) {
+pub(crate) fn unclaimed(ctx: &Skb, config: &Config, packet: &Packet) {
     if packet.proto == ipproto::UDP && packet.dst == config.underlay_ip {
         outer_fragment(ctx, packet);
     }
@@ -50,7 +51,7 @@ pub(crate) fn unclaimed(ctx: &TcContext, config: &Config, packet: &Packet) {
 /// A fragment of a tunnel: another node's slow path had to cut. The kernel puts it together; `from_vxlan` checks the
 /// inner sender against the mark.
 #[inline(always)]
-fn outer_fragment(ctx: &TcContext, packet: &Packet) {
+fn outer_fragment(ctx: &Skb, packet: &Packet) {
     if maps::vtep(&packet.src).is_some() {
         ctx.set_mark(mark::FRAGMENT | low24(packet.src));
     }

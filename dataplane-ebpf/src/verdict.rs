@@ -4,7 +4,6 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_vlan_pop},
-    programs::TcContext,
 };
 use aya_log_ebpf::debug;
 use dataplane_common::{
@@ -13,7 +12,10 @@ use dataplane_common::{
     mark::{DECISION, decision},
 };
 
-use crate::maps::{COUNTERS, DROPS};
+use crate::{
+    maps::{COUNTERS, DROPS},
+    skb::Skb,
+};
 
 /// What to do with a packet that is not dropped.
 #[derive(Clone, Copy)]
@@ -42,19 +44,19 @@ pub(crate) type Verdict = Result<Action, DropReason>;
 /// Carries out a decision at a hook where packets come in. `TC_ACT_UNSPEC` is `TCX_NEXT`: other people's programs and
 /// the stack go on.
 #[inline(always)]
-pub(crate) fn fold(ctx: &TcContext, verdict: Verdict) -> i32 {
+pub(crate) fn fold(ctx: &Skb, verdict: Verdict) -> i32 {
     carry_out(ctx, verdict, 0)
 }
 
 /// The same where packets go out: what goes back to its sender comes in through the same interface.
 #[inline(always)]
-pub(crate) fn fold_out(ctx: &TcContext, verdict: Verdict) -> i32 {
+pub(crate) fn fold_out(ctx: &Skb, verdict: Verdict) -> i32 {
     carry_out(ctx, verdict, u64::from(BPF_F_INGRESS))
 }
 
 /// `back`: flags of a redirection back to the sender.
 #[inline(always)]
-fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
+fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
     if !matches!(verdict, Ok(Action::Pass | Action::SlowPath) | Err(_)) {
         untag(ctx);
     }
@@ -110,7 +112,7 @@ fn carry_out(ctx: &TcContext, verdict: Verdict, back: u64) -> i32 {
 /// Takes a priority tag (VID 0, see [`crate::parse::in_vlan`]) off a packet that is sent on: it was for the link that
 /// the packet came over, and the kernel would write it into the frame that leaves.
 #[inline(always)]
-fn untag(ctx: &TcContext) {
+fn untag(ctx: &Skb) {
     // VERIFIER(6.18): volatile, as in `ifindex`.
     // SAFETY: the context pointer is valid for the program's run.
     if unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).vlan_present) } != 0 {
@@ -122,7 +124,7 @@ fn untag(ctx: &TcContext) {
 
 /// Counts a packet under `counter`.
 #[inline(always)]
-pub(crate) fn count(ctx: &TcContext, counter: Counter) {
+pub(crate) fn count(ctx: &Skb, counter: Counter) {
     add(COUNTERS.get_ptr_mut(counter as u32), u64::from(ctx.len()));
 }
 
@@ -140,13 +142,13 @@ pub(crate) fn count_drop_of(reason: DropReason, bytes: usize) {
 
 /// Counts a packet as dropped.
 #[inline(always)]
-pub(crate) fn count_drop(ctx: &TcContext, reason: DropReason) {
+pub(crate) fn count_drop(ctx: &Skb, reason: DropReason) {
     add(DROPS.get_ptr_mut(reason as u32), u64::from(ctx.len()));
 }
 
 /// The interface the program runs on.
 #[inline(always)]
-pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+pub(crate) fn ifindex(ctx: &Skb) -> u32 {
     // VERIFIER(6.18): volatile, so that LLVM does not merge this load with another one through a pointer into the
     // context, which the verifier refuses.
     // SAFETY: the context pointer is valid for the program's run.
@@ -167,7 +169,7 @@ fn add(stat: Option<*mut Stat>, bytes: u64) {
 
 /// Leaves the decision in `skb->cb` where `BPF_PROG_TEST_RUN` shows it; two stores per packet.
 #[inline(always)]
-fn note(ctx: &TcContext, decision: u32, detail: u32) {
+fn note(ctx: &Skb, decision: u32, detail: u32) {
     let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
     // SAFETY: TC programs own skb->cb between hooks.
     unsafe {

@@ -1,6 +1,5 @@
 //! A packet towards a service's virtual address.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -14,12 +13,13 @@ use crate::{
     nat::Translation,
     parse::{Fragment, Packet},
     reject, service,
+    skb::Skb,
     verdict::{self, Verdict},
 };
 
 /// Answers a ping of the VIP while somebody serves it.
 #[inline(always)]
-pub(crate) fn ping(ctx: &TcContext, vip: &Endpoint, packet: &Packet) -> Verdict {
+pub(crate) fn ping(ctx: &Skb, vip: &Endpoint, packet: &Packet) -> Verdict {
     if service::set(vip.set).is_some_and(|set| set.count > 0) {
         echo::answer(ctx, packet)
     } else {
@@ -30,7 +30,7 @@ pub(crate) fn ping(ctx: &TcContext, vip: &Endpoint, packet: &Packet) -> Verdict 
 /// Translates a packet from `local` to the VIP `vip`, towards the backend that is returned.
 #[inline(always)]
 pub(crate) fn translate(
-    ctx: &TcContext,
+    ctx: &Skb,
     local: &Local,
     vip: &Endpoint,
     packet: &mut Packet,
@@ -47,12 +47,7 @@ pub(crate) fn translate(
 /// The backend of a packet from `local` to the VIP `vip`; its translation is in `scratch().new.to`. An existing connection
 /// keeps its backend; a new one gets the next.
 #[inline(always)]
-pub(crate) fn find(
-    ctx: &TcContext,
-    local: &Local,
-    vip: &Endpoint,
-    packet: &Packet,
-) -> Result<&'static Endpoint, DropReason> {
+pub(crate) fn find(ctx: &Skb, local: &Local, vip: &Endpoint, packet: &Packet) -> Result<&'static Endpoint, DropReason> {
     let mut backend = None;
     if packet.fragment == Fragment::Later {
         follow(ctx, local, packet, &mut backend)?;
@@ -68,12 +63,7 @@ pub(crate) fn find(
 
 /// Rewrites the packet as [`find`] has said.
 #[inline(always)]
-pub(crate) fn rewrite(
-    ctx: &TcContext,
-    local: &Local,
-    backend: &Endpoint,
-    packet: &mut Packet,
-) -> Result<(), DropReason> {
+pub(crate) fn rewrite(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &mut Packet) -> Result<(), DropReason> {
     let to = &maps::scratch()?.new.to;
     let (src, dst, tag) = (to.src, to.dst, backend.tag);
     fragment::decided(ctx, packet, local.net, place::TO_VIP, Fragmented { src, dst, tag, ..Fragmented::default() })?;
@@ -90,12 +80,7 @@ pub(crate) fn is_refusal(reason: DropReason) -> bool {
 
 /// A later fragment goes where its first went: as [`established`].
 #[inline(never)]
-fn follow(
-    ctx: &TcContext,
-    local: &Local,
-    packet: &Packet,
-    found: &mut Option<&'static Endpoint>,
-) -> Result<(), DropReason> {
+fn follow(ctx: &Skb, local: &Local, packet: &Packet, found: &mut Option<&'static Endpoint>) -> Result<(), DropReason> {
     if !fragment::recall(ctx, packet, local.net, place::TO_VIP) {
         return Err(DropReason::Fragment);
     }
@@ -116,7 +101,7 @@ fn follow(
 // The backend is not returned but stored, as one aligned word: otherwise the verifier forgets that it is a pointer.
 #[inline(never)]
 fn established(
-    ctx: &TcContext,
+    ctx: &Skb,
     local: &Local,
     packet: &Packet,
     found: &mut Option<&'static Endpoint>,
@@ -148,7 +133,7 @@ fn established(
 /// Gives a new connection the next backend, and puts its translation into `scratch().new.to`.
 #[inline(never)]
 fn open(
-    ctx: &TcContext,
+    ctx: &Skb,
     local: &Local,
     vip: &Endpoint,
     packet: &Packet,

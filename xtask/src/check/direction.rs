@@ -10,7 +10,8 @@ use crate::sh;
 /// Crates of the workspace, and those of the workspace that each may use. The tests stand above all and are not listed.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("dataplane-common", &[]),
-    ("dataplane-ebpf", &["dataplane-common"]),
+    ("dataplane-core", &["dataplane-common"]),
+    ("dataplane-ebpf", &["dataplane-common", "dataplane-core"]),
     ("dataplane", &["dataplane-common"]),
     ("hiveway-core", &["dataplane-common"]),
     ("hiveway-proto", &[]),

@@ -3,9 +3,6 @@
 //! An error travels against the packet that it quotes, the same way as the packets of the opposite direction. So the
 //! entry that translates those says what becomes of error and quote: [`Quote::key`] finds it, [`rewrite`] applies it.
 
-use aya_ebpf::{
-    EbpfContext, bindings::BPF_F_MARK_MANGLED_0, helpers::generated::bpf_skb_load_bytes, programs::TcContext,
-};
 use dataplane_common::{
     addr::{Ip4, NetId, Port},
     drop_reason::DropReason,
@@ -13,7 +10,7 @@ use dataplane_common::{
     headers::{ICMP_LEN, IPV4_LEN, ipproto},
 };
 
-use crate::{maps, parse::Packet};
+use crate::{Edit, View, csum, parse::Packet};
 
 /// What every error quotes of the transport header: enough for the ports.
 const TRANSPORT: usize = 8;
@@ -28,7 +25,7 @@ const TCP_CHECKSUM: usize = 16;
 
 /// A quoted packet. Lives in scratch memory.
 #[repr(C)]
-pub(crate) struct Quote {
+pub struct Quote {
     /// Key of packets the other way: source is the quoted destination.
     pub key: FlowKey,
     /// Offset of the quoted IPv4 header.
@@ -41,19 +38,18 @@ pub(crate) struct Quote {
     transport: [u8; TRANSPORT],
 }
 
-/// Reads what the ICMP error `packet` quotes. `None`: it does not reach as far as the ports, is a later fragment, or
+/// Reads what the ICMP error `packet` quotes into `quote`. `None`: it does not reach as far as the ports, is a later fragment, or
 /// was not sent by the node that the error goes to.
-// Not inlined, and its result in scratch memory: the callers have little of the 512 bytes of stack to spare.
+// Not inlined, and `quote` in scratch memory: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-pub(crate) fn of(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'static Quote> {
-    let quote = &mut maps::scratch().ok()?.quote;
+pub fn of<'a>(frame: &impl View, packet: &Packet, zone: &NetId, quote: &'a mut Quote) -> Option<&'a Quote> {
     let net = packet.l4 + ICMP_LEN;
     // Padding behind the packet is no quote.
     let end = packet.net + usize::from(packet.total_len);
     if net + IPV4_LEN + TRANSPORT > end {
         return None;
     }
-    load(ctx, net, &mut quote.header)?;
+    frame.load_to(net, &mut quote.header).ok()?;
     let header = &quote.header;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     let l4 = net + header_len;
@@ -61,7 +57,7 @@ pub(crate) fn of(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'sta
     if header[0] >> 4 != 4 || header_len < IPV4_LEN || l4 + TRANSPORT > end || later_fragment {
         return None;
     }
-    load(ctx, l4, &mut quote.transport)?;
+    frame.load_to(l4, &mut quote.transport).ok()?;
     let transport = &quote.transport;
     let proto = header[9];
     (quote.net, quote.l4) = (net as u32, l4 as u32);
@@ -83,28 +79,20 @@ pub(crate) fn of(ctx: &TcContext, packet: &Packet, zone: &NetId) -> Option<&'sta
     (quote.key.dst == packet.dst && proto != ipproto::ICMP).then_some(&*quote)
 }
 
-/// Copies bytes of the packet into scratch memory.
-#[inline(always)]
-fn load<const N: usize>(ctx: &TcContext, offset: usize, to: &mut [u8; N]) -> Option<()> {
-    // SAFETY: `to` has room for the `N` bytes that are asked for.
-    let result = unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), offset as u32, to.as_mut_ptr().cast(), N as u32) };
-    (result == 0).then_some(())
-}
-
 /// Translates an error and its quote as `flow`, found by the quote's key, says. The error's source changes only if it
 /// is the translated end itself: a router on the way keeps its address.
 #[inline(never)]
-pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, quote: &Quote, flow: &Flow) -> Result<(), DropReason> {
+pub fn rewrite(frame: &impl Edit, packet: &Packet, quote: &Quote, flow: &Flow) -> Result<(), DropReason> {
     let key = &quote.key;
     if packet.src == key.src {
-        outer(ctx, packet, IP_SRC, &key.src, &flow.src)?;
+        outer(frame, packet, IP_SRC, &key.src, &flow.src)?;
     }
-    outer(ctx, packet, IP_DST, &key.dst, &flow.dst)?;
+    outer(frame, packet, IP_DST, &key.dst, &flow.dst)?;
     let icmp = packet.l4 + ICMP_CHECKSUM;
-    inner_address(ctx, icmp, quote, (&key.dst, &flow.dst, IP_SRC))?;
-    inner_address(ctx, icmp, quote, (&key.src, &flow.src, IP_DST))?;
-    inner_port(ctx, icmp, quote, (&key.dport, &flow.dport, 0))?;
-    inner_port(ctx, icmp, quote, (&key.sport, &flow.sport, 2))
+    inner_address(frame, icmp, quote, (&key.dst, &flow.dst, IP_SRC))?;
+    inner_address(frame, icmp, quote, (&key.src, &flow.src, IP_DST))?;
+    inner_port(frame, icmp, quote, (&key.dport, &flow.dport, 0))?;
+    inner_port(frame, icmp, quote, (&key.sport, &flow.sport, 2))
 }
 
 #[inline(always)]
@@ -113,13 +101,13 @@ fn failed<E>(_: E) -> DropReason {
 }
 
 #[inline(always)]
-fn outer(ctx: &TcContext, packet: &Packet, at: usize, from: &Ip4, to: &Ip4) -> Result<(), DropReason> {
+fn outer(frame: &impl Edit, packet: &Packet, at: usize, from: &Ip4, to: &Ip4) -> Result<(), DropReason> {
     if from == to {
         return Ok(());
     }
     let (old, new) = (u64::from(u32::from_ne_bytes(*from)), u64::from(u32::from_ne_bytes(*to)));
-    ctx.l3_csum_replace(packet.net + IP_CHECKSUM, old, new, 4).map_err(failed)?;
-    ctx.store(packet.net + at, to, 0).map_err(failed)
+    frame.l3_csum_replace(packet.net + IP_CHECKSUM, old, new, 4).map_err(failed)?;
+    frame.store(packet.net + at, to).map_err(failed)
 }
 
 /// A quoted address. The quoted IP header's sum stays as it was, because its checksum takes up the difference. The
@@ -127,7 +115,7 @@ fn outer(ctx: &TcContext, packet: &Packet, at: usize, from: &Ip4, to: &Ip4) -> R
 /// pseudo-header. That is a change of the ICMP message, which the ICMP checksum takes up.
 #[inline(always)]
 fn inner_address(
-    ctx: &TcContext,
+    frame: &impl Edit,
     icmp: usize,
     quote: &Quote,
     (from, to, at): (&Ip4, &Ip4, usize),
@@ -136,12 +124,12 @@ fn inner_address(
         return Ok(());
     }
     let (old, new) = (u64::from(u32::from_ne_bytes(*from)), u64::from(u32::from_ne_bytes(*to)));
-    ctx.l3_csum_replace(quote.net as usize + IP_CHECKSUM, old, new, 4).map_err(failed)?;
-    ctx.store(quote.net as usize + at, to, 0).map_err(failed)?;
+    frame.l3_csum_replace(quote.net as usize + IP_CHECKSUM, old, new, 4).map_err(failed)?;
+    frame.store(quote.net as usize + at, to).map_err(failed)?;
     if quote.checksum != 0 {
-        ctx.l4_csum_replace(quote.checksum as usize, old, new, mangled(quote) | 4).map_err(failed)?;
+        frame.l4_csum_replace(quote.checksum as usize, old, new, mangled(quote) | 4).map_err(failed)?;
         // The field above has changed by old - new.
-        ctx.l4_csum_replace(icmp, new, old, 4).map_err(failed)?;
+        frame.l4_csum_replace(icmp, new, old, 4).map_err(failed)?;
     }
     Ok(())
 }
@@ -149,7 +137,7 @@ fn inner_address(
 /// A quoted port: either the quoted transport checksum takes up the difference, or the ICMP checksum does.
 #[inline(always)]
 fn inner_port(
-    ctx: &TcContext,
+    frame: &impl Edit,
     icmp: usize,
     quote: &Quote,
     (from, to, at): (&Port, &Port, usize),
@@ -159,12 +147,12 @@ fn inner_port(
     }
     let (old, new) = (u64::from(u16::from_ne_bytes(*from)), u64::from(u16::from_ne_bytes(*to)));
     let (checksum, flags) = if quote.checksum != 0 { (quote.checksum as usize, mangled(quote)) } else { (icmp, 0) };
-    ctx.l4_csum_replace(checksum, old, new, flags | 2).map_err(failed)?;
-    ctx.store(quote.l4 as usize + at, to, 0).map_err(failed)
+    frame.l4_csum_replace(checksum, old, new, flags | 2).map_err(failed)?;
+    frame.store(quote.l4 as usize + at, to).map_err(failed)
 }
 
 /// A UDP checksum that becomes 0 is written as 0xffff.
 #[inline(always)]
 fn mangled(quote: &Quote) -> u64 {
-    if quote.key.proto == ipproto::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 }
+    if quote.key.proto == ipproto::UDP { csum::MARK_MANGLED_0 } else { 0 }
 }

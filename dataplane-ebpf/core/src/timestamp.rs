@@ -7,10 +7,9 @@
 //! the option in the SYN the connection does without timestamps. A SYN that is lost on the way and sent again keeps its
 //! own: then the second may stall.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::headers::TCP_LEN;
 
-use crate::{maps::scratch, parse::Packet};
+use crate::{Edit, parse::Packet};
 
 const END: u8 = 0;
 const NOP: u8 = 1;
@@ -24,7 +23,7 @@ const CHECKSUM: usize = 16;
 /// A walk through the options, in scratch memory.
 // VERIFIER(6.18): whose contents the verifier does not follow, so that it walks an option once, not once per place.
 #[repr(C)]
-pub(crate) struct Walk {
+pub struct Walk {
     /// Offset of the option.
     at: u32,
     /// Offset of what follows the last one; 0: the timestamps are at `at`.
@@ -34,36 +33,35 @@ pub(crate) struct Walk {
 /// Replaces the timestamps of a TCP segment by fillers; one without any is left alone. Where that fails for want of memory
 /// the segment goes on as it is, or with a wrong checksum, and is sent again.
 #[inline(never)]
-pub(crate) fn remove(ctx: &TcContext, packet: &Packet) {
-    let Ok(scratch) = scratch() else { return };
+pub fn remove(frame: &impl Edit, packet: &Packet, walk: &mut Walk) {
     let end = packet.l4 + usize::from(packet.tcp_len);
-    scratch.options = Walk { at: (packet.l4 + TCP_LEN) as u32, end: end as u32 };
+    *walk = Walk { at: (packet.l4 + TCP_LEN) as u32, end: end as u32 };
     for _ in 0..MAX_OPTIONS {
-        if !advance(ctx, &mut scratch.options) {
+        if !advance(frame, walk) {
             break;
         }
     }
-    if scratch.options.end == 0 {
-        erase(ctx, packet, scratch.options.at as usize);
+    if walk.end == 0 {
+        erase(frame, packet, walk.at as usize);
     }
 }
 
 #[inline(always)]
-fn erase(ctx: &TcContext, packet: &Packet, at: usize) {
-    let Ok(old) = ctx.load::<[u8; LEN]>(at) else { return };
+fn erase(frame: &impl Edit, packet: &Packet, at: usize) {
+    let Ok(old) = frame.load::<[u8; LEN]>(at) else { return };
     let (from, to) = (sum(&old, at - packet.l4), sum(&[NOP; LEN], 0));
-    if ctx.l4_csum_replace(packet.l4 + CHECKSUM, from, to, 2).is_ok() {
-        let _ = ctx.store(at, &[NOP; LEN], 0);
+    if frame.l4_csum_replace(packet.l4 + CHECKSUM, from, to, 2).is_ok() {
+        let _ = frame.store(at, &[NOP; LEN]);
     }
 }
 
 /// Looks at one option. Whether there may be another.
 #[inline(always)]
-fn advance(ctx: &TcContext, walk: &mut Walk) -> bool {
+fn advance(frame: &impl Edit, walk: &mut Walk) -> bool {
     if walk.at + 2 > walk.end {
         return false;
     }
-    let Ok([kind, length]) = ctx.load::<[u8; 2]>(walk.at as usize) else { return false };
+    let Ok([kind, length]) = frame.load::<[u8; 2]>(walk.at as usize) else { return false };
     let length = u32::from(length);
     match kind {
         END => return false,

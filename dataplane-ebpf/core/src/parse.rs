@@ -1,83 +1,66 @@
-//! Headers out of a packet. Everything is copied to the stack through `bpf_skb_load_bytes`, which checks bounds against
-//! the whole skb (not only its linear part), so no pull is needed and offsets may vary. Copies are aligned: LLVM would read
-//! them byte by byte otherwise.
+//! Headers out of a packet. Everything is copied to the stack, in the programs through `bpf_skb_load_bytes`, which checks
+//! bounds against the whole skb (not only its linear part), so no pull is needed and offsets may vary. Copies are aligned:
+//! LLVM would read them byte by byte otherwise.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     addr::{Ip4, Mac, Port},
     drop_reason::DropReason,
-    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, SCTP_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto},
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, SCTP_LEN, TCP_LEN, UDP_LEN, ipproto},
 };
+use zerocopy::FromBytes;
 
-use crate::maps::scratch;
+use crate::{PACKET_HOST, View};
 
 /// Ethernet header.
 #[repr(C, align(2))]
-#[derive(Clone, Copy)]
-pub(crate) struct Eth {
+#[derive(Clone, Copy, FromBytes)]
+pub struct Eth {
+    /// Destination.
     pub dst: Mac,
+    /// Source.
     pub src: Mac,
+    /// As on the wire.
     pub ethertype: [u8; 2],
 }
 
 impl Eth {
     /// Broadcast or multicast.
     #[inline(always)]
-    pub(crate) fn is_group(&self) -> bool {
+    pub fn is_group(&self) -> bool {
         self.dst[0] & 1 != 0
     }
 }
 
 /// The Ethernet header at `offset`.
+///
+/// # Errors
+/// The frame ends before it does.
 #[inline(always)]
-pub(crate) fn eth(ctx: &TcContext, offset: usize) -> Result<Eth, DropReason> {
-    ctx.load(offset).map_err(|_| DropReason::Truncated)
+pub fn eth(frame: &impl View, offset: usize) -> Result<Eth, DropReason> {
+    frame.load(offset).map_err(|_| DropReason::Truncated)
 }
 
-/// `PACKET_HOST` of `<linux/if_packet.h>`: the frame is for the MAC of the interface that it is on.
-pub(crate) const PACKET_HOST: u32 = 0;
 /// The VLAN identifier (VID) in a tag, IEEE 802.1Q.
-const VID: u32 = 0x0fff;
+const VID: u16 = 0x0fff;
 
-/// Whether the frame carries the tag of a VLAN. `__netif_receive_skb` or the NIC has moved the outermost tag into the skb's
-/// metadata before TC ingress; a frame of a VLAN looks like any other one otherwise. A tag with VID 0 names a priority
-/// and no VLAN.
+/// Whether the frame carries the tag of a VLAN; it looks like any other one otherwise. A tag with VID 0 names a priority and
+/// no VLAN.
 #[inline(always)]
-pub(crate) fn in_vlan(ctx: &TcContext) -> bool {
-    let skb = ctx.skb.skb;
-    // VERIFIER(6.18): volatile, as in `verdict::ifindex`.
-    // SAFETY: the context pointer is valid for the program's run.
-    unsafe {
-        core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0
-            && core::ptr::read_volatile(&raw const (*skb).vlan_tci) & VID != 0
-    }
+pub fn in_vlan(frame: &impl View) -> bool {
+    frame.vlan_tci().is_some_and(|tci| tci & VID != 0)
 }
 
 /// Whether a frame from outside is for this very interface. What is for another MAC (the interface is promiscuous, or has
 /// macvlan devices on top) and what is in a VLAN are the stack's, which drops it or gives it to the device it belongs to;
 /// that has its own hook. Group frames are the stack's too: it forwards no unicast packet that came in one.
 #[inline(always)]
-pub(crate) fn is_own(ctx: &TcContext) -> bool {
-    // VERIFIER(6.18): volatile, as in `verdict::ifindex`.
-    // SAFETY: the context pointer is valid for the program's run.
-    let pkt_type = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) };
-    pkt_type == PACKET_HOST && !in_vlan(ctx)
-}
-
-/// The IPv4 packet in a frame from outside. `None`: another protocol, or too broken to read; both are the stack's to
-/// judge, not ours.
-#[inline(always)]
-pub(crate) fn from_outside(ctx: &TcContext) -> Option<&'static mut Packet> {
-    let eth = eth(ctx, 0).ok()?;
-    if eth.ethertype != ethertype::IPV4 {
-        return None;
-    }
-    outer(ctx, ETH_LEN).ok()
+pub fn is_own(frame: &impl View) -> bool {
+    frame.pkt_type() == PACKET_HOST && !in_vlan(frame)
 }
 
 /// IPv4 header without options.
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes)]
 struct Ipv4Header {
     version_ihl: u8,
     tos: u8,
@@ -95,12 +78,12 @@ const _: () = assert!(size_of::<Eth>() == ETH_LEN && size_of::<Ipv4Header>() == 
 
 /// Bytes of a packet, copied to where words begin.
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
-pub(crate) struct Copied<const N: usize>(pub(crate) [u8; N]);
+#[derive(Clone, Copy, FromBytes)]
+pub struct Copied<const N: usize>(pub [u8; N]);
 
 /// Where a packet stands in its datagram.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fragment {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
     /// Not fragmented.
     Whole,
     /// First fragment: ports are there, the rest of the payload is not.
@@ -110,26 +93,33 @@ pub(crate) enum Fragment {
 }
 
 /// What decisions need of an IPv4 packet.
-#[derive(Clone, Copy)]
-pub(crate) struct Packet {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
     /// Offset of the IPv4 header.
     pub net: usize,
     /// Offset of the transport header.
     pub l4: usize,
+    /// Source address.
     pub src: Ip4,
+    /// Destination address.
     pub dst: Ip4,
     /// Identification, big endian: which datagram a fragment belongs to.
     pub id: [u8; 2],
+    /// Protocol number.
     pub proto: u8,
+    /// DSCP and ECN.
     pub tos: u8,
+    /// Time to live.
     pub ttl: u8,
     /// Length of IP header and payload in bytes as the header has it; 0 on BIG TCP.
     pub total_len: u16,
     /// The DF bit.
     pub dont_fragment: bool,
+    /// Whether it is a whole datagram.
     pub fragment: Fragment,
     /// TCP, UDP and SCTP ports; identifier of ICMP echo in both; zero otherwise.
     pub sport: Port,
+    /// See `sport`.
     pub dport: Port,
     /// TCP flags, ICMP type, or type of the first SCTP chunk.
     pub flags: u8,
@@ -137,50 +127,40 @@ pub(crate) struct Packet {
     pub tcp_len: u8,
     /// TCP sequence and acknowledgement numbers; zero otherwise.
     pub sequence: u32,
+    /// See `sequence`.
     pub acknowledgement: u32,
 }
 
 impl Packet {
     /// IPv4 options are present.
     #[inline(always)]
-    pub(crate) fn has_options(&self) -> bool {
+    pub fn has_options(&self) -> bool {
         self.l4 - self.net != IPV4_LEN
     }
 }
 
-/// ICMP types (RFC 792).
-pub(crate) const ICMP_ECHO_REPLY: u8 = 0;
-pub(crate) const ICMP_ECHO_REQUEST: u8 = 8;
+/// ICMP type (RFC 792).
+pub const ICMP_ECHO_REPLY: u8 = 0;
+/// ICMP type (RFC 792).
+pub const ICMP_ECHO_REQUEST: u8 = 8;
 
-/// The IPv4 packet whose header starts at `net`; the outer one where there are two. It lives in scratch memory.
-#[inline(always)]
-pub(crate) fn outer(ctx: &TcContext, net: usize) -> Result<&'static mut Packet, DropReason> {
-    let packet = &mut scratch()?.outer;
-    ipv4(ctx, net, packet)?;
-    Ok(packet)
-}
-
-/// The same for the packet inside a tunnel.
-#[inline(always)]
-pub(crate) fn inner(ctx: &TcContext, net: usize) -> Result<&'static mut Packet, DropReason> {
-    let packet = &mut scratch()?.inner;
-    ipv4(ctx, net, packet)?;
-    Ok(packet)
-}
-
+/// Reads the IPv4 packet whose header starts at `net` into `packet`.
+///
+/// # Errors
+/// It is no IPv4 packet, contradicts itself, or ends before its headers do.
 // Not inlined: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
-fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReason> {
-    let ip: Ipv4Header = ctx.load(net).map_err(|_| DropReason::Truncated)?;
+pub fn ipv4(frame: &impl View, net: usize, packet: &mut Packet) -> Result<(), DropReason> {
+    let ip: Ipv4Header = frame.load(net).map_err(|_| DropReason::Truncated)?;
     let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < IPV4_LEN {
         return Err(DropReason::MalformedIp);
     }
     let total_len = u16::from_be_bytes(ip.total_len);
-    let available = ctx.len() as usize;
+    let available = frame.frame_len() as usize;
     if total_len == 0 {
         // BIG TCP says 0 for more than 64 kB; anything else that does is broken.
-        if gso_size(ctx) == 0 {
+        if frame.gso_size() == 0 {
             return Err(DropReason::MalformedIp);
         }
     } else if usize::from(total_len) < header_len {
@@ -213,7 +193,7 @@ fn ipv4(ctx: &TcContext, net: usize, packet: &mut Packet) -> Result<(), DropReas
         acknowledgement: 0,
     };
     if packet.fragment != Fragment::Later {
-        transport(ctx, packet)?;
+        transport(frame, packet)?;
     }
     Ok(())
 }
@@ -226,12 +206,12 @@ fn within(packet: &Packet, len: usize) -> Result<(), DropReason> {
 }
 
 #[inline(always)]
-fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
+fn transport(frame: &impl View, packet: &mut Packet) -> Result<(), DropReason> {
     match packet.proto {
         ipproto::TCP => {
             within(packet, TCP_LEN)?;
             // Ports, sequence and acknowledgement numbers, header length, flags.
-            let Copied::<16>(tcp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<16>(tcp) = frame.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.tcp_len = (tcp[12] >> 4) * 4;
             if usize::from(packet.tcp_len) < TCP_LEN {
                 return Err(DropReason::MalformedHeader);
@@ -245,21 +225,21 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
         }
         ipproto::UDP => {
             within(packet, UDP_LEN)?;
-            let Copied::<8>(udp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<8>(udp) = frame.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.sport = [udp[0], udp[1]];
             packet.dport = [udp[2], udp[3]];
         }
         ipproto::SCTP => {
             // The common header and the head of the first chunk: without one it is no SCTP packet.
             within(packet, SCTP_LEN + 4)?;
-            let Copied::<{ SCTP_LEN + 4 }>(sctp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<{ SCTP_LEN + 4 }>(sctp) = frame.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.sport = [sctp[0], sctp[1]];
             packet.dport = [sctp[2], sctp[3]];
             packet.flags = sctp[SCTP_LEN];
         }
         ipproto::ICMP => {
             within(packet, ICMP_LEN)?;
-            let Copied::<8>(icmp) = ctx.load(packet.l4).map_err(|_| DropReason::Truncated)?;
+            let Copied::<8>(icmp) = frame.load(packet.l4).map_err(|_| DropReason::Truncated)?;
             packet.flags = icmp[0];
             if icmp[0] == ICMP_ECHO_REQUEST || icmp[0] == ICMP_ECHO_REPLY {
                 packet.sport = [icmp[4], icmp[5]];
@@ -269,11 +249,4 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
         _ => {}
     }
     Ok(())
-}
-
-/// Payload bytes per segment of a GSO packet, 0 for others.
-#[inline(always)]
-pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
-    // SAFETY: the context pointer is valid for the program's run.
-    unsafe { (*ctx.skb.skb).gso_size }
 }

@@ -7,10 +7,10 @@ use dataplane_common::{
 };
 
 /// Length of the headers.
-pub(crate) const WORDS: usize = INNER_NET / size_of::<u64>();
+pub const WORDS: usize = INNER_NET / size_of::<u64>();
 
 /// What differs between packets of one node. Words hold what the wire has in the order of its bytes, the first one lowest.
-pub(crate) struct Headers {
+pub struct Headers {
     /// Both MACs of the outer Ethernet header: eight bytes and four.
     pub eth: (u64, u32),
     /// Tunnel address of the other node.
@@ -28,22 +28,23 @@ pub(crate) struct Headers {
     pub vni: u32,
     /// MACs of the inner Ethernet header, in the lower six bytes.
     pub inner_dst: u64,
+    /// The source.
     pub inner_src: u64,
 }
 
 /// An outer header's second word: no identification, DF.
-pub(crate) const ATOMIC: u32 = u32::from_le_bytes([0, 0, 0x40, 0]);
+pub const ATOMIC: u32 = u32::from_le_bytes([0, 0, 0x40, 0]);
 
 /// The second word of a packet that routers may fragment: an identification (RFC 6864), no DF.
 #[inline(always)]
-pub(crate) fn fragmentable(identification: u32) -> u32 {
+pub fn fragmentable(identification: u32) -> u32 {
     identification & 0xffff
 }
 
 impl Headers {
     /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, TTL 64, no UDP checksum. `src` is this node's underlay address.
     #[inline(always)]
-    pub(crate) fn words(&self, config: &Config, src: u32) -> [u64; WORDS] {
+    pub fn words(&self, config: &Config, src: u32) -> [u64; WORDS] {
         const TYPE: u64 = u16::from_le_bytes(ethertype::IPV4) as u64;
         let dst = self.vtep;
         // Version, header length and ECN; identification and flags; TTL 64.

@@ -4,7 +4,7 @@ use dataplane_common::addr::Ip4;
 
 /// Sum of big-endian 16-bit words, not folded.
 #[inline(always)]
-pub(crate) fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
+pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
     const { assert!(N.is_multiple_of(2)) };
     let mut sum = 0;
     let mut at = 0;
@@ -17,13 +17,13 @@ pub(crate) fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
 
 /// Sum of the pseudo-header of TCP and UDP (RFC 9293 section 3.1), not folded.
 #[inline(always)]
-pub(crate) fn pseudo(src: Ip4, dst: Ip4, proto: u8, len: u16) -> u32 {
+pub fn pseudo(src: Ip4, dst: Ip4, proto: u8, len: u16) -> u32 {
     sum(&src) + sum(&dst) + u32::from(proto) + u32::from(len)
 }
 
 /// Folds a sum of at most 2¹⁵ words to 16 bits.
 #[inline(always)]
-pub(crate) fn fold(sum: u32) -> u16 {
+pub fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
@@ -32,7 +32,7 @@ pub(crate) fn fold(sum: u32) -> u16 {
 /// sum of the header has become 0x0100 less, and its complement so much more (RFC 1624; as the kernel's
 /// `ip_decrease_ttl`).
 #[inline(always)]
-pub(crate) fn lowered(word: u32) -> u32 {
+pub fn lowered(word: u32) -> u32 {
     // In little-endian words: the checksum's first byte is the lower one.
     let checksum = (word >> 16) + 1;
     let checksum = checksum + u32::from(checksum >= 0xffff);

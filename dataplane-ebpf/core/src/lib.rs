@@ -1,0 +1,27 @@
+//! What the programs make of a packet: its headers, and how they are rewritten.
+//!
+//! No aya, and nothing of a hook: a packet is what [`View`] and [`Edit`] say, which the programs are given by the kernel and
+//! tests and fuzz targets by `host::Bytes`. So the code that reads what strangers send runs on the host without
+//! privilege, byte for byte the same.
+//!
+//! Everything is inlined into the programs unless it says why not: a call costs stack, of which there are 512 bytes.
+#![no_std]
+// One instruction in `options` that the target's core library does not offer.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(feature = "host")]
+extern crate std;
+
+pub mod checksum;
+pub mod headers;
+#[cfg(feature = "host")]
+pub mod host;
+pub mod mss;
+pub mod nat;
+pub mod options;
+pub mod parse;
+pub mod quote;
+pub mod timestamp;
+mod view;
+
+pub use self::view::{Edit, Failed, PACKET_HOST, View, csum};
