@@ -44,11 +44,21 @@ pub(crate) enum Target {
     Firewall,
     /// Requests and answers of the status socket
     Protocol,
+    /// Frames, read and rewritten as the programs do
+    Packets,
 }
 
 impl Target {
-    const ALL: [Self; 7] =
-        [Self::Table, Self::Engine, Self::Stream, Self::Relay, Self::Certificates, Self::Firewall, Self::Protocol];
+    const ALL: [Self; 8] = [
+        Self::Table,
+        Self::Engine,
+        Self::Stream,
+        Self::Relay,
+        Self::Certificates,
+        Self::Firewall,
+        Self::Protocol,
+        Self::Packets,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -59,6 +69,7 @@ impl Target {
             Self::Certificates => "certificates",
             Self::Firewall => "firewall",
             Self::Protocol => "protocol",
+            Self::Packets => "packets",
         }
     }
 }

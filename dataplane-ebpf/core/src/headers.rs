@@ -10,6 +10,7 @@ use dataplane_common::{
 pub const WORDS: usize = INNER_NET / size_of::<u64>();
 
 /// What differs between packets of one node. Words hold what the wire has in the order of its bytes, the first one lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// Both MACs of the outer Ethernet header: eight bytes and four.
     pub eth: (u64, u32),

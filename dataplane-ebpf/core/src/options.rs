@@ -27,6 +27,12 @@ const _: () = assert!(MASK + 1 < PLACE && PLACE.is_multiple_of(8) && MAX_LEN <= 
 #[repr(C, align(8))]
 pub struct Room(pub [u8; ROOM]);
 
+impl Default for Room {
+    fn default() -> Self {
+        Self([0; ROOM])
+    }
+}
+
 /// An offset of at most [`MASK`], which LLVM and the verifier know it to be.
 // VERIFIER(6.1): once in assembler, for LLVM would leave it out after a comparison that the kernel learns nothing from
 // before 6.8.

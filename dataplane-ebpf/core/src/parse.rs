@@ -82,9 +82,10 @@ const _: () = assert!(size_of::<Eth>() == ETH_LEN && size_of::<Ipv4Header>() == 
 pub struct Copied<const N: usize>(pub [u8; N]);
 
 /// Where a packet stands in its datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fragment {
     /// Not fragmented.
+    #[default]
     Whole,
     /// First fragment: ports are there, the rest of the payload is not.
     First,
@@ -93,7 +94,7 @@ pub enum Fragment {
 }
 
 /// What decisions need of an IPv4 packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     /// Offset of the IPv4 header.
     pub net: usize,

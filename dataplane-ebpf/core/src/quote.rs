@@ -25,6 +25,7 @@ const TCP_CHECKSUM: usize = 16;
 
 /// A quoted packet. Lives in scratch memory.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Quote {
     /// Key of packets the other way: source is the quoted destination.
     pub key: FlowKey,

@@ -23,6 +23,7 @@ const CHECKSUM: usize = 16;
 /// A walk through the options, in scratch memory.
 // VERIFIER(6.18): whose contents the verifier does not follow, so that it walks an option once, not once per place.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Walk {
     /// Offset of the option.
     at: u32,

@@ -4,6 +4,7 @@
 //! out as one of a target's [`seeds`] and is changed by [`damage`], or by libFuzzer.
 
 pub mod damage;
+mod packets;
 pub mod seeds;
 mod targets;
 #[cfg(test)]
@@ -32,12 +33,22 @@ pub enum Target {
     Firewall,
     /// Requests and answers of the status socket.
     Protocol,
+    /// Frames, read and rewritten as the programs do.
+    Packets,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Table, Self::Engine, Self::Stream, Self::Relay, Self::Certificates, Self::Firewall, Self::Protocol];
+    pub const ALL: [Self; 8] = [
+        Self::Table,
+        Self::Engine,
+        Self::Stream,
+        Self::Relay,
+        Self::Certificates,
+        Self::Firewall,
+        Self::Protocol,
+        Self::Packets,
+    ];
 
     /// Reads `data` as production code does, and goes on with the result as the agent would.
     ///
@@ -52,6 +63,7 @@ impl Target {
             Self::Certificates => targets::certificates(data),
             Self::Firewall => targets::firewall(data),
             Self::Protocol => targets::protocol(data),
+            Self::Packets => targets::packets(data),
         }
     }
 }

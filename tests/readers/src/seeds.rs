@@ -1,5 +1,6 @@
 //! What the targets' inputs begin with: the captures and rules that other tests read, and messages made of them.
 
+mod packets;
 mod stream;
 
 use std::{
@@ -92,6 +93,7 @@ pub fn seeds(target: Target) -> Result<Vec<Vec<u8>>> {
         Target::Certificates => certificates(),
         Target::Firewall => rules(),
         Target::Protocol => requests(),
+        Target::Packets => Ok(packets::seeds()),
     };
     let mut found = found.with_context(|| format!("seeds of {target:?}"))?;
     found.retain(|seed| seed.len() <= MAX_SEED);

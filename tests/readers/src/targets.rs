@@ -28,6 +28,7 @@ use prost::Message as _;
 use serde_json::Value;
 
 use crate::SEPARATOR;
+pub(crate) use crate::packets::packets;
 
 /// Nodes of a model whose state is derived: more of them only repeat the same code.
 const NODES: usize = 2;

@@ -78,6 +78,11 @@ fn protocol() {
 }
 
 #[test]
+fn packets() {
+    check(Target::Packets);
+}
+
+#[test]
 fn a_defect_is_told_with_the_number_of_its_input() {
     let read = |input: &[u8]| assert!(!input.contains(&0xff), "byte 255");
     let told = catch_unwind(|| damaged("some", &[b"seed".to_vec()], TIME, read)).unwrap_err();
