@@ -225,8 +225,10 @@ pub struct Affinity {
     pub generation: u32,
     /// [`crate::endpoint::Vtep::hop`] of `vtep` then.
     pub hop: u16,
+    /// In `AFFINITY`: 1 from when the client has proved itself until the backend says something else than SYN-ACK and RST.
+    pub unspoken: u8,
     /// Always zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 5],
 }
 
 /// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct connection has its source port translated. Programs look

@@ -11,6 +11,7 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, flag},
+    headers::ipproto,
     service::Backend,
 };
 
@@ -129,6 +130,7 @@ pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bo
     scratch.affinity = *known;
     // What the backend may have said to a stranger's segment meanwhile.
     scratch.affinity.flags &= !(flag::ENDED | flag::AFFINITY_KEPT);
+    scratch.affinity.unspoken = u8::from(key.proto == ipproto::TCP);
     if !shares::admits_affinity(key) || AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
         if known.flags & flag::AFFINITY_KEPT == 0 {
             known.flags |= flag::AFFINITY_KEPT;

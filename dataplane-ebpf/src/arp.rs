@@ -55,13 +55,13 @@ pub(crate) fn check_sender(ctx: &Skb, local: &Local) -> Result<Arp, DropReason> 
     Ok(arp)
 }
 
-/// An ARP packet out of an overlay veth; `group`: to all.
+/// An ARP packet out of an overlay veth, for the MAC `dst`.
 #[inline(always)]
-pub(crate) fn handle(ctx: &Skb, local: &Local, group: bool) -> Verdict {
+pub(crate) fn handle(ctx: &Skb, local: &Local, dst: &Mac) -> Verdict {
     let mut answered = false;
     answer(ctx, local, &mut answered)?;
     if !answered {
-        return group::slow_path(ctx, group);
+        return group::slow_path(ctx, local, dst);
     }
     verdict::count(ctx, Counter::ArpReply);
     Ok(Action::Reply(verdict::ifindex(ctx)))

@@ -36,10 +36,10 @@ pub(crate) fn handle(ctx: &Skb) -> Verdict {
     }
     match eth.ethertype {
         ethertype::IPV4 => ipv4(ctx, local, &eth),
-        ethertype::ARP => arp::handle(ctx, local, eth.is_group()),
+        ethertype::ARP => arp::handle(ctx, local, &eth.dst),
         // A second tag, behind one with VID 0, would hide the addresses from every check.
         ethertype::VLAN | ethertype::QINQ => Err(DropReason::UnsupportedProtocol),
-        _ => group::slow_path(ctx, eth.is_group()),
+        _ => group::slow_path(ctx, local, &eth.dst),
     }
 }
 
@@ -49,14 +49,11 @@ fn ipv4(ctx: &Skb, local: &Local, eth: &Eth) -> Verdict {
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
-    if eth.is_group() {
-        return group::slow_path(ctx, true);
-    }
-    if skb::has_source_route(ctx, packet) {
-        return Ok(Action::SlowPath);
+    if eth.is_group() || skb::has_source_route(ctx, packet) {
+        return group::slow_path(ctx, local, &eth.dst);
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { net: local.net, ip: packet.dst }) else {
-        return Ok(Action::SlowPath);
+        return group::slow_path(ctx, local, &eth.dst);
     };
     match endpoint.kind {
         kind::VIP if icmp::is_error(packet) => {

@@ -60,12 +60,17 @@ fn client_ends(packet: &Packet) -> bool {
 
 /// Whether a packet of the client's opens another connection in the place of its established or pending one, at the ingress
 /// node.
+///
+/// Not where the backend has only sent an RST since the client has proved itself. A backend that has not accepted yet (a full
+/// queue, `TCP_DEFER_ACCEPT`) answers so to anybody who acknowledges what it never sent, and keeps the connection (RFC 9293
+/// section 3.10.7.4, SYN-RECEIVED): it is asked again, with the SYN.
 // Not inlined: the verifier walks what follows once instead of once per condition.
 #[inline(never)]
 pub(crate) fn makes_room(known: &Affinity, packet: &Packet) -> bool {
     const FINS: u8 = flag::FIN | flag::BACKEND_FIN;
     packet.proto == ipproto::TCP
         && known.flags & flag::ENDED != 0
+        && known.unspoken == 0
         && flow::is_syn(packet)
         && (known.flags & FINS != FINS || flow::is_quiet(known.last_seen))
 }
@@ -222,13 +227,13 @@ pub(crate) fn note_client_fin(known: &mut Affinity, end: [u8; 3]) {
     }
 }
 
-/// Whether a packet of the backend's with these flags may change what a connection with the bits `bits` of `flag` has come
-/// to.
+/// Whether a packet of the backend's with these flags may change what the connection `known` has come to.
 #[inline(always)]
-pub(crate) fn may_change(bits: u8, proto: u8, flags: u8) -> bool {
+pub(crate) fn may_change(known: &Affinity, proto: u8, flags: u8) -> bool {
     const SPEAKS: u8 = tcpflag::SYN | tcpflag::FIN | tcpflag::RST;
+    const CHANGES: u8 = flag::FIN | flag::BACKEND_FIN | flag::ENDED;
     match proto {
-        ipproto::TCP => flags & SPEAKS != 0 || bits & (flag::FIN | flag::BACKEND_FIN | flag::ENDED) != 0,
+        ipproto::TCP => flags & SPEAKS != 0 || (known.flags & CHANGES) | known.unspoken != 0,
         ipproto::SCTP => true,
         _ => false,
     }
@@ -237,11 +242,14 @@ pub(crate) fn may_change(bits: u8, proto: u8, flags: u8) -> bool {
 /// Notes what a packet of the backend's says about the end of a connection at its ingress node; `acknowledgement`: of TCP.
 #[inline(always)]
 pub(crate) fn of_backend_at_ingress(known: &mut Affinity, proto: u8, flags: u8, acknowledgement: u32) {
-    if may_change(known.flags, proto, flags) {
+    if may_change(known, proto, flags) {
         let acknowledged = known.flags & flag::FIN != 0 && known.tcp_number == upper(acknowledgement);
         let bits = after_backend(known.flags, flag::BACKEND_FIN, proto, flags, acknowledged);
         if bits != known.flags {
             known.flags = bits;
+        }
+        if flags & (tcpflag::SYN | tcpflag::RST) == 0 && known.unspoken != 0 {
+            known.unspoken = 0;
         }
     }
 }

@@ -1,18 +1,20 @@
-//! Broadcast and multicast of a container, which the slow path copies to every node of the network: bounded per
-//! interface by a token bucket. Where there are none of those, "time exceeded" is bounded by it (RFC 1812 section
+//! Broadcast and multicast of a container, and what is for nobody that is known, which the slow path copies to every node
+//! of the network: bounded per interface by a token bucket. Where there are none of those, "time exceeded" is bounded by it (RFC 1812 section
 //! 4.3.2.8).
 //!
 //! Concurrency: two CPUs that send for one container at the same moment may take one token for two frames.
 
 use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
+    addr::Mac,
     drop_reason::DropReason,
+    endpoint::{EndpointKey, Local},
     group::{BURST_NS, INTERVAL_NS},
 };
 
 use crate::{
     flow,
-    maps::GROUP_RATE,
+    maps::{self, GROUP_RATE},
     skb::Skb,
     verdict::{self, Action, Verdict},
 };
@@ -38,11 +40,21 @@ pub(crate) fn admit(ctx: &Skb, reason: DropReason) -> Result<(), DropReason> {
     }
 }
 
-/// To the slow path; a `group` frame only at the rate that its container is allowed.
+/// To the slow path; what is copied there to every node only at the rate that its container is allowed: group frames, and
+/// those to a MAC that the bridge does not know.
 #[inline(always)]
-pub(crate) fn slow_path(ctx: &Skb, group: bool) -> Verdict {
-    if group {
+pub(crate) fn slow_path(ctx: &Skb, local: &Local, dst: &Mac) -> Verdict {
+    if !is_known(local, dst) {
         admit(ctx, DropReason::GroupRate)?;
     }
     Ok(Action::SlowPath)
+}
+
+/// Whether somebody in the container's network has the MAC: one that is made of an address, as the engine and the agent
+/// make them.
+// Not inlined, as `admit`.
+#[inline(never)]
+fn is_known(local: &Local, dst: &Mac) -> bool {
+    let [_, _, a, b, c, d] = *dst;
+    maps::endpoint(&EndpointKey { net: local.net, ip: [a, b, c, d] }).is_some_and(|endpoint| endpoint.mac == *dst)
 }

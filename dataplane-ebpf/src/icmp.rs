@@ -5,7 +5,7 @@ use dataplane_common::{
     addr::{Ip4, Mac, NetId, TASK_MAC_PREFIX, Tag, mac_of},
     counter::Counter,
     drop_reason::DropReason,
-    endpoint::{Endpoint, EndpointKey, Local},
+    endpoint::{Endpoint, EndpointKey, Local, kind},
     flow::{Affinity, AffinityKey, Flow, MESH_ZONE, flag},
     fragment::Fragmented,
     headers::ipproto,
@@ -36,14 +36,29 @@ pub(crate) fn is_error(packet: &Packet) -> bool {
 }
 
 /// An error on its way into the container that it is for: if that talks to a VIP, the error must be about the VIP, not
-/// about the backend.
+/// about the backend. A container says nothing about what is another's in its network: that is no way through it.
 #[inline(never)]
 pub(crate) fn to_client(ctx: &Skb, packet: &Packet, net: &NetId) -> Result<(), DropReason> {
-    match known(ctx, packet, net) {
+    let Some(quote) = skb::quoted(ctx, packet, net) else { return Ok(()) };
+    if quote.key.src != packet.src && is_container(net, packet.src) && is_member(net, quote.key.src) {
+        return Err(DropReason::IcmpUnmatched);
+    }
+    match flow::get(&quote.key) {
         Some(known) if known.flags & flag::REPLY != 0 => translate(ctx, packet, net),
         // It is about a connection that nobody translates.
         _ => Ok(()),
     }
+}
+
+/// Whether anybody in the network, a VIP or a gateway too, has the address.
+#[inline(always)]
+fn is_member(net: &NetId, ip: Ip4) -> bool {
+    maps::endpoint(&EndpointKey { net: *net, ip }).is_some()
+}
+
+#[inline(always)]
+fn is_container(net: &NetId, ip: Ip4) -> bool {
+    maps::endpoint(&EndpointKey { net: *net, ip }).is_some_and(|it| it.kind == kind::LOCAL || it.kind == kind::REMOTE)
 }
 
 /// A container's error about what it got from a VIP: the backend that sent it.

@@ -119,7 +119,8 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    match place_of(packet, known, &target.tag, &ingress) {
+    let proved = flow::established(&key).is_some();
+    match place_of(packet, known, proved, &target.tag, &ingress) {
         Place::Own => {}
         Place::Anothers => {
             flow::forget(&key, known);
@@ -153,7 +154,7 @@ enum Place {
 /// keeps it.
 // Not inlined: the verifier walks what follows once instead of once per condition.
 #[inline(never)]
-fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> Place {
+fn place_of(packet: &Packet, known: &Flow, proved: bool, tag: &Tag, ingress: &Ip4) -> Place {
     let moved = known.peer != *ingress;
     if !moved && known.tag == *tag {
         return if flow::replaces(packet, known) { Place::Anothers } else { Place::Own };
@@ -161,7 +162,9 @@ fn place_of(packet: &Packet, known: &Flow, tag: &Tag, ingress: &Ip4) -> Place {
     if !flow::may_open(packet) {
         return Place::None;
     }
-    let live = !flow::ended(known) && !flow::is_silent(known.last_seen);
+    // A handshake that nobody goes on with may be a stranger's, to keep the client out.
+    let over = if proved { flow::is_silent(known.last_seen) } else { flow::is_quiet(known.last_seen) };
+    let live = !flow::ended(known) && !over;
     if moved && live && flow::is_syn(packet) { Place::Taken } else { Place::Anothers }
 }
 

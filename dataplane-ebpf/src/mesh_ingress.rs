@@ -186,11 +186,11 @@ pub(crate) fn is_martian(config: &Config, packet: &Packet) -> bool {
                 || unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()))
 }
 
-/// Whether addresses with that first byte are no host's source: "this network", loopback, multicast, reserved and broadcast
-/// (RFC 1122 section 3.2.1.3).
+/// Whether addresses with that first byte are no host's source: "this network", loopback, multicast, and broadcast with its
+/// neighbours (RFC 1122 section 3.2.1.3). The rest of what that reserves, 240/4, Linux routes like any other address.
 #[inline(always)]
 pub(crate) fn is_nobodys(first: u8) -> bool {
-    first == 0 || first == 127 || first >= 224
+    first == 0 || first == 127 || first & 0xf0 == 0xe0 || first == 0xff
 }
 
 /// Whether this node is a hop for a client's packet. Over the host link it is not: the kernel has routed such a packet

@@ -235,6 +235,27 @@ fn at_the_ingress_node_only_the_backend_ends_a_connection() -> Result<()> {
     })
 }
 
+/// A backend that has not accepted the connection yet answers so to whoever acknowledges what it never sent, and keeps it.
+#[test]
+fn at_the_ingress_node_an_rst_before_the_backend_has_spoken_moves_nothing() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        for stranger in [NEXT.1 + 0x100, 77] {
+            arrives(world, "A", NEXT.0, stranger)?;
+            returns(world, "R", stranger, 0)?;
+            assert!(!arrives(world, "S", 77, 0)?, "{stranger}");
+            // It says again what the client knows.
+            returns(world, "SA", ISN.1, NEXT.0)?;
+            assert!(!arrives(world, "S", 77, 0)?, "{stranger}");
+        }
+        // It has accepted, and means it.
+        returns(world, "A", NEXT.1, NEXT.0 + 9)?;
+        returns(world, "R", NEXT.1, 0)?;
+        assert!(arrives(world, "S", 77, 0)?);
+        Ok(())
+    })
+}
+
 #[test]
 fn at_the_ingress_node_a_fin_counts_once_it_is_acknowledged() -> Result<()> {
     world(|world| {

@@ -14,7 +14,7 @@ use dataplane_common::{counter::Counter, drop_reason::DropReason, group};
 use etherparse::ArpOperation;
 use support::{
     golden::golden,
-    packets::{arp, ethernet, frame, ip, tcp, udp},
+    packets::{Ip, Ip4, arp, ethernet, frame, ip, tcp, udp},
     world::*,
 };
 
@@ -54,13 +54,30 @@ fn a_containers_group_frames_are_bounded_and_nothing_else_is() -> Result<()> {
             assert_eq!(out_of(world, dev.veth1, request)?.decision, Some(Reply(dev.veth1)));
             let unicast = frame(mac(LOCAL1.ip), mac(REMOTE1.ip), &ip(LOCAL1.ip, REMOTE1.ip), &tcp(1, 80, "S"));
             assert_eq!(out_of(world, dev.veth1, unicast)?.decision, Some(Neigh(dev.underlay)));
-            let unknown = frame(mac(LOCAL1.ip), mac([10, 0, 1, 77]), &ip(LOCAL1.ip, [10, 0, 1, 77]), &udp(1, 2));
-            let outcome = out_of(world, dev.veth1, unknown)?;
+            let other = ethernet(mac(LOCAL1.ip), mac(REMOTE1.ip), 0x86dd, &[0x60; 40]);
+            let outcome = out_of(world, dev.veth1, other)?;
             assert_eq!(outcome.decision, Some(SlowPath));
             assert_eq!(outcome.counters.keys().collect::<Vec<_>>(), [&Counter::SlowPath]);
         }
+        // The bridge copies to everybody what is for nobody it knows.
+        let (nobody, nobodys) = ([10, 0, 1, 77], mac([10, 0, 1, 77]));
+        for packet in [
+            frame(mac(LOCAL1.ip), nobodys, &ip(LOCAL1.ip, nobody), &udp(1, 2)),
+            frame(mac(LOCAL1.ip), nobodys, &routed_by_source(LOCAL1.ip, REMOTE1.ip), &udp(1, 2)),
+            arp(ArpOperation::REPLY, own, (nobodys, nobody), nobodys),
+            ethernet(mac(LOCAL1.ip), nobodys, 0x86dd, &[0x60; 40]),
+            ethernet(mac(LOCAL1.ip), [2, 0, 0, 0, 0, 9], 0x86dd, &[0x60; 40]),
+        ] {
+            golden("for nobody", Program::FromContainer, dev.veth1, packet, Drop(DropReason::GroupRate))
+                .check(&mut world.harness)?;
+        }
         Ok(())
     })
+}
+
+/// With a loose source route over a neighbour.
+fn routed_by_source(src: Ip4, dst: Ip4) -> Ip {
+    Ip { options: vec![1, 131, 7, 4, 10, 0, 1, 9], ..ip(src, dst) }
 }
 
 /// The frame as another container would send it.

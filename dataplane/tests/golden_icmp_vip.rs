@@ -8,7 +8,11 @@ use dataplane::{
     Program,
     testing::Decision::{self, Drop, Neigh, Pass, Peer},
 };
-use dataplane_common::{counter::Counter, drop_reason::DropReason};
+use dataplane_common::{
+    counter::Counter,
+    drop_reason::DropReason,
+    endpoint::{Endpoint, EndpointKey, kind},
+};
 use support::{
     golden::{Golden, golden},
     icmp::{HOST, PORT, TIME_EXCEEDED, TOO_BIG, error, quote, unreachable},
@@ -78,11 +82,9 @@ fn an_error_about_a_backend_is_one_about_the_vip_to_the_client() -> Result<()> {
                     ] {
                         // From the backend itself, and from somebody on the way, who stays who he is.
                         for (src, shown) in [(REMOTE1.ip, VIP), (ROUTER, ROUTER)] {
-                            world.state.endpoints.insert(
-                                dataplane_common::endpoint::EndpointKey { net: net(APP), ip: ROUTER },
-                                world.state.endpoints
-                                    [&dataplane_common::endpoint::EndpointKey { net: net(APP), ip: REMOTE1.ip }],
-                            );
+                            let remote = EndpointKey { net: net(APP), ip: REMOTE1.ip };
+                            let node = Endpoint { kind: kind::NODE, ..world.state.endpoints[&remote] };
+                            world.state.endpoints.insert(EndpointKey { net: net(APP), ip: ROUTER }, node);
                             world.harness.apply(&world.state)?;
                             let arrived = error(kind, code, rest, &of_backend);
                             let out = frame(
@@ -110,8 +112,8 @@ fn a_translated_source_port_is_translated_back_in_the_quote() -> Result<()> {
     world(|world| {
         // Two services lead the client's port to one backend: the second connection is shown another source port.
         let twin_vip = [10, 0, 1, 30];
-        let vip = world.state.endpoints[&dataplane_common::endpoint::EndpointKey { net: net(APP), ip: VIP }];
-        world.state.endpoints.insert(dataplane_common::endpoint::EndpointKey { net: net(APP), ip: twin_vip }, vip);
+        let vip = world.state.endpoints[&EndpointKey { net: net(APP), ip: VIP }];
+        world.state.endpoints.insert(EndpointKey { net: net(APP), ip: twin_vip }, vip);
         let backends = world.state.sets[&vip_set(VIP)].clone();
         world.state.sets.insert(vip_set(twin_vip), backends);
         world.harness.apply(&world.state)?;
@@ -220,7 +222,7 @@ fn errors_about_other_connections_are_delivered_as_they_are() -> Result<()> {
         for (what, payload) in [
             ("another source port", quote(&to, &datagram(1001, 53, true), 8)),
             ("another port of the backend", quote(&to, &datagram(1000, 54, true), 8)),
-            ("another backend", quote(&ip(LOCAL1.ip, REMOTE2.ip), &l4, 8)),
+            ("what lies behind it", quote(&ip(LOCAL1.ip, [203, 0, 113, 9]), &l4, 8)),
             ("another protocol", quote(&to, &tcp(1000, 53, "S"), 8)),
             ("another container's", quote(&foreign, &l4, 8)),
             ("the other direction", quote(&reply, &datagram(53, 1000, true), 8)),
@@ -260,6 +262,28 @@ fn errors_about_other_connections_are_delivered_as_they_are() -> Result<()> {
     })
 }
 
+/// Containers are no routers for one another.
+#[test]
+fn a_container_says_nothing_about_anothers_connection() -> Result<()> {
+    world(|world| {
+        open(world, 1, &udp(1000, 53))?;
+        let l4 = datagram(1000, 53, true);
+        for (what, about) in [("to its backend", REMOTE1.ip), ("to the VIP", VIP), ("to a third one", REMOTE2.ip)] {
+            let sent = unreachable(PORT, &quote(&ip(LOCAL1.ip, about), &l4, 8));
+            let about = container(world, what, &ip(LOCAL2.ip, LOCAL1.ip), &sent, Drop(DropReason::IcmpUnmatched));
+            about.check(&mut world.harness)?;
+        }
+        // Its own, and one about something behind it.
+        for about in [LOCAL2.ip, [203, 0, 113, 9]] {
+            let sent = unreachable(PORT, &quote(&ip(LOCAL1.ip, about), &l4, 8));
+            let outcome =
+                container(world, "its own", &ip(LOCAL2.ip, LOCAL1.ip), &sent, Pass).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Peer(world.dev.veth1)), "{about:?}");
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn errors_towards_a_vip_that_are_about_nothing_are_dropped() -> Result<()> {
     world(|world| {
@@ -282,7 +306,7 @@ fn errors_towards_a_vip_that_are_about_nothing_are_dropped() -> Result<()> {
                 .check(&mut world.harness)?;
         }
         // Its backend is gone.
-        world.state.endpoints.remove(&dataplane_common::endpoint::EndpointKey { net: net(APP), ip: REMOTE1.ip });
+        world.state.endpoints.remove(&EndpointKey { net: net(APP), ip: REMOTE1.ip });
         world.harness.apply(&world.state)?;
         let sent = unreachable(PORT, &quote(&own, &l4, 8));
         container(world, "backend gone", &ip(LOCAL1.ip, VIP), &sent, Drop(DropReason::IcmpUnmatched))

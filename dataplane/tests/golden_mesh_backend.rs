@@ -271,11 +271,16 @@ fn a_live_connection_keeps_its_ingress_node() -> Result<()> {
         world.harness.apply(&world.state)?;
         let through = |node, l4: &L4| arriving(node, &LOCAL1, &client_to(PEER), l4);
         let syn = tcp(CLIENT_PORT, PUBLISHED, "S");
-        assert_eq!(
-            underlay(world, "SYN", through(PEER, &syn), Pass).run(&mut world.harness)?.decision,
-            Some(Peer(dev.gw1))
-        );
+        for (what, l4) in [("SYN", &syn), ("ACK", &tcp(CLIENT_PORT, PUBLISHED, "K"))] {
+            let outcome = underlay(world, what, through(PEER, l4), Pass).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Peer(dev.gw1)), "{what}");
+            if what == "SYN" {
+                let answer = frame(mac(GW1), [2; 6], &ip(GW1, CLIENT), &tcp(TARGET_PORT, CLIENT_PORT, "SA"));
+                gateway(world, "SYN-ACK", answer, Pass).run(&mut world.harness)?;
+            }
+        }
         let before = world.harness.flows()?;
+        assert_eq!((before.len(), world.harness.pending_flows()?.len()), (2, 0), "proved");
         for (flags, reason) in
             [("S", DropReason::FlowCollision), ("A", DropReason::MeshNoFlow), ("R", DropReason::MeshNoFlow)]
         {
@@ -286,7 +291,7 @@ fn a_live_connection_keeps_its_ingress_node() -> Result<()> {
         }
         // Once the client has been silent for longer than the backend remembers, the address may have moved.
         for (key, flow) in world.harness.flows()? {
-            world.harness.put_pending_flow(key, Flow { last_seen: flow.last_seen - 62_000_000_000, ..flow })?;
+            world.harness.put_flow(key, Flow { last_seen: flow.last_seen - 62_000_000_000, ..flow })?;
         }
         let outcome = underlay(world, "SYN", through(THIRD, &syn), Pass).run(&mut world.harness)?;
         assert_eq!(outcome.decision, Some(Peer(dev.gw1)));
@@ -295,6 +300,26 @@ fn a_live_connection_keeps_its_ingress_node() -> Result<()> {
             let outcome = underlay(world, "datagram", through(node, &udp(CLIENT_PORT, PUBLISHED)), Pass);
             assert_eq!(outcome.run(&mut world.harness)?.decision, Some(Peer(dev.gw1)));
         }
+        Ok(())
+    })
+}
+
+/// Anybody can say a client's SYN to another node that has the address.
+#[test]
+fn a_handshake_that_nobody_goes_on_with_keeps_no_client_out() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        world.state.vteps.insert(THIRD, Vtep { hiveway: 1, ..Vtep::default() });
+        world.harness.apply(&world.state)?;
+        let syn = |node| arriving(node, &LOCAL1, &client_to(PEER), &tcp(CLIENT_PORT, PUBLISHED, "S"));
+        underlay(world, "a stranger's", syn(THIRD), Pass).run(&mut world.harness)?;
+        let soon = underlay(world, "the client's, at once", syn(PEER), Pass).run(&mut world.harness)?;
+        assert_eq!(soon.decision, Some(Drop(DropReason::FlowCollision)));
+        for (key, flow) in world.harness.pending_flows()? {
+            world.harness.put_pending_flow(key, Flow { last_seen: flow.last_seen - 4_000_000_000, ..flow })?;
+        }
+        let again = underlay(world, "the client's, sent again", syn(PEER), Pass).run(&mut world.harness)?;
+        assert_eq!(again.decision, Some(Peer(dev.gw1)));
         Ok(())
     })
 }

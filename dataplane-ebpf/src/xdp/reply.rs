@@ -62,7 +62,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
     let is_syn_ack = pending::is_syn_ack(inner.proto, inner.flags);
     let expected = if is_syn_ack { pending::after(head::inner_sequence(frame)?) } else { [0; 3] };
-    let ends = ending::may_change(known.flags, inner.proto, inner.flags);
+    let ends = ending::may_change(known, inner.proto, inner.flags);
     let acknowledgement = if ends { head::inner_acknowledgement(frame)? } else { 0 };
     let len = frame.len() - ENCAP_LEN;
     let route = Route { src: inner.src, dst: inner.dst, proto: inner.proto, len: (len - ETH_LEN) as u16 };
