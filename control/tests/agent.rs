@@ -242,6 +242,18 @@ fn an_agents_life() {
     eventually("the first task's interfaces are gone", || first.run("ip -br link").lines().count() == 1);
     eventually("the agent is healthy", || sound(&node.ask(&["status"])));
 
+    // Somebody else takes the gateway's subnet: two routes lead there.
+    node.netns.run("ip link add br-taken type bridge");
+    node.netns.run("ip addr add 172.18.0.1/16 dev br-taken");
+    let named = |status: &serde_json::Value| status["failing"].to_string().contains("br-taken has 172.18.0.1/16");
+    eventually("the agent says so", || named(&node.ask(&["status"])));
+    node.netns.run("ip link del br-taken");
+    eventually("the agent is healthy again", || sound(&node.ask(&["status"])));
+
+    // A terminal is closed.
+    run(&format!("kill -HUP {}", agent.pid()));
+    eventually("the agent has heard it", || agent.log().contains("SIGHUP"));
+
     // Neither SIGTERM nor SIGKILL touches anything, and the next agent adopts it all.
     let before = node.netns.run("ip -o link");
     agent.stop();

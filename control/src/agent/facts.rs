@@ -11,6 +11,7 @@ use hiveway_core::{
     plan::DEFAULT_GATEWAY_BRIDGE,
     sandbox::Sandbox,
 };
+use ipnet::Ipv4Net;
 
 use crate::{
     cli::{AgentArgs, MeshReturn},
@@ -44,10 +45,27 @@ pub(super) fn gateway(args: &AgentArgs, links: &BTreeMap<String, Link>) -> Gatew
     Gateway { name, ours }
 }
 
+/// Whether the subnet of a gateway bridge that we make is nobody else's on this node.
+///
+/// # Errors
+/// Whose it is: two routes would lead there, and containers reach either nobody outside or not one another.
+pub(super) fn gateway_subnet(subnet: Ipv4Net, gateway: &Gateway, links: &BTreeMap<String, Link>) -> Result<(), String> {
+    if !gateway.ours {
+        return Ok(());
+    }
+    let ours = subnet.trunc();
+    let overlaps = |other: &Ipv4Net| ours.contains(other) || other.contains(&ours);
+    let others = links.iter().filter(|(name, link)| **name != gateway.name && !link.is_ours(name));
+    let found = others.flat_map(|(name, link)| link.addresses.iter().map(move |address| (name, address)));
+    found.into_iter().find(|(_, address)| overlaps(&address.trunc())).map_or(Ok(()), |(name, address)| {
+        Err(format!("{ours} is taken: {name} has {address}; start the agents with another --gwbridge-subnet"))
+    })
+}
+
 /// The settings that the desired state depends on.
 ///
 /// # Errors
-/// When an adopted gateway bridge has no address.
+/// When an adopted gateway bridge has no address, or is no bridge.
 pub(super) fn settings(
     args: &AgentArgs,
     vxlan_port: u16,
@@ -57,6 +75,10 @@ pub(super) fn settings(
 ) -> Result<Settings, String> {
     let subnet = match links.get(&gateway.name).filter(|_| !gateway.ours) {
         None => args.gwbridge_subnet,
+        Some(other) if other.kind != Kind::Bridge => {
+            let name = &gateway.name;
+            return Err(format!("--gwbridge {name}: {name} is there and is no bridge; name a bridge, or nothing"));
+        }
         // With its host bits: they are the containers' next hop.
         Some(bridge) => *bridge
             .addresses
@@ -191,8 +213,6 @@ impl Answering {
 mod tests {
     use std::collections::BTreeSet;
 
-    use ipnet::Ipv4Net;
-
     use super::*;
 
     const GATEWAY: &str = "docker_gwbridge";
@@ -212,6 +232,24 @@ mod tests {
     fn answering(bound: &str, count: usize) -> Answering {
         let places = (!bound.is_empty()).then(|| Places::parse(bound).unwrap());
         Answering::new(places.as_ref(), &node(count), GATEWAY)
+    }
+
+    #[test]
+    fn the_gateway_subnet_is_nobody_elses() {
+        let gateway = |ours| Gateway { name: GATEWAY.to_owned(), ours };
+        let mut links = node(1);
+        let bridge =
+            |address: &str| Link { addresses: [address.parse().unwrap()].into(), ..Link::new(9, Kind::Bridge) };
+        links.insert(GATEWAY.to_owned(), bridge("172.18.0.1/16"));
+        let asked = |subnet: &str, ours, links: &_| gateway_subnet(subnet.parse().unwrap(), &gateway(ours), links);
+        assert_eq!(asked("172.18.0.0/16", true, &links), Ok(()), "its own");
+        links.insert("br-docker".to_owned(), bridge("172.18.0.1/16"));
+        let why = asked("172.18.0.0/16", true, &links).unwrap_err();
+        assert!(why.contains("br-docker has 172.18.0.1/16") && why.contains("--gwbridge-subnet"), "{why}");
+        assert!(asked("172.16.0.0/12", true, &links).is_err(), "around it");
+        assert!(asked("10.0.0.0/24", true, &links).unwrap_err().contains("eth0"), "an address of the node's");
+        assert_eq!(asked("172.19.0.0/16", true, &links), Ok(()));
+        assert_eq!(asked("172.18.0.0/16", false, &links), Ok(()), "the engine's business");
     }
 
     #[test]

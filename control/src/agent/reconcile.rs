@@ -31,7 +31,7 @@ use tokio::task::block_in_place;
 use super::{
     apply::Round,
     backoff::Backoff,
-    facts::{Answering, Gateway, facts, gateway, settings, underlay},
+    facts::{Answering, Gateway, facts, gateway, gateway_subnet, settings, underlay},
     firewall::{self, firewall, ports, stale},
     host_rules::HostRules,
     memory,
@@ -171,6 +171,7 @@ impl Agent {
         let gateway = gateway(&self.args, &links);
         let answering = Answering::new(self.args.mesh_addresses().as_ref(), &links, &gateway.name);
         round.note(&mut self.backoff, "addresses", answering.fits());
+        round.note(&mut self.backoff, "gateway subnet", gateway_subnet(self.args.gwbridge_subnet, &gateway, &links));
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use hiveway_core::firewall::LeftEntries;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, block_in_place},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -64,9 +64,17 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     result
 }
 
+/// A terminal that closes, or somebody who wants files to be read again, does not end the agent.
+async fn hear_hangups(mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        tracing::info!("SIGHUP: nothing to do, tables are read again when they change");
+    }
+}
+
 async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(hear_hangups(signal(SignalKind::hangup())?));
     let alive = Arc::new(Liveness::default());
     liveness::watch(alive.clone()).context("cannot start the thread that looks after the others")?;
     let conductor = args.table.is_live().then(|| conductor(&args, &alive));
