@@ -15,6 +15,7 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 use support::{
+    mangle::{damage, wrong_checksum},
     mesh::{arriving, from_client, returning},
     packets::{Ip4, arp, frame, ip, ping, tcp, udp, vxlan},
     world::*,
@@ -22,40 +23,6 @@ use support::{
 
 /// Runs per program.
 const CASES: u32 = 4000;
-
-/// Where bytes are changed: headers, not payload.
-const HEADERS: usize = 110;
-
-#[derive(Clone, Debug)]
-struct Damage {
-    seed: prop::sample::Index,
-    bytes: Vec<(usize, u8)>,
-    cut: Option<prop::sample::Index>,
-}
-
-fn damage() -> impl Strategy<Value = Damage> {
-    // Bytes that mean something somewhere: flags, lengths, versions, the extremes.
-    let byte = prop_oneof![any::<u8>(), prop::sample::select(vec![0, 1, 4, 6, 17, 0x20, 0x40, 0x45, 0x46, 0x4f, 0xff])];
-    (
-        any::<prop::sample::Index>(),
-        prop::collection::vec((12..HEADERS, byte), 0..4),
-        prop::option::weighted(0.2, any::<prop::sample::Index>()),
-    )
-        .prop_map(|(seed, bytes, cut)| Damage { seed, bytes, cut })
-}
-
-fn mangle(seeds: &[Vec<u8>], damage: &Damage) -> Vec<u8> {
-    let mut packet = damage.seed.get(seeds).clone();
-    for (offset, byte) in &damage.bytes {
-        if let Some(at) = packet.get_mut(*offset) {
-            *at = *byte;
-        }
-    }
-    if let Some(cut) = damage.cut {
-        packet.truncate(14 + cut.index(packet.len() - 13));
-    }
-    packet
-}
 
 /// Runs damaged versions of `seeds` and lets `judge` look at each outcome.
 fn run(
@@ -70,7 +37,7 @@ fn run(
         let mut runner = TestRunner::new(config);
         let tried = RefCell::new(0u32);
         let result = runner.run(&damage(), |damage| {
-            let packet = mangle(&seeds, &damage);
+            let packet = damage.of(&seeds);
             let mut world = world.borrow_mut();
             let dev = world.dev;
             let input = Input { packet: packet.clone(), ifindex: ifindex(&dev), ..Input::default() };
@@ -89,6 +56,14 @@ fn run(
             }
             if matches!(decision, Decision::Pass | Decision::SlowPath) {
                 prop_assert_eq!(&outcome.packet, &packet, "handed on, but changed");
+            } else if !matches!(decision, Decision::Drop(_)) && wrong_checksum(&packet).is_none() {
+                prop_assert_eq!(
+                    wrong_checksum(&outcome.packet),
+                    None,
+                    "{:02x?} became {:02x?}",
+                    packet,
+                    outcome.packet
+                );
             }
             judge(&dev, &packet, &outcome)
         });

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod fragments;
 pub mod golden;
 pub mod icmp;
+pub mod mangle;
 pub mod maps;
 pub mod mesh;
 pub mod netns;
