@@ -55,7 +55,7 @@ use crate::{
     liveness::Pulse,
     lost_uplinks::LostUplinks,
     mesh,
-    netlink::{Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
+    netlink::{Port, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
     source::Hub,
     state_dir::StateDir,
@@ -112,6 +112,8 @@ pub(super) struct Agent {
     pub(super) pulse: Pulse,
     /// What the maps show, as far as we know: small changes of it are seen at once.
     pub(super) programmed: Option<Programmed>,
+    /// Keeps the UDP port of VXLAN from processes of the node.
+    pub(super) port: Option<Port>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }
@@ -174,6 +176,7 @@ impl Agent {
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
+        self.hold_port(vxlan_port, round).await;
         let mut settings =
             settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
         let host = self.mesh_refused(&links, &gateway);

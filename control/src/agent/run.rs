@@ -193,6 +193,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         lost_uplinks: Default::default(),
         probing,
         programmed: None,
+        port: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,

@@ -303,6 +303,7 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
             snapshot.unserved.clone(),
             snapshot.firewall.warnings(),
             snapshot.uplink_warnings.clone(),
+            snapshot.port_warning.iter().cloned().collect(),
             shared.about.tight.iter().cloned().collect(),
             live.and_then(|live| live.unkept.clone()).into_iter().collect(),
             around.warnings,
