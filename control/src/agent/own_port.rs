@@ -45,8 +45,7 @@ fn taken(number: u16) -> Result<String, String> {
         ));
     }
     Ok(format!(
-        "UDP port {number} is taken by {}: no vxlan device can come up, neither Hiveway's nor the engine's; end it (`ss \
-         -lunp sport = {number}`)",
+        "UDP port {number} is taken by {}: no vxlan device can come up, neither Hiveway's nor the engine's; end it",
         found.iter().map(name).collect::<Vec<_>>().join("; ")
     ))
 }

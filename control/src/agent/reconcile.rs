@@ -57,6 +57,7 @@ use crate::{
     mesh,
     netlink::{Port, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
+    seldom::Seldom,
     source::Hub,
     state_dir::StateDir,
     sysctl,
@@ -99,6 +100,8 @@ pub(super) struct Agent {
     /// What `--underlay` means now.
     pub(super) uplinks: Uplinks,
     pub(super) lost_uplinks: LostUplinks,
+    /// For what other nodes can have the log say.
+    pub(super) seldom: Seldom,
     pub(super) probing: Probing,
     /// When everything was last looked at; changes of links alone are no reason to look at all of it.
     pub(super) looked: Option<Instant>,

@@ -191,6 +191,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         carried: None,
         uplinks: Uplinks { own_address, ..Uplinks::default() },
         lost_uplinks: Default::default(),
+        seldom: Default::default(),
         probing,
         programmed: None,
         port: None,
