@@ -61,7 +61,8 @@ fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
     remote.filter_map(|peer| Some((address(peer.addr.as_ref()?)?, peer.node_id.clone().unwrap_or_default()))).collect()
 }
 
-/// `None` without any, and where one is an address only: the one that the node has joined at, until managers have answered.
+/// `None` without any, and where one is an address only: the one that the node has joined at, until managers have
+/// answered.
 fn manager_ids(swarm: &SwarmInfo) -> Option<BTreeSet<String>> {
     let ids = swarm.remote_managers.iter().flatten().map(|peer| peer.node_id.clone().filter(|id| !id.is_empty()));
     ids.collect::<Option<BTreeSet<_>>>().filter(|ids| !ids.is_empty())

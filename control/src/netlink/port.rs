@@ -31,8 +31,8 @@ impl Port {
     /// Takes the UDP port `number` in the namespace of `node`.
     ///
     /// # Errors
-    /// `EADDRINUSE` where a process has it, or a vxlan device with other flags. `EEXIST` where there is such a device, a
-    /// former agent's whose namespace is still being taken down say.
+    /// `EADDRINUSE` where a process has it, or a vxlan device with other flags. `EEXIST` where there is such a device:
+    /// a former agent's, whose namespace is still being taken down, say.
     pub async fn hold(node: &Socket, number: u16) -> Result<Self, Error> {
         let what = format!("hold UDP port {number}");
         let failed = |source| Error::Kernel { what: what.clone(), source };

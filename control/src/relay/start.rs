@@ -31,7 +31,7 @@ use crate::{
 
 /// Pause between attempts to read certificates or to listen.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long the engine may take to say which nodes are managers, before one at a fixed address is believed without that.
+/// How long the engine may take to name the managers, before one at a fixed address is believed without that.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the command line says.
