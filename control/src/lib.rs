@@ -30,6 +30,7 @@ pub mod preflight;
 pub mod private;
 pub mod relay;
 pub mod say;
+mod seldom;
 pub mod shadowed;
 pub mod source;
 pub mod state_dir;

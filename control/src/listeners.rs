@@ -111,6 +111,39 @@ pub fn listeners(published: &BTreeSet<(u8, u16)>) -> ProcResult<Vec<Listener>> {
     Ok(found)
 }
 
+/// A process that has a UDP port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id.
+    pub pid: i32,
+    /// Its name, as the kernel has it.
+    pub process: String,
+    /// Whose socket it is.
+    pub uid: u32,
+    /// Where it is bound.
+    pub address: IpAddr,
+}
+
+/// Processes that have this UDP port for IPv4 in the caller's network namespace, connected sockets too. Sockets of the
+/// kernel's own have no process.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn holders(port: u16) -> ProcResult<Vec<Holder>> {
+    let sockets = procfs::net::udp()?.into_iter().chain(procfs::net::udp6().unwrap_or_default());
+    let sockets = sockets.filter(|socket| socket.local_address.port() == port);
+    let found: HashMap<_, _> = sockets.map(|socket| (socket.inode, (socket.uid, socket.local_address.ip()))).collect();
+    let mut owners = BTreeMap::new();
+    each_socket(|process, inode| {
+        if let Some((uid, address)) = found.get(&inode) {
+            let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+            let holder = Holder { pid: process.pid, process: name, uid: *uid, address: *address };
+            owners.entry(inode).or_insert(holder);
+        }
+    })?;
+    Ok(owners.into_values().collect())
+}
+
 /// Inodes of waiting IPv6 sockets that have `IPV6_V6ONLY` set: `/proc` does not show it.
 fn only_ipv6(protocol: u8) -> io::Result<Vec<u64>> {
     let mut header = NetlinkHeader::default();
@@ -153,18 +186,26 @@ fn only_ipv6(protocol: u8) -> io::Result<Vec<u64>> {
 /// Finds whose sockets these are, by inode. Processes come and go meanwhile.
 fn name(sockets: &mut BTreeMap<u64, Listener>) -> ProcResult<()> {
     let mut roles = HashMap::new();
+    each_socket(|process, inode| {
+        let Some(socket) = sockets.get_mut(&inode) else { return };
+        // An engine and its proxy may both hold one.
+        if socket.owner.as_ref().is_some_and(|owner| owner.engine.is_some()) {
+            return;
+        }
+        let engine = *roles.entry(process.pid).or_insert_with(|| engine_process(process));
+        let process_name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+        socket.owner = Some(Owner { pid: process.pid, process: process_name, engine });
+    })
+}
+
+/// Calls `found` with every socket that every process has, by inode.
+fn each_socket(mut found: impl FnMut(&Process, u64)) -> ProcResult<()> {
     for process in all_processes()?.flatten() {
         let Ok(descriptors) = process.fd() else { continue };
         for descriptor in descriptors.flatten() {
-            let FDTarget::Socket(inode) = descriptor.target else { continue };
-            let Some(socket) = sockets.get_mut(&inode) else { continue };
-            // An engine and its proxy may both hold one.
-            if socket.owner.as_ref().is_some_and(|owner| owner.engine.is_some()) {
-                continue;
+            if let FDTarget::Socket(inode) = descriptor.target {
+                found(&process, inode);
             }
-            let engine = *roles.entry(process.pid).or_insert_with(|| engine_process(&process));
-            let process_name = process.stat().map(|stat| stat.comm).unwrap_or_default();
-            socket.owner = Some(Owner { pid: process.pid, process: process_name, engine });
         }
     }
     Ok(())

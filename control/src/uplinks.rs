@@ -17,6 +17,7 @@ use hiveway_core::{
 use crate::{
     mesh::is_container_bridge,
     netlink::{Error, Socket, leading},
+    seldom::Seldom,
 };
 
 const LOOPBACK: &str = "lo";
@@ -84,12 +85,19 @@ pub struct Uplinks {
 impl Uplinks {
     /// What an operator should know of interfaces that are no uplinks.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
-        self.left_out.iter().map(|(name, why)| {
-            format!(
-                "a route to another node leads over {name}, which is no uplink: {why}; if tunnels are to arrive there, \
-                 name all uplinks with --underlay"
-            )
-        })
+        self.left_out.iter().map(|(name, why)| left_out(name, why))
+    }
+
+    /// What the log says of interfaces that are left out for another reason than `before`. Nodes choose what they claim,
+    /// and may claim something else all the time: one line for each interface and minute.
+    pub(crate) fn news(&self, before: &Self, seldom: &Seldom) -> Vec<String> {
+        let news = self.left_out.iter().filter(|(name, why)| before.left_out.get(*name) != Some(*why));
+        news.filter_map(|(name, why)| Some(left_out(name, why) + &seldom.say(name)?)).collect()
+    }
+
+    /// Whether nothing has changed but what is left out, and why.
+    pub(crate) fn carry_as(&self, before: &Self) -> bool {
+        Self { left_out: BTreeMap::new(), ..self.clone() } == Self { left_out: BTreeMap::new(), ..before.clone() }
     }
 
     /// Their names, separated by commas; `none` without any.
@@ -99,6 +107,13 @@ impl Uplinks {
         }
         self.names.iter().map(String::as_str).collect::<Vec<_>>().join(",")
     }
+}
+
+fn left_out(name: &str, why: &str) -> String {
+    format!(
+        "a route to another node leads over {name}, which is no uplink: {why}; if tunnels are to arrive there, name all \
+         uplinks with --underlay"
+    )
 }
 
 /// Another node's tunnel address, and who vouches for it.
@@ -332,6 +347,25 @@ mod tests {
         let named = "eth0,docker0".parse().unwrap();
         let found = choose(&named, &with_bridge, VTEP, &Routes::default(), GATEWAY);
         assert_eq!((names(&found), found.left_out.len()), (vec!["docker0", "eth0"], 0));
+    }
+
+    #[test]
+    fn claims_that_change_all_the_time_are_told_once_a_minute() {
+        let claims = |n: u32| {
+            let claim = |index| (index, format!("node evil ({})", Ipv4Addr::from_bits(0x0a00_0000 + n)));
+            let routes = Routes { claimed: [claim(2 + n % 2)].into(), ..known(&[]) };
+            choose(&Underlay::Auto, &node("nowhere"), VTEP, &routes, GATEWAY)
+        };
+        let (seldom, mut before, mut said) = (Seldom::default(), claims(0), Vec::new());
+        said.extend(before.news(&Uplinks::default(), &seldom));
+        for n in 1..1000 {
+            let found = claims(n);
+            assert!(found != before && found.carry_as(&before));
+            said.extend(found.news(&before, &seldom));
+            before = found;
+        }
+        assert_eq!(said.len(), 2, "one of each interface: {said:?}");
+        assert!(said[0].contains("over eth0") && said[1].contains("over eth1"), "{said:?}");
     }
 
     /// `--data-path-addr`: no manager has seen the nodes where their tunnels end.

@@ -6,6 +6,7 @@ use tokio::time::timeout;
 
 use crate::{
     cli::{EngineArgs, exit},
+    plain::line,
     say::{errln, outln},
     source::{LoadError, Loaded, Source, load},
     swarm,
@@ -57,7 +58,7 @@ fn read(source: &Source) -> u8 {
         }
         Err(LoadError::Invalid(problems)) => {
             for problem in &problems {
-                outln!("{problem}");
+                outln!("{}", line(&problem.to_string()));
             }
             let errors = problems.iter().filter(|p| p.severity == hiveway_core::Severity::Error).count();
             errln!("{source}: {errors} error{}", if errors == 1 { "" } else { "s" });
@@ -72,10 +73,10 @@ fn read(source: &Source) -> u8 {
 
 fn report(source: &Source, loaded: &Loaded) {
     for warning in &loaded.warnings {
-        outln!("{warning}");
+        outln!("{}", line(&warning.to_string()));
     }
     for item in &loaded.left_out {
-        outln!("left out: {}: {}", item.what, item.why);
+        outln!("{}", line(&format!("left out: {}: {}", item.what, item.why)));
     }
     let model = &loaded.model;
     outln!(

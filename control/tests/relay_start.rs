@@ -48,6 +48,11 @@ struct Agent {
 
 impl Agent {
     fn start(node: &str, directory: &std::path::Path, managers: &[&str]) -> Self {
+        Self::start_with(node, directory, managers, None)
+    }
+
+    /// `fixed`: as with `--table relay:HOST:PORT`.
+    fn start_with(node: &str, directory: &std::path::Path, managers: &[&str], fixed: Option<&str>) -> Self {
         let state_dir = directory.join(node).join("state");
         std::fs::create_dir_all(&state_dir).unwrap();
         let view = EngineView {
@@ -55,6 +60,7 @@ impl Agent {
             membership: Membership::Member,
             manager: managers.contains(&node),
             managers: managers.iter().map(|node| (node_address(node), (*node).to_owned())).collect(),
+            manager_ids: Some(managers.iter().map(|node| (*node).to_owned()).collect()),
             ..EngineView::default()
         };
         let (engine, views) = watch::channel(Arc::new(view));
@@ -73,7 +79,7 @@ impl Agent {
             own: watch::Sender::new(Arc::default()),
         };
         let files = control::certs::Files::of_swarm(&directory.join(node));
-        let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: None };
+        let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: fixed.map(str::to_owned) };
         let ready = watch::Sender::new(false);
         let handle = start(&hub, options, ready.subscribe(), watch::Sender::new(Arc::default()).subscribe());
         Self { engine, table, hub, ready, state_dir, handle }
@@ -259,6 +265,64 @@ fn a_manager_serves_where_the_others_find_it_and_says_goodbye_there() {
         until(&mut relayed, "the manager is gone", |live| live.lost.is_some()).await;
         let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
         assert_eq!(told, Some(vec![Ok("node w1".into())]));
+    });
+}
+
+#[test]
+fn at_a_fixed_address_only_a_node_that_the_engine_calls_a_manager_is_believed() {
+    in_fresh_netns(|| async {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let path = directory.path();
+        ca.issue(&path.join("m"), &manager("m"));
+        ca.issue(&path.join("w1"), &worker("w1"));
+        let m = Agent::start("m", path, &["m"]);
+        m.ready.send_replace(true);
+        eventually("listening", || m.status()["listening"] == "127.0.0.1:4788").await;
+        let w1 = Agent::start_with("w1", path, &["m"], Some("127.0.0.1:4788"));
+        let link = || w1.status()["managers"][0].clone();
+        let mut relayed = w1.hub.relayed.subscribe();
+        until(&mut relayed, "a table", |live| live.table.is_some() && live.lost.is_none()).await;
+        assert_eq!(w1.status()["warnings"], serde_json::json!([]));
+
+        // m is demoted; its agent, or what has its certificate, goes on serving.
+        w1.engine(|view| view.manager_ids = Some(["m2".to_owned()].into()));
+        until(&mut relayed, "m is not believed", |live| {
+            live.lost.as_ref().is_some_and(|lost| lost.why.contains("node m is there") && lost.why.contains("m2"))
+        })
+        .await;
+        assert_eq!(link()["state"], "distrusted");
+        assert!(relayed.borrow().table.is_some(), "what it has said before stays");
+        m.table.send_modify(|live| {
+            let table = Arc::make_mut(live).table.as_mut().map(Arc::make_mut);
+            table.unwrap().model.nodes.remove("w2");
+        });
+        // Longer than it takes to connect again.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert!(relayed.borrow().table.as_ref().unwrap().model.nodes.contains_key("w2"), "nothing new from it");
+        assert_eq!(link()["state"], "distrusted");
+
+        // The engine falls silent: its last word stays.
+        let lost = control::source::Lost { since: std::time::Instant::now(), why: "gone".into() };
+        w1.engine(|view| view.lost = Some(lost.clone()));
+        eventually("it is said", || link()["why"].as_str().is_some_and(|why| why.contains("fell silent (gone)"))).await;
+
+        // Promoted again.
+        w1.engine(|view| (view.manager_ids, view.lost) = (Some(["m".to_owned()].into()), None));
+        until(&mut relayed, "the new table", |live| {
+            live.is_current() && !live.table.as_ref().unwrap().model.nodes.contains_key("w2")
+        })
+        .await;
+        assert_eq!(link()["state"], "connected");
+
+        // An engine that has never said counts for nothing, and that is said.
+        drop(w1);
+        let w1 = Agent::start_with("w1", path, &[], Some("127.0.0.1:4788"));
+        w1.engine(|view| (view.manager_ids, view.lost) = (None, Some(lost)));
+        until(&mut w1.hub.relayed.subscribe(), "a table", |live| live.table.is_some()).await;
+        eventually("its certificate alone", || {
+            w1.status()["warnings"][0].as_str().is_some_and(|why| why.contains("node m at 127.0.0.1:4788"))
+        })
+        .await;
     });
 }
 

@@ -136,8 +136,10 @@ impl Held {
     }
 }
 
+/// Whether a connection of this zone goes to a published port.
 #[inline(always)]
-const fn is_mesh(zone: NetId) -> bool {
+#[must_use]
+pub const fn is_mesh(zone: NetId) -> bool {
     let zone = word(zone);
     zone == word(MESH_ZONE) || zone == word(STOCK_ZONE)
 }

@@ -50,7 +50,10 @@ pub use crate::{
     attach::{AttachError, AttachFault, Attached, XdpMode},
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
-    connections::{ConnectionRow, Connections, Kind, Live, PerTable, Removed, State, SweepReport, Timeouts},
+    connections::{
+        ConnectionRow, Connections, Kept, KeptClients, KeptService, Kind, Live, PerTable, Removed, State, SweepReport,
+        Timeouts,
+    },
     dataplane::{Dataplane, Detached, LeftNow, OpenError},
     hops::Hops,
     leave::{Left, leave},

@@ -12,6 +12,7 @@ use support::{
     golden::golden,
     mesh::*,
     packets::{L4, frame, ip, tcp, udp},
+    vip::{answers, says},
     world::*,
 };
 
@@ -22,20 +23,6 @@ fn flows(world: &World) -> Result<(usize, usize)> {
 
 fn affinities(world: &World) -> Result<(usize, usize)> {
     Ok((world.harness.pending_affinity()?.len(), world.harness.established_affinity()?.len()))
-}
-
-/// LOCAL1 says `l4` to the VIP whose only backend is LOCAL2 after this.
-fn says(world: &mut World, l4: &L4) -> Result<()> {
-    let packet = frame(mac(LOCAL1.ip), [2; 6], &ip(LOCAL1.ip, VIP), l4);
-    golden("client", Program::FromContainer, world.dev.veth1, packet, Pass).run(&mut world.harness)?;
-    Ok(())
-}
-
-/// LOCAL2 says `l4` to LOCAL1.
-fn answers(world: &mut World, l4: &L4) -> Result<()> {
-    let packet = frame(mac(LOCAL2.ip), [2; 6], &ip(LOCAL2.ip, LOCAL1.ip), l4);
-    golden("backend", Program::FromContainer, world.dev.veth2, packet, Pass).run(&mut world.harness)?;
-    Ok(())
 }
 
 #[test]

@@ -18,6 +18,7 @@ use support::{
     golden::golden,
     mesh::*,
     packets::{L4, frame, ip, tcp, udp},
+    vip::{answers, says},
     world::*,
 };
 
@@ -30,20 +31,6 @@ fn small(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result
         world.harness.apply(&world.state)?;
         test(world)
     })
-}
-
-/// LOCAL1 says `l4` to the VIP whose only backend is LOCAL2 after this.
-fn says(world: &mut World, l4: &L4) -> Result<()> {
-    let packet = frame(mac(LOCAL1.ip), [2; 6], &ip(LOCAL1.ip, VIP), l4);
-    golden("client", Program::FromContainer, world.dev.veth1, packet, Pass).run(&mut world.harness)?;
-    Ok(())
-}
-
-/// LOCAL2 says `l4` to LOCAL1.
-fn answers(world: &mut World, l4: &L4) -> Result<()> {
-    let packet = frame(mac(LOCAL2.ip), [2; 6], &ip(LOCAL2.ip, LOCAL1.ip), l4);
-    golden("backend", Program::FromContainer, world.dev.veth2, packet, Pass).run(&mut world.harness)?;
-    Ok(())
 }
 
 /// A UDP connection from this port, up to the packet that proves it.
@@ -103,13 +90,13 @@ fn what_is_not_tcp_takes_half_a_table_and_one_client_two_thirds() -> Result<()> 
         assert!(rows.iter().all(|row| row.state == State::Established), "kept, and shown as what they are: {rows:?}");
 
         let report = world.harness.sweep(&everybody(), &Timeouts::default())?;
-        assert_eq!((report.kept, report.left.flows, report.left.flows_pending_other), (4, 54, 2));
+        assert_eq!((report.kept.entries, report.left.flows, report.left.flows_pending_other), (4, 54, 2));
 
         // What ends them is not noted there.
         let short = Timeouts { tcp_half_closed: Duration::from_millis(20), ..Timeouts::default() };
         sleep(Duration::from_millis(100));
         let report = world.harness.sweep(&everybody(), &short)?;
-        assert_eq!((report.kept, report.removed.expired, report.left.flows), (1, 6, 54));
+        assert_eq!((report.kept.entries, report.removed.expired, report.left.flows), (1, 6, 54));
         Ok(())
     })
 }
@@ -135,7 +122,7 @@ fn the_ingress_node_keeps_what_is_not_tcp_out_of_half_its_table() -> Result<()> 
         let kept = |world: &World| anyhow::Ok(world.harness.pending_affinity()?.values().map(|a| a.flags & 0x20).max());
         assert_eq!(kept(world)?, Some(0x20));
         let report = world.harness.sweep(&everybody(), &Timeouts::default())?;
-        assert_eq!((report.kept, report.left.affinity, report.left.affinity_pending_other), (1, 32, 1));
+        assert_eq!((report.kept.entries, report.left.affinity, report.left.affinity_pending_other), (1, 32, 1));
 
         world.harness.set_cursor(&port_set(6, PUBLISHED), 1)?;
         let reply = |l4: &L4| returning(REMOTE1.vtep, &REMOTE1, &ip(VTEP, CLIENT), l4);

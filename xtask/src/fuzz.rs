@@ -28,54 +28,27 @@ const MEMORY_MB: u32 = 2048;
 /// Inputs are not made longer than this: `MAX_LEN` of tests/readers.
 const MAX_LEN: usize = 64 * 1024;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Target {
-    /// A task table's file
-    Table,
-    /// Answers of the Engine API
-    Engine,
-    /// Messages of a manager's push stream
-    Stream,
-    /// Messages between agents
-    Relay,
-    /// A node's certificate
-    Certificates,
-    /// Rules of the host's packet filters: nft, iptables-save, ipset
-    Firewall,
-    /// Requests and answers of the status socket
-    Protocol,
-    /// Frames, read and rewritten as the programs do
-    Packets,
+/// The targets' names: those of the variants of `Target` in tests/readers, which is read and not linked, so that this
+/// program needs nothing of the product.
+fn all() -> Result<Vec<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/readers/src/lib.rs");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => targets::"));
+    Ok(names.filter_map(|(_, call)| Some(call.split_once('(')?.0.to_owned())).collect())
 }
 
-impl Target {
-    const ALL: [Self; 8] = [
-        Self::Table,
-        Self::Engine,
-        Self::Stream,
-        Self::Relay,
-        Self::Certificates,
-        Self::Firewall,
-        Self::Protocol,
-        Self::Packets,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Table => "table",
-            Self::Engine => "engine",
-            Self::Stream => "stream",
-            Self::Relay => "relay",
-            Self::Certificates => "certificates",
-            Self::Firewall => "firewall",
-            Self::Protocol => "protocol",
-            Self::Packets => "packets",
-        }
+/// Those that were named, or all.
+fn chosen(named: &[String]) -> Result<Vec<String>> {
+    let all = all()?;
+    if let Some(unknown) = named.iter().find(|name| !all.contains(name)) {
+        bail!("there is no target {unknown}; there are: {}", all.join(", "));
     }
+    Ok(if named.is_empty() { all } else { named.to_vec() })
 }
 
 /// Runs these targets, or all, one after the other, each for so long. Returns an error if any found a defect.
-pub(crate) fn run(minutes: u32, targets: &[Target]) -> Result<()> {
+pub(crate) fn run(minutes: u32, targets: &[String]) -> Result<()> {
+    let targets = chosen(targets)?;
     setup::for_build()?;
     setup::for_fuzz()?;
     // `dataplane` embeds it.
@@ -87,28 +60,26 @@ pub(crate) fn run(minutes: u32, targets: &[Target]) -> Result<()> {
     }
     sh::run(sh::cargo().args(["run", "--quiet", "--package", "hiveway-readers", "--", "seeds"]).arg(&seeds))?;
 
-    let targets = if targets.is_empty() { &Target::ALL[..] } else { targets };
     let mut results = Vec::new();
-    for target in targets {
-        eprintln!("fuzz: {} for {minutes} min", target.name());
-        results.push((*target, one(*target, minutes * 60)?));
+    for target in &targets {
+        eprintln!("fuzz: {target} for {minutes} min");
+        results.push((target, one(target, minutes * 60)?));
     }
     println!("{:<13} {:>10} {:>8} {:>9} {:>7}  result", "target", "inputs", "edges", "features", "MB");
     for (target, done) in &results {
         let Progress { inputs, edges, features, rss_mb, .. } = done.progress;
         let result = if done.clean { "clean" } else { done.progress.defect.as_deref().unwrap_or("ended early") };
-        println!("{:<13} {inputs:>10} {edges:>8} {features:>9} {rss_mb:>7}  {result}", target.name());
+        println!("{target:<13} {inputs:>10} {edges:>8} {features:>9} {rss_mb:>7}  {result}");
     }
     let failed: Vec<_> = results.iter().filter(|(_, done)| !done.clean).collect();
-    for (target, done) in &failed {
-        let name = target.name();
+    for (name, done) in &failed {
         for input in &done.found {
             let input = input.display();
             println!("{name}: {input}\n  again: cargo run --package hiveway-readers -- read {name} {input}");
         }
     }
     if !failed.is_empty() {
-        bail!("defects in {}", failed.iter().map(|(target, _)| target.name()).collect::<Vec<_>>().join(", "));
+        bail!("defects in {}", failed.iter().map(|(target, _)| target.as_str()).collect::<Vec<_>>().join(", "));
     }
     Ok(())
 }
@@ -129,15 +100,15 @@ fn cargo_fuzz(command: &str) -> Command {
     cargo
 }
 
-fn one(target: Target, seconds: u32) -> Result<Done> {
-    let of = |what: &str| directory(what).join(target.name());
+fn one(target: &str, seconds: u32) -> Result<Done> {
+    let of = |what: &str| directory(what).join(target);
     let (corpus, artifacts) = (of("corpus"), of("artifacts"));
     for directory in [&corpus, &artifacts] {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
     let before: BTreeSet<_> = entries(&artifacts)?.into_iter().collect();
     let mut cargo = cargo_fuzz("run");
-    cargo.arg(target.name()).arg(&corpus).arg(of("seeds")).arg("--");
+    cargo.arg(target).arg(&corpus).arg(of("seeds")).arg("--");
     cargo.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={}", PATIENCE.as_secs()));
     cargo.arg(format!("-rss_limit_mb={MEMORY_MB}")).arg(format!("-max_len={MAX_LEN}"));
     // Reports a slow input when it takes longer than any before; a defect is what exceeds the timeout.
@@ -177,14 +148,19 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let manifest = fs::read_to_string(root.join("fuzz/Cargo.toml")).unwrap();
         let readers = fs::read_to_string(root.join("tests/readers/src/lib.rs")).unwrap();
-        for target in Target::ALL {
-            let name = target.name();
+        let targets = all().unwrap();
+        for name in &targets {
             assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"targets/{name}.rs\"")), "{name}");
             let body = fs::read_to_string(root.join("fuzz/targets").join(name).with_extension("rs")).unwrap();
-            assert!(body.contains(&format!("Target::{target:?}.read(data)")), "{name}");
-            assert!(readers.contains(&format!("Self::{target:?} => targets::{name}(data)")), "{name}");
+            let variant = name[..1].to_uppercase() + &name[1..];
+            assert!(body.contains(&format!("Target::{variant}.read(data)")), "{name}");
+            assert!(readers.contains(&format!("Self::{variant} => targets::{name}(data)")), "{name}");
         }
-        assert_eq!(manifest.matches("[[bin]]").count(), Target::ALL.len());
+        assert_eq!(manifest.matches("[[bin]]").count(), targets.len());
+        assert!(readers.contains(&format!("ALL: [Self; {}]", targets.len())));
+        assert_eq!(chosen(&[]).unwrap(), targets);
+        let unknown = chosen(&["nonesuch".to_owned()]).unwrap_err().to_string();
+        assert!(unknown.contains("no target nonesuch; there are: table, engine"), "{unknown}");
         assert!(readers.contains(&format!("MAX_LEN: usize = {} * 1024;", MAX_LEN / 1024)));
     }
 }

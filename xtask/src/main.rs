@@ -72,8 +72,8 @@ enum Command {
         /// How long each target runs
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1440))]
         minutes: u32,
-        /// Which targets; all of them unless some are named
-        targets: Vec<fuzz::Target>,
+        /// Which targets (`Target` in tests/readers/src/lib.rs); all of them unless some are named
+        targets: Vec<String>,
     },
     /// Loads every program and compares what the verifier says with the budget (as root)
     Verify,

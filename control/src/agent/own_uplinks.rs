@@ -65,10 +65,11 @@ impl Agent {
         let found = self.uplinks_now(links).await;
         let Some(found) = round.note(&mut self.backoff, "uplinks", found) else { return };
         if found != self.uplinks {
-            tracing::info!("VXLAN of other nodes arrives on {}", found.text());
-            let before = std::mem::replace(&mut self.uplinks, found);
-            let news = self.uplinks.warnings().filter(|why| !before.warnings().any(|old| old == *why));
-            news.for_each(|why| tracing::warn!("{why}"));
+            if !found.carry_as(&self.uplinks) {
+                tracing::info!("VXLAN of other nodes arrives on {}", found.text());
+            }
+            found.news(&self.uplinks, &self.seldom).iter().for_each(|why| tracing::warn!("{why}"));
+            self.uplinks = found;
         }
         self.lost_uplinks.note(&self.uplinks, links);
     }

@@ -55,8 +55,9 @@ use crate::{
     liveness::Pulse,
     lost_uplinks::LostUplinks,
     mesh,
-    netlink::{Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
+    netlink::{Port, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
     nft,
+    seldom::Seldom,
     source::Hub,
     state_dir::StateDir,
     sysctl,
@@ -99,6 +100,8 @@ pub(super) struct Agent {
     /// What `--underlay` means now.
     pub(super) uplinks: Uplinks,
     pub(super) lost_uplinks: LostUplinks,
+    /// For what other nodes can have the log say.
+    pub(super) seldom: Seldom,
     pub(super) probing: Probing,
     /// When everything was last looked at; changes of links alone are no reason to look at all of it.
     pub(super) looked: Option<Instant>,
@@ -112,6 +115,8 @@ pub(super) struct Agent {
     pub(super) pulse: Pulse,
     /// What the maps show, as far as we know: small changes of it are seen at once.
     pub(super) programmed: Option<Programmed>,
+    /// Keeps the UDP port of VXLAN from processes of the node.
+    pub(super) port: Option<Port>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }
@@ -175,6 +180,7 @@ impl Agent {
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
+        self.hold_port(vxlan_port, round).await;
         let mut settings =
             settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
         let host = self.mesh_refused(&links, &gateway);

@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub uplinks: Uplinks,
     /// What is wrong with them: those that were in use and are gone, and those that are left out.
     pub uplink_warnings: Vec<String>,
+    /// Why the UDP port of VXLAN is not held, where that is no failure.
+    pub port_warning: Option<String>,
     /// What the underlay's interface takes, in bytes.
     pub underlay_mtu: u16,
     /// Gateway bridge, and whether it is ours.

@@ -1,7 +1,7 @@
 //! What the engine says of the node itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     path::Path,
@@ -52,12 +52,20 @@ fn apply_swarm(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
     let port = swarm.cluster.as_ref().and_then(|cluster| cluster.data_path_port);
     view.data_path_port = port.and_then(|port| NonZeroU16::new(u16::try_from(port).ok()?));
     view.managers = managers(swarm);
+    view.manager_ids = manager_ids(swarm);
 }
 
 fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
     let address = |text: &str| text.parse::<SocketAddr>().ok().map(|address| address.ip());
     let remote = swarm.remote_managers.iter().flatten();
     remote.filter_map(|peer| Some((address(peer.addr.as_ref()?)?, peer.node_id.clone().unwrap_or_default()))).collect()
+}
+
+/// `None` without any, and where one is an address only: the one that the node has joined at, until managers have
+/// answered.
+fn manager_ids(swarm: &SwarmInfo) -> Option<BTreeSet<String>> {
+    let ids = swarm.remote_managers.iter().flatten().map(|peer| peer.node_id.clone().filter(|id| !id.is_empty()));
+    ids.collect::<Option<BTreeSet<_>>>().filter(|ids| !ids.is_empty())
 }
 
 /// All empty where it cannot be read.
@@ -89,6 +97,18 @@ mod tests {
         assert_eq!((&view.membership, view.manager), (&Membership::Member, false));
         assert_eq!((view.local.node.as_deref(), view.local.vtep), (Some("w"), Some([192, 0, 2, 13].into())));
         assert_eq!(view.managers, BTreeMap::from([([192, 0, 2, 11].into(), "m".to_owned())]));
+        assert_eq!(view.manager_ids, Some(["m".to_owned()].into()));
+
+        // Behind one NAT address; and just joined, when the engine knows where a manager is, but not which node it is.
+        let mut ids = |managers: &str| {
+            let text = format!(r#"{{"LocalNodeState": "active", "NodeID": "w", "RemoteManagers": {managers}}}"#);
+            apply(&mut view, &swarm(&text), directory.path());
+            view.manager_ids.clone()
+        };
+        let both = r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}, {"NodeID": "m2", "Addr": "192.0.2.11:2378"}]"#;
+        assert_eq!(ids(both), Some(["m".to_owned(), "m2".to_owned()].into()));
+        assert_eq!(ids(r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}, {"Addr": "192.0.2.12:2377"}]"#), None);
+        assert_eq!(ids("null"), None);
 
         // Another address carries the data.
         fs::write(

@@ -8,7 +8,7 @@ mod session;
 mod transport;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
     path::PathBuf,
@@ -37,6 +37,8 @@ pub struct EngineView {
     pub manager: bool,
     /// All managers that the engine knows, its own node included if it is one: address and node id.
     pub managers: BTreeMap<IpAddr, String>,
+    /// Node ids of all managers; `None` where the engine does not know them all (yet).
+    pub manager_ids: Option<BTreeSet<String>>,
     /// UDP port of the engine's VXLAN, where it says so (managers).
     pub data_path_port: Option<NonZeroU16>,
     /// This node's own address where the engine listens, which it may announce another one for.

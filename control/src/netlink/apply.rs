@@ -139,7 +139,7 @@ pub(super) async fn label(node: &Socket, name: &str, alias: &str) -> Result<(), 
 }
 
 /// No IPv6 addresses come by themselves: overlays are IPv4 only as yet, and what they bring would be flooded.
-async fn quiet(socket: &Socket, name: &str) -> Result<(), Error> {
+pub(super) async fn quiet(socket: &Socket, name: &str) -> Result<(), Error> {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let silenced = change(socket, "disable IPv6 addresses", name, |link| {
         link.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))
@@ -222,7 +222,7 @@ async fn enter(space: &Socket, what: &str, name: &str, inner: &Inner) -> Result<
     }
 }
 
-async fn change(
+pub(super) async fn change(
     socket: &Socket,
     what: &str,
     name: &str,

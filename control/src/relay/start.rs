@@ -13,24 +13,26 @@ use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     DEFAULT_PORT, PathNews, VERSION,
-    client::{self, Contacts, Manager, Views},
+    client::{self, Contacts, Manager, Trust, Views},
     server::{self, Registry, Sessions},
     status::Board,
 };
 use crate::{
     certs::{Credentials, Files, Reloading},
-    engine::EngineView,
+    engine::{EngineView, Membership},
     source::{Hub, Live, Own},
     state_dir::{RELAY_CONTACTS, RELAY_REPORTS},
 };
 
 /// Pause between attempts to read certificates or to listen.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long the engine may take to name the managers, before one at a fixed address is believed without that.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -81,6 +83,8 @@ async fn run(
     let credentials = reloading.subscribe();
     board.set(|board| board.credentials = Some(credentials.clone()));
     let (managers, listed) = watch::channel(Vec::new());
+    let (trust, trusted) = watch::channel(Trust::Listed);
+    board.set(|board| board.trust = Some(trusted.clone()));
     let (report, reported) = watch::channel(None);
     let (place, placed) = watch::channel(None);
     let (wants, wanted) = watch::channel(false);
@@ -89,6 +93,7 @@ async fn run(
     let parts = client::Parts {
         credentials: credentials.clone(),
         managers: listed.clone(),
+        trust: trusted,
         report: reported,
         paths,
         place: placed,
@@ -108,7 +113,7 @@ async fn run(
         }
     });
     tasks.spawn(mirror(hub.clone(), registry));
-    let says = Says { managers, report, place, wants };
+    let says = Says { managers, trust, report, place, wants };
     tasks.spawn(follow(hub.engine.clone(), hub.own.subscribe(), ready, options, says));
     client::run(parts).await;
 }
@@ -137,6 +142,7 @@ async fn certificates(hub: &Hub, files: &Files, board: &Board) -> Reloading {
 /// What the client is told.
 struct Says {
     managers: watch::Sender<Vec<Manager>>,
+    trust: watch::Sender<Trust>,
     report: watch::Sender<Option<Report>>,
     place: watch::Sender<Option<Ipv4Addr>>,
     wants: watch::Sender<bool>,
@@ -148,13 +154,21 @@ async fn follow(
     mut own: watch::Receiver<Arc<Own>>,
     mut ready: watch::Receiver<bool>,
     options: Options,
-    Says { managers, report, place, wants }: Says,
+    Says { managers, trust, report, place, wants }: Says,
 ) {
     let port = options.listen.map_or(DEFAULT_PORT, |listen| listen.port());
+    let patience = Instant::now() + ENGINE_PATIENCE;
     loop {
         let view = engine.borrow_and_update().clone();
         let ready_now = *ready.borrow_and_update();
+        // A table that comes before the engine's first word would be taken, whoever sends it.
+        let waits = options.fixed.is_some()
+            && view.membership == Membership::Unknown
+            && view.lost.is_none()
+            && Instant::now() < patience;
+        set(&trust, options.fixed.as_ref().map_or(Trust::Listed, |_| Trust::of(&view)));
         let listed = match &options.fixed {
+            Some(_) if waits => Vec::new(),
             Some(address) => vec![Manager { address: address.clone(), node: None }],
             None => others(&view, port),
         };
@@ -168,6 +182,7 @@ async fn follow(
             changed = engine.changed() => changed,
             Ok(()) = own.changed() => Ok(()),
             Ok(()) = ready.changed() => Ok(()),
+            () = sleep_until(patience), if waits => Ok(()),
         };
         if changed.is_err() {
             // Cancels nothing: the relay goes on with what the engine said last.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     PROTOCOL, VERSION,
-    client::{LinkView, Views},
+    client::{LinkView, Trust, Views},
     server::{Registry, SessionView, Sessions},
 };
 use crate::certs::Credentials;
@@ -33,6 +33,7 @@ pub(super) struct Parts {
     pub(super) sessions: Arc<Sessions>,
     pub(super) registry: Option<Arc<Registry>>,
     pub(super) links: Arc<Views>,
+    pub(super) trust: Option<watch::Receiver<Trust>>,
 }
 
 /// `relay` in `hiveway status --json`.
@@ -106,6 +107,10 @@ impl Board {
         warnings.extend(
             managers.iter().filter_map(|link| skew(link.node.as_ref()?, link.version.as_ref()?, link.protocol?)),
         );
+        if let Some(trust) = parts.trust.as_ref().map(watch::Receiver::borrow) {
+            let connected = managers.iter().filter(|link| link.state == "connected");
+            warnings.extend(connected.filter_map(|link| trust.doubt(&link.address, link.node.as_ref()?)));
+        }
         RelayStatus {
             certificate,
             listening: parts.listening.map(|address| address.to_string()),

@@ -21,7 +21,7 @@ pub use matrix::Matrix;
 pub use starting::Starting;
 
 use super::protocol::Request;
-use crate::agent::shared::Shared;
+use crate::{agent::shared::Shared, plain};
 
 /// Who answers.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
     let shared = match (answers, &request) {
         (Answers::Agent(shared), _) => shared,
         (Answers::Starting(starting), Request::Status) => {
-            return serde_json::to_value(starting.status()).map_err(|error| error.to_string());
+            return serde_json::to_value(starting.status()).map(plain::bounded).map_err(|error| error.to_string());
         }
         (Answers::Starting(starting), _) => return Err(starting.no_answer()),
     };
@@ -57,5 +57,5 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
         Request::Drops => serde_json::to_value(drops(shared)?),
         Request::Check => serde_json::to_value(paths::check(shared, &snapshot)),
     };
-    value.map_err(|error| error.to_string())
+    value.map(plain::bounded).map_err(|error| error.to_string())
 }

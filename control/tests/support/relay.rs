@@ -13,7 +13,7 @@ use control::{
     certs::{Credentials, Files, Reloading},
     relay::{
         PathNews,
-        client::{self, Manager, Views},
+        client::{self, Manager, Trust, Views},
         server::{self, Registry, Sessions},
     },
     source::Live,
@@ -158,6 +158,7 @@ impl Client {
         let parts = client::Parts {
             credentials,
             managers: listed,
+            trust: watch::Sender::new(Trust::Listed).subscribe(),
             report: reported,
             paths: path_news,
             place: placed,

@@ -5,6 +5,7 @@
 
 mod by_protocol;
 mod decide;
+mod kept;
 mod live;
 mod pairs;
 mod rows;
@@ -20,6 +21,7 @@ use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 use self::pairs::Half;
 pub(crate) use self::{by_protocol::ByProtocol, shares::Shares};
 pub use self::{
+    kept::{Kept, KeptClients, KeptService},
     live::Live,
     rows::{ConnectionRow, Kind},
     state::State,

@@ -11,6 +11,7 @@ use super::{
     ByProtocol, Connections, Live, PerTable, Stage,
     by_protocol::OfProtocol,
     decide::{self, Reason, Rules},
+    kept::{Count, Kept},
     pairs::{holds_the_gate, pair},
     timeouts::Timeouts,
 };
@@ -28,7 +29,7 @@ pub struct SweepReport {
     /// Entries removed.
     pub removed: Removed,
     /// Entries of connections that have proved themselves and found no share of the established tables, or no room.
-    pub kept: usize,
+    pub kept: Kept,
 }
 
 /// Entries removed by sweeps, by reason.
@@ -114,7 +115,7 @@ impl Connections {
         let mut removed = Removed::default();
         // The programs of an earlier version may have gone on until a moment ago.
         self.sort_pending(true)?;
-        let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), 0);
+        let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), Count::default());
         let mut holds_gate = false;
         // Handles of the same tables to remove through, while the others read.
         let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
@@ -138,14 +139,16 @@ impl Connections {
                     }
                 }
                 None => {
-                    let place = Place::of_flow(seed, &pair.forward_key());
+                    let forward = pair.forward_key();
+                    let place = Place::of_flow(seed, &forward);
                     for (key, stage, flow) in pair.halves() {
                         holds_gate |= holds_the_gate(&key, &flow);
                         match stage {
                             // What is younger has been counted by who has put it there, since the recount began.
                             Stage::Established if flow.created > now => {}
                             Stage::Established => recount.add(&place),
-                            Stage::Pending => kept += usize::from(flow.flags & flag::KEPT != 0),
+                            Stage::Pending if flow.flags & flag::KEPT != 0 => kept.flow(&forward),
+                            Stage::Pending => {}
                         }
                     }
                 }
@@ -161,8 +164,8 @@ impl Connections {
             }
             match decide::affinity(&key, Stage::Pending, &entry, &rules) {
                 Some(reason) if remove(&mut affinity_pending, &key, reason, entry.stamps())? => removed.count(reason),
-                Some(_) => {}
-                None => kept += usize::from(entry.flags & flag::AFFINITY_KEPT != 0),
+                None if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(&key),
+                _ => {}
             }
             Ok(ControlFlow::Continue(()))
         })?;
@@ -184,7 +187,7 @@ impl Connections {
             flows_pending_other: self.flows_pending.other.count(progress)?,
             affinity_pending_other: self.affinity_pending.other.count(progress)?,
         };
-        Ok(SweepReport { left, removed, kept })
+        Ok(SweepReport { left, removed, kept: kept.result() })
     }
 
     /// Lets the programs stop looking for translated direct connections if none is left. `created` was read before the

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use dataplane::{
     Program,
-    testing::Decision::{self, Neigh, Peer},
+    testing::Decision::{self, Neigh, Pass, Peer},
 };
 use dataplane_common::counter::Counter;
 
@@ -18,6 +18,20 @@ pub const STALE: Mac = [0x02, 0, 0, 0, 0, 0x99];
 
 pub fn sent(to: Ip4, l4: &L4) -> Vec<u8> {
     frame(mac(LOCAL1.ip), STALE, &ip(LOCAL1.ip, to), l4)
+}
+
+/// LOCAL1 says `l4` to the VIP whose only backend is LOCAL2 after this, whatever becomes of it.
+pub fn says(world: &mut World, l4: &L4) -> Result<()> {
+    let packet = frame(mac(LOCAL1.ip), [2; 6], &ip(LOCAL1.ip, VIP), l4);
+    golden("client", Program::FromContainer, world.dev.veth1, packet, Pass).run(&mut world.harness)?;
+    Ok(())
+}
+
+/// LOCAL2 says `l4` to LOCAL1, whatever becomes of it.
+pub fn answers(world: &mut World, l4: &L4) -> Result<()> {
+    let packet = frame(mac(LOCAL2.ip), [2; 6], &ip(LOCAL2.ip, LOCAL1.ip), l4);
+    golden("backend", Program::FromContainer, world.dev.veth2, packet, Pass).run(&mut world.harness)?;
+    Ok(())
 }
 
 pub fn case(world: &World, what: &'static str, packet: Vec<u8>, decision: Decision) -> Golden {

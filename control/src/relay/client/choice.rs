@@ -22,6 +22,8 @@ pub(super) enum State {
     Refused { why: String },
     /// Not there.
     Down { why: String },
+    /// A node that is not believed to be a manager.
+    Distrusted { why: String },
     /// This node itself.
     Myself,
 }

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::{
-    Manager,
+    Manager, Trust,
     connect::{NoConnection, connect},
 };
 use crate::{
@@ -45,6 +45,8 @@ pub(super) enum Event {
     Down(String),
     /// This node is no member, says the manager's agent.
     Refused(String),
+    /// The node there is not believed to be a manager.
+    Distrusted(String),
     /// The manager is this node itself.
     Myself,
     /// This node's certificates have been renewed: it connects anew.
@@ -63,6 +65,8 @@ pub(super) struct Table {
 pub(super) struct Link {
     pub(super) manager: Manager,
     pub(super) credentials: watch::Receiver<Arc<Credentials>>,
+    /// Which nodes are believed to be managers.
+    pub(super) trust: watch::Receiver<Trust>,
     /// What to report; `None` while there is nothing to say yet.
     pub(super) report: watch::Receiver<Option<Report>>,
     /// What is known of the paths to other nodes.
@@ -125,6 +129,9 @@ impl Link {
             Err(NoConnection::Myself) => return Event::Myself,
             Err(NoConnection::Failed(why)) => return Event::Down(why),
         };
+        if let Err(why) = self.trust.borrow_and_update().check(&identity.node) {
+            return Event::Distrusted(why);
+        }
         let mut client = RelayClient::new(channel).max_decoding_message_size(MAX_TABLE);
         let (out, outbound) = mpsc::channel(4);
         let first = self.message();
@@ -186,6 +193,11 @@ impl Link {
                 Ok(()) = self.provider.changed() => {
                     let message = self.message();
                     let _ = out.send(message).await;
+                }
+                Ok(()) = self.trust.changed() => {
+                    if let Err(why) = self.trust.borrow_and_update().check(&node) {
+                        return Event::Distrusted(why);
+                    }
                 }
                 Ok(()) = self.credentials.changed() => return Event::Renewing,
             }

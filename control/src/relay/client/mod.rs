@@ -4,6 +4,7 @@ mod choice;
 mod connect;
 mod goodbye;
 mod link;
+mod trust;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,7 @@ use tokio::{
 };
 
 pub use goodbye::{Contacts, goodbye};
+pub use trust::Trust;
 
 use crate::{
     certs::Credentials,
@@ -50,6 +52,8 @@ pub struct Parts {
     pub credentials: watch::Receiver<Arc<Credentials>>,
     /// All managers.
     pub managers: watch::Receiver<Vec<Manager>>,
+    /// Which nodes are believed there.
+    pub trust: watch::Receiver<Trust>,
     /// What to report; `None` while there is nothing to say yet.
     pub report: watch::Receiver<Option<Report>>,
     /// What is known of the paths to other nodes, sent with the report.
@@ -71,7 +75,7 @@ pub struct LinkView {
     pub address: String,
     /// Node id of the manager, once known.
     pub node: Option<String>,
-    /// `connecting`, `connected`, `refused`, `unreachable` or `self`.
+    /// `connecting`, `connected`, `refused`, `unreachable`, `distrusted` or `self`.
     pub state: &'static str,
     /// Why it is not connected.
     pub why: Option<String>,
@@ -160,6 +164,7 @@ impl Client {
             let link = Link {
                 manager: manager.clone(),
                 credentials: self.parts.credentials.clone(),
+                trust: self.parts.trust.clone(),
                 report: self.parts.report.clone(),
                 paths: self.parts.paths.clone(),
                 place: self.parts.place.clone(),
@@ -200,6 +205,12 @@ impl Client {
                     tracing::warn!("relay: manager at {} refuses this node: {why}", manager.address);
                 }
                 self.set(manager, State::Refused { why });
+            }
+            Event::Distrusted(why) => {
+                if !matches!(self.links.get(&manager), Some(State::Distrusted { why: before }) if *before == why) {
+                    tracing::warn!("relay: manager at {} is not believed: {why}", manager.address);
+                }
+                self.set(manager, State::Distrusted { why });
             }
             Event::Myself => self.set(manager, State::Myself),
             Event::Renewing => self.set(manager, State::Connecting),
@@ -292,7 +303,7 @@ impl Client {
 
     fn unreachable(&self) -> String {
         let reason = |(manager, state): (&Manager, &State)| match state {
-            State::Down { why } => Some(format!("{}: {why}", manager.address)),
+            State::Down { why } | State::Distrusted { why } => Some(format!("{}: {why}", manager.address)),
             _ => None,
         };
         let reasons: Vec<_> = self.links.iter().filter_map(reason).collect();
@@ -314,6 +325,7 @@ impl Client {
             State::Up { .. } => ("connected", None),
             State::Refused { why } => ("refused", Some(why.clone())),
             State::Down { why } => ("unreachable", Some(why.clone())),
+            State::Distrusted { why } => ("distrusted", Some(why.clone())),
             State::Myself => ("self", None),
         };
         self.view(|views| {

@@ -9,13 +9,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{
-    connection::{Connection, Peer},
-    seldom::Seldom,
-};
+use super::connection::{Connection, Peer};
 use crate::{
     certs::{Credentials, Identity},
     places::Places,
+    seldom::Seldom,
 };
 
 /// For a whole handshake.

@@ -7,7 +7,6 @@ mod heard;
 mod members;
 mod registry;
 mod saved;
-mod seldom;
 mod session;
 mod sessions;
 mod tables;
@@ -32,9 +31,8 @@ pub use registry::Registry;
 pub use saved::reported;
 pub use sessions::{SessionView, Sessions};
 
-use crate::{certs::Credentials, source::Live};
+use crate::{certs::Credentials, seldom::Seldom, source::Live};
 use connection::Peer;
-use seldom::Seldom;
 use session::Session;
 use tables::Tables;
 

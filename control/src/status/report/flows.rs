@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Answers;
 use crate::{
     agent::shared::Snapshot,
+    plain,
     status::protocol::{End, FlowFilter, Response},
 };
 
@@ -72,7 +73,7 @@ pub fn flows(answers: &Answers, filter: &FlowFilter, mut send: impl FnMut(Respon
             return ControlFlow::Break(());
         }
         found += 1;
-        chunk.extend(serde_json::to_value(view));
+        chunk.extend(serde_json::to_value(view).map(plain::bounded));
         if chunk.len() >= CHUNK {
             listening = send(Response::Rows(mem::take(&mut chunk)));
         }
@@ -125,12 +126,12 @@ fn view(row: &ConnectionRow, snapshot: &Snapshot, now: u64) -> FlowView {
     }
 }
 
-fn network_name(snapshot: &Snapshot, net: NetId) -> String {
+pub(super) fn network_name(snapshot: &Snapshot, net: NetId) -> String {
     let network = snapshot.model.networks.values().find(|network| network.net_id() == net);
     network.map_or_else(|| format!("vni {}", u32::from_be_bytes(net)), |network| network.name.clone())
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

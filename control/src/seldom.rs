@@ -1,5 +1,5 @@
-//! Lines of the log that strangers cause: one for each of them and minute. Who connects again and again must not fill
-//! the log, and push out of it what others have said.
+//! Lines of the log that others cause: one for each cause and minute. Who connects, or says something else, again and
+//! again must not fill the log, and push out of it what others have said.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ const MOST: usize = 256;
 
 /// Who has caused a line lately.
 #[derive(Debug, Default)]
-pub(super) struct Seldom(Mutex<BTreeMap<String, Said>>);
+pub(crate) struct Seldom(Mutex<BTreeMap<String, Said>>);
 
 #[derive(Debug)]
 struct Said {
@@ -25,7 +25,7 @@ struct Said {
 
 impl Seldom {
     /// Whether to say now that `who` is the cause of something; with what to add, about what was not said.
-    pub(super) fn say(&self, who: &str) -> Option<String> {
+    pub(crate) fn say(&self, who: &str) -> Option<String> {
         self.say_at(who, Instant::now())
     }
 

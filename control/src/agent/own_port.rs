@@ -1,0 +1,51 @@
+//! The UDP port of VXLAN is held for as long as the agent runs: else a local user who binds it while no vxlan device is
+//! up would keep them all down, Hiveway's and the engine's.
+
+use super::{apply::Round, reconcile::Agent};
+use crate::{
+    listeners::{Holder, holders},
+    netlink::Port,
+};
+
+const ITEM: &str = "UDP port of VXLAN";
+
+impl Agent {
+    /// Holds `number`; says who has it where it cannot.
+    pub(super) async fn hold_port(&mut self, number: u16, round: &mut Round) {
+        if self.port.as_ref().is_some_and(|port| port.number() == number) || !round.may(&self.backoff, ITEM) {
+            return;
+        }
+        self.port = None;
+        self.last.port_warning = None;
+        let held = match Port::hold(&self.socket, number).await {
+            Ok(port) => Ok(self.port = Some(port)),
+            // A device of the same kind is there, and processes can bind the port no more than beside ours.
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            Err(error) if error.errno() == Some(libc::EADDRINUSE) => match taken(number) {
+                Ok(why) => Err(why),
+                Err(warning) => Ok(self.last.port_warning = Some(warning)),
+            },
+            Err(error) => Err(error.to_string()),
+        };
+        round.note(&mut self.backoff, ITEM, held);
+    }
+}
+
+/// Who has the port: a process (`Ok`), which keeps all vxlan devices down, or else a device (`Err`), whose matter it is
+/// that others cannot come up.
+fn taken(number: u16) -> Result<String, String> {
+    let found = holders(number).unwrap_or_default();
+    let name = |holder: &Holder| {
+        format!("process {} ({}) of user {}, bound to {}", holder.pid, holder.process, holder.uid, holder.address)
+    };
+    if found.is_empty() {
+        return Err(format!(
+            "UDP port {number} is taken, and no process is seen to have it: a vxlan device of another kind (external, \
+             gbp) keeps Hiveway's and the engine's from coming up; give it another port (`ip -d link show type vxlan`)"
+        ));
+    }
+    Ok(format!(
+        "UDP port {number} is taken by {}: no vxlan device can come up, neither Hiveway's nor the engine's; end it",
+        found.iter().map(name).collect::<Vec<_>>().join("; ")
+    ))
+}
