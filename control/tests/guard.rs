@@ -5,11 +5,12 @@ mod support;
 use std::collections::BTreeSet;
 
 use control::{
-    nft::{self, Bound, Firewall, Foreign, HostRules, Masquerade},
+    nft::{self, Bound, Firewall, Foreign, HostRules, Listed, Masquerade},
     state_dir::StateDir,
     sysctl,
 };
 use dataplane_common::counter::Stat;
+use hiveway_core::firewall::Ranges;
 use support::{Netns, in_fresh_netns, run};
 
 fn host() -> HostRules {
@@ -31,6 +32,19 @@ fn host() -> HostRules {
     }
 }
 
+/// Lists with single addresses, networks and ranges; with all but a few; with nobody.
+fn listed() -> Vec<Listed> {
+    let of = |nets: &[&str]| nets.iter().map(|net| net.parse::<ipnet::Ipv4Net>().unwrap()).collect::<Ranges>();
+    vec![
+        Listed {
+            ports: [(6, 8080), (17, 53), (132, 9)].into(),
+            allowed: of(&["10.0.0.0/25", "10.0.0.128/25", "192.0.2.7/32", "203.0.113.4/31", "203.0.113.6/32"]),
+        },
+        Listed { ports: [(6, 80)].into(), allowed: Ranges::all().minus(&of(&["0.0.0.0/8", "198.51.100.1/32"])) },
+        Listed { ports: [(6, 81)].into(), allowed: Ranges::NONE },
+    ]
+}
+
 fn firewall() -> Firewall {
     Firewall {
         vxlan_port: 4789,
@@ -42,6 +56,7 @@ fn firewall() -> Firewall {
         foreign: Foreign::Vnis(BTreeSet::from([7, 4098])),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
+        listed: listed(),
         host: Some(host()),
     }
 }
@@ -64,6 +79,8 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft flush chain inet hiveway host_postrouting",
             "nft flush chain inet hiveway input",
             "nft delete element inet hiveway overlays { hwb4098 }",
+            "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
+            "nft flush chain inet hiveway lists_prerouting",
         ] {
             run(damage);
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
@@ -86,7 +103,7 @@ fn the_table_is_replaced_only_when_it_differs() {
         };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());
-        assert!(!run("nft list table inet hiveway").contains("masquerade"));
+        assert!(!run("nft list table inet hiveway").contains("172.18.0.0/16"));
         assert!(nft::ensure(&Firewall { host: None, ..adopted }).unwrap());
         assert!(!run("nft list table inet hiveway").contains("dnat"));
 

@@ -10,6 +10,7 @@ use std::{
 use dataplane_common::headers::ipproto;
 use hiveway_core::names;
 use ipnet::Ipv4Net;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 
 /// Just before everybody else's destination NAT (-100), so that a stock engine's rules for the same ports find the
 /// connection translated.
-const DESTINATION: i32 = -110;
+pub(super) const DESTINATION: i32 = -110;
 /// Just before everybody else's source NAT (100), which would masquerade with whichever address it finds.
 const SOURCE: i32 = 90;
 /// As mangling (-150).
@@ -68,10 +69,8 @@ impl HostRules {
             named.map(move |(protocol, ports)| (set_name(protocol, group.number), ports))
         });
         let sets = sets.map(|(name, ports)| {
-            let mut elements: Vec<Value> = ports.into_iter().map(|port| json!(port)).collect();
-            elements.sort_by_key(Value::to_string);
             json!({"set": {"family": family, "name": name, "table": table, "type": "inet_service",
-                           "elem": elements}})
+                           "elem": elements(ports)}})
         });
         sets.collect()
     }
@@ -163,7 +162,7 @@ struct Group<'a> {
 }
 
 /// Protocols that nftables has names for.
-fn by_protocol(ports: &BTreeSet<(u8, u16)>) -> BTreeMap<&'static str, BTreeSet<u16>> {
+pub(super) fn by_protocol(ports: &BTreeSet<(u8, u16)>) -> BTreeMap<&'static str, BTreeSet<u16>> {
     let mut found = BTreeMap::<_, BTreeSet<_>>::new();
     for (protocol, port) in ports {
         let name = match *protocol {
@@ -184,6 +183,13 @@ fn set_name(protocol: &str, group: Option<usize>) -> String {
     }
 }
 
+/// Of a set, in the order in which sets are compared.
+pub(super) fn elements(all: impl IntoIterator<Item = impl Serialize>) -> Vec<Value> {
+    let mut elements: Vec<Value> = all.into_iter().map(|element| json!(element)).collect();
+    elements.sort_by_key(Value::to_string);
+    elements
+}
+
 /// As `nft` lists it: a whole address without its prefix length.
 fn to_net(net: Ipv4Net) -> Value {
     let right = match net.prefix_len() {
@@ -194,7 +200,7 @@ fn to_net(net: Ipv4Net) -> Value {
 }
 
 /// To an address of this node.
-fn is_local() -> Value {
+pub(super) fn is_local() -> Value {
     json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}})
 }
 

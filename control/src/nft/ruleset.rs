@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{GUARD, HostRules, STRAY, TABLE};
+use super::{GUARD, HostRules, Listed, STRAY, TABLE, lists};
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
@@ -38,6 +38,8 @@ pub struct Firewall {
     pub masquerade: Option<Masquerade>,
     /// Published TCP and UDP ports, which masquerading never picks.
     pub published: BTreeSet<u16>,
+    /// Published ports that not every client may use, where an engine answers them as well.
+    pub listed: Vec<Listed>,
     /// For the host link, once it is there.
     pub host: Option<HostRules>,
 }
@@ -95,6 +97,11 @@ impl Firewall {
             sets.extend(host.sets());
             chains.extend(host.chains());
             rules.extend(host.rules());
+        }
+        if !self.listed.is_empty() {
+            sets.extend(lists::sets(&self.listed));
+            chains.push(lists::chain());
+            rules.extend(lists::rules(&self.listed));
         }
         sets.into_iter().chain(chains).chain(rules).collect()
     }
@@ -283,6 +290,7 @@ mod tests {
             foreign: Foreign::Vnis([8].into()),
             masquerade: None,
             published: [].into(),
+            listed: Vec::new(),
             host: None,
         };
         let text = Value::from(firewall.objects()).to_string();
