@@ -273,7 +273,7 @@ fn a_socket_that_never_falls_silent_follows_its_port_when_it_is_unpublished() {
 }
 
 /// A bridge as an engine makes it for containers of this node alone, with its rules around, and a container on it.
-fn container_on(lab: &Lab, node: &Netns, bridge: &str, subnet: &str) -> Result<Netns> {
+pub(crate) fn container_on(lab: &Lab, node: &Netns, bridge: &str, subnet: &str) -> Result<Netns> {
     let container = lab.namespace(&format!("c-{}-{bridge}", node.label()))?;
     node.run(&format!("ip link add {bridge} type bridge forward_delay 0 mcast_snooping 0"))?;
     node.run(&format!("ip addr add {subnet}.1/16 dev {bridge}"))?;
