@@ -82,6 +82,7 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
             "nft flush chain inet hiveway lists_prerouting",
             "nft flush chain inet hiveway sent",
+            "nft flush chain inet hiveway uninvited",
             "nft delete element inet hiveway containers { docker0 }",
         ] {
             run(damage);

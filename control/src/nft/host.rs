@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     CLOSED, TABLE,
-    ruleset::{chain, named, payload, rule},
+    ruleset::{chain, is_translated, named, payload, rule},
 };
 
 /// Just before everybody else's destination NAT (-100), so that a stock engine's rules for the same ports find the
@@ -23,6 +23,8 @@ use super::{
 pub(super) const DESTINATION: i32 = -110;
 /// Just before everybody else's source NAT (100), which would masquerade with whichever address it finds.
 const SOURCE: i32 = 90;
+/// What leaves by the host link goes through this chain.
+const UNINVITED: &str = "uninvited";
 /// As mangling (-150).
 const MANGLE: i32 = -150;
 
@@ -75,6 +77,26 @@ impl HostRules {
         sets.collect()
     }
 
+    /// Has [`UNINVITED`] look at what a chain lets out of the host link.
+    pub(super) fn uninvited(chain: &str) -> Value {
+        rule(chain, vec![named("==", "oifname", names::HOST), json!({"jump": {"target": UNINVITED}})])
+    }
+
+    /// Comes before what [`HostRules::uninvited`] adds to other chains.
+    pub(super) fn regular_chain() -> Value {
+        let (family, table) = TABLE;
+        json!({"chain": {"family": family, "table": table, "name": UNINVITED}})
+    }
+
+    /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel address
+    /// as its source, which lists and bindings know nothing against.
+    pub(super) fn regular_rules() -> [Value; 2] {
+        [
+            rule(UNINVITED, vec![is_translated("dnat"), json!({"return": null})]),
+            rule(UNINVITED, vec![json!({"counter": CLOSED}), json!({"drop": null})]),
+        ]
+    }
+
     pub(super) fn chains(&self) -> Vec<Value> {
         [
             ("host_output", "nat", "output", DESTINATION),
@@ -97,7 +119,7 @@ impl HostRules {
         }
         rules.extend(self.closed().into_iter().map(|statements| rule("host_prerouting", statements)));
         let source = json!({"snat": {"family": "ip", "addr": self.vtep}});
-        rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), source]));
+        rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), is_translated("dnat"), source]));
         for (name, key) in [("host_mss_out", "oifname"), ("host_mss_in", "iifname")] {
             rules.push(rule(name, vec![named("==", key, names::HOST), is_syn(), self.clamp()]));
         }

@@ -86,6 +86,10 @@ impl Firewall {
             chain("output", "filter", "output", 0),
         ];
         let mut rules: Vec<_> = self.tunnelled().chain(self.sent()).collect();
+        if self.host.is_some() {
+            chains.insert(2, HostRules::regular_chain());
+            rules.extend(HostRules::regular_rules());
+        }
         rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
@@ -93,7 +97,13 @@ impl Firewall {
             rules
                 .push(rule("forward", vec![named("==", "iifname", bridge), named("==", "oifname", bridge), drop_it()]));
         }
+        if self.host.is_some() {
+            rules.push(HostRules::uninvited("forward"));
+        }
         rules.extend([taken(), self.entered(), self.output()]);
+        if self.host.is_some() {
+            rules.push(HostRules::uninvited("output"));
+        }
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));

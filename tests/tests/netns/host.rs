@@ -399,3 +399,37 @@ fn ipv6_clients_are_said_not_to_be_served_and_listeners_for_them_alone_are_not_s
         Ok(())
     });
 }
+
+/// It stands for published ports, and whoever reaches it comes with the tunnel address.
+#[test]
+fn the_host_links_address_is_reached_by_translation_only() {
+    const TARGET: &str = "169.254.72.1:8080";
+    scenario(|lab| {
+        let client = lab.client()?;
+        let mut table = web();
+        table.item_mut("services", "web")["labels"] = json!({"hiveway.deny": "192.168.77.100"});
+        let mut cluster = Cluster::start(lab, 3, table)?;
+        cluster.serve(&WEB)?;
+        let (node, agent) = (cluster.nodes[2].clone(), cluster.agents[2].clone());
+        client.run("ip route add 169.254.72.1/32 via 192.168.77.13")?;
+        let refused = |client: &Netns| -> Result<()> {
+            let before = agent.dropped("not_allowed")?;
+            let tally = peer::attempts(client, "tcp", TARGET, 2)?;
+            ensure!(tally.ok == 0, "from {}: {tally:?}", client.label());
+            agent.wait_dropped("not_allowed", before + 1)
+        };
+        refused(&client)?;
+        // Where a port is not bound, it is not reached by this address either.
+        cluster.change(|table| {
+            table.item_mut("services", "web")["labels"] = json!({"hiveway.addresses": "127.0.0.0/8"});
+        })?;
+        wait_for("the ports to be bound", PATIENCE, || {
+            let tally = peer::attempts(&node, "tcp", "192.168.77.13:8080", 1)?;
+            assert_refused(&tally, 1)
+        })?;
+        for client in [&client, &node, cluster.task("user.1")] {
+            refused(client)?;
+        }
+        answers(&node, "127.0.0.1", "192.168.77.13")
+    });
+}
