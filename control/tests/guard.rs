@@ -83,7 +83,9 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft flush chain inet hiveway lists_prerouting",
             "nft flush chain inet hiveway sent",
             "nft flush chain inet hiveway uninvited",
+            "nft flush chain inet hiveway source_ports",
             "nft delete element inet hiveway containers { docker0 }",
+            "nft delete element inet hiveway published { 8080 }",
         ] {
             run(damage);
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");

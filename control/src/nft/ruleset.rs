@@ -16,6 +16,8 @@ use super::{
 const FIRST_PORT: u16 = 1024;
 /// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's tunnel.
 const TRANSLATED: i32 = 110;
+/// Before everybody's source NAT (100), which keeps a container's source port if it can.
+const PORTS: i32 = 95;
 /// What is forwarded towards another node's VXLAN port goes through this chain.
 const TUNNELLED: &str = "tunnelled";
 /// What processes send to a VXLAN port, whosever.
@@ -108,6 +110,10 @@ impl Firewall {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
         }
+        if !self.published.is_empty() {
+            chains.push(chain("source_ports", "nat", "postrouting", PORTS));
+            rules.push(self.source_ports());
+        }
         if let Some(vtep) = self.vtep {
             chains.push(chain("guard_postrouting", "filter", "postrouting", TRANSLATED));
             let forged = [from(vtep), is_translated("snat")];
@@ -118,6 +124,7 @@ impl Firewall {
             set("vteps", "ipv4_addr", &self.vteps),
             set(OVERLAYS, "ifname", &self.overlays),
             set(CONTAINERS, "ifname", &self.bridges),
+            set("published", "inet_service", &self.published),
         ];
         if let Some(host) = &self.host {
             sets.extend(host.sets());
@@ -199,6 +206,16 @@ impl Firewall {
         let to_nodes = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}});
         rules.extend([to_nodes, is_local(), is_vxlan()].map(|forged| vec![forged, count_it(), drop_it()]));
         rules.into_iter().map(|statements| rule(SENT, statements)).collect()
+    }
+
+    /// Gives what containers send from a published UDP port another source port. The engine's masquerade would keep it,
+    /// so a container could have the data plane take the port for the node's own towards any client.
+    fn source_ports(&self) -> Value {
+        let leaves = [named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
+        let (first, last) = port_range(&self.published);
+        let from = json!({"match": {"op": "==", "left": payload("udp", "sport"), "right": "@published"}});
+        let to = json!({"masquerade": {"port": {"range": [first, last]}}});
+        rule("source_ports", leaves.into_iter().chain([from, to]).collect())
     }
 
     fn masquerade(&self, masquerade: &Masquerade) -> [Value; 2] {

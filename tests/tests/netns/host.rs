@@ -1,5 +1,7 @@
 //! The node itself, and tasks on it, as clients of published ports; and the node's own use of such ports.
 
+use std::net::UdpSocket;
+
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for, with_and_without_offloads},
@@ -431,5 +433,38 @@ fn the_host_links_address_is_reached_by_translation_only() {
             refused(client)?;
         }
         answers(&node, "127.0.0.1", "192.168.77.13")
+    });
+}
+
+/// As a container may on any bridge of an engine's: its masquerade keeps the source port if it can.
+#[test]
+fn a_container_takes_no_published_port_towards_a_client() {
+    scenario(|lab| {
+        let far = lab.far_client()?;
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        let container = container_on(lab, &cluster.nodes[2], "docker0", "172.17.0")?;
+        wait_for("the agent to know the bridge", PATIENCE, || {
+            let rules = cluster.nodes[2].run("nft list table inet hiveway")?;
+            ensure!(rules.contains("docker0"), "{rules}");
+            Ok(())
+        })?;
+        let (to, from) =
+            (far.enter(|| UdpSocket::bind("0.0.0.0:4000"))??, container.enter(|| UdpSocket::bind("0.0.0.0:5353"))??);
+        for socket in [&to, &from] {
+            socket.set_read_timeout(Some(PATIENCE))?;
+        }
+        from.send_to(b"mine", "192.168.88.100:4000")?;
+        let mut buffer = [0; 16];
+        let (_, seen) = to.recv_from(&mut buffer)?;
+        ensure!(seen.ip().to_string() == "192.168.77.13" && seen.port() != 5353, "{seen}");
+        // The container still has its answers, and the client its service.
+        to.send_to(b"yours", seen)?;
+        let (length, _) = from.recv_from(&mut buffer)?;
+        ensure!(buffer[..length] == *b"yours", "{:?}", &buffer[..length]);
+        drop(to);
+        let tally = peer::udp_from_port(&far, "192.168.77.13:5353", 4000, 4, true)?;
+        ensure!((tally.ok, tally.failed) == (4, 0), "{tally:?}");
+        Ok(())
     });
 }
