@@ -347,3 +347,30 @@ fn nobody_on_a_node_gets_into_an_engines_network_by_way_of_its_tunnels() {
         Ok(())
     });
 }
+
+/// As a container with NET_ADMIN and no user namespace can make one, through the veth that leads to the node's namespace.
+#[test]
+fn a_foreign_port_of_a_bridge_of_ours_is_taken_away_and_named() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        let own = |node: &Netns| node.shell("ip -brief link show | cut -d' ' -f1 | sort");
+        let before = own(node)?;
+        for bridge in [format!("hwb{VNI}"), "hw-gwbridge".to_owned()] {
+            node.run(&format!("ip link add evil0 type veth peer name evil1 netns {}", cluster.task("a.1").name()))?;
+            node.run(&format!("ip link set evil0 master {bridge} up"))?;
+            wait_for(&format!("the port of {bridge} to go"), PATIENCE, || {
+                let now = own(node)?;
+                ensure!(now == before, "{now}");
+                Ok(())
+            })?;
+            ensure!(agent.log().contains(&format!("foreign interface evil0 on bridge {bridge}")), "it is not named");
+        }
+        // Somebody else's bridges are somebody else's.
+        node.run("ip link add br-mine type bridge")?;
+        node.run("ip link add mine0 type veth peer name mine1")?;
+        node.run("ip link set mine0 master br-mine")?;
+        cluster.task("a.1").run("ping -c 1 -W 5 10.0.1.4")?;
+        node.run("ip link show mine0").map(drop)
+    });
+}
