@@ -5,11 +5,12 @@ mod support;
 use std::collections::BTreeSet;
 
 use control::{
-    nft::{self, Bound, Firewall, Foreign, HostRules, Masquerade},
+    nft::{self, Bound, Firewall, Foreign, HostRules, Listed, Masquerade},
     state_dir::StateDir,
     sysctl,
 };
 use dataplane_common::counter::Stat;
+use hiveway_core::firewall::Ranges;
 use support::{Netns, in_fresh_netns, run};
 
 fn host() -> HostRules {
@@ -31,6 +32,19 @@ fn host() -> HostRules {
     }
 }
 
+/// Lists with single addresses, networks and ranges; with all but a few; with nobody.
+fn listed() -> Vec<Listed> {
+    let of = |nets: &[&str]| nets.iter().map(|net| net.parse::<ipnet::Ipv4Net>().unwrap()).collect::<Ranges>();
+    vec![
+        Listed {
+            ports: [(6, 8080), (17, 53), (132, 9)].into(),
+            allowed: of(&["10.0.0.0/25", "10.0.0.128/25", "192.0.2.7/32", "203.0.113.4/31", "203.0.113.6/32"]),
+        },
+        Listed { ports: [(6, 80)].into(), allowed: Ranges::all().minus(&of(&["0.0.0.0/8", "198.51.100.1/32"])) },
+        Listed { ports: [(6, 81)].into(), allowed: Ranges::NONE },
+    ]
+}
+
 fn firewall() -> Firewall {
     Firewall {
         vxlan_port: 4789,
@@ -42,6 +56,7 @@ fn firewall() -> Firewall {
         foreign: Foreign::Vnis(BTreeSet::from([7, 4098])),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
+        listed: listed(),
         host: Some(host()),
     }
 }
@@ -64,6 +79,13 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft flush chain inet hiveway host_postrouting",
             "nft flush chain inet hiveway input",
             "nft delete element inet hiveway overlays { hwb4098 }",
+            "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
+            "nft flush chain inet hiveway lists_prerouting",
+            "nft flush chain inet hiveway sent",
+            "nft flush chain inet hiveway uninvited",
+            "nft flush chain inet hiveway source_ports",
+            "nft delete element inet hiveway containers { docker0 }",
+            "nft delete element inet hiveway published { 8080 }",
         ] {
             run(damage);
             assert!(nft::ensure(&firewall()).unwrap(), "{damage} went unnoticed");
@@ -86,7 +108,7 @@ fn the_table_is_replaced_only_when_it_differs() {
         };
         assert!(nft::ensure(&adopted).unwrap());
         assert!(!nft::ensure(&adopted).unwrap());
-        assert!(!run("nft list table inet hiveway").contains("masquerade"));
+        assert!(!run("nft list table inet hiveway").contains("172.18.0.0/16"));
         assert!(nft::ensure(&Firewall { host: None, ..adopted }).unwrap());
         assert!(!run("nft list table inet hiveway").contains("dnat"));
 
@@ -121,6 +143,21 @@ fn the_guard_stops_forged_tunnels_and_not_the_kernels_own() {
         assert_eq!(send(&frame(2), 4789), Ok(12), "another's device has that VNI");
         assert_eq!(send(&frame(3), 4789), denied, "4099 may be a network of the swarm that no task here is on");
         assert_eq!(send(&frame(1), 4790), Ok(12), "another port");
+        let send_to = |address: &str, payload: &[u8]| {
+            std::net::UdpSocket::bind("0.0.0.0:0").unwrap().send_to(payload, (address, 4789)).map_err(|e| e.kind())
+        };
+        let before = nft::drops().unwrap().forged.packets;
+        for own in ["127.0.0.1", "192.0.2.1"] {
+            assert_eq!(
+                (send_to(own, &frame(1)), send_to(own, b"x")),
+                (denied, denied),
+                "this node's own tunnel at {own}"
+            );
+            assert_eq!(send_to(own, &frame(2)), Ok(12), "another's device has that VNI");
+        }
+        assert_eq!(send_to("192.0.2.77", &frame(1)), denied, "it may be another node's, too");
+        assert_eq!(send_to("192.0.2.77", b"an answer, say"), Ok(14), "to a client that has that port");
+        assert_eq!(nft::drops().unwrap().forged.packets, before + 5);
 
         // Other people's vxlan devices on the same port go on working, also for this node's own processes.
         run("ip link add vx type vxlan id 7 dstport 4789 local 192.0.2.1 remote 192.0.2.2");
@@ -184,6 +221,56 @@ fn the_guard_lets_other_peoples_tunnels_be_routed() {
             send();
             assert_eq!((arrived(), nft::drops().unwrap().forged.packets), (1, drops), "a container's at {bridge}");
         }
+    });
+}
+
+/// Tunnels end at every address of a node, and a container knows more of them than this node does of other nodes'.
+#[test]
+fn containers_reach_no_tunnel_at_whichever_address() {
+    let (container, far) = (Netns::new("ct"), Netns::new("far"));
+    in_fresh_netns(|| async {
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        for (name, port, there, own, theirs) in [
+            ("br0", "up0", &far, "192.0.2.1/24", "192.0.2.2/24"),
+            ("docker0", "ct0", &container, "172.17.0.1/16", "172.17.0.2/16"),
+        ] {
+            run(&format!("ip link add {name} type bridge && ip addr add {own} dev {name} && ip link set {name} up"));
+            run(&format!("ip link add {port} type veth peer name eth0 netns {}", there.0));
+            run(&format!("ip link set {port} master {name} up"));
+            there.run(&format!("ip addr add {theirs} dev eth0"));
+            there.run("ip link set eth0 up");
+            there.run(&format!("ip route add default via {}", own.split('/').next().unwrap()));
+        }
+        // Another node's second address.
+        far.run("ip addr add 192.0.2.7/24 dev eth0");
+        nft::ensure(&Firewall { vteps: BTreeSet::from([[192, 0, 2, 2].into()]), ..firewall() }).unwrap();
+        let counting = |name: &str| {
+            format!(
+                "nft add table inet counting && \
+                 nft add chain inet counting in '{{ type filter hook input priority 10; }}' && \
+                 nft add rule inet counting in {name} udp dport 4789 counter"
+            )
+        };
+        run(&counting("iifname docker0"));
+        far.run(&format!("sh -c \"{}\"", counting("iifname eth0")));
+        let packets = |listing: &str| {
+            listing.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let arrived = || {
+            let list = "nft list chain inet counting in";
+            (packets(&run(list)), packets(&far.run(list)))
+        };
+        let send = |payload: &str, address: &str| {
+            container.run(&format!("bash -c \"printf '{payload}' > /dev/udp/{address}/4789\""));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            (arrived(), nft::drops().unwrap().forged.packets)
+        };
+        let frame = "\\x08\\0\\0\\0\\0\\x10\\x01\\0frame";
+        assert_eq!(send(frame, "172.17.0.1"), ((0, 0), 1), "the bridge's own address");
+        assert_eq!(send(frame, "192.0.2.1"), ((0, 0), 2), "the node's");
+        assert_eq!(send(frame, "192.0.2.2"), ((0, 0), 3), "another node's");
+        assert_eq!(send(frame, "192.0.2.7"), ((0, 0), 4), "another node's second one");
+        assert_eq!(send("an answer, say", "192.0.2.7"), ((0, 1), 4), "no VXLAN");
     });
 }
 

@@ -10,7 +10,7 @@ use std::{
 use dataplane_common::addr::{Mac, Tag};
 use ipnet::Ipv4Net;
 
-use crate::binding::Binding;
+use crate::{binding::Binding, model::Access};
 
 /// A network interface's name: at most 15 bytes. Ours begin with `hw`.
 pub type IfName = String;
@@ -38,6 +38,8 @@ pub struct Desired {
     pub published: BTreeSet<(u8, u16)>,
     /// Those of them that answer at some of this node's addresses only.
     pub bound: BTreeMap<(u8, u16), Binding>,
+    /// Those of them that not every client may use, and who may.
+    pub restricted: BTreeMap<(u8, u16), Access>,
     /// All other nodes' tunnel addresses.
     pub vteps: BTreeSet<Ipv4Addr>,
     /// What was left out of the table, and why; shown in `status`.

@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use hiveway_core::{
     observed::Link,
-    plan::{Action, Plan, Stage},
+    plan::{Action, Item, Plan, Stage},
 };
 
 use super::{
@@ -129,7 +129,13 @@ impl Round {
             }
             let done = netlink::apply(node, spaces, &step.action).await;
             if self.note(backoff, &item, done).is_some() {
-                tracing::debug!("{item}: {}", step.action);
+                match step.item {
+                    Item::Stray { .. } => tracing::warn!(
+                        "{item}: deleted; only the agent puts interfaces there, and a container with NET_ADMIN needs a user \
+                         namespace to be kept from it"
+                    ),
+                    _ => tracing::debug!("{item}: {}", step.action),
+                }
                 self.changes += 1;
             }
         }

@@ -10,6 +10,7 @@ use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
 use hiveway_core::{
     Desired, Model, Settings,
     binding::Binding,
+    firewall::Ranges,
     names,
     observed::{Kind, Link},
 };
@@ -20,7 +21,7 @@ use crate::{
     engine_mesh::has_ipvs,
     mesh,
     netlink::{Stale, forget_connections},
-    nft::{Bound, Firewall, Foreign, HostRules, Masquerade},
+    nft::{Bound, Firewall, Foreign, HostRules, Listed, Masquerade},
     uplinks::Uplinks,
 };
 
@@ -62,6 +63,7 @@ pub(super) fn firewall(
         vnis,
         masquerade,
         published: ports(desired),
+        listed: if model.engine_has_ingress() { listed(desired) } else { Vec::new() },
         host: host(model, desired, gateway, links, uplinks),
     }
 }
@@ -138,6 +140,16 @@ fn bound(desired: &Desired, links: &BTreeMap<String, Link>) -> Vec<Bound> {
     }
     let nets = |binding: &Binding| binding.nets(&addresses).nets().to_vec();
     groups.into_iter().map(|(binding, ports)| Bound { ports, nets: nets(binding) }).collect()
+}
+
+/// Published ports that not every client may use, by who may.
+fn listed(desired: &Desired) -> Vec<Listed> {
+    let mut groups = BTreeMap::<Ranges, BTreeSet<_>>::new();
+    for (key, access) in &desired.restricted {
+        let of = |nets: &[Ipv4Net]| nets.iter().copied().collect::<Ranges>();
+        groups.entry(of(&access.allow).minus(&of(&access.deny))).or_default().insert(*key);
+    }
+    groups.into_iter().map(|(allowed, ports)| Listed { ports, allowed }).collect()
 }
 
 /// Connections that are not as `firewall` leads them, because they are older.

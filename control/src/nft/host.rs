@@ -10,18 +10,21 @@ use std::{
 use dataplane_common::headers::ipproto;
 use hiveway_core::names;
 use ipnet::Ipv4Net;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     CLOSED, TABLE,
-    ruleset::{chain, named, payload, rule},
+    ruleset::{chain, is_translated, named, payload, rule},
 };
 
 /// Just before everybody else's destination NAT (-100), so that a stock engine's rules for the same ports find the
 /// connection translated.
-const DESTINATION: i32 = -110;
+pub(super) const DESTINATION: i32 = -110;
 /// Just before everybody else's source NAT (100), which would masquerade with whichever address it finds.
 const SOURCE: i32 = 90;
+/// What leaves by the host link goes through this chain.
+const UNINVITED: &str = "uninvited";
 /// As mangling (-150).
 const MANGLE: i32 = -150;
 
@@ -68,12 +71,30 @@ impl HostRules {
             named.map(move |(protocol, ports)| (set_name(protocol, group.number), ports))
         });
         let sets = sets.map(|(name, ports)| {
-            let mut elements: Vec<Value> = ports.into_iter().map(|port| json!(port)).collect();
-            elements.sort_by_key(Value::to_string);
             json!({"set": {"family": family, "name": name, "table": table, "type": "inet_service",
-                           "elem": elements}})
+                           "elem": elements(ports)}})
         });
         sets.collect()
+    }
+
+    /// Has [`UNINVITED`] look at what a chain lets out of the host link.
+    pub(super) fn uninvited(chain: &str) -> Value {
+        rule(chain, vec![named("==", "oifname", names::HOST), json!({"jump": {"target": UNINVITED}})])
+    }
+
+    /// Comes before what [`HostRules::uninvited`] adds to other chains.
+    pub(super) fn regular_chain() -> Value {
+        let (family, table) = TABLE;
+        json!({"chain": {"family": family, "table": table, "name": UNINVITED}})
+    }
+
+    /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel address
+    /// as its source, which lists and bindings know nothing against.
+    pub(super) fn regular_rules() -> [Value; 2] {
+        [
+            rule(UNINVITED, vec![is_translated("dnat"), json!({"return": null})]),
+            rule(UNINVITED, vec![json!({"counter": CLOSED}), json!({"drop": null})]),
+        ]
     }
 
     pub(super) fn chains(&self) -> Vec<Value> {
@@ -98,7 +119,7 @@ impl HostRules {
         }
         rules.extend(self.closed().into_iter().map(|statements| rule("host_prerouting", statements)));
         let source = json!({"snat": {"family": "ip", "addr": self.vtep}});
-        rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), source]));
+        rules.push(rule("host_postrouting", vec![named("==", "oifname", names::HOST), is_translated("dnat"), source]));
         for (name, key) in [("host_mss_out", "oifname"), ("host_mss_in", "iifname")] {
             rules.push(rule(name, vec![named("==", key, names::HOST), is_syn(), self.clamp()]));
         }
@@ -163,7 +184,7 @@ struct Group<'a> {
 }
 
 /// Protocols that nftables has names for.
-fn by_protocol(ports: &BTreeSet<(u8, u16)>) -> BTreeMap<&'static str, BTreeSet<u16>> {
+pub(super) fn by_protocol(ports: &BTreeSet<(u8, u16)>) -> BTreeMap<&'static str, BTreeSet<u16>> {
     let mut found = BTreeMap::<_, BTreeSet<_>>::new();
     for (protocol, port) in ports {
         let name = match *protocol {
@@ -184,6 +205,13 @@ fn set_name(protocol: &str, group: Option<usize>) -> String {
     }
 }
 
+/// Of a set, in the order in which sets are compared.
+pub(super) fn elements(all: impl IntoIterator<Item = impl Serialize>) -> Vec<Value> {
+    let mut elements: Vec<Value> = all.into_iter().map(|element| json!(element)).collect();
+    elements.sort_by_key(Value::to_string);
+    elements
+}
+
 /// As `nft` lists it: a whole address without its prefix length.
 fn to_net(net: Ipv4Net) -> Value {
     let right = match net.prefix_len() {
@@ -194,7 +222,7 @@ fn to_net(net: Ipv4Net) -> Value {
 }
 
 /// To an address of this node.
-fn is_local() -> Value {
+pub(super) fn is_local() -> Value {
     json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}})
 }
 

@@ -2,6 +2,7 @@
 //! against what overlay bridges would let into the node, and the translations of the host link.
 
 mod host;
+mod lists;
 mod ruleset;
 
 use std::{
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::child::{self, ChildError, Limits};
 
 pub use host::{Bound, HostRules};
+pub use lists::Listed;
 pub use ruleset::{Firewall, Foreign, Masquerade, port_range};
 
 /// The program.
@@ -24,7 +26,7 @@ const NFT: &str = "nft";
 const TABLE: (&str, &str) = ("inet", "hiveway");
 /// The counter of what the guard has dropped. It outlives changes of the rules, not the table's removal.
 const GUARD: &str = "forged";
-/// Counts new connections to bound ports at other addresses than theirs.
+/// Counts new connections to bound ports at other addresses than theirs, and of clients to ports that they may not use.
 const CLOSED: &str = "closed";
 /// Counts what came from an overlay bridge for the node itself, or to be forwarded.
 const STRAY: &str = "stray";
@@ -173,7 +175,7 @@ pub fn list_json(args: &[&str], limits: Limits) -> Result<Option<Value>, NftErro
 pub struct Dropped {
     /// By the guard against forged tunnels.
     pub forged: Stat,
-    /// New connections to bound ports at other addresses than theirs.
+    /// New connections to bound ports at other addresses than theirs, and of clients to ports that they may not use.
     pub closed: Stat,
     /// What containers sent over an overlay bridge to the node itself, or through it.
     pub stray: Stat,

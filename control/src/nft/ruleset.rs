@@ -3,16 +3,30 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{GUARD, HostRules, STRAY, TABLE};
+use super::{
+    GUARD, HostRules, Listed, STRAY, TABLE,
+    host::{elements, is_local},
+    lists,
+};
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
 /// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's tunnel.
 const TRANSLATED: i32 = 110;
+/// Before everybody's source NAT (100), which keeps a container's source port if it can.
+const PORTS: i32 = 95;
 /// What is forwarded towards another node's VXLAN port goes through this chain.
 const TUNNELLED: &str = "tunnelled";
+/// What processes send to a VXLAN port, whosever.
+const SENT: &str = "sent";
+/// The set of containers' bridges, and how rules name it.
+const CONTAINERS: &str = "containers";
+const IN_CONTAINERS: &str = "@containers";
+/// What a VXLAN header begins with: the flag that it has a VNI. The kernel's devices take no other one unless told to.
+const VXLAN_FLAGS: u32 = 0x0800_0000;
 /// The set of our overlay bridges, and how rules name it.
 const OVERLAYS: &str = "overlays";
 const IN_OVERLAYS: &str = "@overlays";
@@ -38,6 +52,8 @@ pub struct Firewall {
     pub masquerade: Option<Masquerade>,
     /// Published TCP and UDP ports, which masquerading never picks.
     pub published: BTreeSet<u16>,
+    /// Published ports that not every client may use, where an engine answers them as well.
+    pub listed: Vec<Listed>,
     /// For the host link, once it is there.
     pub host: Option<HostRules>,
 }
@@ -66,68 +82,72 @@ impl Firewall {
         let (family, table) = TABLE;
         let mut chains = vec![
             json!({"chain": {"family": family, "table": table, "name": TUNNELLED}}),
+            json!({"chain": {"family": family, "table": table, "name": SENT}}),
             chain("forward", "filter", "forward", 0),
             chain("input", "filter", "input", 0),
             chain("output", "filter", "output", 0),
         ];
-        let mut rules: Vec<_> = self.tunnelled().chain([self.forward(), routed()]).collect();
+        let mut rules: Vec<_> = self.tunnelled().chain(self.sent()).collect();
+        if self.host.is_some() {
+            chains.insert(2, HostRules::regular_chain());
+            rules.extend(HostRules::regular_rules());
+        }
+        rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
             let bridge = &masquerade.bridge;
             rules
                 .push(rule("forward", vec![named("==", "iifname", bridge), named("==", "oifname", bridge), drop_it()]));
         }
-        rules.push(taken());
-        rules.extend(self.output());
+        if self.host.is_some() {
+            rules.push(HostRules::uninvited("forward"));
+        }
+        rules.extend([taken(), self.entered(), self.output()]);
+        if self.host.is_some() {
+            rules.push(HostRules::uninvited("output"));
+        }
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
         }
+        if !self.published.is_empty() {
+            chains.push(chain("source_ports", "nat", "postrouting", PORTS));
+            rules.push(self.source_ports());
+        }
         if let Some(vtep) = self.vtep {
             chains.push(chain("guard_postrouting", "filter", "postrouting", TRANSLATED));
-            let forged =
-                [from(vtep), json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "snat"}})];
+            let forged = [from(vtep), is_translated("snat")];
             let rest = self.tunnel([count_it(), drop_it()]);
             rules.push(rule("guard_postrouting", forged.into_iter().chain(rest).collect()));
         }
-        let mut sets = vec![self.set(), self.overlays()];
+        let mut sets = vec![
+            set("vteps", "ipv4_addr", &self.vteps),
+            set(OVERLAYS, "ifname", &self.overlays),
+            set(CONTAINERS, "ifname", &self.bridges),
+            set("published", "inet_service", &self.published),
+        ];
         if let Some(host) = &self.host {
             sets.extend(host.sets());
             chains.extend(host.chains());
             rules.extend(host.rules());
         }
+        if !self.listed.is_empty() {
+            sets.extend(lists::sets(&self.listed));
+            chains.push(lists::chain());
+            rules.extend(lists::rules(&self.listed));
+        }
         sets.into_iter().chain(chains).chain(rules).collect()
-    }
-
-    fn set(&self) -> Value {
-        let (family, table) = TABLE;
-        let mut set = json!({"family": family, "name": "vteps", "table": table, "type": "ipv4_addr"});
-        if !self.vteps.is_empty() {
-            let mut elements: Vec<Value> = self.vteps.iter().map(|vtep| json!(vtep)).collect();
-            elements.sort_by_key(Value::to_string);
-            set["elem"] = elements.into();
-        }
-        json!({"set": set})
-    }
-
-    fn overlays(&self) -> Value {
-        let (family, table) = TABLE;
-        let mut set = json!({"family": family, "name": OVERLAYS, "table": table, "type": "ifname"});
-        if !self.overlays.is_empty() {
-            let mut elements: Vec<Value> = self.overlays.iter().map(|bridge| json!(bridge)).collect();
-            elements.sort_by_key(Value::to_string);
-            set["elem"] = elements.into();
-        }
-        json!({"set": set})
     }
 
     /// VXLAN towards another node, then `rest`.
     fn tunnel(&self, rest: impl IntoIterator<Item = Value>) -> Vec<Value> {
-        let head = [
-            json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}}),
-            json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": self.vxlan_port}}),
-        ];
-        head.into_iter().chain(rest).collect()
+        let to_nodes = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}});
+        [to_nodes, self.to_port()].into_iter().chain(rest).collect()
+    }
+
+    /// UDP to the VXLAN port, wherever that is.
+    fn to_port(&self) -> Value {
+        json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": self.vxlan_port}})
     }
 
     /// Has [`TUNNELLED`] look at VXLAN towards another node, so that nothing else that is forwarded is compared with bridges.
@@ -140,22 +160,39 @@ impl Firewall {
     /// Other people's VXLAN that is routed or bridged through this node passes, virtual machines' that are nodes of the
     /// swarm, say.
     fn tunnelled(&self) -> impl Iterator<Item = Value> {
-        let containers = self.bridges.iter().map(|bridge| named("==", "iifname", bridge));
-        let forged = containers.chain(self.vtep.map(from));
+        let forged = [named("==", "iifname", IN_CONTAINERS)].into_iter().chain(self.vtep.map(from));
         forged.map(|forged| rule(TUNNELLED, vec![forged, count_it(), drop_it()]))
     }
 
-    /// Drops VXLAN that a process of this node sends, but not what a vxlan device sends, ours or others'. The kernel's
-    /// own tunnel sockets have no owner; but what a process sends through a vxlan device keeps its owner all the way
-    /// out, so frames with the VNIs of others' devices pass. Ours never come from processes: our bridges have no
-    /// address. Which VNIs the swarm has elsewhere this node need not know.
-    fn output(&self) -> Vec<Value> {
+    /// Drops VXLAN that containers send anywhere but to each other: other nodes take it at all of their addresses, and
+    /// this one knows their tunnel addresses only. What merely goes to that port, an answer say, is no VXLAN.
+    fn scattered(&self) -> Value {
+        let leaves = [named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
+        let tunnel = [self.to_port(), is_vxlan(), count_it(), drop_it()];
+        rule("forward", leaves.into_iter().chain(tunnel).collect())
+    }
+
+    /// Drops what containers send to this node's own VXLAN port, at whichever address: the kernel's sockets there ask
+    /// nobody where a frame comes from.
+    fn entered(&self) -> Value {
+        rule("input", vec![named("==", "iifname", IN_CONTAINERS), self.to_port(), count_it(), drop_it()])
+    }
+
+    /// Has [`SENT`] look at what processes send to the VXLAN port. The kernel's own tunnel sockets have no owner.
+    fn output(&self) -> Value {
         let process = json!({"match": {"op": ">=", "left": {"meta": {"key": "skuid"}}, "right": 0}});
+        rule("output", vec![process, self.to_port(), json!({"jump": {"target": SENT}})])
+    }
+
+    /// Drops VXLAN that a process of this node sends to another node, to this one (127.0.0.1 is an address of the kernel's
+    /// sockets as well), or to an address that may be another node's. What a process sends through a vxlan device keeps
+    /// its owner all the way out, so frames with the VNIs of others' devices pass. Ours never come from processes: our
+    /// bridges have no address. Which VNIs the swarm has elsewhere this node need not know.
+    fn sent(&self) -> Vec<Value> {
         let (op, vnis): (_, Vec<u32>) = match &self.foreign {
             Foreign::Vnis(vnis) => ("==", vnis.difference(&self.vnis).copied().collect()),
             Foreign::Any => ("!=", self.vnis.iter().copied().collect()),
         };
-        let rule = |rest: [Value; 2]| rule("output", [process.clone()].into_iter().chain(self.tunnel(rest)).collect());
         let mut rules = Vec::new();
         if !vnis.is_empty() {
             let right = match vnis.as_slice() {
@@ -164,10 +201,21 @@ impl Firewall {
             };
             // A payload too short for a VNI does not match, and so does not pass.
             let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
-            rules.push(rule([json!({"match": {"op": op, "left": vni, "right": right}}), json!({"return": null})]));
+            rules.push(vec![json!({"match": {"op": op, "left": vni, "right": right}}), json!({"return": null})]);
         }
-        rules.push(rule([count_it(), drop_it()]));
-        rules
+        let to_nodes = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}});
+        rules.extend([to_nodes, is_local(), is_vxlan()].map(|forged| vec![forged, count_it(), drop_it()]));
+        rules.into_iter().map(|statements| rule(SENT, statements)).collect()
+    }
+
+    /// Gives what containers send from a published UDP port another source port. The engine's masquerade would keep it,
+    /// so a container could have the data plane take the port for the node's own towards any client.
+    fn source_ports(&self) -> Value {
+        let leaves = [named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
+        let (first, last) = port_range(&self.published);
+        let from = json!({"match": {"op": "==", "left": payload("udp", "sport"), "right": "@published"}});
+        let to = json!({"masquerade": {"port": {"range": [first, last]}}});
+        rule("source_ports", leaves.into_iter().chain([from, to]).collect())
     }
 
     fn masquerade(&self, masquerade: &Masquerade) -> [Value; 2] {
@@ -187,6 +235,21 @@ impl Firewall {
             rule("postrouting", leaves.into_iter().chain([json!({"masquerade": null})]).collect()),
         ]
     }
+}
+
+fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
+    let (family, table) = TABLE;
+    let mut set = json!({"family": family, "name": name, "table": table, "type": kind});
+    if !all.is_empty() {
+        set["elem"] = elements(all).into();
+    }
+    json!({"set": set})
+}
+
+/// Whether it begins as a VXLAN header does.
+fn is_vxlan() -> Value {
+    let flags = json!({"payload": {"base": "th", "offset": 64, "len": 32}});
+    json!({"match": {"op": "==", "left": flags, "right": VXLAN_FLAGS}})
 }
 
 /// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the
@@ -241,6 +304,11 @@ pub(super) fn named(op: &str, key: &str, name: &str) -> Value {
     json!({"match": {"op": op, "left": {"meta": {"key": key}}, "right": name}})
 }
 
+/// Whether connection tracking has given the connection another source (`snat`) or destination (`dnat`).
+pub(super) fn is_translated(what: &str) -> Value {
+    json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": what}})
+}
+
 fn count_it() -> Value {
     json!({"counter": GUARD})
 }
@@ -283,6 +351,7 @@ mod tests {
             foreign: Foreign::Vnis([8].into()),
             masquerade: None,
             published: [].into(),
+            listed: Vec::new(),
             host: None,
         };
         let text = Value::from(firewall.objects()).to_string();

@@ -121,7 +121,7 @@ impl<'l> Victim<'l> {
     }
 }
 
-fn mac_of(netns: &Netns, interface: &str) -> Result<String> {
+pub(crate) fn mac_of(netns: &Netns, interface: &str) -> Result<String> {
     let link = netns.run(&format!("ip -oneline link show {interface}"))?;
     let mac = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
     mac.map(str::to_owned).with_context(|| format!("no MAC in {link}"))

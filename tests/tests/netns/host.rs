@@ -1,5 +1,7 @@
 //! The node itself, and tasks on it, as clients of published ports; and the node's own use of such ports.
 
+use std::net::UdpSocket;
+
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     lab::{Lab, Netns, Offloads, PATIENCE, scenario, wait_for, with_and_without_offloads},
@@ -273,7 +275,7 @@ fn a_socket_that_never_falls_silent_follows_its_port_when_it_is_unpublished() {
 }
 
 /// A bridge as an engine makes it for containers of this node alone, with its rules around, and a container on it.
-fn container_on(lab: &Lab, node: &Netns, bridge: &str, subnet: &str) -> Result<Netns> {
+pub(crate) fn container_on(lab: &Lab, node: &Netns, bridge: &str, subnet: &str) -> Result<Netns> {
     let container = lab.namespace(&format!("c-{}-{bridge}", node.label()))?;
     node.run(&format!("ip link add {bridge} type bridge forward_delay 0 mcast_snooping 0"))?;
     node.run(&format!("ip addr add {subnet}.1/16 dev {bridge}"))?;
@@ -396,6 +398,73 @@ fn ipv6_clients_are_said_not_to_be_served_and_listeners_for_them_alone_are_not_s
             "{text}"
         );
         ensure!(status()?["ipv6"]["addresses"] == json!(["2001:db8::11"]), "{:#}", status()?["ipv6"]);
+        Ok(())
+    });
+}
+
+/// It stands for published ports, and whoever reaches it comes with the tunnel address.
+#[test]
+fn the_host_links_address_is_reached_by_translation_only() {
+    const TARGET: &str = "169.254.72.1:8080";
+    scenario(|lab| {
+        let client = lab.client()?;
+        let mut table = web();
+        table.item_mut("services", "web")["labels"] = json!({"hiveway.deny": "192.168.77.100"});
+        let mut cluster = Cluster::start(lab, 3, table)?;
+        cluster.serve(&WEB)?;
+        let (node, agent) = (cluster.nodes[2].clone(), cluster.agents[2].clone());
+        client.run("ip route add 169.254.72.1/32 via 192.168.77.13")?;
+        let refused = |client: &Netns| -> Result<()> {
+            let before = agent.dropped("not_allowed")?;
+            let tally = peer::attempts(client, "tcp", TARGET, 2)?;
+            ensure!(tally.ok == 0, "from {}: {tally:?}", client.label());
+            agent.wait_dropped("not_allowed", before + 1)
+        };
+        refused(&client)?;
+        // Where a port is not bound, it is not reached by this address either.
+        cluster.change(|table| {
+            table.item_mut("services", "web")["labels"] = json!({"hiveway.addresses": "127.0.0.0/8"});
+        })?;
+        wait_for("the ports to be bound", PATIENCE, || {
+            let tally = peer::attempts(&node, "tcp", "192.168.77.13:8080", 1)?;
+            assert_refused(&tally, 1)
+        })?;
+        for client in [&client, &node, cluster.task("user.1")] {
+            refused(client)?;
+        }
+        answers(&node, "127.0.0.1", "192.168.77.13")
+    });
+}
+
+/// As a container may on any bridge of an engine's: its masquerade keeps the source port if it can.
+#[test]
+fn a_container_takes_no_published_port_towards_a_client() {
+    scenario(|lab| {
+        let far = lab.far_client()?;
+        let mut cluster = Cluster::start(lab, 3, web())?;
+        cluster.serve(&WEB)?;
+        let container = container_on(lab, &cluster.nodes[2], "docker0", "172.17.0")?;
+        wait_for("the agent to know the bridge", PATIENCE, || {
+            let rules = cluster.nodes[2].run("nft list table inet hiveway")?;
+            ensure!(rules.contains("docker0"), "{rules}");
+            Ok(())
+        })?;
+        let (to, from) =
+            (far.enter(|| UdpSocket::bind("0.0.0.0:4000"))??, container.enter(|| UdpSocket::bind("0.0.0.0:5353"))??);
+        for socket in [&to, &from] {
+            socket.set_read_timeout(Some(PATIENCE))?;
+        }
+        from.send_to(b"mine", "192.168.88.100:4000")?;
+        let mut buffer = [0; 16];
+        let (_, seen) = to.recv_from(&mut buffer)?;
+        ensure!(seen.ip().to_string() == "192.168.77.13" && seen.port() != 5353, "{seen}");
+        // The container still has its answers, and the client its service.
+        to.send_to(b"yours", seen)?;
+        let (length, _) = from.recv_from(&mut buffer)?;
+        ensure!(buffer[..length] == *b"yours", "{:?}", &buffer[..length]);
+        drop(to);
+        let tally = peer::udp_from_port(&far, "192.168.77.13:5353", 4000, 4, true)?;
+        ensure!((tally.ok, tally.failed) == (4, 0), "{tally:?}");
         Ok(())
     });
 }

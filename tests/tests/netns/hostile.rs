@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::{
     frames::{ip, mac},
+    host,
     support::Cluster,
+    takeover,
 };
 
 const VNI: u32 = 4097;
@@ -292,5 +294,83 @@ fn a_container_reaches_nothing_of_the_node_over_an_overlay_bridge() {
         cluster.task("a.2").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
         ensure!(liar.run("ping -b -c 1 -W 5 10.0.1.255")?.contains("from 10.0.1.4"), "broadcast is cut off");
         liar.run("ping -c 1 -W 5 192.168.88.100").map(drop)
+    });
+}
+
+/// On a network that engines carry, the kernel's tunnel sockets take frames from whoever reaches them.
+#[test]
+fn nobody_on_a_node_gets_into_an_engines_network_by_way_of_its_tunnels() {
+    scenario(|lab| {
+        let nodes = takeover::nodes(lab)?;
+        // An address of n2 that n1 does not know as such.
+        nodes[1].run("ip addr add 10.50.0.1/32 dev eth0")?;
+        nodes[0].run("ip route add 10.50.0.1/32 via 192.168.77.12")?;
+        let container = host::container_on(lab, &nodes[0], "docker0", "172.17.0")?;
+        let mut cluster = Cluster::start_on(lab, nodes, takeover::web(), &[])?;
+        cluster.serve(&takeover::WEB)?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        let filter = format!("udp port {DISCARD_PORT}");
+        let seen = takeover::WEB.map(|task| Capture::start(lab, cluster.task(task), "eth0", &filter));
+        let to = |target: &str, source: &str| {
+            tunnelled(VNI, &frame(&plain::mac_of(source), &plain::mac_of(target), source, target))
+        };
+        let (to_first, to_second) = (to("10.0.1.3", "10.0.1.4"), to("10.0.1.4", "10.0.1.3"));
+        let before = agent.dropped("forged_tunnel")?;
+        let mut sent = 0;
+        for from in [&container, cluster.task("web.1")] {
+            for (address, payload) in [
+                ("172.17.0.1:4789", &to_first),
+                ("172.18.0.1:4789", &to_first),
+                ("192.168.77.11:4789", &to_first),
+                ("192.168.77.12:4789", &to_second),
+                ("10.50.0.1:4789", &to_second),
+            ] {
+                send_datagrams(from, address, payload, 2)?;
+                sent += 2;
+            }
+        }
+        agent.wait_dropped("forged_tunnel", before + sent)?;
+        for (address, payload) in
+            [("127.0.0.1:4789", &to_first), ("192.168.77.11:4789", &to_first), ("10.50.0.1:4789", &to_second)]
+        {
+            ensure!(send_datagrams(node, address, payload, 1).is_err(), "a local user could send to {address}");
+        }
+        for capture in seen {
+            let rows = capture?.dissect("udp", &["ip.src"])?;
+            ensure!(rows.is_empty(), "a task has seen {rows:?}");
+        }
+        // The engines' own tunnels work.
+        let tally = peer::tcp_load(cluster.task("user.1"), "10.0.1.3:80", 4, 1)?;
+        ensure!(tally.failed == 0, "{tally:?}");
+        let tally = peer::tcp_load(cluster.task("web.1"), "10.0.1.4:80", 4, 1)?;
+        ensure!(tally.failed == 0, "{tally:?}");
+        Ok(())
+    });
+}
+
+/// As a container with NET_ADMIN and no user namespace can make one, through the veth that leads to the node's namespace.
+#[test]
+fn a_foreign_port_of_a_bridge_of_ours_is_taken_away_and_named() {
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        let own = |node: &Netns| node.shell("ip -brief link show | cut -d' ' -f1 | sort");
+        let before = own(node)?;
+        for bridge in [format!("hwb{VNI}"), "hw-gwbridge".to_owned()] {
+            node.run(&format!("ip link add evil0 type veth peer name evil1 netns {}", cluster.task("a.1").name()))?;
+            node.run(&format!("ip link set evil0 master {bridge} up"))?;
+            wait_for(&format!("the port of {bridge} to go"), PATIENCE, || {
+                let now = own(node)?;
+                ensure!(now == before, "{now}");
+                Ok(())
+            })?;
+            ensure!(agent.log().contains(&format!("foreign interface evil0 on bridge {bridge}")), "it is not named");
+        }
+        // Somebody else's bridges are somebody else's.
+        node.run("ip link add br-mine type bridge")?;
+        node.run("ip link add mine0 type veth peer name mine1")?;
+        node.run("ip link set mine0 master br-mine")?;
+        cluster.task("a.1").run("ping -c 1 -W 5 10.0.1.4")?;
+        node.run("ip link show mine0").map(drop)
     });
 }

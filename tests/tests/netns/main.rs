@@ -2,6 +2,7 @@
 
 mod agent_life;
 mod allow;
+mod allow_engine;
 mod bad_input;
 mod bound;
 mod collisions;

@@ -61,7 +61,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     maps.tasks();
     maps.tapped();
     maps.services();
-    maps.ports(settings);
+    maps.ports();
     maps.host_link();
     maps.state.left = facts.left.entries.clone();
     maps.state.left_flags.clone_from(&facts.left.flags);

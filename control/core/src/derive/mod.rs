@@ -56,7 +56,8 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         });
     }
     outside_the_mesh(&topology, &mut left_out);
-    left_out.extend(maps::restricted(&topology, settings).1);
+    let (restricted, closed) = maps::restricted(&topology, settings);
+    left_out.extend(closed);
     let bound = bindings(&topology, settings);
     left_out.extend(maps::without_class(&topology, &bound));
     left_out.sort();
@@ -75,6 +76,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
             .then_some(HostLink { ip: settings.host_ip }),
         published,
         bound,
+        restricted,
         vteps: other_vteps(model, &me.id, vtep).collect(),
         left_out,
     })

@@ -167,6 +167,11 @@ impl Ranges {
         self.minus(other).is_empty()
     }
 
+    /// The fewest ranges that hold just these addresses, first and last, in order. No two of them touch.
+    pub fn spans(&self) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> + '_ {
+        self.0.iter().map(|(first, last)| (Ipv4Addr::from_bits(*first), Ipv4Addr::from_bits(*last)))
+    }
+
     /// The fewest CIDRs that hold just these addresses, in order.
     pub fn prefixes(&self) -> impl Iterator<Item = Ipv4Net> + '_ {
         self.0.iter().flat_map(|range| {

@@ -42,4 +42,23 @@ pub(super) fn plan(observed: &Observed, desired: &Desired, plan: &mut Plan) {
         }
         plan.finish(&Item::Leftover(name.clone()), action);
     }
+    strays(observed, desired, &wanted, plan);
+}
+
+/// Ports of bridges of ours that we have not made. A container with NET_ADMIN and no user namespace can put one there
+/// through the veth that leads to the node's namespace, and behind it be whoever it says: no program looks at it.
+fn strays(observed: &Observed, desired: &Desired, wanted: &BTreeSet<&str>, plan: &mut Plan) {
+    let bridges = desired.networks.iter().map(|network| &network.bridge);
+    let bridges = bridges.chain(desired.gateway.iter().map(|gateway| &gateway.bridge));
+    let ours: BTreeSet<_> =
+        bridges.filter(|name| observed.links.get(*name).is_some_and(|link| link.is_ours(name))).collect();
+    for (name, link) in &observed.links {
+        if let Some(bridge) = link.master.as_ref().filter(|bridge| ours.contains(bridge))
+            && !wanted.contains(name.as_str())
+            && !link.is_ours(name)
+        {
+            let item = Item::Stray { name: name.clone(), bridge: bridge.clone() };
+            plan.prepare(&item, Action::DeleteLink { name: name.clone() });
+        }
+    }
 }

@@ -31,6 +31,13 @@ pub enum Item {
     Task(String),
     /// Something of ours that nothing needs any more, by interface name.
     Leftover(IfName),
+    /// An interface that is none of ours, on a bridge of ours.
+    Stray {
+        /// Its name.
+        name: IfName,
+        /// The bridge's.
+        bridge: IfName,
+    },
 }
 
 /// When a step may be done.
@@ -198,6 +205,7 @@ impl fmt::Display for Item {
             Self::HostLink => f.write_str("host link"),
             Self::Task(id) => write!(f, "task {id}"),
             Self::Leftover(name) => write!(f, "leftover interface {name}"),
+            Self::Stray { name, bridge } => write!(f, "foreign interface {name} on bridge {bridge}"),
         }
     }
 }

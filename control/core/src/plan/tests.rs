@@ -161,6 +161,28 @@ fn foreign_links_are_never_touched() {
 }
 
 #[test]
+fn foreign_ports_of_our_bridges_go_and_others_stay() {
+    let mut desired = desired();
+    desired.networks.push(network(4098));
+    let mut kernel = Kernel::with_namespaces(&desired);
+    kernel.foreign("hwb4098", Kind::Bridge, Some("someone else's"));
+    kernel.run(&again(&kernel, &desired));
+    kernel.foreign("docker_gwbridge", Kind::Bridge, None);
+    let ports = [("evil0", "hwb4097"), ("evil1", "hw-gwbridge"), ("good0", "docker_gwbridge"), ("good1", "hwb4098")];
+    for (name, bridge) in ports {
+        kernel.foreign(name, Kind::Veth { peer: 7 }, None);
+        kernel.observed.links.get_mut(name).unwrap().master = Some(bridge.into());
+    }
+    let plan = again(&kernel, &desired);
+    let gone: Vec<_> = plan.steps.iter().map(|step| step.item.to_string()).collect();
+    assert_eq!(gone, ["foreign interface evil0 on bridge hwb4097", "foreign interface evil1 on bridge hw-gwbridge"]);
+    kernel.run(&plan);
+    assert!(["evil0", "evil1"].iter().all(|name| !kernel.observed.links.contains_key(*name)));
+    assert!(["good0", "good1"].iter().all(|name| kernel.observed.links.contains_key(*name)));
+    assert_eq!(again(&kernel, &desired).steps, []);
+}
+
+#[test]
 fn a_foreign_interface_inside_the_namespace_blocks_the_task_only() {
     let desired = desired();
     let mut kernel = Kernel::with_namespaces(&desired);

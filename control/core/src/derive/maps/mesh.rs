@@ -10,11 +10,10 @@ use dataplane_common::{
 };
 use ipnet::Ipv4Net;
 
-use super::{Maps, restricted};
+use super::Maps;
 use crate::{
     desired::{LocalTask, Role},
     model::{Access, Network, Protocol, Task},
-    settings::Settings,
     tag::tag,
     topology::Placed,
 };
@@ -102,8 +101,8 @@ impl Maps<'_> {
 
     /// Published ports: those in ingress mode on every node, whether or not it has a task; those in host mode where their
     /// task is.
-    pub(super) fn ports(&mut self, settings: &Settings) {
-        let topology = self.topology;
+    pub(super) fn ports(&mut self) {
+        let (topology, desired) = (self.topology, self.desired);
         for (key, published) in topology.answered() {
             let service = topology.model.services.get(published.service).map(AsRef::as_ref);
             let set = match (service, topology.ingress()) {
@@ -124,8 +123,8 @@ impl Maps<'_> {
             let set = local.and_then(|task| self.here(task, *key)).into_iter().collect();
             self.port(*key, set);
         }
-        for (key, access) in restricted(topology, settings).0 {
-            self.restrict(key, &access);
+        for (key, access) in &desired.restricted {
+            self.restrict(*key, access);
         }
     }
 

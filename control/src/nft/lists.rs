@@ -1,0 +1,133 @@
+//! Beside an engine its own mesh answers published ports for every packet that the programs leave to the stack: first
+//! fragments without a whole header, what is sent to a bridge's address, what arrives at an interface without a program.
+//! It knows no lists, so they are asked here as well.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use hiveway_core::firewall::Ranges;
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use super::{
+    CLOSED, TABLE,
+    host::{DESTINATION, by_protocol, elements, is_local},
+    ruleset::{self, payload, rule},
+};
+
+/// Between our translations into the host link and the engine's destination NAT (-100). A connection that was translated
+/// is not looked at again: the programs ask the lists about its new source.
+const PRIORITY: i32 = DESTINATION + 5;
+const CHAIN: &str = "lists_prerouting";
+
+/// Published ports with one list of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// (IP protocol number, port).
+    pub ports: BTreeSet<(u8, u16)>,
+    /// Clients that may open connections to them.
+    pub allowed: Ranges,
+}
+
+impl Listed {
+    /// How clients are compared with which set. Releases of `nft` differ in how they print a set that goes up to the last
+    /// address there is, so it is the set of those who may, or of those who may not.
+    fn clients(&self) -> (&'static str, Ranges) {
+        match self.allowed.contains(Ipv4Addr::BROADCAST) {
+            true => ("==", self.allowed.complement()),
+            false => ("!=", self.allowed.clone()),
+        }
+    }
+}
+
+/// Per list one set of clients, and one of ports per protocol.
+pub(super) fn sets(all: &[Listed]) -> Vec<Value> {
+    let (family, table) = TABLE;
+    let mut sets = Vec::new();
+    for (number, listed) in all.iter().enumerate() {
+        let mut set = json!({"family": family, "name": clients_name(number), "table": table, "type": "ipv4_addr",
+                             "flags": ["interval"]});
+        let (_, clients) = listed.clients();
+        if !clients.is_empty() {
+            set["elem"] = elements(clients.spans().map(span)).into();
+        }
+        sets.push(json!({"set": set}));
+        for (protocol, ports) in by_protocol(&listed.ports) {
+            sets.push(json!({"set": {"family": family, "name": ports_name(protocol, number), "table": table,
+                                      "type": "inet_service", "elem": elements(ports)}}));
+        }
+    }
+    sets
+}
+
+pub(super) fn chain() -> Value {
+    ruleset::chain(CHAIN, "nat", "prerouting", PRIORITY)
+}
+
+/// Drops new connections of clients that may not open them. A chain of type nat sees the first packet of each connection
+/// only, put together if it came in pieces: what is open goes on, as at the programs.
+pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
+    let mut rules = Vec::new();
+    for (number, listed) in all.iter().enumerate() {
+        let (op, _) = listed.clients();
+        for protocol in by_protocol(&listed.ports).into_keys() {
+            let (ports, clients) = (format!("@{}", ports_name(protocol, number)), format!("@{}", clients_name(number)));
+            let matches = [
+                json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": ports}}),
+                json!({"match": {"op": op, "left": payload("ip", "saddr"), "right": clients}}),
+                is_local(),
+            ];
+            let drop = [json!({"counter": CLOSED}), json!({"drop": null})];
+            rules.push(rule(CHAIN, matches.into_iter().chain(drop).collect()));
+        }
+    }
+    rules
+}
+
+fn clients_name(list: usize) -> String {
+    format!("clients_{list}")
+}
+
+fn ports_name(protocol: &str, list: usize) -> String {
+    format!("{protocol}_listed_{list}")
+}
+
+/// As `nft` lists it: a single address, a CIDR, or a range that is none.
+fn span((first, last): (Ipv4Addr, Ipv4Addr)) -> Value {
+    if first == last {
+        return json!(first);
+    }
+    let net = Ipv4Net::new_assert(first, (first.to_bits() ^ last.to_bits()).leading_zeros() as u8);
+    match net.network() == first && net.broadcast() == last {
+        true => json!({"prefix": {"addr": first, "len": net.prefix_len()}}),
+        false => json!({"range": [first, last]}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_is_as_short_as_nft_prints_it() {
+        let of = |first: [u8; 4], last: [u8; 4]| span((first.into(), last.into())).to_string();
+        assert_eq!(of([192, 0, 2, 1], [192, 0, 2, 1]), r#""192.0.2.1""#);
+        assert_eq!(of([0, 0, 0, 0], [127, 255, 255, 255]), r#"{"prefix":{"addr":"0.0.0.0","len":1}}"#);
+        assert_eq!(of([192, 0, 2, 4], [192, 0, 2, 7]), r#"{"prefix":{"addr":"192.0.2.4","len":30}}"#);
+        assert_eq!(of([192, 0, 2, 5], [192, 0, 2, 7]), r#"{"range":["192.0.2.5","192.0.2.7"]}"#);
+    }
+
+    #[test]
+    fn no_set_of_clients_holds_the_last_address() {
+        let listed = |ranges: &[(u32, u32)]| Listed { ports: [(6, 80)].into(), allowed: Ranges::of(ranges.to_vec()) };
+        for (ranges, op) in [(vec![(5, 9)], "!="), (vec![(5, u32::MAX)], "=="), (vec![], "!=")] {
+            let listed = listed(&ranges);
+            let (found, clients) = listed.clients();
+            assert_eq!(found, op);
+            assert!(!clients.contains(Ipv4Addr::BROADCAST));
+            // Of who is in the set or not, the right ones are dropped.
+            for client in [Ipv4Addr::from_bits(4), Ipv4Addr::from_bits(7), Ipv4Addr::BROADCAST] {
+                assert_eq!(clients.contains(client) == (op == "=="), !listed.allowed.contains(client), "{client}");
+            }
+        }
+    }
+}
