@@ -46,6 +46,7 @@ mod support;
 mod surroundings;
 mod takeover;
 mod translated_clients;
+mod unmounted;
 mod uplinks;
 mod vip;
 mod vlans;

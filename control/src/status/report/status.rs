@@ -317,11 +317,11 @@ pub(super) fn status(shared: &Shared, snapshot: &Snapshot) -> Result<Status, Str
                 .change
                 .map(|change| Change { reading_ms: ms(change.reading), programming_ms: ms(change.programming) }),
         },
-        dataplane: dataplane(shared).map_err(|error| error.to_string())?,
+        dataplane: dataplane(shared, snapshot).map_err(|error| error.to_string())?,
     })
 }
 
-fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
+fn dataplane(shared: &Shared, snapshot: &Snapshot) -> Result<Dataplane, dataplane::MapFault> {
     let (hook, counters) = (shared.hook(), shared.counts().counters()?);
     let last = shared.sweeps().last;
     let left = last.map(|(_, report)| report.left);
@@ -338,7 +338,12 @@ fn dataplane(shared: &Shared) -> Result<Dataplane, dataplane::MapFault> {
         tables: left.unwrap_or_default().named().into_iter().zip(capacity.named()).map(fill).collect(),
         counted_seconds_ago: ago(last.map(|(at, _)| at)),
         timeouts: shared.about.timeouts.named().into_iter().map(|(name, time)| (name, time.as_secs_f64())).collect(),
-        warnings: [nearly_full(shared), wrong_sizes(capacity, shared.about.sizes.into())].concat(),
+        warnings: [
+            nearly_full(shared),
+            wrong_sizes(capacity, shared.about.sizes.into()),
+            snapshot.pins_gone.map(|gone| gone.warning(&shared.about.bpffs)).into_iter().collect(),
+        ]
+        .concat(),
         counters: counters.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
     })
 }
