@@ -124,6 +124,75 @@ fn a_namespace_with_endless_routes_is_named() {
     });
 }
 
+/// Adds `count` rules that lead to the main table, each before the last one. As the `ip` command adds them, each is
+/// compared with all others, which takes minutes.
+fn add_rules(space: &Netns, count: u32) {
+    let space = std::fs::File::open(space.path()).unwrap();
+    let send = move || {
+        use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+        nix::sched::setns(&space, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = Socket::new(NETLINK_ROUTE).unwrap();
+        socket.connect(&SocketAddr::new(0, 0)).unwrap();
+        // NLM_F_REQUEST | NLM_F_CREATE; a rule of the family inet, table main, "to table"; its priority.
+        const RTM_NEWRULE: u16 = 32;
+        const HEAD: [u8; 12] = [2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0];
+        let rule = |priority: u32| {
+            let (length, kind, flags) = (36_u32.to_ne_bytes(), RTM_NEWRULE.to_ne_bytes(), 0x401_u16.to_ne_bytes());
+            let attribute = [8_u16.to_ne_bytes(), 6_u16.to_ne_bytes()].concat();
+            [&length[..], &kind, &flags, &[0; 8], &HEAD, &attribute, &priority.to_ne_bytes()].concat()
+        };
+        let priorities: Vec<u32> = (1..=count).rev().collect();
+        for some in priorities.chunks(1000) {
+            let messages: Vec<u8> = some.iter().flat_map(|priority| rule(*priority)).collect();
+            assert_eq!(socket.send(&messages, 0).unwrap(), messages.len());
+        }
+    };
+    std::thread::spawn(send).join().unwrap();
+}
+
+#[test]
+fn a_namespace_with_endless_rules_is_named() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        // Rules say where replies go, which is asked once there is an interface on the gateway bridge.
+        settle(&socket, &desired).await;
+        add_rules(&space, 60_000);
+        assert!(matches!(look(&socket, &desired).await.0.namespaces["web.1"], Namespace::Present(_)));
+        add_rules(&space, 6_000);
+        let observed = look(&socket, &desired).await.0;
+        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        assert!(why.contains("list routing rules: there are more than 65536"), "{why}");
+    });
+}
+
+#[test]
+fn a_namespace_with_endless_addresses_is_named() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        // Each is compared with the others of its interface.
+        const INTERFACES: u32 = 66;
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        let lines = (0..INTERFACES).flat_map(|n| {
+            let addresses = (0..1000).map(move |host| {
+                let ip = std::net::Ipv4Addr::from_bits(0x0a80_0000 + n * 1000 + host);
+                format!("addr add {ip}/32 dev b{n}\n")
+            });
+            std::iter::once(format!("link add b{n} type bridge\n")).chain(addresses)
+        });
+        std::fs::write(batch.path(), lines.collect::<String>()).unwrap();
+        space.run(&format!("ip -batch {}", batch.path().display()));
+        let observed = look(&socket, &desired).await.0;
+        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        assert!(why.contains("list addresses: there are more than 65536"), "{why}");
+        // With as many as a container could have, it is served again.
+        (1..INTERFACES).for_each(|n| drop(space.run(&format!("ip link del b{n}"))));
+        settle(&socket, &desired).await;
+        assert_eq!(remaining(&socket, &desired).await, Plan::default());
+    });
+}
+
 #[test]
 fn what_was_applied_needs_nothing_more() {
     let space = Netns::new("space");

@@ -34,7 +34,7 @@ const TURN_SHIFT: u32 = 29;
 const TURNS: u8 = 32;
 
 /// Which way the reply `packet` of the connection `known` should go (one of [`way`]). `proved`: its entry was in `FLOWS`
-/// before this packet. To be asked before the entry is touched.
+/// before this packet, and not ended. To be asked before the entry is touched.
 #[inline(always)]
 pub(crate) fn way_of(config: &Config, packet: &Packet, known: &Flow, proved: bool) -> u8 {
     if config.mesh_return != mesh_return::DIRECT || !may_leave(packet, known) {
@@ -65,6 +65,8 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
     // The SYN-ACK says which number proves the client; without connections the first answer does it.
     let opening = match packet.proto {
         ipproto::TCP => !proved || packet.flags & tcpflag::SYN != 0,
+        // An end that was meant for another's packet, which this one takes back.
+        ipproto::SCTP => !proved || known.flags & flag::SEEN == 0,
         _ => known.flags & flag::SEEN == 0,
     };
     if opening {

@@ -19,6 +19,7 @@ use support::{
     golden::golden,
     mesh::*,
     packets::{Ip, L4, frame, ip, routed},
+    replies::{Goes, answers, asks, direct_world},
     vip::*,
     world::*,
 };
@@ -32,7 +33,10 @@ const INIT: u8 = 1;
 const SACK: u8 = 3;
 const HEARTBEAT: u8 = 4;
 const ABORT: u8 = 6;
+const SHUTDOWN: u8 = 7;
 const SHUTDOWN_ACK: u8 = 8;
+const COOKIE_ECHO: u8 = 10;
+const COOKIE_ACK: u8 = 11;
 const SHUTDOWN_COMPLETE: u8 = 14;
 
 /// CRC32c (RFC 9260 appendix A), bit by bit.
@@ -216,6 +220,40 @@ fn an_association_through_the_mesh() -> Result<()> {
             .becomes(out)
             .check_tunnelled(&mut world.harness)
             .map(|_| ())
+    })
+}
+
+/// The ingress node keeps an entry for as long as its association may still be there: of the backend it has to hear
+/// what ends one, and what shows that an end was meant for another's packet.
+#[test]
+fn with_direct_server_return_an_associations_end_goes_back_through_the_ingress_node() -> Result<()> {
+    direct_world(|world| {
+        publish(world, PUBLISHED)?;
+        let direct = Goes::Directly(world.dev.underlay);
+        let says = |world: &mut World, what, chunk, goes| {
+            let l4 = sctp(PUBLISHED, CLIENT_PORT, chunk);
+            answers(world, what, CLIENT, &l4, &l4, goes)
+        };
+        let asked = |world: &mut World, chunk| asks(world, CLIENT, &sctp(CLIENT_PORT, PUBLISHED, chunk));
+        asked(world, INIT)?;
+        says(world, "INIT ACK", 2, Goes::Tunnel)?;
+        asked(world, COOKIE_ECHO)?;
+        says(world, "COOKIE ACK", COOKIE_ACK, direct)?;
+        says(world, "DATA", DATA, direct)?;
+        // The client has the last word then: it is no end yet.
+        says(world, "SHUTDOWN", SHUTDOWN, direct)?;
+        for chunk in [SHUTDOWN_ACK, ABORT, SHUTDOWN_COMPLETE] {
+            says(world, "an end", chunk, Goes::Tunnel)?;
+            says(world, "the same again", chunk, Goes::Tunnel)?;
+            says(world, "it goes on", SACK, Goes::Tunnel)?;
+            says(world, "and on", DATA, direct)?;
+        }
+        // What the client says alone is no end.
+        for chunk in [ABORT, SHUTDOWN_COMPLETE] {
+            asked(world, chunk)?;
+            says(world, "DATA", DATA, direct)?;
+        }
+        Ok(())
     })
 }
 

@@ -99,6 +99,32 @@ fn interfaces_of_one_index_in_two_namespaces_are_two() -> Result<()> {
     })
 }
 
+/// A container with NET_ADMIN may do so; VIPs are gone for it until the next round.
+#[test]
+fn what_a_container_deletes_on_its_own_interface_is_put_back() -> Result<()> {
+    each_hook(|options| {
+        let one = container()?;
+        let mut dataplane = Dataplane::open(options)?;
+        let tcx = dataplane.uses_tcx();
+        dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?;
+        for delete in ["filter del dev eth0 ingress", "filter del dev eth0 egress", "qdisc del dev eth0 clsact"] {
+            if tcx {
+                // A link is out of its reach: there is nothing of ours that it could delete.
+                assert!(one.run(&format!("tc {delete}")).is_err() || delete.starts_with("filter"));
+                assert_eq!(stubs(&one, tcx)?, names(ONE), "after {delete}");
+                assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
+                continue;
+            }
+            one.run(&format!("tc {delete}"))?;
+            assert_ne!(stubs(&one, tcx)?, names(ONE), "{delete} has deleted nothing");
+            assert_ne!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged, "after {delete}");
+            assert_eq!(stubs(&one, tcx)?, names(ONE), "after {delete}");
+            assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn what_was_in_a_namespace_that_is_gone_is_cleared_away() -> Result<()> {
     each_hook(|options| {

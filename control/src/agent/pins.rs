@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{task::block_in_place, time::sleep};
 
-use super::{apply::Round, reconcile::Agent};
+use super::{apply::Round, reconcile::Agent, shared::PinsGone};
 
 /// How often it is looked whether they are there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -55,6 +55,7 @@ impl Agent {
                 mended.links
             );
             round.changes += mended.maps + mended.links;
+            self.last.pins_gone = Some(PinsGone::again(self.last.pins_gone, mended.mounted));
         }
     }
 }

@@ -14,45 +14,83 @@ const ENTRY: u64 = 140;
 const FREE: u64 = 16;
 /// What agent, programs and all other maps take, in bytes.
 const REST: u64 = 48 << 20;
+/// What a start takes besides, in bytes, until the programs are loaded: mostly what the kernel's verifier remembers of
+/// the largest one. Measured on 6.18.
+const START: u64 = 64 << 20;
+/// Since this version the kernel counts what its verifier takes as the process's.
+const VERIFIER_COUNTS: (u32, u32) = (6, 17);
 const MIB: u64 = 1 << 20;
+
+/// Where control groups are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 /// The smallest memory limit of this process's control groups, in bytes, and the file that says so; `None` without one.
 pub(super) fn limit() -> Option<(u64, PathBuf)> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    limit_below(Path::new("/sys/fs/cgroup"), group)
+    limit_in(Path::new(GROUPS), &fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-fn limit_below(root: &Path, group: &str) -> Option<(u64, PathBuf)> {
+/// `groups` is as in `/proc/PID/cgroup`: a line `0::/GROUP` of version 2, and a line `N:memory:/GROUP` where memory is
+/// still accounted by version 1.
+fn limit_in(root: &Path, groups: &str) -> Option<(u64, PathBuf)> {
+    let limits = groups.lines().filter_map(|line| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(":/")?;
+        if controllers.is_empty() {
+            return limit_below(root, group, "memory.max");
+        }
+        let memory = controllers.split(',').any(|name| name == "memory");
+        memory.then(|| limit_below(&root.join("memory"), group, "memory.limit_in_bytes")).flatten()
+    });
+    limits.min()
+}
+
+fn limit_below(root: &Path, group: &str, name: &str) -> Option<(u64, PathBuf)> {
     let own = root.join(group);
-    let files = own.ancestors().take_while(|at| at.starts_with(root)).map(|at| at.join("memory.max"));
+    let files = own.ancestors().take_while(|at| at.starts_with(root)).map(|at| at.join(name));
     files.filter_map(|file| Some((fs::read_to_string(&file).ok()?.trim().parse().ok()?, file))).min()
 }
 
-/// Whether the tables fit.
+/// What a start takes on the running kernel beside what stays, in bytes.
+pub(super) fn start() -> u64 {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    start_on(&release)
+}
+
+fn start_on(release: &str) -> u64 {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= VERIFIER_COUNTS { START } else { 0 }
+}
+
+/// Whether the tables fit; `start`: what a start takes besides, in bytes.
 ///
 /// # Errors
 /// When not even empty ones do, with the remedy. What is returned otherwise is a warning that full ones do not.
-pub(super) fn fits(sizes: Sizes, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
+pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
     let Some((limit, file)) = limit else { return Ok(None) };
     // For TCP and for all else.
     let (flows, pending) = (2 * u64::from(sizes.max_flows), 4 * u64::from(sizes.max_pending));
     let fixed = REST + pending * ENTRY;
-    let (empty, full) = (fixed + flows * FREE, fixed + flows * ENTRY);
-    if full <= limit {
+    let (begins, full) = (fixed + start + flows * FREE, fixed + flows * ENTRY);
+    if full.max(begins) <= limit {
         return Ok(None);
     }
-    let most = limit.saturating_sub(fixed) / ENTRY / 2;
+    let room = limit.saturating_sub(fixed);
+    let most = (room / ENTRY).min(room.saturating_sub(start) / FREE) / 2;
+    let enough = full.max(begins).div_ceil(MIB);
     let remedy = match most {
-        0..1024 => format!("raise the limit to {} MiB", full.div_ceil(MIB)),
-        most => format!("lower --max-flows to {most}, or raise the limit to {} MiB", full.div_ceil(MIB)),
+        0..1024 if REST + start + 4096 * ENTRY <= limit => {
+            format!("lower --max-pending and --max-flows, or raise the limit to {enough} MiB")
+        }
+        0..1024 => format!("raise the limit to {enough} MiB"),
+        most => format!("lower --max-flows to {most}, or raise the limit to {enough} MiB"),
     };
     let what = format!("--max-flows {} --max-pending {}", sizes.max_flows, sizes.max_pending);
     let (limit_mib, file) = (limit / MIB, file.display());
-    if empty > limit {
-        let empty = empty.div_ceil(MIB);
+    if begins > limit {
+        let begins = begins.div_ceil(MIB);
         return Err(format!(
-            "connection tables of {what} take {empty} MiB with the agent, and this control group has {limit_mib} MiB ({file}): {remedy}"
+            "a start with connection tables of {what} takes {begins} MiB, and this control group has {limit_mib} MiB \
+             ({file}): {remedy}"
         ));
     }
     Ok(Some(format!(
@@ -66,34 +104,65 @@ pub(super) fn fits(sizes: Sizes, limit: Option<(u64, PathBuf)>) -> Result<Option
 mod tests {
     use super::*;
 
-    fn judged(max_flows: u32, mib: u64) -> Result<Option<String>, String> {
-        fits(Sizes { max_flows, max_pending: 65_536 }, Some((mib * MIB, "/sys/fs/cgroup/memory.max".into())))
+    fn judged(max_flows: u32, start: u64, mib: u64) -> Result<Option<String>, String> {
+        let limit = Some((mib * MIB, "/sys/fs/cgroup/memory.max".into()));
+        fits(Sizes { max_flows, max_pending: 65_536 }, start, limit)
+    }
+
+    fn advised(text: &str) -> u32 {
+        let most = text.split("lower --max-flows to ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+        most.parse().unwrap()
     }
 
     #[test]
     fn a_limit_that_is_too_small_is_named_with_the_remedy() {
-        assert_eq!(fits(Sizes::default(), None), Ok(None));
-        assert_eq!(judged(1 << 20, 1024), Ok(None));
-        let warning = judged(1 << 20, 128).unwrap().unwrap();
+        assert_eq!(fits(Sizes::default(), START, None), Ok(None));
+        assert_eq!(judged(1 << 20, START, 1024), Ok(None));
+        let warning = judged(1 << 20, 0, 128).unwrap().unwrap();
         assert!(warning.contains("--max-flows 1048576") && warning.contains("has 128 MiB"), "{warning}");
-        let most = warning.split("lower --max-flows to ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
-        assert_eq!(judged(most.parse().unwrap(), 128), Ok(None), "what it advises does");
-        let error = judged(1 << 24, 128).unwrap_err();
+        assert_eq!(judged(advised(&warning), 0, 128), Ok(None), "what it advises does");
+        let error = judged(1 << 24, 0, 128).unwrap_err();
         assert!(error.contains("--max-flows 16777216") && error.contains("memory.max"), "{error}");
-        assert!(judged(1 << 20, 32).unwrap_err().contains("raise the limit"), "not even the rest has room");
+        assert!(judged(1 << 20, 0, 32).unwrap_err().contains("raise the limit"), "not even the rest has room");
+    }
+
+    #[test]
+    fn a_start_takes_more_than_what_stays_where_the_kernel_counts_its_verifier() {
+        for (release, more) in [("6.1.0-31-amd64", 0), ("6.16.12", 0), ("6.17.0-rc1", START), ("7.0", START), ("", 0)] {
+            assert_eq!(start_on(release), more, "{release}");
+        }
+        let error = judged(1 << 20, START, 160).unwrap_err();
+        assert!(error.contains("takes 179 MiB") && error.contains("has 160 MiB"), "{error}");
+        assert_eq!(judged(advised(&error), START, 160), Ok(None), "what it advises does");
+        let error = judged(1 << 20, START, 128).unwrap_err();
+        assert!(error.contains("lower --max-pending and --max-flows"), "{error}");
     }
 
     #[test]
     fn the_smallest_limit_above_counts() {
         let root = tempfile::tempdir().unwrap();
-        let unit = root.path().join("system.slice/hiveway.service");
-        fs::create_dir_all(&unit).unwrap();
-        fs::write(unit.join("memory.max"), "max\n").unwrap();
-        assert_eq!(limit_below(root.path(), "system.slice/hiveway.service"), None);
-        fs::write(root.path().join("system.slice/memory.max"), "134217728\n").unwrap();
-        let found = limit_below(root.path(), "system.slice/hiveway.service").unwrap();
-        assert_eq!(found, (128 * MIB, root.path().join("system.slice/memory.max")));
-        fs::write(unit.join("memory.max"), "67108864\n").unwrap();
-        assert_eq!(limit_below(root.path(), "system.slice/hiveway.service").unwrap().0, 64 * MIB);
+        let limit = |groups: &str| limit_in(root.path(), groups);
+        let write = |file: &str, text: &str| {
+            let file = root.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, text).unwrap();
+            file
+        };
+        let two = "0::/system.slice/hiveway.service\n";
+        let own = write("system.slice/hiveway.service/memory.max", "max\n");
+        assert_eq!(limit(two), None);
+        let above = write("system.slice/memory.max", "134217728\n");
+        assert_eq!(limit(two), Some((128 * MIB, above.clone())));
+        fs::write(&own, "67108864\n").unwrap();
+        assert_eq!(limit(two), Some((64 * MIB, own.clone())));
+
+        // Version 1, alone and beside version 2 without a controller of memory; without a limit it says a huge number.
+        let one = "9:name=systemd:/\n4:memory:/docker/agent\n1:cpu,cpuacct:/docker/agent\n0::/\n";
+        let old = write("memory/docker/agent/memory.limit_in_bytes", "9223372036854771712\n");
+        assert!(
+            limit(one).is_some_and(|(bytes, _)| fits(Sizes::default(), START, Some((bytes, old.clone()))) == Ok(None))
+        );
+        let outer = write("memory/docker/memory.limit_in_bytes", "33554432\n");
+        assert_eq!(limit(one), Some((32 * MIB, outer)));
     }
 }

@@ -37,6 +37,35 @@ pub struct Change {
     pub programming: std::time::Duration,
 }
 
+/// Pins that somebody has taken away, and that were made anew.
+#[derive(Clone, Copy, Debug)]
+pub struct PinsGone {
+    /// When that was noticed last.
+    pub at: Instant,
+    /// How often so far.
+    pub times: u32,
+    /// A BPF file system was mounted for them that last time.
+    pub mounted: bool,
+}
+
+impl PinsGone {
+    /// The next time.
+    pub(super) fn again(before: Option<Self>, mounted: bool) -> Self {
+        Self { at: Instant::now(), times: before.map_or(0, |before| before.times) + 1, mounted }
+    }
+
+    /// What people should know: an agent that starts while pins are gone begins without its connections.
+    pub(crate) fn warning(self, bpffs: &str) -> String {
+        let (seconds, times) = (self.at.elapsed().as_secs(), self.times);
+        let mounted = if self.mounted { " on a BPF file system that the agent has mounted" } else { "" };
+        let often = if times > 1 { format!(", {times} times so far") } else { String::new() };
+        format!(
+            "pins below {bpffs} were gone {seconds} s ago{often}, and were made anew{mounted}: find out what removes \
+             or unmounts them; an agent that starts while they are gone begins without its connections"
+        )
+    }
+}
+
 /// A new table that was refused while an older one stays in force.
 #[derive(Clone, Debug)]
 pub struct Refused {
@@ -119,6 +148,8 @@ pub struct Snapshot {
     pub change: Option<Change>,
     /// The table's tasks by tag.
     pub tags: Arc<Tags>,
+    /// When pins were last found gone; `None`: never.
+    pub pins_gone: Option<PinsGone>,
 }
 
 /// Shared by the loop, the status socket and the metrics.

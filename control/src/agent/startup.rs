@@ -105,7 +105,7 @@ pub(super) async fn start(
         tracing::warn!("--mesh-addresses: {place} is ignored: IPv6 is not supported yet");
     }
     let options = options(args)?;
-    let tight = room::fits(options.sizes, room::limit()).map_err(anyhow::Error::msg)?;
+    let tight = room::fits(options.sizes, room::start(), room::limit()).map_err(anyhow::Error::msg)?;
     if let Some(warning) = &tight {
         tracing::warn!("{warning}");
     }

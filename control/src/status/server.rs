@@ -179,6 +179,19 @@ mod tests {
         report::Starting,
     };
 
+    #[tokio::test]
+    async fn the_socket_is_the_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("run/agent.sock");
+        // The second time it replaces what is there.
+        for _ in 0..2 {
+            std::mem::forget(Server::bind(&path).unwrap());
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+        }
+    }
+
     #[test]
     fn a_client_too_many_is_told_so() {
         let scratch = tempfile::tempdir().unwrap();

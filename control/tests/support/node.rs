@@ -79,14 +79,16 @@ impl Node {
 
     /// Starts an agent and waits until it is ready.
     pub(crate) fn start(&self, changes: &[(&'static str, &str)]) -> Agent {
+        let mut agent = self.launch(changes);
+        eventually("the agent is ready", || agent.is_ready());
+        agent
+    }
+
+    /// Starts an agent.
+    pub(crate) fn launch(&self, changes: &[(&'static str, &str)]) -> Agent {
         let log = std::fs::File::create(self.path("agent.log")).unwrap();
         let child = self.command(changes).stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut agent = Agent { child, log: self.path("agent.log") };
-        eventually("the agent is ready", || {
-            assert!(agent.child.try_wait().unwrap().is_none(), "the agent ended: {}", agent.log());
-            agent.log().lines().any(|line| line.starts_with("ready: "))
-        });
-        agent
+        Agent { child, log: self.path("agent.log") }
     }
 
     /// Asks the agent.
@@ -144,6 +146,12 @@ impl Agent {
         let mut text = String::new();
         std::fs::File::open(&self.log).unwrap().read_to_string(&mut text).unwrap();
         text
+    }
+
+    /// Whether its first table is programmed; it must not have ended.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        assert!(self.child.try_wait().unwrap().is_none(), "the agent ended: {}", self.log());
+        self.log().lines().any(|line| line.starts_with("ready: "))
     }
 
     /// SIGTERM; the agent must end well.

@@ -184,6 +184,7 @@ fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             ended.collect::<Result<Vec<_>>>()
         })?;
+        eprintln!("clients of a departed task move on after {took:?}");
         ensure!(took.iter().all(|(took, _)| *took < LIMIT), "{took:?}");
         cluster.settle()
     });

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use dataplane_common::drop_reason::DropReason;
 use etherparse::PacketBuilder;
 use hiveway_tests::{
     lab::{Capture, DISCARD_PORT, MESH_VNI, Netns, PATIENCE, scenario, wait_for, with_and_without_offloads},
@@ -14,7 +15,7 @@ use serde_json::json;
 use crate::{
     frames::{ip, mac},
     host,
-    support::Cluster,
+    support::{Cluster, METRICS, metric},
     takeover,
 };
 
@@ -96,6 +97,50 @@ fn a_tunnel_forged_by_a_container_or_a_local_user_is_dropped() {
         cluster.task("a.2").run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
         let answers = liar.run("ping -b -c 1 -W 5 10.0.1.255")?;
         ensure!(answers.contains("from 10.0.1.4"), "the guard has cut off our own tunnel: {answers}");
+        Ok(())
+    });
+}
+
+/// Drops of the programs and of the firewall, some of them for one and the same reason.
+#[test]
+fn what_drops_says_is_what_the_metric_says_for_every_reason() {
+    scenario(|lab| {
+        let cluster = Cluster::start_with(lab, 2, two_tasks(), &METRICS)?;
+        let (liar, node, agent) = (cluster.task("a.1"), &cluster.nodes[0], &cluster.agents[0]);
+        let (own, theirs) = (plain::mac_of("10.0.1.3"), plain::mac_of("10.0.1.4"));
+        let inner = frame(&own, &theirs, "10.0.1.3", "10.0.1.4");
+        let count = |reason: &str| agent.dropped(reason);
+        let reasons = ["spoofed_mac", "spoofed_ip", "forged_tunnel", "unknown_destination"];
+        let before = reasons.map(|reason| count(reason).unwrap_or(0));
+        for _ in 0..3 {
+            liar.send_frame("eth0", &frame("02:42:0a:00:01:63", &theirs, "10.0.1.3", "10.0.1.4"))?;
+        }
+        for _ in 0..4 {
+            liar.send_frame("eth0", &frame(&own, &theirs, "10.0.1.99", "10.0.1.4"))?;
+        }
+        // Five that the program drops, and more that the firewall does.
+        send_datagrams(liar, "192.168.77.12:4789", &tunnelled(VNI, &inner), 5)?;
+        agent.wait_dropped("forged_tunnel", before[2] + 5)?;
+        let programs = count("forged_tunnel")?;
+        ensure!(send_datagrams(node, "192.168.77.12:4789", &tunnelled(VNI, &inner), 1).is_err(), "it was sent");
+        agent.wait_dropped("forged_tunnel", programs + 1)?;
+        liar.send_frame("eth0", &frame(&own, "ff:ff:ff:ff:ff:ff", "10.0.1.3", "192.168.77.11"))?;
+        agent.wait_dropped("unknown_destination", before[3] + 1)?;
+        for (at, least) in [(0, 3), (1, 4), (2, 6), (3, 1)] {
+            let grown = count(reasons[at])? - before[at];
+            ensure!(grown == least, "{grown} of {}", reasons[at]);
+        }
+        let rows = agent.json(&["drops"])?;
+        let rows = rows.as_array().context("no list")?;
+        ensure!(rows.len() == DropReason::ALL.len(), "{} reasons of {}", rows.len(), DropReason::ALL.len());
+        for row in rows {
+            let reason = row["reason"].as_str().context("no reason")?;
+            for (series, key) in [("packets", "packets"), ("bytes", "bytes")] {
+                let series = format!("hiveway_dropped_{series}_total{{reason=\"{reason}\"}}");
+                let (seen, shown) = (metric(node, &series)?, row[key].as_u64().map(|count| count as f64));
+                ensure!(seen.is_some() && seen == shown, "{series} is {seen:?}, and drops says {shown:?}");
+            }
+        }
         Ok(())
     });
 }

@@ -343,6 +343,7 @@ fn dataplane(shared: &Shared, snapshot: &Snapshot) -> Result<Dataplane, dataplan
             nearly_full(shared),
             without_share(shared, snapshot).into_iter().collect(),
             wrong_sizes(capacity, shared.about.sizes.into()),
+            snapshot.pins_gone.map(|gone| gone.warning(&shared.about.bpffs)).into_iter().collect(),
         ]
         .concat(),
         counters: counters.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
