@@ -23,7 +23,7 @@ pub use observe::{observe_entries, observe_links, observe_node};
 pub use offload::LATE_SEGMENTATION;
 pub use socket::Socket;
 pub(crate) use socket::used;
-pub use spaces::{Space, Spaces, open as open_space};
+pub use spaces::{Former, Looked, Space, Spaces, open as open_space};
 pub use ways::{confirm, leading, neighbours, underlay, way};
 
 use std::{io, time::Duration};

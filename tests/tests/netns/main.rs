@@ -25,6 +25,7 @@ mod host_mode;
 mod hostile;
 mod icmp;
 mod interop;
+mod looks;
 mod mesh;
 mod mesh_edges;
 mod mtu;
