@@ -56,6 +56,16 @@ pub enum ChildError {
         /// Why.
         source: io::Error,
     },
+    /// There is no thread to hear it on; it was killed.
+    #[error(
+        "{program} was killed: the agent gets no thread to read what it says: {source}; raise the limit of its threads"
+    )]
+    NoThread {
+        /// Which.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
     /// It took too long, and was killed.
     #[error("{program} has not answered within {} ms and was killed", .time.as_millis())]
     Hangs {
@@ -123,14 +133,22 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
     let mut child =
         command.process_group(0).spawn().map_err(|source| ChildError::NotStarted { program: name(), source })?;
     let (said, hear) = mpsc::channel();
+    let mut started = Ok(());
     if let Some(mut stdin) = child.stdin.take() {
         let input = input.to_vec();
         // It may end without having read everything.
-        thread::spawn(move || drop(stdin.write_all(&input)));
+        let writer = thread::Builder::new().spawn(move || drop(stdin.write_all(&input)));
+        started = writer.map(drop);
     }
-    let room = limits.bytes as u64;
-    read(child.stdout.take(), room.saturating_add(1), said.clone(), Stream::Out);
-    read(child.stderr.take(), MOST_COMPLAINTS, said, Stream::Err);
+    let room = (limits.bytes as u64).saturating_add(1);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    started = started
+        .and_then(|()| read(stdout, room, said.clone(), Stream::Out))
+        .and_then(|()| read(stderr, MOST_COMPLAINTS, said, Stream::Err));
+    if let Err(source) = started {
+        kill(child);
+        return Err(ChildError::NoThread { program: name(), source });
+    }
 
     let (mut stdout, mut stderr) = (None, None);
     while stdout.is_none() || stderr.is_none() {
@@ -178,13 +196,25 @@ enum Stream {
 }
 
 /// Reads up to `room` bytes on a thread of its own, which ends with the stream.
-fn read(stream: Option<impl Read + Send + 'static>, room: u64, said: mpsc::Sender<(Stream, Vec<u8>)>, which: Stream) {
-    let Some(stream) = stream else { return drop(said.send((which, Vec::new()))) };
-    thread::spawn(move || {
+///
+/// # Errors
+/// When there are no more threads to be had.
+fn read(
+    stream: Option<impl Read + Send + 'static>,
+    room: u64,
+    said: mpsc::Sender<(Stream, Vec<u8>)>,
+    which: Stream,
+) -> io::Result<()> {
+    let Some(stream) = stream else {
+        let _ = said.send((which, Vec::new()));
+        return Ok(());
+    };
+    let reader = thread::Builder::new().spawn(move || {
         let mut bytes = Vec::new();
         let _ = stream.take(room).read_to_end(&mut bytes);
         let _ = said.send((which, bytes));
     });
+    reader.map(drop)
 }
 
 /// Kills the program and what it has started. One that does not go is waited for later.

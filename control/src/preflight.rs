@@ -82,13 +82,17 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
 /// Checks on a thread in a network namespace of its own, which does nothing to this process's namespaces, whatever happens.
 fn inside(checks: impl FnOnce() -> Vec<Check> + Send + 'static) -> Vec<Check> {
     let failed = |why: String| vec![Check { name: "namespace", result: Err(why) }];
-    let thread = thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+    let thread = thread::Builder::new().spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => checks(),
         Err(errno) => failed(format!("no network namespace can be made: {errno}; run as root, or with CAP_SYS_ADMIN")),
     });
-    thread.join().unwrap_or_else(|_| {
-        failed("the checks in a network namespace have panicked (stderr says where): please report it".to_owned())
-    })
+    match thread.map(thread::JoinHandle::join) {
+        Ok(Ok(checks)) => checks,
+        Ok(Err(_)) => {
+            failed("the checks in a network namespace have panicked (stderr says where): please report it".to_owned())
+        }
+        Err(error) => failed(format!("no thread can be started: {error}; raise the limit of threads")),
+    }
 }
 
 /// What can be tried without disturbing the node: the thread is in a namespace of its own.

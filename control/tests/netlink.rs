@@ -2,12 +2,17 @@
 
 mod support;
 
-use std::{cell::Cell, collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use control::netlink::{
-    Socket, Spaces, apply,
+    Former, Looked, Socket, Spaces, apply,
     monitor::{self, Heard},
-    observe_host, observe_node,
+    observe_host, observe_node, underlay,
 };
 use hiveway_core::{
     DEFAULT_HOST_IP, Desired,
@@ -76,7 +81,8 @@ async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
     let gateway = "172.18.0.0/16".parse().unwrap();
     let heard = Cell::new(0);
     let progress = || heard.set(heard.get() + 1);
-    let (spaces, namespaces) = Spaces::open(desired, Path::new("/run/netns"), gateway, &progress).await;
+    let Looked { spaces, namespaces, .. } =
+        Looked::at(desired, Path::new("/run/netns"), gateway, &BTreeMap::new(), &progress).await;
     assert!(heard.get() >= desired.tasks.len(), "each namespace is heard of");
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
@@ -114,7 +120,7 @@ fn a_namespace_with_endless_routes_is_named() {
         std::fs::write(routes.path(), (0..66_000).map(line).collect::<String>()).unwrap();
         space.run(&format!("ip -batch {}", routes.path().display()));
         let observed = look(&socket, &desired).await.0;
-        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        let Namespace::Unread { why, .. } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
         assert!(why.contains("list routes: there are more than 65536"), "{why}");
         // On the node itself there may be as many.
         space.run("ip route flush root 10.128.0.0/9");
@@ -161,7 +167,7 @@ fn a_namespace_with_endless_rules_is_named() {
         assert!(matches!(look(&socket, &desired).await.0.namespaces["web.1"], Namespace::Present(_)));
         add_rules(&space, 6_000);
         let observed = look(&socket, &desired).await.0;
-        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        let Namespace::Unread { why, .. } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
         assert!(why.contains("list routing rules: there are more than 65536"), "{why}");
     });
 }
@@ -184,12 +190,69 @@ fn a_namespace_with_endless_addresses_is_named() {
         std::fs::write(batch.path(), lines.collect::<String>()).unwrap();
         space.run(&format!("ip -batch {}", batch.path().display()));
         let observed = look(&socket, &desired).await.0;
-        let Namespace::Unusable { why } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
+        let Namespace::Unread { why, .. } = &observed.namespaces["web.1"] else { panic!("it was looked at") };
         assert!(why.contains("list addresses: there are more than 65536"), "{why}");
         // With as many as a container could have, it is served again.
         (1..INTERFACES).for_each(|n| drop(space.run(&format!("ip link del b{n}"))));
         settle(&socket, &desired).await;
         assert_eq!(remaining(&socket, &desired).await, Plan::default());
+    });
+}
+
+/// As a container with CAP_NET_ADMIN can have it: names that are no text keep none of its interfaces from being seen.
+#[test]
+fn names_that_are_no_text_hide_no_interface() {
+    let space = Netns::new("space");
+    in_fresh_netns(|| async {
+        let (socket, desired) = (Socket::open().unwrap(), desired(&space));
+        settle(&socket, &desired).await;
+        space.run("bash -c \"ip link set eth0 alias $'\\xff'; ip address del 10.0.1.3/24 dev eth0\"");
+        space.run(
+            "bash -c \"ip address add 10.0.1.3/24 dev eth0 label $'eth0:\\xff'; ip link add $'\\xfe' type bridge\"",
+        );
+        // A change inside asks for the interface alone.
+        space.run("bash -c \"ip link set eth0 mtu 1300 up; ip link set lo alias $'\\xff' down\"");
+        let changes = settle(&socket, &desired);
+        let plan = tokio::time::timeout(Duration::from_secs(20), changes).await.expect("the agent would hang");
+        let steps: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
+        assert!(!steps.is_empty() && !steps.iter().any(|step| step.contains("create")), "{steps:?}");
+        assert_eq!(remaining(&socket, &desired).await, Plan::default());
+        // The node's own.
+        run("bash -c \"ip link add up0 type bridge; ip link set up0 alias $'\\xff'; ip link set up0 mtu 1234\"");
+        assert_eq!(observe_node(&socket).await.unwrap()["up0"].mtu, 1234);
+        let index = socket.index("up0").await.unwrap();
+        assert_eq!(underlay(&socket, index).await.unwrap().unwrap().mtu, 1234);
+    });
+}
+
+#[test]
+fn a_namespace_whose_look_has_failed_rests_and_keeps_no_other_waiting() {
+    let (space, quick) = (Netns::new("space"), Netns::new("quick"));
+    in_fresh_netns(|| async {
+        let mut desired = desired(&space);
+        let other = LocalTask { id: "z-quick".into(), netns: Some(quick.path()), ..desired.tasks[0].clone() };
+        desired.tasks.push(other);
+        let routes = tempfile::NamedTempFile::new().unwrap();
+        let line = |n: u32| format!("route add {}/32 dev lo\n", std::net::Ipv4Addr::from_bits(0x0a80_0000 + n));
+        std::fs::write(routes.path(), (0..66_000).map(line).collect::<String>()).unwrap();
+        space.run(&format!("ip -batch {}", routes.path().display()));
+        let at = async |rests| {
+            let former = Former { why: "as before".into(), rests };
+            let former = BTreeMap::from([(space.path(), former)]);
+            Looked::at(&desired, Path::new("/run/netns"), "172.18.0.0/16".parse().unwrap(), &former, &|| ()).await
+        };
+        let looked = at(false).await;
+        assert_eq!(looked.failed.keys().collect::<Vec<_>>(), [&space.path()]);
+        assert!(matches!(looked.namespaces["z-quick"], Namespace::Present(_)));
+        // All is well, but its turn has not come.
+        space.run("ip route flush root 10.128.0.0/9");
+        let rests = at(true).await;
+        assert!(rests.failed.is_empty() && matches!(rests.namespaces["z-quick"], Namespace::Present(_)));
+        let kept = Namespace::Unread { path: space.path(), why: "as before".into() };
+        assert_eq!(rests.namespaces["web.1"], kept);
+        assert!(matches!(at(false).await.namespaces["web.1"], Namespace::Present(_)));
+        run(&format!("ip netns delete {}", space.0));
+        assert!(matches!(at(true).await.namespaces["web.1"], Namespace::Missing { .. }), "that is seen all the same");
     });
 }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    path::PathBuf,
 };
 
 use dataplane_common::addr::Mac;
@@ -159,6 +160,13 @@ pub enum Namespace {
     },
     /// Something is there that cannot be used.
     Unusable {
+        /// Why, naming the path.
+        why: String,
+    },
+    /// Something is there that could not be looked into this time, which says nothing of it.
+    Unread {
+        /// Where it is.
+        path: PathBuf,
         /// Why, naming the path.
         why: String,
     },

@@ -1,7 +1,10 @@
 //! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address, the
 //! one on the gateway bridge by the bridge's subnet and its other end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use dataplane_common::addr::Mac;
 use ipnet::Ipv4Net;
@@ -16,6 +19,8 @@ use crate::{
 /// The interfaces of one [`TappedTask`] that are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
+    /// [`TappedTask::netns`] when it was looked into.
+    pub netns: Option<PathBuf>,
     /// By [`crate::desired::Tap::id`].
     pub taps: BTreeMap<u32, TapLink>,
     /// Its interface on the gateway bridge.
@@ -49,7 +54,7 @@ pub struct GatewayPort {
 /// What was found, and what was not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandboxes {
-    /// By task id, of those with a namespace.
+    /// By task id, of those with a namespace: as they were before where a look has failed.
     pub found: BTreeMap<String, Sandbox>,
     /// Tasks that are not served completely yet, and why.
     pub waiting: Vec<Blocked>,
@@ -60,12 +65,13 @@ pub struct Sandboxes {
     pub without_gateway: BTreeSet<String>,
 }
 
-/// Looks for the interfaces of all tapped tasks.
+/// Looks for the interfaces of all tapped tasks. `before`: what the last look has found.
 pub fn sandboxes(
     desired: &Desired,
     settings: &Settings,
     links: &BTreeMap<IfName, Link>,
     namespaces: &BTreeMap<String, Namespace>,
+    before: &BTreeMap<String, Sandbox>,
 ) -> Sandboxes {
     let mut all = Sandboxes::default();
     for task in &desired.tapped {
@@ -75,6 +81,14 @@ pub fn sandboxes(
             Some(Namespace::Unusable { why }) => {
                 all.waits(task, format!("{why}; waiting for the engine"));
                 all.incomplete = true;
+                continue;
+            }
+            // A look that fails says nothing of the container, which works as before.
+            Some(Namespace::Unread { .. }) => {
+                let same = |kept: &&Sandbox| kept.netns.is_none() || kept.netns == task.netns;
+                if let Some(kept) = before.get(&task.id).filter(same) {
+                    all.found.insert(task.id.clone(), kept.still_there(settings, links));
+                }
                 continue;
             }
             Some(Namespace::Missing { path }) => {
@@ -114,6 +128,17 @@ pub fn sandboxes(
     all
 }
 
+impl Sandbox {
+    /// Without an interface on the gateway bridge whose other end is gone.
+    fn still_there(&self, settings: &Settings, links: &BTreeMap<IfName, Link>) -> Self {
+        let plugged = |port: &GatewayPort| {
+            let end = links.get(&port.host);
+            end.is_some_and(|end| end.index == port.ifindex && end.master.as_ref() == Some(&settings.gwbridge))
+        };
+        Self { gateway: self.gateway.clone().filter(plugged), ..self.clone() }
+    }
+}
+
 impl Sandboxes {
     fn waits(&mut self, task: &TappedTask, why: String) {
         self.waiting.push(Blocked { item: Item::Task(task.id.clone()), why, waiting: true });
@@ -126,7 +151,8 @@ fn look(task: &TappedTask, settings: &Settings, links: &BTreeMap<IfName, Link>, 
         with.next().map(|(name, link)| TapLink { name: name.clone(), mac: link.mac })
     };
     let taps = task.taps.iter().filter_map(|wanted| Some((wanted.id, tap(wanted.ip)?))).collect();
-    Sandbox { taps, gateway: gateway(settings, links, inside).filter(|_| task.gateway) }
+    let gateway = gateway(settings, links, inside).filter(|_| task.gateway);
+    Sandbox { netns: task.netns.clone(), taps, gateway }
 }
 
 /// The interface whose address lies in the bridge's subnet and whose other end is a port of the bridge.

@@ -47,7 +47,7 @@ fn all_found(desired: &Desired) -> Facts {
             address: "172.18.0.3/16".parse().expect("an address"),
             mac: [2, 3, 3, 3, 3, 3],
         });
-        facts.sandboxes.insert(task.id.clone(), Sandbox { taps: taps.collect(), gateway });
+        facts.sandboxes.insert(task.id.clone(), Sandbox { taps: taps.collect(), gateway, ..Sandbox::default() });
     }
     facts
 }

@@ -73,7 +73,7 @@ fn found_of(desired: &Desired, links: &[(&str, Link)], inside: Option<&[(&str, I
             ..Inside::default()
         }),
     };
-    sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]))
+    sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]), &BTreeMap::new())
 }
 
 #[test]
@@ -132,6 +132,30 @@ fn what_is_missing_is_waited_for() {
     assert!(says(&unplugged).contains("10.0.1.3") && says(&unplugged).contains("docker_gwbridge"), "{unplugged:?}");
     assert!(unplugged.incomplete && unplugged.found["web.1"].gateway.is_none());
     let namespaces = BTreeMap::from([("web.1".to_owned(), Namespace::Unusable { why: "no namespace yet".into() })]);
-    let early = sandboxes(&desired(), &settings(), &BTreeMap::new(), &namespaces);
+    let early = sandboxes(&desired(), &settings(), &BTreeMap::new(), &namespaces, &BTreeMap::new());
     assert!(early.incomplete && says(&early).contains("no namespace yet"));
+}
+
+#[test]
+fn a_look_that_fails_takes_nothing_away() {
+    let links = [("vethb", port(9, 5, "docker_gwbridge"))];
+    let inside = [("eth2", inner(3, 4, "10.0.1.3/24", 1)), ("eth0", inner(5, 9, "172.18.0.7/16", 2))];
+    let before = found(&links, Some(&inside)).found;
+    assert!(before["web.1"].gateway.is_some() && before["web.1"].taps.len() == 1);
+    let unread = |desired: &Desired, links: &[(&str, Link)]| {
+        let links = links.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect();
+        let namespace = Namespace::Unread { path: "/run/docker/netns/x".into(), why: "too late".into() };
+        sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]), &before).found
+    };
+    assert_eq!(unread(&desired(), &links), before);
+    // The other end is gone, or a port of another bridge: that much is known.
+    for links in [vec![], vec![("vethb", port(9, 5, "br-x"))], vec![("vethb", port(10, 5, "docker_gwbridge"))]] {
+        let kept = unread(&desired(), &links);
+        assert!(kept["web.1"].gateway.is_none() && kept["web.1"].taps == before["web.1"].taps, "{kept:?}");
+    }
+    // Another container.
+    let mut other = desired();
+    other.tapped[0].netns = Some("/run/docker/netns/y".into());
+    assert!(unread(&other, &links).is_empty());
+    assert!(found(&links, None).found.is_empty(), "it is gone");
 }

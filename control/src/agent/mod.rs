@@ -23,6 +23,7 @@ mod reverse;
 mod room;
 mod run;
 pub mod shared;
+mod spaces;
 mod startup;
 mod sweep;
 mod table;

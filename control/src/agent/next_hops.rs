@@ -158,6 +158,8 @@ impl Asking {
 enum Trouble {
     #[error(transparent)]
     Kernel(#[from] Error),
+    #[error("open a netlink socket: {0}")]
+    Socket(#[from] io::Error),
     #[error(transparent)]
     Map(#[from] MapFault),
 }
@@ -226,6 +228,9 @@ impl Follower {
 
     /// Stores how it is now.
     async fn look(&mut self, wanted: &Wanted, ask: bool) -> Result<(), Trouble> {
+        if self.socket.is_spent() {
+            self.socket = Socket::open()?;
+        }
         if ask {
             self.underlay = match wanted.underlay {
                 0 => None,

@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     num::NonZeroU16,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -55,7 +56,7 @@ use crate::{
     liveness::Pulse,
     lost_uplinks::LostUplinks,
     mesh,
-    netlink::{Port, Socket, Spaces, observe_entries, observe_host, observe_links, observe_node},
+    netlink::{Looked, Port, Socket, observe_entries, observe_host, observe_links, observe_node},
     nft,
     seldom::Seldom,
     source::Hub,
@@ -88,6 +89,12 @@ pub(super) struct Agent {
     pub(super) replies: BTreeMap<String, Replies>,
     /// An interface was missing in one of them.
     pub(super) incomplete: bool,
+    /// Where namespaces are waited for.
+    pub(super) missing: Vec<PathBuf>,
+    /// Namespaces whose last looks have failed, by path.
+    pub(super) looks: Backoff,
+    /// Tasks of whose namespaces was said that not everything could be read.
+    pub(super) unread: BTreeSet<String>,
     /// The host's own rules about published ports.
     pub(super) host_rules: HostRules,
     /// Whether the other nodes know that this one runs Hiveway.
@@ -168,6 +175,8 @@ impl Agent {
 
     async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
         self.mend_pins(round);
+        self.missing.clear();
+        self.renew_socket(round);
         let mut links = observe_links(&self.socket).await?;
         let found = self.find_own_address(&links);
         self.find_uplinks(&links, round).await;
@@ -205,10 +214,7 @@ impl Agent {
 
         observe_entries(&self.socket, &mut links).await?;
         round.goes_on();
-        let (spaces, namespaces) = {
-            let gateway = settings.gwbridge_subnet.trunc();
-            Spaces::open(&desired, &self.args.netns_dir, gateway, &|| round.goes_on()).await
-        };
+        let Looked { spaces, namespaces, .. } = self.look_into_namespaces(&desired, &settings, round).await;
         self.note_replies(&namespaces, round);
         let host = match links.get(names::HOST) {
             Some(link) => observe_host(&self.socket, link.index).await?,

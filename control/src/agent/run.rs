@@ -1,6 +1,6 @@
 //! The agent's life: start, first table, then whatever happens.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use hiveway_core::firewall::LeftEntries;
@@ -191,6 +191,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         without_gateway: BTreeMap::new(),
         replies: Default::default(),
         incomplete: false,
+        missing: Vec::new(),
+        looks: Backoff::default(),
+        unread: Default::default(),
         host_rules: HostRules::new(host_firewall.clone(), before),
         newcomer,
         xdp: Default::default(),
@@ -327,24 +330,16 @@ fn settle(source: &Source) -> Duration {
     }
 }
 
-/// Returns when the namespace of a waiting task is there, or after a while when an engine has not finished one.
+/// Returns when a namespace that was missing is there, or after a while when an engine has not finished one.
 async fn namespace_appears(agent: &Agent) {
-    let waiting = |task: &&hiveway_core::model::Task| {
-        agent.last.waiting.iter().any(|trouble| trouble.item == format!("task {}", task.id))
-    };
-    let path = |task: &hiveway_core::model::Task| -> PathBuf {
-        task.netns.clone().unwrap_or_else(|| agent.args.netns_dir.join(task.id.as_str()))
-    };
-    let tasks = agent.table.model.tasks.values().map(AsRef::as_ref);
-    let paths: Vec<_> = tasks.filter(waiting).map(path).collect();
     if agent.incomplete {
         // Since the last look, not since this call: other things may come to pass more often than that.
         return until(agent.last.last_run.map(|last| last + WAITING)).await;
     }
-    if paths.is_empty() {
+    if agent.missing.is_empty() {
         return std::future::pending().await;
     }
-    while !paths.iter().any(|path| path.exists()) {
+    while !agent.missing.iter().any(|path| path.exists()) {
         sleep(WAITING).await;
     }
 }

@@ -70,7 +70,7 @@ impl Agent {
         namespaces: &BTreeMap<String, Namespace>,
         round: &mut Round,
     ) {
-        let all = sandboxes(desired, settings, links, namespaces);
+        let all = sandboxes(desired, settings, links, namespaces, &self.sandboxes);
         let waiting = all.waiting.into_iter();
         round.waiting.extend(waiting.map(|blocked| Trouble {
             item: blocked.item.to_string(),
@@ -79,7 +79,14 @@ impl Agent {
             retry: None,
         }));
         (self.sandboxes, self.incomplete) = (all.found, all.incomplete);
-        self.report_unreachable(all.without_gateway);
+        let mut without_gateway = all.without_gateway;
+        for task in &desired.tapped {
+            let Some(Namespace::Unread { path, why }) = namespaces.get(&task.id) else { continue };
+            self.could_not_look(&task.id, path, why, round);
+            // That is not known to have changed either.
+            without_gateway.extend(self.without_gateway.contains_key(&task.id).then(|| task.id.clone()));
+        }
+        self.report_unreachable(without_gateway);
     }
 
     /// Tells the other nodes of tasks here that stay without an interface on the gateway bridge: they leave them out of the
@@ -112,7 +119,10 @@ impl Agent {
             Namespace::Present(inside) => Some((task, &inside.replies)),
             _ => None,
         });
-        self.replies = found.map(|(task, replies)| (task.clone(), replies.clone())).collect();
+        let found: BTreeMap<_, _> = found.map(|(task, replies)| (task.clone(), replies.clone())).collect();
+        // A look that fails says nothing of them.
+        self.replies.retain(|task, _| matches!(namespaces.get(task), Some(Namespace::Unread { .. })));
+        self.replies.extend(found);
         let cut = self.replies.iter().filter(|(_, replies)| replies.more > 0);
         round.waiting.extend(cut.map(|(task, replies)| Trouble {
             item: Item::Task(task.clone()).to_string(),

@@ -57,9 +57,7 @@ fn log_to_stderr() {
         Ok(()) => log::take_panics(),
         Err(error) => errln!("warning: no log: {error}"),
     }
-    let chosen = std::env::var("HIVEWAY_LOG").unwrap_or_else(|_| "info,netlink_proto=error".to_owned());
-    // The programs' own level decides what they say; all of it is shown.
-    let filter = EnvFilter::new(format!("{chosen},dataplane_ebpf=trace"));
+    let filter = EnvFilter::new(filter(std::env::var("HIVEWAY_LOG").ok().as_deref()));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| log::Lines)
@@ -69,4 +67,26 @@ fn log_to_stderr() {
         // Where stderr's reader has gone, complaining about that on stderr would be a panic.
         .log_internal_errors(false)
         .init();
+}
+
+/// What is logged.
+fn filter(chosen: Option<&str>) -> String {
+    let chosen = chosen.unwrap_or("info");
+    // It writes down all bytes of a message that it cannot decode: a container could push out everything else. What could
+    // not be read is counted and told by the agent itself.
+    let quiet = if chosen.contains("netlink_proto") { "" } else { "netlink_proto=off," };
+    // The programs' own level decides what they say; all of it is shown.
+    format!("{quiet}{chosen},dataplane_ebpf=trace")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_decoded_is_not_logged_but_on_request() {
+        assert_eq!(filter(None), "netlink_proto=off,info,dataplane_ebpf=trace");
+        assert_eq!(filter(Some("debug")), "netlink_proto=off,debug,dataplane_ebpf=trace");
+        assert_eq!(filter(Some("info,netlink_proto=error")), "info,netlink_proto=error,dataplane_ebpf=trace");
+    }
 }

@@ -31,6 +31,10 @@ use crate::sysctl;
 /// # Errors
 /// What was tried and the kernel's answer.
 pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<(), Error> {
+    node.change(&action.to_string(), act(node, spaces, action)).await
+}
+
+async fn act(node: &Socket, spaces: &Spaces, action: &Action) -> Result<(), Error> {
     let what = action.to_string();
     match action {
         Action::CreateBridge { name, alias, mtu } => {
@@ -73,7 +77,7 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
         Action::AddFdb { name, .. }
         | Action::RemoveFdb { name, .. }
         | Action::AddNeighbour { name, .. }
-        | Action::RemoveNeighbour { name, .. } => fill(node, node.index(name).await?, action).await,
+        | Action::RemoveNeighbour { name, .. } => enter_entry(node, node.index(name).await?, action).await,
         Action::Inside { task, container, inner } => {
             let space = spaces.0.get(task).ok_or_else(|| Error::NoNamespace(task.clone()))?;
             enter(&space.socket()?, &what, container, inner).await
@@ -87,6 +91,10 @@ pub async fn apply(node: &Socket, spaces: &Spaces, action: &Action) -> Result<()
 /// # Errors
 /// What was tried and the kernel's answer.
 pub async fn fill(node: &Socket, index: u32, action: &Action) -> Result<(), Error> {
+    node.change(&action.to_string(), enter_entry(node, index, action)).await
+}
+
+async fn enter_entry(node: &Socket, index: u32, action: &Action) -> Result<(), Error> {
     let what = action.to_string();
     match action {
         Action::AddFdb { mac, vtep, .. } => {

@@ -4,6 +4,7 @@ mod apply;
 mod conntrack;
 mod host;
 mod inside;
+mod lenient;
 pub mod monitor;
 mod namespace;
 pub mod netconf;
@@ -24,10 +25,10 @@ pub use offload::LATE_SEGMENTATION;
 pub use port::Port;
 pub use socket::Socket;
 pub(crate) use socket::used;
-pub use spaces::{Space, Spaces, open as open_space};
+pub use spaces::{Former, Looked, Space, Spaces, open as open_space};
 pub use ways::{confirm, leading, neighbours, underlay, way};
 
-use std::io;
+use std::{io, time::Duration};
 
 /// Routing protocol number of the routes that we add inside containers, so that they are recognised as ours.
 pub const ROUTE_PROTOCOL: u8 = 72;
@@ -57,6 +58,14 @@ pub enum Error {
         /// So many would have been taken.
         most: usize,
     },
+    /// The kernel has not answered.
+    #[error("{what}: the kernel has not answered within {} s; it is asked again on another socket", .time.as_secs())]
+    Late {
+        /// What was tried.
+        what: String,
+        /// How long was waited for it.
+        time: Duration,
+    },
     /// Something of the machinery itself.
     #[error("{what}: {why}")]
     Other {
@@ -71,6 +80,10 @@ impl Error {
     /// Wraps an error of the rtnetlink crate.
     pub(crate) fn from_rtnetlink(what: impl Into<String>, error: rtnetlink::Error) -> Self {
         match error {
+            // See `lenient.rs`; nothing that is asked of rtnetlink fails with it.
+            rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::EBADMSG => {
+                Self::Other { what: what.into(), why: "the kernel's answer cannot be read".to_owned() }
+            }
             rtnetlink::Error::NetlinkError(message) => Self::Kernel { what: what.into(), source: message.to_io() },
             other => Self::Other { what: what.into(), why: other.to_string() },
         }

@@ -16,6 +16,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::lenient::Lenient;
+
 /// How long to wait for more changes of routes before telling of them together.
 const ROUTES_SETTLE: Duration = Duration::from_millis(300);
 /// The least time from telling of them to listening again.
@@ -115,10 +117,11 @@ fn listen(
     groups: &'static [MulticastGroup],
     mut hear: impl FnMut(Option<&RouteNetlinkMessage>) -> bool + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let mut opened = Some(rtnetlink::new_multicast_connection(groups)?);
+    let open = || rtnetlink::new_multicast_connection_with_socket::<Lenient>(groups);
+    let mut opened = Some(open()?);
     Ok(tokio::spawn(async move {
         loop {
-            let connection = opened.take().map_or_else(|| rtnetlink::new_multicast_connection(groups), Ok);
+            let connection = opened.take().map_or_else(open, Ok);
             match connection {
                 // The connection ends when the last handle goes.
                 Ok((connection, _handle, mut messages)) => {

@@ -6,7 +6,6 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use futures::StreamExt;
 use hiveway_core::observed::{Inside, Replies};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
@@ -128,12 +127,13 @@ async fn interface(socket: &Socket, client: Ipv4Addr, source: Option<Ipv4Addr>) 
         None => request,
     };
     let mut answer = socket.handle().route().get(request.build()).execute();
-    match answer.next().await {
+    let what = format!("ask for the route to {client}");
+    match socket.next(&what, &mut answer).await? {
         Some(Ok(route)) => Ok(route.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         })),
-        Some(Err(error)) => match Error::from_rtnetlink(format!("ask for the route to {client}"), error) {
+        Some(Err(error)) => match Error::from_rtnetlink(what, error) {
             Error::Kernel { .. } => Ok(None),
             error => Err(error),
         },

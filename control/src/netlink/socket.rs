@@ -4,10 +4,15 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
-use futures::{StreamExt, TryStream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStream, TryStreamExt};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use nix::{
     sched::{CloneFlags, setns},
@@ -17,9 +22,9 @@ use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 
-use super::{Error, offload};
+use super::{Error, lenient::Lenient, offload};
 use crate::cost::Meter;
 
 /// Processor time of all sockets' connections: they read the kernel's answers, which are long.
@@ -34,6 +39,11 @@ pub(crate) fn used() -> Duration {
 /// each of which takes far more memory here than what it says.
 const MOST_INSIDE: usize = 65_536;
 
+/// How long the kernel may take for the next message of an answer. It answers at once, but while others hold its lock.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take for a change: on a busy machine seconds to delete a link.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// An rtnetlink connection; closed when dropped.
 #[derive(Debug)]
 pub struct Socket {
@@ -42,7 +52,19 @@ pub struct Socket {
     most: usize,
     /// For requests that are not netlink's.
     plain: OwnedFd,
+    /// What has not come in time may still come: no more questions are to be asked.
+    spent: AtomicBool,
+    /// Messages that could not be read.
+    unread: Arc<AtomicU64>,
     connection: JoinHandle<()>,
+}
+
+/// What a socket is made of, before its connection is given to a runtime.
+type Opened = (rtnetlink::proto::Connection<RouteNetlinkMessage, Lenient>, Handle, OwnedFd);
+
+fn opened() -> io::Result<Opened> {
+    let (connection, handle, _) = rtnetlink::new_connection_with_socket()?;
+    Ok((connection, handle, plain()?))
 }
 
 impl Socket {
@@ -51,8 +73,7 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, most: usize::MAX, plain: plain()?, connection: tokio::spawn(USED.count(connection)) })
+        Ok(Self::new(opened()?, usize::MAX))
     }
 
     /// Opens a socket inside the network namespace that `namespace` refers to: on a thread of its own that enters the
@@ -60,18 +81,62 @@ impl Socket {
     /// lists may hold is bounded.
     ///
     /// # Errors
-    /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`.
+    /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`, `EAGAIN` when there are no more
+    /// threads to be had.
     pub fn open_in(namespace: &File) -> io::Result<Self> {
         let runtime = tokio::runtime::Handle::current();
-        let ((connection, handle, _), plain) = std::thread::scope(|scope| {
-            let opened = scope.spawn(|| {
+        let opened = thread::scope(|scope| {
+            let inside = thread::Builder::new().spawn_scoped(scope, || {
                 let _guard = runtime.enter();
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-                Ok((rtnetlink::new_connection()?, plain()?))
-            });
-            opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+                opened()
+            })?;
+            inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })?;
-        Ok(Self { handle, most: MOST_INSIDE, plain, connection: tokio::spawn(USED.count(connection)) })
+        Ok(Self::new(opened, MOST_INSIDE))
+    }
+
+    fn new((mut connection, handle, plain): Opened, most: usize) -> Self {
+        let unread = connection.socket_mut().unread();
+        let connection = tokio::spawn(USED.count(connection));
+        Self { handle, most, plain, spent: AtomicBool::new(false), unread, connection }
+    }
+
+    /// Whether it is of no more use: the kernel has not answered in time, or the connection has failed.
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Relaxed) || self.connection.is_finished()
+    }
+
+    /// How many of the kernel's messages could not be read, or not all of it, so far.
+    pub fn unread(&self) -> u64 {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// The next message of an answer.
+    ///
+    /// # Errors
+    /// [`Error::Late`], after which the socket [is spent](Self::is_spent).
+    pub(super) async fn next<S: Stream + Unpin>(&self, what: &str, answer: &mut S) -> Result<Option<S::Item>, Error> {
+        self.in_time(what, PATIENCE, answer.next()).await
+    }
+
+    /// A change, however many requests it takes.
+    ///
+    /// # Errors
+    /// The change's; [`Error::Late`], after which the socket [is spent](Self::is_spent).
+    pub(super) async fn change(
+        &self,
+        what: &str,
+        change: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), Error> {
+        self.in_time(what, CHANGE_PATIENCE, change).await?
+    }
+
+    async fn in_time<T>(&self, what: &str, time: Duration, answer: impl Future<Output = T>) -> Result<T, Error> {
+        timeout(time, answer).await.map_err(|_| {
+            self.spent.store(true, Ordering::Relaxed);
+            Error::Late { what: what.to_owned(), time }
+        })
     }
 
     /// Turns an offload of an interface on or off, see [`LATE_SEGMENTATION`](super::LATE_SEGMENTATION).
@@ -105,9 +170,10 @@ impl Socket {
     /// [`Error::NoLink`] when there is none.
     pub async fn link(&self, name: &str) -> Result<LinkMessage, Error> {
         let mut answer = self.handle.link().get().match_name(name).execute();
-        match answer.next().await {
+        let what = format!("look up interface {name}");
+        match self.next(&what, &mut answer).await? {
             Some(Ok(link)) => Ok(link),
-            Some(Err(error)) => match Error::from_rtnetlink(format!("look up interface {name}"), error) {
+            Some(Err(error)) => match Error::from_rtnetlink(what, error) {
                 error if error.errno() == Some(libc::ENODEV) => Err(Error::NoLink(name.to_owned())),
                 error => Err(error),
             },
@@ -129,7 +195,7 @@ impl Socket {
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut handle = self.handle.clone();
         let mut answers = handle.request(message).map_err(|error| Error::from_rtnetlink(what, error))?;
-        while let Some(answer) = answers.next().await {
+        while let Some(answer) = self.next(what, &mut answers).await? {
             match answer.payload {
                 // Without a code it is the acknowledgement.
                 NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -146,8 +212,8 @@ impl Socket {
     /// All of a list. `what` was asked for.
     ///
     /// # Errors
-    /// When the kernel refuses the request; [`Error::TooMany`], after which the socket is of no more use: the rest of
-    /// the list is still on its way.
+    /// When the kernel refuses the request; [`Error::Late`]; [`Error::TooMany`], after which the socket is of no more
+    /// use either: the rest of the list is still on its way.
     pub(super) async fn collect<T>(
         &self,
         what: &str,
@@ -155,9 +221,10 @@ impl Socket {
     ) -> Result<Vec<T>, Error> {
         let mut answers = std::pin::pin!(answers.into_stream());
         let mut all = Vec::new();
-        while let Some(answer) = answers.next().await {
+        while let Some(answer) = self.next(what, &mut answers).await? {
             let answer = answer.map_err(|error| Error::from_rtnetlink(what, error))?;
             if all.len() == self.most {
+                self.spent.store(true, Ordering::Relaxed);
                 return Err(Error::TooMany { what: what.to_owned(), most: self.most });
             }
             all.push(answer);
@@ -176,7 +243,7 @@ impl Socket {
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut handle = self.handle.clone();
         let mut answers = handle.request(message).map_err(|error| Error::from_rtnetlink(what, error))?;
-        while let Some(answer) = answers.next().await {
+        while let Some(answer) = self.next(what, &mut answers).await? {
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => each(message),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -197,5 +264,29 @@ fn plain() -> io::Result<OwnedFd> {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.connection.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn an_answer_that_does_not_come_is_not_waited_for() {
+        let socket = Socket::open().unwrap();
+        assert!(socket.link("lo").await.is_ok() && !socket.is_spent());
+        let never = futures::stream::pending::<Result<(), rtnetlink::Error>>();
+        let late = socket.collect("list what does not come", never).await.unwrap_err().to_string();
+        assert!(late.contains("list what does not come: the kernel has not answered within 5 s"), "{late}");
+        assert!(socket.is_spent());
+    }
+
+    #[tokio::test]
+    async fn one_whose_connection_has_ended_is_spent() {
+        let socket = Socket::open().unwrap();
+        socket.connection.abort();
+        while !socket.is_spent() {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs::File,
+    fs::{DirEntry, File},
     io,
     net::Ipv4Addr,
     os::unix::fs::MetadataExt,
@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt, stream};
 use hiveway_core::{
     Desired,
     observed::{Inside, Namespace},
 };
 use ipnet::Ipv4Net;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Error, Socket, inside::observe_inside, namespace, replies::replies};
 
@@ -57,8 +58,32 @@ pub struct Spaces(pub BTreeMap<String, Space>);
 /// Where Docker engines keep the network namespaces of their containers, under names of so many hexadecimal digits.
 const ENGINE_DIR: &str = "/run/docker/netns";
 const ENGINE_NAME: usize = 12;
-/// For all questions to one namespace. A container that has made answers long must not keep the others waiting.
+/// For all looks of a round together. A container that has made answers long must not keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Looks under way together: among so many that take long, the others come to their end.
+const AT_ONCE: usize = 16;
+
+/// A namespace whose last look has failed.
+#[derive(Clone, Debug)]
+pub struct Former {
+    /// Why.
+    pub why: String,
+    /// It is not its turn yet.
+    pub rests: bool,
+}
+
+/// What the looks of a round have found.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Those that can be worked in.
+    pub spaces: Spaces,
+    /// By task id. What is missing or unusable is said there.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Looks that have failed, and why: not those that this round has not come to.
+    pub failed: BTreeMap<PathBuf, String>,
+    /// How many messages could not be read, or not all of them, by task id.
+    pub unread: BTreeMap<String, u64>,
+}
 
 /// Tasks whose namespaces have to be looked into, ours and the engine's, and where those are.
 fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item = (&'a str, PathBuf)> {
@@ -67,37 +92,93 @@ fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item =
     ours.chain(tapped).map(|(id, path)| (id, path.cloned().unwrap_or_else(|| netns_dir.join(id))))
 }
 
-impl Spaces {
-    /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`; what is
-    /// missing or unusable is said in the result. `progress` is called after each.
-    pub async fn open(
+/// What a look has come to.
+enum Look {
+    Found(Space, Inside, u64),
+    Nothing(Namespace),
+    Failed(String),
+    /// The round's time is over.
+    NotBegun,
+}
+
+impl Look {
+    /// Of what could not be opened.
+    fn refused(path: &Path, error: &io::Error) -> Self {
+        match error {
+            error if error.kind() == io::ErrorKind::NotFound => {
+                Self::Nothing(Namespace::Missing { path: path.display().to_string() })
+            }
+            // The kernel's, of this one try: too many open files, no memory.
+            error if error.raw_os_error().is_some() => Self::Failed(error.to_string()),
+            error => Self::Nothing(Namespace::Unusable { why: unusable(path, &error.to_string()) }),
+        }
+    }
+}
+
+impl Looked {
+    /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`: several
+    /// at once, and all in [`PATIENCE`]. `former`: those that have failed before; they come last, and not before their
+    /// turn. `progress` is called after each.
+    pub async fn at(
         desired: &Desired,
         netns_dir: &Path,
         gateway: Ipv4Net,
+        former: &BTreeMap<PathBuf, Former>,
         progress: &dyn Fn(),
-    ) -> (Self, BTreeMap<String, Namespace>) {
-        let mut spaces = Self::default();
-        let mut namespaces = BTreeMap::new();
-        for (task, path) in wanted(desired, netns_dir) {
-            let namespace = match open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    Namespace::Missing { path: path.display().to_string() }
-                }
-                Err(error) => unusable(&path, &error.to_string()),
-                Ok((space, socket)) => match look(&socket, gateway).await {
-                    Ok(mut inside) => {
-                        inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
-                        spaces.0.insert(task.to_owned(), space);
-                        Namespace::Present(inside)
-                    }
-                    Err(error) => unusable(&path, &error.to_string()),
-                },
+    ) -> Self {
+        Self::until(Instant::now() + PATIENCE, desired, netns_dir, gateway, former, progress).await
+    }
+
+    async fn until(
+        until: Instant,
+        desired: &Desired,
+        netns_dir: &Path,
+        gateway: Ipv4Net,
+        former: &BTreeMap<PathBuf, Former>,
+        progress: &dyn Fn(),
+    ) -> Self {
+        let mut looked = Self::default();
+        let mut all: Vec<_> = wanted(desired, netns_dir).collect();
+        all.sort_by_key(|(_, path)| former.contains_key(path));
+        let looks = all.into_iter().map(async |(task, path)| {
+            let look = match former.get(&path) {
+                Some(former) if former.rests => at_rest(&path, former),
+                _ => one(&path, gateway, until).await,
             };
-            namespaces.insert(task.to_owned(), namespace);
+            (task, path, look)
+        });
+        let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
+        while let Some((task, path, look)) = looks.next().await {
+            looked.take(task, &path, look, former);
             progress();
         }
-        spaces.search(desired, gateway, &mut namespaces, progress).await;
-        (spaces, namespaces)
+        drop(looks);
+        looked.search(desired, gateway, former, until, progress).await;
+        looked
+    }
+
+    fn take(&mut self, task: &str, path: &Path, look: Look, former: &BTreeMap<PathBuf, Former>) {
+        let namespace = match look {
+            Look::Found(space, inside, unread) => {
+                self.spaces.0.insert(task.to_owned(), space);
+                if unread > 0 {
+                    self.unread.insert(task.to_owned(), unread);
+                }
+                Namespace::Present(inside)
+            }
+            Look::Nothing(namespace) => namespace,
+            Look::Failed(why) => {
+                let why = unusable(path, &why);
+                self.failed.insert(path.to_owned(), why.clone());
+                Namespace::Unread { path: path.to_owned(), why }
+            }
+            Look::NotBegun => {
+                let why = former.get(path).map(|former| former.why.clone());
+                let why = why.unwrap_or_else(|| unusable(path, "looking into others takes too long"));
+                Namespace::Unread { path: path.to_owned(), why }
+            }
+        };
+        self.namespaces.insert(task.to_owned(), namespace);
     }
 
     /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine tells
@@ -106,42 +187,79 @@ impl Spaces {
         &mut self,
         desired: &Desired,
         gateway: Ipv4Net,
-        namespaces: &mut BTreeMap<String, Namespace>,
+        former: &BTreeMap<PathBuf, Former>,
+        until: Instant,
         progress: &dyn Fn(),
     ) {
-        let lost = desired.tapped.iter().filter(|task| task.netns.is_none() && !self.0.contains_key(&task.id));
+        let spaces = &self.spaces.0;
+        let lost = desired.tapped.iter().filter(|task| task.netns.is_none() && !spaces.contains_key(&task.id));
         let mut lost: BTreeMap<_, _> = lost.map(|task| (task.ip, &task.id)).collect();
         if lost.is_empty() {
             return;
         }
         let known: BTreeSet<_> = desired.tapped.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
         let entries = std::fs::read_dir(ENGINE_DIR).into_iter().flatten().flatten();
+        let unknown = |entry: &DirEntry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name());
+        let mut paths: Vec<_> = entries.filter(unknown).map(|entry| entry.path()).collect();
+        paths.retain(|path| former.get(path).is_none_or(|former| !former.rests));
+        paths.sort_by_key(|path| former.contains_key(path));
         let (mut sandboxes, mut held) = (Vec::new(), Vec::new());
-        for entry in entries.filter(|entry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name())) {
+        for path in paths {
             progress();
-            // Others come and go meanwhile.
-            let Ok((space, socket)) = open(&entry.path()) else { continue };
-            let Ok(Ok(inside)) = timeout(PATIENCE, observe_inside(&socket)).await else { continue };
-            let addresses = inside.links.values().flat_map(|link| &link.addresses).map(Ipv4Net::addr);
-            let tasks: BTreeSet<Ipv4Addr> = addresses.filter(|ip| lost.contains_key(ip)).collect();
-            if !tasks.is_empty() {
-                sandboxes.push(Some((space, socket)));
-                held.push(tasks);
+            match one(&path, gateway, until).await {
+                Look::Found(space, inside, unread) => {
+                    let addresses = inside.links.values().flat_map(|link| &link.addresses).map(Ipv4Net::addr);
+                    let tasks: BTreeSet<Ipv4Addr> = addresses.filter(|ip| lost.contains_key(ip)).collect();
+                    if !tasks.is_empty() {
+                        sandboxes.push(Some((space, inside, unread)));
+                        held.push(tasks);
+                    }
+                }
+                Look::Failed(why) => drop(self.failed.insert(path.clone(), unusable(&path, &why))),
+                // Others come and go meanwhile.
+                Look::Nothing(_) => {}
+                Look::NotBegun => break,
             }
         }
         for (index, ip) in owners(&held) {
-            let (Some(task), Some((space, socket))) = (lost.get(&ip), sandboxes[index].take()) else { continue };
-            let Ok(inside) = look(&socket, gateway).await else { continue };
-            self.0.insert((*task).clone(), space);
-            namespaces.insert((*task).clone(), Namespace::Present(inside));
-            lost.remove(&ip);
+            let (Some(task), Some((space, inside, unread))) = (lost.remove(&ip), sandboxes[index].take()) else {
+                continue;
+            };
+            let path = space.path.clone();
+            self.take(task, &path, Look::Found(space, inside, unread), former);
         }
         for task in lost.into_values() {
             let path = format!("of an engine's container below {ENGINE_DIR}");
-            namespaces.insert(task.clone(), Namespace::Missing { path });
+            self.namespaces.insert(task.clone(), Namespace::Missing { path });
         }
     }
+}
 
+/// One whose turn has not come. That it is gone is seen all the same.
+fn at_rest(path: &Path, former: &Former) -> Look {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Look::refused(path, &error),
+        _ => Look::Nothing(Namespace::Unread { path: path.to_owned(), why: former.why.clone() }),
+    }
+}
+
+async fn one(path: &Path, gateway: Ipv4Net, until: Instant) -> Look {
+    if Instant::now() >= until {
+        return Look::NotBegun;
+    }
+    match open(path) {
+        Err(error) => Look::refused(path, &error),
+        Ok((space, socket)) => match look(&socket, gateway, until).await {
+            Ok(mut inside) => {
+                inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
+                Look::Found(space, inside, socket.unread())
+            }
+            Err(error) => Look::Failed(error.to_string()),
+        },
+    }
+}
+
+impl Spaces {
     /// Observes an open namespace again.
     ///
     /// # Errors
@@ -169,25 +287,25 @@ fn owners(held: &[BTreeSet<Ipv4Addr>]) -> Vec<(usize, Ipv4Addr)> {
 ///
 /// # Errors
 /// When the kernel refuses a request, what is inside is too much, or it takes too long.
-async fn look(socket: &Socket, gateway: Ipv4Net) -> Result<Inside, Error> {
+async fn look(socket: &Socket, gateway: Ipv4Net, until: Instant) -> Result<Inside, Error> {
     let all = async {
         let inside = observe_inside(socket).await?;
         let replies = match replies(socket, &inside, gateway).await {
-            Err(error @ Error::TooMany { .. }) => return Err(error),
+            Err(error @ (Error::TooMany { .. } | Error::Late { .. })) => return Err(error),
             replies => replies.unwrap_or_default(),
         };
         Ok(Inside { replies, ..inside })
     };
     let late = |_| Err(Error::Other { what: "look into it".into(), why: format!("it takes more than {PATIENCE:?}") });
-    timeout(PATIENCE, all).await.unwrap_or_else(late)
+    timeout_at(until, all).await.unwrap_or_else(late)
 }
 
 fn is_sandbox(name: &OsStr) -> bool {
     name.len() == ENGINE_NAME && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
 }
 
-fn unusable(path: &Path, why: &str) -> Namespace {
-    Namespace::Unusable { why: format!("network namespace {} cannot be used: {why}", path.display()) }
+fn unusable(path: &Path, why: &str) -> String {
+    format!("network namespace {} cannot be used: {why}", path.display())
 }
 
 /// Opens a namespace other than this one, and a socket inside.
@@ -207,7 +325,22 @@ pub fn open(path: &Path) -> io::Result<(Space, Socket)> {
 
 #[cfg(test)]
 mod tests {
+    use hiveway_core::desired::LocalTask;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_round_has_no_time_for_has_not_failed() {
+        let netns = Some("/proc/self/ns/net".into());
+        let task = LocalTask { id: "web.1".into(), tag: [1; 8], netns, interfaces: Vec::new() };
+        let desired = Desired { tasks: vec![task], ..Desired::default() };
+        let gateway = "172.18.0.0/16".parse().unwrap();
+        let (until, none) = (Instant::now(), BTreeMap::new());
+        let looked = Looked::until(until, &desired, Path::new("/run/netns"), gateway, &none, &|| ()).await;
+        assert!(looked.failed.is_empty(), "{:?}", looked.failed);
+        let Namespace::Unread { why, .. } = &looked.namespaces["web.1"] else { panic!("{looked:?}") };
+        assert!(why.contains("looking into others takes too long"), "{why}");
+    }
 
     #[test]
     fn a_sandbox_is_a_tasks_only_if_nothing_else_could_be() {

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use futures::StreamExt;
 use hiveway_core::next_hop::{Neighbour, Neighbours, Underlay, Way};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -23,10 +22,11 @@ use super::{
 /// When the kernel refuses the request.
 pub async fn underlay(socket: &Socket, index: u32) -> Result<Option<Underlay>, Error> {
     let mut answer = socket.handle().link().get().match_index(index).execute();
-    let link = match answer.next().await {
+    let what = "look up the underlay interface";
+    let link = match socket.next(what, &mut answer).await? {
         Some(Ok(link)) => link,
         Some(Err(error)) => {
-            return match Error::from_rtnetlink("look up the underlay interface", error) {
+            return match Error::from_rtnetlink(what, error) {
                 error if error.errno() == Some(libc::ENODEV) => Ok(None),
                 error => Err(error),
             };
@@ -51,10 +51,11 @@ pub async fn underlay(socket: &Socket, index: u32) -> Result<Option<Underlay>, E
 pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option<Way>, Error> {
     let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).output_interface(interface).build();
     let mut answer = socket.handle().route().get(request).execute();
-    let route = match answer.next().await {
+    let what = format!("ask for the route to {to}");
+    let route = match socket.next(&what, &mut answer).await? {
         Some(Ok(route)) => route,
         Some(Err(error)) => {
-            return match Error::from_rtnetlink(format!("ask for the route to {to}"), error) {
+            return match Error::from_rtnetlink(what, error) {
                 Error::Kernel { .. } => Ok(None),
                 error => Err(error),
             };
@@ -94,10 +95,11 @@ pub async fn leading(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr) -> Result<BT
     // The route with all its next hops, instead of the one that a packet would get.
     request.header.flags = RouteFlags::FibMatch;
     let mut answer = socket.handle().route().get(request).execute();
-    let route = match answer.next().await {
+    let what = format!("ask for the routes to {to}");
+    let route = match socket.next(&what, &mut answer).await? {
         Some(Ok(route)) => route,
         Some(Err(error)) => {
-            return match Error::from_rtnetlink(format!("ask for the routes to {to}"), error) {
+            return match Error::from_rtnetlink(what, error) {
                 Error::Kernel { .. } => Ok(BTreeSet::new()),
                 error => Err(error),
             };

@@ -27,6 +27,7 @@ mod hostile;
 mod icmp;
 mod interop;
 mod limits;
+mod looks;
 mod mesh;
 mod mesh_edges;
 mod mtu;

@@ -42,7 +42,7 @@ pub(super) fn losers<'d>(observed: &Observed, desired: &'d Desired) -> BTreeMap<
 fn inside<'o>(observed: &'o Observed, task: &str) -> Option<&'o Inside> {
     match observed.namespaces.get(task)? {
         Namespace::Present(inside) => Some(inside),
-        Namespace::Missing { .. } | Namespace::Unusable { .. } => None,
+        Namespace::Missing { .. } | Namespace::Unusable { .. } | Namespace::Unread { .. } => None,
     }
 }
 

@@ -1,0 +1,79 @@
+//! Looks into the namespaces of local tasks, each in its turn: one that cannot be looked into, or takes long, is what
+//! its container makes it, and keeps nothing else from its time.
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use hiveway_core::{Desired, Settings, observed::Namespace, plan::Item};
+
+use super::{apply::Round, reconcile::Agent, shared::Trouble};
+use crate::netlink::{Former, Looked, Socket};
+
+/// So many looks into an engine's sandbox may fail in a row before the node counts as failing.
+const SILENT: u32 = 3;
+
+impl Agent {
+    /// Another socket where the kernel has not answered on this one.
+    pub(super) fn renew_socket(&mut self, round: &mut Round) {
+        if self.socket.is_spent()
+            && let Some(socket) = round.note(&mut self.backoff, "netlink socket", Socket::open())
+        {
+            self.socket = socket;
+        }
+    }
+
+    /// Looks into all namespaces whose turn it is.
+    pub(super) async fn look_into_namespaces(
+        &mut self,
+        desired: &Desired,
+        settings: &Settings,
+        round: &mut Round,
+    ) -> Looked {
+        let now = Instant::now();
+        let former = self.looks.all().iter().map(|(path, failing)| {
+            (path.into(), Former { why: failing.error.clone(), rests: !self.looks.ready(path, now) })
+        });
+        let former: BTreeMap<_, _> = former.collect();
+        let gateway = settings.gwbridge_subnet.trunc();
+        let looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &|| round.goes_on()).await;
+        let now = Instant::now();
+        for (path, why) in &looked.failed {
+            self.looks.failed(&path.display().to_string(), why.clone(), now);
+        }
+        for space in looked.spaces.0.values() {
+            self.looks.succeeded(&space.path.display().to_string());
+        }
+        self.looks.retain(|path| Path::new(path).exists());
+        let missing = looked.namespaces.values().filter_map(|namespace| match namespace {
+            Namespace::Missing { path } => Some(path.into()),
+            _ => None,
+        });
+        self.missing = missing.collect();
+        self.tell_of_unread(&looked);
+        looked
+    }
+
+    /// Says it once of each task.
+    fn tell_of_unread(&mut self, looked: &Looked) {
+        self.unread.retain(|task| looked.namespaces.contains_key(task));
+        for (task, count) in &looked.unread {
+            if self.unread.insert(task.clone()) {
+                tracing::warn!(
+                    "task {task}: {count} messages about its network namespace could not be read, or not all of them: \
+                     a name, an alias or a label in it is no text"
+                );
+            }
+        }
+    }
+
+    /// A look into an engine's sandbox has failed, or is put off because others have.
+    pub(super) fn could_not_look(&mut self, task: &str, path: &Path, why: &str, round: &mut Round) {
+        let item = Item::Task(task.to_owned()).to_string();
+        let attempts = self.looks.all().get(&path.display().to_string()).map_or(0, |failing| failing.attempts);
+        if attempts < SILENT {
+            round.waiting.push(Trouble { item, why: why.to_owned(), attempts: 0, retry: None });
+            self.incomplete = true;
+        } else if round.may(&self.backoff, &item) {
+            round.note::<(), _>(&mut self.backoff, &item, Err(why));
+        }
+    }
+}
