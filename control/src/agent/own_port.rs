@@ -1,6 +1,8 @@
 //! The UDP port of VXLAN is held for as long as the agent runs: else a local user who binds it while no vxlan device is
 //! up would keep them all down, Hiveway's and the engine's.
 
+use std::time::{Duration, Instant};
+
 use super::{apply::Round, reconcile::Agent};
 use crate::{
     listeners::{Holder, holders},
@@ -8,6 +10,9 @@ use crate::{
 };
 
 const ITEM: &str = "UDP port of VXLAN";
+/// Each attempt makes a namespace, and where a device has the port that goes on for as long as the device is there: not
+/// with every round that changes of links make due.
+const PAUSE: Duration = Duration::from_secs(4);
 
 impl Agent {
     /// Holds `number`; says who has it where it cannot.
@@ -15,15 +20,25 @@ impl Agent {
         if self.port.as_ref().is_some_and(|port| port.number() == number) || !round.may(&self.backoff, ITEM) {
             return;
         }
+        if self.port_tried.is_some_and(|at| at.elapsed() < PAUSE) && !self.backoff.all().contains_key(ITEM) {
+            return;
+        }
+        self.port_tried = Some(Instant::now());
         self.port = None;
         self.last.port_warning = None;
         let held = match Port::hold(&self.socket, number).await {
-            Ok(port) => Ok(self.port = Some(port)),
+            Ok(port) => {
+                self.port = Some(port);
+                Ok(())
+            }
             // A device of the same kind is there, and processes can bind the port no more than beside ours.
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
             Err(error) if error.errno() == Some(libc::EADDRINUSE) => match taken(number) {
                 Ok(why) => Err(why),
-                Err(warning) => Ok(self.last.port_warning = Some(warning)),
+                Err(warning) => {
+                    self.last.port_warning = Some(warning);
+                    Ok(())
+                }
             },
             Err(error) => Err(error.to_string()),
         };

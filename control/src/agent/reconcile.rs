@@ -124,6 +124,8 @@ pub(super) struct Agent {
     pub(super) programmed: Option<Programmed>,
     /// Keeps the UDP port of VXLAN from processes of the node.
     pub(super) port: Option<Port>,
+    /// When that was last tried.
+    pub(super) port_tried: Option<Instant>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }

@@ -206,6 +206,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         probing,
         programmed: None,
         port: None,
+        port_tried: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,
