@@ -92,3 +92,31 @@ drop_reasons! {
 pub const DROP_SLOTS: u32 = 64;
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS as usize);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::counter::Counter;
+
+    /// The names in the first column of a table of docs/drops.md.
+    fn documented(heading: &str) -> Vec<&'static str> {
+        let text = include_str!("../../docs/drops.md");
+        let table = text.split(heading).nth(1).unwrap().split("\n## ").next().unwrap();
+        let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        cells.flat_map(|cell| cell.split(", ").map(|name| name.trim_matches('`'))).collect()
+    }
+
+    #[test]
+    fn operators_are_told_of_every_reason_and_counter() {
+        let reasons: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(documented("# Drop reasons"), reasons);
+        let counters: Vec<_> = Counter::ALL.iter().map(|counter| counter.name()).collect();
+        let mut told = documented("## Counters");
+        told.sort_by_key(|name| counters.iter().position(|known| known == name));
+        assert_eq!(told, counters);
+    }
+}
