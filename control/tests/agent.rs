@@ -245,6 +245,7 @@ fn an_agents_life() {
     // Somebody else takes the gateway's subnet: two routes lead there.
     node.netns.run("ip link add br-taken type bridge");
     node.netns.run("ip addr add 172.18.0.1/16 dev br-taken");
+    node.netns.run("ip link set br-taken up");
     let named = |status: &serde_json::Value| status["failing"].to_string().contains("br-taken has 172.18.0.1/16");
     eventually("the agent says so", || named(&node.ask(&["status"])));
     node.netns.run("ip link del br-taken");
@@ -310,7 +311,7 @@ fn an_agent_whose_log_is_open_and_not_read_goes_on() {
     node.write_table(NODES);
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut command = node.command(&[]);
-    command.env("HIVEWAY_LOG", "trace").stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
+    command.env("HIVEWAY_LOG", "trace,netlink_proto=trace").stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
     let mut child = command.spawn().unwrap();
     drop(command);
     let asked = || {

@@ -56,6 +56,7 @@ fn firewall() -> Firewall {
         foreign: Foreign::Vnis(BTreeSet::from([7, 4098])),
         masquerade: Some(Masquerade { bridge: "hw-gwbridge".into(), subnet: "172.18.0.1/16".parse().unwrap() }),
         published: BTreeSet::from([8080]),
+        published_udp: BTreeSet::from([8080]),
         listed: listed(),
         host: Some(host()),
     }

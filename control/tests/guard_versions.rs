@@ -28,6 +28,7 @@ fn firewall() -> Firewall {
         foreign: Foreign::Vnis(BTreeSet::from([7])),
         masquerade: None,
         published: BTreeSet::from([8080]),
+        published_udp: BTreeSet::from([8080]),
         listed: Vec::new(),
         host: Some(host),
     }

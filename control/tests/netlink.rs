@@ -77,12 +77,15 @@ fn desired(space: &Netns) -> Desired {
     }
 }
 
+/// For a look: what is bounded here is what it may find.
+const WHILE: Duration = Duration::from_secs(60);
+
 async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
     let gateway = "172.18.0.0/16".parse().unwrap();
     let heard = Cell::new(0);
     let progress = || heard.set(heard.get() + 1);
     let Looked { spaces, namespaces, .. } =
-        Looked::at(desired, Path::new("/run/netns"), gateway, &BTreeMap::new(), &progress).await;
+        Looked::within(WHILE, desired, Path::new("/run/netns"), gateway, &BTreeMap::new(), &progress).await;
     assert!(heard.get() >= desired.tasks.len(), "each namespace is heard of");
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
@@ -239,7 +242,8 @@ fn a_namespace_whose_look_has_failed_rests_and_keeps_no_other_waiting() {
         let at = async |rests| {
             let former = Former { why: "as before".into(), rests };
             let former = BTreeMap::from([(space.path(), former)]);
-            Looked::at(&desired, Path::new("/run/netns"), "172.18.0.0/16".parse().unwrap(), &former, &|| ()).await
+            let gateway = "172.18.0.0/16".parse().unwrap();
+            Looked::within(WHILE, &desired, Path::new("/run/netns"), gateway, &former, &|| ()).await
         };
         let looked = at(false).await;
         assert_eq!(looked.failed.keys().collect::<Vec<_>>(), [&space.path()]);
@@ -248,7 +252,7 @@ fn a_namespace_whose_look_has_failed_rests_and_keeps_no_other_waiting() {
         space.run("ip route flush root 10.128.0.0/9");
         let rests = at(true).await;
         assert!(rests.failed.is_empty() && matches!(rests.namespaces["z-quick"], Namespace::Present(_)));
-        let kept = Namespace::Unread { path: space.path(), why: "as before".into() };
+        let kept = Namespace::Unread { path: space.path(), why: "as before".into(), begun: true };
         assert_eq!(rests.namespaces["web.1"], kept);
         assert!(matches!(at(false).await.namespaces["web.1"], Namespace::Present(_)));
         run(&format!("ip netns delete {}", space.0));

@@ -49,6 +49,9 @@ fn ipv4(ctx: &Skb, local: &Local, eth: &Eth) -> Verdict {
     if packet.src != local.ip {
         return Err(DropReason::SpoofedIp);
     }
+    if icmp::is_hidden(packet, eth.is_group()) {
+        return Err(DropReason::IcmpUnmatched);
+    }
     if eth.is_group() || skb::has_source_route(ctx, packet) {
         return group::slow_path(ctx, local, &eth.dst);
     }

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     addr::Mac,
     drop_reason::DropReason,
-    endpoint::{EndpointKey, Local},
+    endpoint::{EndpointKey, Local, kind},
     group::{BURST_NS, INTERVAL_NS},
 };
 
@@ -50,11 +50,12 @@ pub(crate) fn slow_path(ctx: &Skb, local: &Local, dst: &Mac) -> Verdict {
     Ok(Action::SlowPath)
 }
 
-/// Whether somebody in the container's network has the MAC: one that is made of an address, as the engine and the agent
-/// make them.
+/// Whether somebody in the container's network, on another node, has the MAC: one that is made of an address, as the engine
+/// and the agent make them. Of those here the bridge does not learn: their packets pass it by.
 // Not inlined, as `admit`.
 #[inline(never)]
 fn is_known(local: &Local, dst: &Mac) -> bool {
     let [_, _, a, b, c, d] = *dst;
-    maps::endpoint(&EndpointKey { net: local.net, ip: [a, b, c, d] }).is_some_and(|endpoint| endpoint.mac == *dst)
+    maps::endpoint(&EndpointKey { net: local.net, ip: [a, b, c, d] })
+        .is_some_and(|endpoint| endpoint.mac == *dst && endpoint.kind != kind::LOCAL)
 }

@@ -30,9 +30,22 @@ const PARAMETER_PROBLEM: u8 = 12;
 /// The packet is an ICMP error, with the whole quote in it.
 #[inline(always)]
 pub(crate) fn is_error(packet: &Packet) -> bool {
-    packet.proto == ipproto::ICMP
-        && packet.fragment == Fragment::Whole
-        && matches!(packet.flags, UNREACHABLE | SOURCE_QUENCH | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    packet.proto == ipproto::ICMP && packet.fragment == Fragment::Whole && is_error_type(packet.flags)
+}
+
+/// Whether a container's packet is an error in a form that no host sends one in: to many, or in pieces. What is asked of
+/// errors would not be asked of it.
+#[inline(always)]
+pub(crate) fn is_hidden(packet: &Packet, group: bool) -> bool {
+    (group || packet.fragment == Fragment::First)
+        && packet.proto == ipproto::ICMP
+        && packet.fragment != Fragment::Later
+        && is_error_type(packet.flags)
+}
+
+#[inline(always)]
+fn is_error_type(kind: u8) -> bool {
+    matches!(kind, UNREACHABLE | SOURCE_QUENCH | TIME_EXCEEDED | PARAMETER_PROBLEM)
 }
 
 /// An error on its way into the container that it is for: if that talks to a VIP, the error must be about the VIP, not

@@ -6,7 +6,7 @@ use dataplane_common::{
     config::{Config, mesh_return},
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Flow, MESH_ZONE},
+    flow::{Flow, FlowKey, MESH_ZONE, flag},
     fragment::{Fragmented, place, way},
     headers::{ipproto, tcpflag},
     mesh::{ClientPrefix, Target, TargetKey, shown_as, target_flag},
@@ -119,7 +119,7 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
     let Some(known) = flow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    let proved = flow::established(&key).is_some();
+    let proved = is_proved(&key, known);
     match place_of(packet, known, proved, &target.tag, &ingress) {
         Place::Own => {}
         Place::Anothers => {
@@ -132,6 +132,17 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
     ending::of_client(&key, known, packet);
     flow::touch(known);
     Ok(Some(flow::translation(known)))
+}
+
+/// Whether a connection has proved itself: it is established, or has found no share.
+#[inline(never)]
+fn is_proved(key: &FlowKey, known: &Flow) -> bool {
+    let Ok(scratch) = scratch() else { return false };
+    if flow::established(key).is_some() {
+        return true;
+    }
+    scratch.reply_key = flow::reply_key(key.zone, known, key.proto);
+    flow::get(&scratch.reply_key).is_some_and(|reply| reply.flags & flag::KEPT != 0)
 }
 
 /// What a client's packet is to a known connection with the same addresses.

@@ -273,6 +273,15 @@ fn a_container_says_nothing_about_anothers_connection() -> Result<()> {
             let about = container(world, what, &ip(LOCAL2.ip, LOCAL1.ip), &sent, Drop(DropReason::IcmpUnmatched));
             about.check(&mut world.harness)?;
         }
+        // Nor in a form that would be judged as something else.
+        let sent = unreachable(PORT, &quote(&ip(LOCAL1.ip, REMOTE1.ip), &l4, 8));
+        let many = frame(mac(LOCAL2.ip), [0xff; 6], &ip(LOCAL2.ip, LOCAL1.ip), &sent);
+        let piece = Ip { dont_fragment: false, more_fragments: true, ..ip(LOCAL2.ip, LOCAL1.ip) };
+        let first = frame(mac(LOCAL2.ip), GIVEN, &piece, &sent);
+        for hidden in [many, first] {
+            golden("hidden", Program::FromContainer, world.dev.veth2, hidden, Drop(DropReason::IcmpUnmatched))
+                .check(&mut world.harness)?;
+        }
         // Its own, and one about something behind it.
         for about in [LOCAL2.ip, [203, 0, 113, 9]] {
             let sent = unreachable(PORT, &quote(&ip(LOCAL1.ip, about), &l4, 8));

@@ -169,6 +169,8 @@ pub enum Namespace {
         path: PathBuf,
         /// Why, naming the path.
         why: String,
+        /// Whether a look was begun: else the round's time was over before.
+        begun: bool,
     },
     /// Its inside.
     Present(Inside),

@@ -144,7 +144,7 @@ fn a_look_that_fails_takes_nothing_away() {
     assert!(before["web.1"].gateway.is_some() && before["web.1"].taps.len() == 1);
     let unread = |desired: &Desired, links: &[(&str, Link)]| {
         let links = links.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect();
-        let namespace = Namespace::Unread { path: "/run/docker/netns/x".into(), why: "too late".into() };
+        let namespace = Namespace::Unread { path: "/run/docker/netns/x".into(), why: "too late".into(), begun: true };
         sandboxes(desired, &settings(), &links, &BTreeMap::from([("web.1".to_owned(), namespace)]), &before).found
     };
     assert_eq!(unread(&desired(), &links), before);

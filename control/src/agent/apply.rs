@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
+    sync::LazyLock,
     time::Instant,
 };
 
@@ -20,8 +21,11 @@ use super::{
 use crate::{
     liveness::Pulse,
     netlink::{self, Socket, Spaces},
+    seldom::Seldom,
 };
 
+/// Bridges that somebody else has put interfaces on: who can do that can do it again and again.
+static STRAYS: LazyLock<Seldom> = LazyLock::new(Seldom::default);
 /// Requests under way together in [`Round::fill`]; a socket's buffers hold far more.
 const AT_ONCE: usize = 64;
 
@@ -130,10 +134,14 @@ impl Round {
             let done = netlink::apply(node, spaces, &step.action).await;
             if self.note(backoff, &item, done).is_some() {
                 match step.item {
-                    Item::Stray { .. } => tracing::warn!(
-                        "{item}: deleted; only the agent puts interfaces there, and a container with NET_ADMIN needs a user \
-                         namespace to be kept from it"
-                    ),
+                    Item::Stray { ref bridge, .. } => {
+                        if let Some(more) = STRAYS.say(bridge) {
+                            tracing::warn!(
+                                "{item}: taken off; only the agent puts interfaces there, and a container with NET_ADMIN \
+                                 needs a user namespace to be kept from it{more}"
+                            );
+                        }
+                    }
                     _ => tracing::debug!("{item}: {}", step.action),
                 }
                 self.changes += 1;

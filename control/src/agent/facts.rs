@@ -54,8 +54,9 @@ pub(super) fn gateway_subnet(subnet: Ipv4Net, gateway: &Gateway, links: &BTreeMa
         return Ok(());
     }
     let ours = subnet.trunc();
-    let overlaps = |other: &Ipv4Net| ours.contains(other) || other.contains(&ours);
-    let others = links.iter().filter(|(name, link)| **name != gateway.name && !link.is_ours(name));
+    // Where another one is wider, ours is the more specific route.
+    let overlaps = |other: &Ipv4Net| ours.contains(other);
+    let others = links.iter().filter(|(name, link)| **name != gateway.name && !link.is_ours(name) && link.up);
     let found = others.flat_map(|(name, link)| link.addresses.iter().map(move |address| (name, address)));
     found.into_iter().find(|(_, address)| overlaps(&address.trunc())).map_or(Ok(()), |(name, address)| {
         Err(format!("{ours} is taken: {name} has {address}; start the agents with another --gwbridge-subnet"))
@@ -238,8 +239,8 @@ mod tests {
     fn the_gateway_subnet_is_nobody_elses() {
         let gateway = |ours| Gateway { name: GATEWAY.to_owned(), ours };
         let mut links = node(1);
-        let bridge =
-            |address: &str| Link { addresses: [address.parse().unwrap()].into(), ..Link::new(9, Kind::Bridge) };
+        let at = |address: &str| [address.parse().unwrap()].into();
+        let bridge = |address: &str| Link { addresses: at(address), up: true, ..Link::new(9, Kind::Bridge) };
         links.insert(GATEWAY.to_owned(), bridge("172.18.0.1/16"));
         let asked = |subnet: &str, ours, links: &_| gateway_subnet(subnet.parse().unwrap(), &gateway(ours), links);
         assert_eq!(asked("172.18.0.0/16", true, &links), Ok(()), "its own");
@@ -247,6 +248,8 @@ mod tests {
         let why = asked("172.18.0.0/16", true, &links).unwrap_err();
         assert!(why.contains("br-docker has 172.18.0.1/16") && why.contains("--gwbridge-subnet"), "{why}");
         assert!(asked("172.16.0.0/12", true, &links).is_err(), "around it");
+        assert_eq!(asked("172.18.4.0/24", true, &links), Ok(()), "within it");
+        links.get_mut("eth0").unwrap().up = true;
         assert!(asked("10.0.0.0/24", true, &links).unwrap_err().contains("eth0"), "an address of the node's");
         assert_eq!(asked("172.19.0.0/16", true, &links), Ok(()));
         assert_eq!(asked("172.18.0.0/16", false, &links), Ok(()), "the engine's business");

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN};
+use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN, ipproto};
 use hiveway_core::{
     Desired, Model, Settings,
     binding::Binding,
@@ -63,6 +63,12 @@ pub(super) fn firewall(
         vnis,
         masquerade,
         published: ports(desired),
+        published_udp: desired
+            .published
+            .iter()
+            .filter(|(proto, _)| *proto == ipproto::UDP)
+            .map(|(_, port)| *port)
+            .collect(),
         listed: if model.engine_has_ingress() { listed(desired) } else { Vec::new() },
         host: host(model, desired, gateway, links, uplinks),
     }

@@ -25,23 +25,21 @@ impl Agent {
         }
         self.port_tried = Some(Instant::now());
         self.port = None;
-        self.last.port_warning = None;
-        let held = match Port::hold(&self.socket, number).await {
+        let (held, warning) = match Port::hold(&self.socket, number).await {
             Ok(port) => {
                 self.port = Some(port);
-                Ok(())
+                (Ok(()), None)
             }
-            // A device of the same kind is there, and processes can bind the port no more than beside ours.
-            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            // A device of the same kind is there, a former agent's that is still being taken down, say: what was found out
+            // before still holds.
+            Err(error) if error.errno() == Some(libc::EEXIST) => return,
             Err(error) if error.errno() == Some(libc::EADDRINUSE) => match taken(number) {
-                Ok(why) => Err(why),
-                Err(warning) => {
-                    self.last.port_warning = Some(warning);
-                    Ok(())
-                }
+                Ok(why) => (Err(why), None),
+                Err(warning) => (Ok(()), Some(warning)),
             },
-            Err(error) => Err(error.to_string()),
+            Err(error) => (Err(error.to_string()), None),
         };
+        self.last.port_warning = warning;
         round.note(&mut self.backoff, ITEM, held);
     }
 }

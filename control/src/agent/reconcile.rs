@@ -156,6 +156,7 @@ impl Agent {
         let shown = cause == Cause::Table && self.table.node == self.args.node && self.change_maps();
         if cause == Cause::Table {
             self.backoff.hurry(started);
+            self.looks.hurry(started);
             // Who has left a swarm and joined again has another id.
             self.args.node.clone_from(&self.table.node);
         }
@@ -187,7 +188,6 @@ impl Agent {
         let gateway = gateway(&self.args, &links);
         let answering = Answering::new(self.args.mesh_addresses().as_ref(), &links, &gateway.name);
         round.note(&mut self.backoff, "addresses", answering.fits());
-        round.note(&mut self.backoff, "gateway subnet", gateway_subnet(self.args.gwbridge_subnet, &gateway, &links));
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
@@ -199,6 +199,9 @@ impl Agent {
         settings.mesh_refused =
             host.refused.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
         let desired = self.derive(&settings, round)?;
+        let subnet = self.args.gwbridge_subnet;
+        let free = desired.gateway.as_ref().map_or(Ok(()), |_| gateway_subnet(subnet, &gateway, &links));
+        round.note(&mut self.backoff, "gateway subnet", free);
         let early = cause == Cause::Table && self.last.ready;
         if early && shown {
             self.sweep(cause, round);

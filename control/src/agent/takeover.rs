@@ -81,7 +81,7 @@ impl Agent {
         (self.sandboxes, self.incomplete) = (all.found, all.incomplete);
         let mut without_gateway = all.without_gateway;
         for task in &desired.tapped {
-            let Some(Namespace::Unread { path, why }) = namespaces.get(&task.id) else { continue };
+            let Some(Namespace::Unread { path, why, .. }) = namespaces.get(&task.id) else { continue };
             self.could_not_look(&task.id, path, why, round);
             // That is not known to have changed either.
             without_gateway.extend(self.without_gateway.contains_key(&task.id).then(|| task.id.clone()));

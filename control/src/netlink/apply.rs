@@ -159,7 +159,7 @@ pub(super) async fn quiet(socket: &Socket, name: &str) -> Result<(), Error> {
     }
 }
 
-async fn delete(node: &Socket, name: &str) -> Result<(), Error> {
+pub(super) async fn delete(node: &Socket, name: &str) -> Result<(), Error> {
     let index = match node.index(name).await {
         Err(Error::NoLink(_)) => return Ok(()),
         other => other?,
@@ -182,6 +182,7 @@ async fn set(node: &Socket, what: &str, name: &str, setting: &Setting) -> Result
             let master = node.index(master).await?;
             change(node, what, name, |link| link.controller(master)).await
         }
+        Setting::NoMaster => change(node, what, name, |link| link.nocontroller()).await,
         Setting::RouteLocalnet => host::set_route_localnet(what, name),
         Setting::Up => change(node, what, name, |link| link.up()).await,
         Setting::Isolated => {

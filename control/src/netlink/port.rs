@@ -7,7 +7,7 @@ use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
 use super::{
     Error, Socket,
-    apply::{change, create, quiet},
+    apply::{change, create, delete, quiet},
 };
 
 /// No network can have it: tables refuse it, and engines begin at 4096.
@@ -36,17 +36,24 @@ impl Port {
     pub async fn hold(node: &Socket, number: u16) -> Result<Self, Error> {
         let what = format!("hold UDP port {number}");
         let failed = |source| Error::Kernel { what: what.clone(), source };
-        let namespace = empty_namespace().map_err(failed)?;
+        let namespace = tokio::task::block_in_place(empty_namespace).map_err(failed)?;
         let device = LinkMessageBuilder::<LinkVxlan>::new(DEVICE)
             .id(NO_VNI)
             .port(number)
             .learning(false)
             .setns_by_fd(namespace.as_raw_fd())
             .build();
-        create(node, &what, device).await?;
+        node.change(&what, create(node, &what, device)).await?;
         let inside = Socket::open_in(&namespace).map_err(failed)?;
-        quiet(&inside, DEVICE).await?;
-        change(&inside, &what, DEVICE, |link| link.up()).await?;
+        let up = async {
+            quiet(&inside, DEVICE).await?;
+            change(&inside, &what, DEVICE, |link| link.up()).await
+        };
+        if let Err(error) = inside.change(&what, up).await {
+            // Else it stays until the kernel has taken its namespace down, and stands in the next one's way.
+            let _ = inside.change(&what, delete(&inside, DEVICE)).await;
+            return Err(error);
+        }
         Ok(Self { number, _namespace: namespace })
     }
 
@@ -58,9 +65,9 @@ impl Port {
 
 /// A new network namespace, without a process in it.
 fn empty_namespace() -> io::Result<File> {
-    let made = thread::spawn(|| {
+    let made = thread::Builder::new().spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         File::open("/proc/thread-self/ns/net")
-    });
+    })?;
     made.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
 }

@@ -39,10 +39,12 @@ pub(crate) fn used() -> Duration {
 /// each of which takes far more memory here than what it says.
 const MOST_INSIDE: usize = 65_536;
 
-/// How long the kernel may take for the next message of an answer. It answers at once, but while others hold its lock.
+/// How long the kernel may take for the next message of an answer from inside a container's namespace. It answers at
+/// once, but while others hold its lock.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may take for a change: on a busy machine seconds to delete a link.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
+/// The same in the node's own, and how long a change may take: on a busy machine seconds to delete a link, for which
+/// everybody else waits.
+const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
 /// An rtnetlink connection; closed when dropped.
 #[derive(Debug)]
@@ -117,7 +119,8 @@ impl Socket {
     /// # Errors
     /// [`Error::Late`], after which the socket [is spent](Self::is_spent).
     pub(super) async fn next<S: Stream + Unpin>(&self, what: &str, answer: &mut S) -> Result<Option<S::Item>, Error> {
-        self.in_time(what, PATIENCE, answer.next()).await
+        let time = if self.most == usize::MAX { LONG_PATIENCE } else { PATIENCE };
+        self.in_time(what, time, answer.next()).await
     }
 
     /// A change, however many requests it takes.
@@ -129,7 +132,7 @@ impl Socket {
         what: &str,
         change: impl Future<Output = Result<(), Error>>,
     ) -> Result<(), Error> {
-        self.in_time(what, CHANGE_PATIENCE, change).await?
+        self.in_time(what, LONG_PATIENCE, change).await?
     }
 
     async fn in_time<T>(&self, what: &str, time: Duration, answer: impl Future<Output = T>) -> Result<T, Error> {

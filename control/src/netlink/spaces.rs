@@ -8,6 +8,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -58,8 +59,10 @@ pub struct Spaces(pub BTreeMap<String, Space>);
 /// Where Docker engines keep the network namespaces of their containers, under names of so many hexadecimal digits.
 const ENGINE_DIR: &str = "/run/docker/netns";
 const ENGINE_NAME: usize = 12;
-/// For all looks of a round together. A container that has made answers long must not keep the others waiting.
+/// For each look, and for all of a round to begin. A container that has made answers long must not keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Which of all is looked at first: the one that the last round has not come to.
+static FIRST: AtomicUsize = AtomicUsize::new(0);
 /// Looks under way together: among so many that take long, the others come to their end.
 const AT_ONCE: usize = 16;
 
@@ -117,8 +120,8 @@ impl Look {
 
 impl Looked {
     /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`: several
-    /// at once, and all in [`PATIENCE`]. `former`: those that have failed before; they come last, and not before their
-    /// turn. `progress` is called after each.
+    /// at once. `former`: those that have failed before; they come last, and not before their turn. `progress` is called
+    /// after each.
     pub async fn at(
         desired: &Desired,
         netns_dir: &Path,
@@ -126,11 +129,12 @@ impl Looked {
         former: &BTreeMap<PathBuf, Former>,
         progress: &dyn Fn(),
     ) -> Self {
-        Self::until(Instant::now() + PATIENCE, desired, netns_dir, gateway, former, progress).await
+        Self::within(PATIENCE, desired, netns_dir, gateway, former, progress).await
     }
 
-    async fn until(
-        until: Instant,
+    /// [`Looked::at`], with that much time for each look, and for all to begin.
+    pub async fn within(
+        time: Duration,
         desired: &Desired,
         netns_dir: &Path,
         gateway: Ipv4Net,
@@ -138,7 +142,10 @@ impl Looked {
         progress: &dyn Fn(),
     ) -> Self {
         let mut looked = Self::default();
+        let until = Limits { begin: Instant::now() + time, each: time };
         let mut all: Vec<_> = wanted(desired, netns_dir).collect();
+        let first = FIRST.load(Ordering::Relaxed) % all.len().max(1);
+        all.rotate_left(first);
         all.sort_by_key(|(_, path)| former.contains_key(path));
         let looks = all.into_iter().map(async |(task, path)| {
             let look = match former.get(&path) {
@@ -148,11 +155,19 @@ impl Looked {
             (task, path, look)
         });
         let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
+        let (mut begun, mut left) = (0, false);
         while let Some((task, path, look)) = looks.next().await {
+            match look {
+                Look::NotBegun => left = true,
+                _ => begun += 1,
+            }
             looked.take(task, &path, look, former);
             progress();
         }
         drop(looks);
+        if left {
+            FIRST.store(first + begun, Ordering::Relaxed);
+        }
         looked.search(desired, gateway, former, until, progress).await;
         looked
     }
@@ -170,12 +185,13 @@ impl Looked {
             Look::Failed(why) => {
                 let why = unusable(path, &why);
                 self.failed.insert(path.to_owned(), why.clone());
-                Namespace::Unread { path: path.to_owned(), why }
+                Namespace::Unread { path: path.to_owned(), why, begun: true }
             }
             Look::NotBegun => {
                 let why = former.get(path).map(|former| former.why.clone());
+                let begun = why.is_some();
                 let why = why.unwrap_or_else(|| unusable(path, "looking into others takes too long"));
-                Namespace::Unread { path: path.to_owned(), why }
+                Namespace::Unread { path: path.to_owned(), why, begun }
             }
         };
         self.namespaces.insert(task.to_owned(), namespace);
@@ -188,7 +204,7 @@ impl Looked {
         desired: &Desired,
         gateway: Ipv4Net,
         former: &BTreeMap<PathBuf, Former>,
-        until: Instant,
+        until: Limits,
         progress: &dyn Fn(),
     ) {
         let spaces = &self.spaces.0;
@@ -239,17 +255,25 @@ impl Looked {
 fn at_rest(path: &Path, former: &Former) -> Look {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Look::refused(path, &error),
-        _ => Look::Nothing(Namespace::Unread { path: path.to_owned(), why: former.why.clone() }),
+        _ => Look::Nothing(Namespace::Unread { path: path.to_owned(), why: former.why.clone(), begun: true }),
     }
 }
 
-async fn one(path: &Path, gateway: Ipv4Net, until: Instant) -> Look {
-    if Instant::now() >= until {
+/// When looks are still begun, and how long one may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    begin: Instant,
+    each: Duration,
+}
+
+async fn one(path: &Path, gateway: Ipv4Net, limits: Limits) -> Look {
+    let now = Instant::now();
+    if now >= limits.begin {
         return Look::NotBegun;
     }
     match open(path) {
         Err(error) => Look::refused(path, &error),
-        Ok((space, socket)) => match look(&socket, gateway, until).await {
+        Ok((space, socket)) => match look(&socket, gateway, now + limits.each).await {
             Ok(mut inside) => {
                 inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
                 Look::Found(space, inside, socket.unread())
@@ -335,10 +359,10 @@ mod tests {
         let task = LocalTask { id: "web.1".into(), tag: [1; 8], netns, interfaces: Vec::new() };
         let desired = Desired { tasks: vec![task], ..Desired::default() };
         let gateway = "172.18.0.0/16".parse().unwrap();
-        let (until, none) = (Instant::now(), BTreeMap::new());
-        let looked = Looked::until(until, &desired, Path::new("/run/netns"), gateway, &none, &|| ()).await;
+        let (no_time, none) = (Duration::ZERO, BTreeMap::new());
+        let looked = Looked::within(no_time, &desired, Path::new("/run/netns"), gateway, &none, &|| ()).await;
         assert!(looked.failed.is_empty(), "{:?}", looked.failed);
-        let Namespace::Unread { why, .. } = &looked.namespaces["web.1"] else { panic!("{looked:?}") };
+        let Namespace::Unread { why, begun: false, .. } = &looked.namespaces["web.1"] else { panic!("{looked:?}") };
         assert!(why.contains("looking into others takes too long"), "{why}");
     }
 

@@ -90,8 +90,11 @@ impl HostRules {
 
     /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel address
     /// as its source, which lists and bindings know nothing against.
-    pub(super) fn regular_rules() -> [Value; 2] {
+    pub(super) fn regular_rules() -> [Value; 3] {
+        // Of a connection that connection tracking has lost: it opens nothing, and its server is to know.
+        let reset = json!({"match": {"op": "in", "left": payload("tcp", "flags"), "right": "rst"}});
         [
+            rule(UNINVITED, vec![reset, json!({"return": null})]),
             rule(UNINVITED, vec![is_translated("dnat"), json!({"return": null})]),
             rule(UNINVITED, vec![json!({"counter": CLOSED}), json!({"drop": null})]),
         ]

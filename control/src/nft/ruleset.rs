@@ -25,8 +25,6 @@ const SENT: &str = "sent";
 /// The set of containers' bridges, and how rules name it.
 const CONTAINERS: &str = "containers";
 const IN_CONTAINERS: &str = "@containers";
-/// What a VXLAN header begins with: the flag that it has a VNI. The kernel's devices take no other one unless told to.
-const VXLAN_FLAGS: u32 = 0x0800_0000;
 /// The set of our overlay bridges, and how rules name it.
 const OVERLAYS: &str = "overlays";
 const IN_OVERLAYS: &str = "@overlays";
@@ -52,6 +50,8 @@ pub struct Firewall {
     pub masquerade: Option<Masquerade>,
     /// Published TCP and UDP ports, which masquerading never picks.
     pub published: BTreeSet<u16>,
+    /// Those of UDP.
+    pub published_udp: BTreeSet<u16>,
     /// Published ports that not every client may use, where an engine answers them as well.
     pub listed: Vec<Listed>,
     /// For the host link, once it is there.
@@ -110,7 +110,7 @@ impl Firewall {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
         }
-        if !self.published.is_empty() {
+        if !self.published_udp.is_empty() {
             chains.push(chain("source_ports", "nat", "postrouting", PORTS));
             rules.push(self.source_ports());
         }
@@ -124,7 +124,7 @@ impl Firewall {
             set("vteps", "ipv4_addr", &self.vteps),
             set(OVERLAYS, "ifname", &self.overlays),
             set(CONTAINERS, "ifname", &self.bridges),
-            set("published", "inet_service", &self.published),
+            set("published", "inet_service", &self.published_udp),
         ];
         if let Some(host) = &self.host {
             sets.extend(host.sets());
@@ -168,7 +168,7 @@ impl Firewall {
     /// this one knows their tunnel addresses only. What merely goes to that port, an answer say, is no VXLAN.
     fn scattered(&self) -> Value {
         let leaves = [named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
-        let tunnel = [self.to_port(), is_vxlan(), count_it(), drop_it()];
+        let tunnel = [self.to_port(), is_asked(), count_it(), drop_it()];
         rule("forward", leaves.into_iter().chain(tunnel).collect())
     }
 
@@ -204,14 +204,15 @@ impl Firewall {
             rules.push(vec![json!({"match": {"op": op, "left": vni, "right": right}}), json!({"return": null})]);
         }
         let to_nodes = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": "@vteps"}});
-        rules.extend([to_nodes, is_local(), is_vxlan()].map(|forged| vec![forged, count_it(), drop_it()]));
+        rules.extend([to_nodes, is_local(), is_asked()].map(|forged| vec![forged, count_it(), drop_it()]));
         rules.into_iter().map(|statements| rule(SENT, statements)).collect()
     }
 
     /// Gives what containers send from a published UDP port another source port. The engine's masquerade would keep it,
     /// so a container could have the data plane take the port for the node's own towards any client.
     fn source_ports(&self) -> Value {
-        let leaves = [named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
+        let ipv4 = json!({"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}});
+        let leaves = [ipv4, named("==", "iifname", IN_CONTAINERS), named("!=", "oifname", IN_CONTAINERS)];
         let (first, last) = port_range(&self.published);
         let from = json!({"match": {"op": "==", "left": payload("udp", "sport"), "right": "@published"}});
         let to = json!({"masquerade": {"port": {"range": [first, last]}}});
@@ -246,10 +247,10 @@ fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
     json!({"set": set})
 }
 
-/// Whether it begins as a VXLAN header does.
-fn is_vxlan() -> Value {
-    let flags = json!({"payload": {"base": "th", "offset": 64, "len": 32}});
-    json!({"match": {"op": "==", "left": flags, "right": VXLAN_FLAGS}})
+/// Whether it goes the way of the connection's first packet, and so is no answer to somebody who has sent from that port. The
+/// payload decides nothing: of several datagrams in one packet (UDP_SEGMENT) only the first can be looked at.
+fn is_asked() -> Value {
+    json!({"match": {"op": "==", "left": {"ct": {"key": "dir"}}, "right": "original"}})
 }
 
 /// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the
@@ -351,6 +352,7 @@ mod tests {
             foreign: Foreign::Vnis([8].into()),
             masquerade: None,
             published: [].into(),
+            published_udp: [].into(),
             listed: Vec::new(),
             host: None,
         };

@@ -144,7 +144,7 @@ fn lists_hold_for_packets_that_are_left_to_the_stack() {
             }
             near.send_frame("eth0", &tagged(&syn(macs, source, port + 100)))?;
         }
-        // Without a piece or a tag it is one that the programs take for martian.
+        // Without a piece or a tag it is the programs that ask the list.
         near.send_frame("eth0", &syn(macs, "240.0.0.1", 4200))?;
         agent.wait_dropped("not_allowed", before + 7)?;
         // Who may open connections does.

@@ -128,20 +128,23 @@ fn what_drops_says_is_what_the_metric_says_for_every_reason() {
         agent.wait_dropped("unknown_destination", before[3] + 1)?;
         for (at, least) in [(0, 3), (1, 4), (2, 6), (3, 1)] {
             let grown = count(reasons[at])? - before[at];
-            ensure!(grown == least, "{grown} of {}", reasons[at]);
+            ensure!(grown >= least, "{grown} of {}", reasons[at]);
         }
-        let rows = agent.json(&["drops"])?;
-        let rows = rows.as_array().context("no list")?;
-        ensure!(rows.len() == DropReason::ALL.len(), "{} reasons of {}", rows.len(), DropReason::ALL.len());
-        for row in rows {
-            let reason = row["reason"].as_str().context("no reason")?;
-            for (series, key) in [("packets", "packets"), ("bytes", "bytes")] {
-                let series = format!("hiveway_dropped_{series}_total{{reason=\"{reason}\"}}");
-                let (seen, shown) = (metric(node, &series)?, row[key].as_u64().map(|count| count as f64));
-                ensure!(seen.is_some() && seen == shown, "{series} is {seen:?}, and drops says {shown:?}");
+        // Something may be dropped between the one and the other.
+        wait_for("drops and the metric to agree", PATIENCE, || {
+            let rows = agent.json(&["drops"])?;
+            let rows = rows.as_array().context("no list")?;
+            ensure!(rows.len() == DropReason::ALL.len(), "{} reasons of {}", rows.len(), DropReason::ALL.len());
+            for row in rows {
+                let reason = row["reason"].as_str().context("no reason")?;
+                for (series, key) in [("packets", "packets"), ("bytes", "bytes")] {
+                    let series = format!("hiveway_dropped_{series}_total{{reason=\"{reason}\"}}");
+                    let (seen, shown) = (metric(node, &series)?, row[key].as_u64().map(|count| count as f64));
+                    ensure!(seen.is_some() && seen == shown, "{series} is {seen:?}, and drops says {shown:?}");
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     });
 }
 
@@ -399,17 +402,16 @@ fn a_foreign_port_of_a_bridge_of_ours_is_taken_away_and_named() {
     scenario(|lab| {
         let cluster = Cluster::start(lab, 2, two_tasks())?;
         let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
-        let own = |node: &Netns| node.shell("ip -brief link show | cut -d' ' -f1 | sort");
-        let before = own(node)?;
         for bridge in [format!("hwb{VNI}"), "hw-gwbridge".to_owned()] {
             node.run(&format!("ip link add evil0 type veth peer name evil1 netns {}", cluster.task("a.1").name()))?;
             node.run(&format!("ip link set evil0 master {bridge} up"))?;
             wait_for(&format!("the port of {bridge} to go"), PATIENCE, || {
-                let now = own(node)?;
-                ensure!(now == before, "{now}");
+                let now = node.run(&format!("ip -brief link show master {bridge}"))?;
+                ensure!(!now.contains("evil0"), "{now}");
                 Ok(())
             })?;
             ensure!(agent.log().contains(&format!("foreign interface evil0 on bridge {bridge}")), "it is not named");
+            node.run("ip link delete evil0")?;
         }
         // Somebody else's bridges are somebody else's.
         node.run("ip link add br-mine type bridge")?;

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, Item, Plan};
+use super::{Action, Item, Plan, Setting};
 use crate::{
     desired::Desired,
     names,
     observed::{Kind, Link, Observed},
 };
+
+/// The gateway bridge of an engine.
+const ENGINES: &str = "docker_gwbridge";
 
 /// Two ends of one veth pair.
 fn pair(one: &Link, other: &Link) -> bool {
@@ -46,10 +49,13 @@ pub(super) fn plan(observed: &Observed, desired: &Desired, plan: &mut Plan) {
 }
 
 /// Ports of bridges of ours that we have not made. A container with NET_ADMIN and no user namespace can put one there
-/// through the veth that leads to the node's namespace, and behind it be whoever it says: no program looks at it.
+/// through the veth that leads to the node's namespace, and behind it be whoever it says: no program looks at it. They
+/// are taken off the bridge, and stay: some cannot be deleted, and whose they are is not known.
+///
+/// An engine that starts later takes a gateway bridge with the name that it has for it as its own.
 fn strays(observed: &Observed, desired: &Desired, wanted: &BTreeSet<&str>, plan: &mut Plan) {
     let bridges = desired.networks.iter().map(|network| &network.bridge);
-    let bridges = bridges.chain(desired.gateway.iter().map(|gateway| &gateway.bridge));
+    let bridges = bridges.chain(desired.gateway.iter().map(|gateway| &gateway.bridge)).filter(|name| *name != ENGINES);
     let ours: BTreeSet<_> =
         bridges.filter(|name| observed.links.get(*name).is_some_and(|link| link.is_ours(name))).collect();
     for (name, link) in &observed.links {
@@ -58,7 +64,7 @@ fn strays(observed: &Observed, desired: &Desired, wanted: &BTreeSet<&str>, plan:
             && !link.is_ours(name)
         {
             let item = Item::Stray { name: name.clone(), bridge: bridge.clone() };
-            plan.prepare(&item, Action::DeleteLink { name: name.clone() });
+            plan.prepare(&item, Action::Set { name: name.clone(), setting: Setting::NoMaster });
         }
     }
 }

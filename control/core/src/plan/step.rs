@@ -168,6 +168,8 @@ pub enum Setting {
     Mtu(u32),
     /// Bridge that it belongs to.
     Master(IfName),
+    /// It belongs to no bridge.
+    NoMaster,
     /// Isolated bridge port.
     Isolated,
     /// An IPv4 address more.
@@ -247,6 +249,7 @@ impl fmt::Display for Setting {
             Self::Alias(alias) => write!(f, "alias {alias:?}"),
             Self::Mtu(mtu) => write!(f, "MTU {mtu}"),
             Self::Master(name) => write!(f, "bridge {name}"),
+            Self::NoMaster => f.write_str("no bridge"),
             Self::Isolated => f.write_str("port isolation"),
             Self::AddAddress(address) => write!(f, "address {address}"),
             Self::RouteLocalnet => f.write_str("route_localnet"),

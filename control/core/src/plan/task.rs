@@ -15,6 +15,7 @@ pub(super) fn plan(observed: &Observed, task: &LocalTask, plan: &mut Plan) {
     let item = Item::Task(task.id.clone());
     let inside = match observed.namespaces.get(&task.id) {
         Some(Namespace::Present(inside)) => inside,
+        Some(Namespace::Unread { why, begun: false, .. }) => return plan.waiting(&item, why.clone()),
         Some(Namespace::Unusable { why } | Namespace::Unread { why, .. }) => return plan.blocked(&item, why.clone()),
         Some(Namespace::Missing { path }) => {
             let vanished = task.interfaces.iter().any(|i| observed.links.contains_key(&i.host));

@@ -147,6 +147,7 @@ impl Kernel {
                 link.master = Some(master.clone());
                 link.isolated = false;
             }
+            Setting::NoMaster => link.master = None,
             Setting::Isolated => {
                 assert!(link.master.is_some());
                 link.isolated = true;
