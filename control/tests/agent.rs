@@ -311,7 +311,11 @@ fn an_agent_whose_log_is_open_and_not_read_goes_on() {
     node.write_table(NODES);
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut command = node.command(&[]);
-    command.env("HIVEWAY_LOG", "trace,netlink_proto=trace").stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
+    command
+        .env("HIVEWAY_LOG", "trace,netlink_proto=trace")
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer);
     let mut child = command.spawn().unwrap();
     drop(command);
     let asked = || {

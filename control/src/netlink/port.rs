@@ -36,7 +36,7 @@ impl Port {
     pub async fn hold(node: &Socket, number: u16) -> Result<Self, Error> {
         let what = format!("hold UDP port {number}");
         let failed = |source| Error::Kernel { what: what.clone(), source };
-        let namespace = tokio::task::block_in_place(empty_namespace).map_err(failed)?;
+        let namespace = empty_namespace().map_err(failed)?;
         let device = LinkMessageBuilder::<LinkVxlan>::new(DEVICE)
             .id(NO_VNI)
             .port(number)

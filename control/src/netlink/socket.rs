@@ -276,7 +276,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_answer_that_does_not_come_is_not_waited_for() {
-        let socket = Socket::open().unwrap();
+        let socket = Socket::new(opened().unwrap(), MOST_INSIDE);
         assert!(socket.link("lo").await.is_ok() && !socket.is_spent());
         let never = futures::stream::pending::<Result<(), rtnetlink::Error>>();
         let late = socket.collect("list what does not come", never).await.unwrap_err().to_string();

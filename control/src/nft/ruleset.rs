@@ -250,7 +250,7 @@ fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
 /// Whether it goes the way of the connection's first packet, and so is no answer to somebody who has sent from that port. The
 /// payload decides nothing: of several datagrams in one packet (UDP_SEGMENT) only the first can be looked at.
 fn is_asked() -> Value {
-    json!({"match": {"op": "==", "left": {"ct": {"key": "dir"}}, "right": "original"}})
+    json!({"match": {"op": "==", "left": {"ct": {"key": "direction"}}, "right": "original"}})
 }
 
 /// Drops what this node would forward out of an overlay bridge: what a container sends to the bridge's MAC. What the
