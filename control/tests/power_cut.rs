@@ -39,6 +39,8 @@ impl Worker {
     /// that is the link.
     fn boot(id: &'static str, host: u8, task: &str, disk: &Path) -> Self {
         let (netns, space) = (Netns::new(id), Netns::new(task));
+        // The one before may not be gone yet: a namespace is taken down after its last process.
+        run(&format!("ip link delete {id} 2>/dev/null; true"));
         run(&format!("ip link add {id} type veth peer name eth0 netns {}", netns.0));
         run(&format!("ip link set {id} master br0 up && ip -n {} link set eth0 up", netns.0));
         run(&format!("ip -n {} addr add 192.0.2.{host}/24 dev eth0", netns.0));
