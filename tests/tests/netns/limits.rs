@@ -209,17 +209,18 @@ fn processor(pid: u32) -> Result<Duration> {
 }
 
 #[test]
-fn two_hundred_thousand_connections_are_swept_and_listed_within_128_mib() {
+fn two_hundred_thousand_connections_are_swept_and_listed_within_160_mib() {
     const CONNECTIONS: u32 = 200_000;
-    // Room for their entries, and little for what has proved nothing: 128 MiB are enough for as many in one of the two
+    const MIB: u64 = 160;
+    // Room for their entries, and little for what has proved nothing: the limit is enough for as many in one of the two
     // tables, but not for two that are full.
-    const SIZES: [&str; 4] = ["--max-flows", "409600", "--max-pending", "1024"];
+    const SIZES: [&str; 4] = ["--max-flows", "524288", "--max-pending", "1024"];
     scenario_alone(|lab| {
         let client = lab.client()?;
         let mut cluster = Cluster::start(lab, 1, web_table(&["n1"], &[("tcp", 8080, 80)], "n1"))?;
         cluster.serve(&["web.1"])?;
         let agent = cluster.agents[0].clone();
-        let group = MemoryGroup::new(lab, 128)?;
+        let group = MemoryGroup::new(lab, MIB)?;
         agent.terminate()?;
         agent.teardown()?;
         agent.wrapped_by(&group.wrapper().each_ref().map(String::as_str));
@@ -251,7 +252,7 @@ fn two_hundred_thousand_connections_are_swept_and_listed_within_128_mib() {
         }
         let grown = memory(pid, "VmHWM")?.saturating_sub(before);
         eprintln!("{all} connections: listed in {took:?} of the agent's time, {before} MiB and {grown} more");
-        ensure!(took < Duration::from_secs(20), "listing has taken {took:?} of the agent's time");
+        ensure!(took < Duration::from_secs(60), "listing has taken {took:?} of the agent's time");
         ensure!(grown < 24, "{grown} MiB more for {all} connections");
 
         // The next agent takes over as many, and sweeps them first. Service managers and containers make the control
@@ -260,7 +261,7 @@ fn two_hundred_thousand_connections_are_swept_and_listed_within_128_mib() {
         agent.terminate()?;
         let used = group.used()?;
         drop(group);
-        let group = MemoryGroup::new(lab, 128)?;
+        let group = MemoryGroup::new(lab, MIB)?;
         agent.restart()?;
         wait_for("the next agent's sweep to count all", PATIENCE, || {
             let seen = agent.json(&["status"])?["dataplane"]["flows"].as_u64().context("nothing was counted")?;
@@ -269,12 +270,12 @@ fn two_hundred_thousand_connections_are_swept_and_listed_within_128_mib() {
         })?;
         kept.wait_answers(5)?;
         ensure!(kept.stop()?.failed == 0, "the connection ended");
-        eprintln!("{used} MiB of 128 for the first agent at most, {} for the second", group.used()?);
+        eprintln!("{used} MiB of {MIB} for the first agent at most, {} for the second", group.used()?);
 
         // More than there can be is refused, before the kernel would end it.
         agent.terminate()?;
         let refused = agent.restart_with(&["--max-flows", "16777216"]).err().context("it has started")?.to_string();
-        ensure!(refused.contains("--max-flows") && refused.contains("128 MiB"), "{refused}");
+        ensure!(refused.contains("--max-flows") && refused.contains(&format!("{MIB} MiB")), "{refused}");
         agent.sigkill();
         Ok(())
     });
