@@ -36,7 +36,8 @@ pub mod xdp;
 
 /// Version of the map layouts in this crate. Written into [`config::Config::abi`] of the pinned `CONFIG` map; an agent
 /// that finds another number there refuses to adopt the maps. Raise it with every change of a key, a value, a map's
-/// meaning or a default that persists in a map.
+/// meaning or a default that persists in a map. A field in the place of padding needs no other number if its zero means
+/// what entries without it meant.
 pub const ABI_VERSION: u32 = 5;
 
 /// Asserts size and alignment of shared types at compile time.
