@@ -58,6 +58,7 @@ fn firewall() -> Firewall {
         published: BTreeSet::from([8080]),
         published_udp: BTreeSet::from([8080]),
         listed: listed(),
+        sandbox: BTreeSet::from([[172, 18, 0, 2].into()]),
         host: Some(host()),
     }
 }
@@ -82,6 +83,8 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft delete element inet hiveway overlays { hwb4098 }",
             "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
             "nft flush chain inet hiveway lists_prerouting",
+            "nft flush chain inet hiveway to_sandbox",
+            "nft delete element inet hiveway sandbox { 172.18.0.2 }",
             "nft flush chain inet hiveway sent",
             "nft flush chain inet hiveway uninvited",
             "nft flush chain inet hiveway source_ports",
@@ -111,7 +114,7 @@ fn the_table_is_replaced_only_when_it_differs() {
         assert!(!nft::ensure(&adopted).unwrap());
         assert!(!run("nft list table inet hiveway").contains("172.18.0.0/16"));
         assert!(nft::ensure(&Firewall { host: None, ..adopted }).unwrap());
-        assert!(!run("nft list table inet hiveway").contains("dnat"));
+        assert!(!run("nft list table inet hiveway").contains("dnat ip to"));
 
         assert!(nft::remove().unwrap());
         assert!(!nft::remove().unwrap());

@@ -45,6 +45,7 @@ pub(super) fn firewall(
     gateway: &Gateway,
     links: &BTreeMap<String, Link>,
     uplinks: &Uplinks,
+    sandbox: BTreeSet<Ipv4Addr>,
 ) -> Firewall {
     let masquerade = desired
         .gateway
@@ -70,6 +71,7 @@ pub(super) fn firewall(
             .map(|(_, port)| *port)
             .collect(),
         listed: if model.engine_has_ingress() { listed(desired) } else { Vec::new() },
+        sandbox,
         host: host(model, desired, gateway, links, uplinks),
     }
 }

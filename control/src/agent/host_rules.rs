@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -25,6 +26,8 @@ const SHOWN_RULES: usize = 50;
 const SHOWN_SOURCES: usize = 8;
 /// No more chains than these have numbers of their own: each is a series of the metrics.
 const SHOWN_CHAINS: usize = 20;
+/// More addresses of an engine's sandbox are not looked at; it has one.
+const MOST_SANDBOXES: usize = 16;
 /// The name of the rest; chains' have colons.
 const OTHER_CHAINS: &str = "other";
 
@@ -128,6 +131,16 @@ pub struct LeftRule {
 impl HostRules {
     pub(super) fn new(heard: Receiver<Heard>, before: LeftEntries) -> Self {
         Self { heard, judged: None, seen: (None, None), before, unread: None, left: None, missing: Vec::new() }
+    }
+
+    /// Where an engine's routing mesh leads published ports, as its own rules say: one address, or a few while they change.
+    pub(super) fn sandbox(&self) -> BTreeSet<Ipv4Addr> {
+        let spans = self.seen.0.iter().flat_map(|rules| rules.sandbox.spans());
+        spans
+            .flat_map(|(first, last)| first.to_bits()..=last.to_bits())
+            .take(MOST_SANDBOXES)
+            .map(Ipv4Addr::from_bits)
+            .collect()
     }
 
     /// What is to be done about news of the rules: everything is looked at only if they mean something else for published

@@ -309,7 +309,8 @@ impl Agent {
         round: &mut Round,
     ) {
         let model = &self.table.model;
-        let wanted = (firewall(model, desired, settings, gateway, links, &self.uplinks), ports(desired));
+        let sandbox = self.host_rules.sandbox();
+        let wanted = (firewall(model, desired, settings, gateway, links, &self.uplinks, sandbox), ports(desired));
         if cause == Cause::Kernel && self.guarded.as_ref() == Some(&wanted) {
             return;
         }

@@ -1,6 +1,7 @@
 //! Beside an engine its own mesh answers published ports for every packet that the programs leave to the stack: first
 //! fragments without a whole header, what is sent to a bridge's address, what arrives at an interface without a program.
-//! It knows no lists, so they are asked here as well.
+//! It knows no lists, so they are asked here as well. The same for the address of its sandbox, which answers published
+//! ports by itself.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -11,13 +12,17 @@ use serde_json::{Value, json};
 use super::{
     CLOSED, TABLE,
     host::{DESTINATION, by_protocol, elements, is_local},
-    ruleset::{self, payload, rule},
+    ruleset::{self, is_translated, payload, rule},
 };
 
 /// Between our translations into the host link and the engine's destination NAT (-100). A connection that was translated
 /// is not looked at again: the programs ask the lists about its new source.
 const PRIORITY: i32 = DESTINATION + 5;
 const CHAIN: &str = "lists_prerouting";
+/// What goes to the engine's sandbox goes through this chain, and the set of its addresses.
+const TO_SANDBOX: &str = "to_sandbox";
+const SANDBOX: &str = "sandbox";
+const IN_SANDBOX: &str = "@sandbox";
 
 /// Published ports with one list of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +44,10 @@ impl Listed {
     }
 }
 
-/// Per list one set of clients, and one of ports per protocol.
-pub(super) fn sets(all: &[Listed]) -> Vec<Value> {
+/// Per list one set of clients, and one of ports per protocol. `sandbox`: where the engine's mesh leads published ports.
+pub(super) fn sets(all: &[Listed], sandbox: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
     let (family, table) = TABLE;
-    let mut sets = Vec::new();
+    let mut sets = vec![ruleset::set(SANDBOX, "ipv4_addr", sandbox)];
     for (number, listed) in all.iter().enumerate() {
         let mut set = json!({"family": family, "name": clients_name(number), "table": table, "type": "ipv4_addr",
                              "flags": ["interval"]});
@@ -66,21 +71,49 @@ pub(super) fn chain() -> Value {
 /// Drops new connections of clients that may not open them. A chain of type nat sees the first packet of each connection
 /// only, put together if it came in pieces: what is open goes on, as at the programs.
 pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
-    let mut rules = Vec::new();
-    for (number, listed) in all.iter().enumerate() {
+    shut_out(all)
+        .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(drop_it()).collect()))
+        .collect()
+}
+
+/// Comes before what [`leaves_for_sandbox`] adds to other chains.
+pub(super) fn sandbox_chain() -> Value {
+    let (family, table) = TABLE;
+    json!({"chain": {"family": family, "table": table, "name": TO_SANDBOX}})
+}
+
+/// Has [`TO_SANDBOX`] look at what a chain lets go to the sandbox. Its addresses answer published ports as the node's do,
+/// and the engine's own rules let everybody in who has a route to them.
+pub(super) fn leaves_for_sandbox(chain: &str) -> Value {
+    let there = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": IN_SANDBOX}});
+    rule(chain, vec![there, json!({"jump": {"target": TO_SANDBOX}})])
+}
+
+/// Drops new connections of clients that may not open them. About what the engine has translated, [`rules`] were asked.
+pub(super) fn sandbox_rules(all: &[Listed]) -> Vec<Value> {
+    let new = json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}});
+    let asked = rule(TO_SANDBOX, vec![is_translated("dnat"), json!({"return": null})]);
+    let rest = shut_out(all)
+        .map(|matches| rule(TO_SANDBOX, [new.clone()].into_iter().chain(matches).chain(drop_it()).collect()));
+    [asked].into_iter().chain(rest).collect()
+}
+
+/// Per list and protocol: a client that may not use the port.
+fn shut_out(all: &[Listed]) -> impl Iterator<Item = [Value; 2]> + '_ {
+    all.iter().enumerate().flat_map(|(number, listed)| {
         let (op, _) = listed.clients();
-        for protocol in by_protocol(&listed.ports).into_keys() {
+        by_protocol(&listed.ports).into_keys().map(move |protocol| {
             let (ports, clients) = (format!("@{}", ports_name(protocol, number)), format!("@{}", clients_name(number)));
-            let matches = [
+            [
                 json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": ports}}),
                 json!({"match": {"op": op, "left": payload("ip", "saddr"), "right": clients}}),
-                is_local(),
-            ];
-            let drop = [json!({"counter": CLOSED}), json!({"drop": null})];
-            rules.push(rule(CHAIN, matches.into_iter().chain(drop).collect()));
-        }
-    }
-    rules
+            ]
+        })
+    })
+}
+
+fn drop_it() -> [Value; 2] {
+    [json!({"counter": CLOSED}), json!({"drop": null})]
 }
 
 fn clients_name(list: usize) -> String {

@@ -54,6 +54,8 @@ pub struct Firewall {
     pub published_udp: BTreeSet<u16>,
     /// Published ports that not every client may use, where an engine answers them as well.
     pub listed: Vec<Listed>,
+    /// Addresses of the engine's sandbox, which answers published ports as the node's do.
+    pub sandbox: BTreeSet<Ipv4Addr>,
     /// For the host link, once it is there.
     pub host: Option<HostRules>,
 }
@@ -92,6 +94,11 @@ impl Firewall {
             chains.insert(2, HostRules::regular_chain());
             rules.extend(HostRules::regular_rules());
         }
+        let to_sandbox = !self.listed.is_empty() && !self.sandbox.is_empty();
+        if to_sandbox {
+            chains.insert(chains.len() - 3, lists::sandbox_chain());
+            rules.extend(lists::sandbox_rules(&self.listed));
+        }
         rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
@@ -102,9 +109,15 @@ impl Firewall {
         if self.host.is_some() {
             rules.push(HostRules::uninvited("forward"));
         }
+        if to_sandbox {
+            rules.push(lists::leaves_for_sandbox("forward"));
+        }
         rules.extend([taken(), self.entered(), self.output()]);
         if self.host.is_some() {
             rules.push(HostRules::uninvited("output"));
+        }
+        if to_sandbox {
+            rules.push(lists::leaves_for_sandbox("output"));
         }
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
@@ -132,7 +145,7 @@ impl Firewall {
             rules.extend(host.rules());
         }
         if !self.listed.is_empty() {
-            sets.extend(lists::sets(&self.listed));
+            sets.extend(lists::sets(&self.listed, &self.sandbox));
             chains.push(lists::chain());
             rules.extend(lists::rules(&self.listed));
         }
@@ -238,7 +251,7 @@ impl Firewall {
     }
 }
 
-fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
+pub(super) fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
     let (family, table) = TABLE;
     let mut set = json!({"family": family, "name": name, "table": table, "type": kind});
     if !all.is_empty() {
@@ -354,6 +367,7 @@ mod tests {
             published: [].into(),
             published_udp: [].into(),
             listed: Vec::new(),
+            sandbox: BTreeSet::new(),
             host: None,
         };
         let text = Value::from(firewall.objects()).to_string();

@@ -92,6 +92,50 @@ fn lists_hold_at_addresses_and_interfaces_that_are_left_to_the_stack() {
     });
 }
 
+/// Where the engine's mesh leads published ports is an address like others to who has a route to it, and answers them.
+#[test]
+fn lists_hold_at_the_address_of_the_engines_sandbox() {
+    const SANDBOX: &str = "172.18.0.9";
+    scenario(|lab| {
+        let (near, far) = (lab.client()?, lab.far_client()?);
+        near.run("ip route add 172.18.0.0/16 via 192.168.77.11")?;
+        lab.switch().run("ip route add 172.18.0.0/16 via 192.168.77.11")?;
+        let sandbox = lab.namespace("sandbox")?;
+        let mut cluster = firewall::cluster(lab, &[], |node| {
+            // Behind the rule of web.1, which takes all there is.
+            node.run(&format!(
+                "iptables-nft -t nat -A DOCKER-INGRESS -p tcp --dport 8080 -j DNAT --to {SANDBOX}:8080"
+            ))?;
+            node.run(&format!("ip link add sandbox type veth peer name eth0 netns {}", sandbox.name()))?;
+            node.run("ip link set sandbox master docker_gwbridge up")?;
+            sandbox.run(&format!("ip addr add {SANDBOX}/16 dev eth0"))?;
+            sandbox.run("ip link set eth0 up")?;
+            sandbox.run("ip route add default via 172.18.0.1")?;
+            Ok(())
+        })?;
+        let _servers =
+            [peer::http_server(lab, &sandbox, 8080, "web.1")?, peer::http_server(lab, &sandbox, 8081, "other")?];
+        let (node, agent) = (cluster.nodes[0].clone(), cluster.agents[0].clone());
+        let target = format!("{SANDBOX}:8080");
+        relabel(&mut cluster, "192.168.88.0/24")?;
+        shut_out(&near, &target, &agent)?;
+        served(&far, &target, FAR)?;
+        let tally = peer::attempts(&near, "tcp", &format!("{SANDBOX}:8081"), 2)?;
+        ensure!(tally.failed == 0, "no port of ours: {tally:?}");
+        // The node's own processes and the kernel, which says so to them.
+        let tally = peer::attempts(&node, "tcp", &target, 2)?;
+        ensure!(tally.ok == 0, "{tally:?}");
+
+        let kept = LoadLoop::tcp(lab, &far, &target, 1, true)?;
+        kept.wait_answers(5)?;
+        relabel(&mut cluster, "192.168.77.0/24")?;
+        shut_out(&far, &target, &agent)?;
+        let tally = kept.stop()?;
+        ensure!(tally.failed == 0 && tally.ok > 5, "an established connection broke: {tally:?}");
+        served(&near, &target, NEAR)
+    });
+}
+
 fn mac_of(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
     Ok(mac(&forged::mac_of(netns, interface)?))
 }
