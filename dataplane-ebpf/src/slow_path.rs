@@ -45,19 +45,23 @@ pub(crate) fn handle(ctx: &Skb) -> Verdict {
     // SAFETY: the context pointer is valid for the program's run.
     let seen = unsafe { (*ctx.skb.skb).mark };
     ctx.set_mark(0);
-    let sender = match seen & mark::KIND_MASK {
-        mark::CHECKED => None,
-        mark::FRAGMENT => Some(seen & !mark::KIND_MASK),
-        _ => return Err(DropReason::UncheckedTunnel),
-    };
+    let kind = seen & mark::KIND_MASK;
+    if kind != mark::CHECKED && kind != mark::FRAGMENT && kind != mark::OTHER {
+        return Err(DropReason::UncheckedTunnel);
+    }
     let device = maps::local(verdict::ifindex(ctx)).ok_or(DropReason::UnknownInterface)?;
     let eth = parse::eth(ctx, 0)?;
     // What is in a VLAN of its senders is the bridge's, as what is not IPv4.
     if eth.ethertype != ethertype::IPV4 || parse::in_vlan(ctx) {
-        return if sender.is_none() { Ok(Action::Pass) } else { Err(DropReason::UncheckedTunnel) };
+        let is_other = kind == mark::OTHER && eth.ethertype != ethertype::ARP && !parse::in_vlan(ctx);
+        return if kind == mark::CHECKED || is_other { Ok(Action::Pass) } else { Err(DropReason::UncheckedTunnel) };
+    }
+    if kind == mark::OTHER {
+        return Err(DropReason::UncheckedTunnel);
     }
     let packet = skb::outer(ctx, ETH_LEN)?;
-    if let Some(sender) = sender {
+    if kind == mark::FRAGMENT {
+        let sender = seen & !mark::KIND_MASK;
         let config = config()?;
         if config.ingress_net != [0; 4] && device.net == config.ingress_net && is_mesh(&eth) {
             return mesh(ctx, config, &eth, packet, sender);

@@ -71,11 +71,14 @@ fn overlay(ctx: &Skb, config: &Config, net: NetId, vni: VniBytes, outer: &Packet
             if arp.sender_ip != [0; 4] {
                 inner_source(net, arp.sender_ip, outer).ok_or(DropReason::BadInnerSource)?;
             }
-            return leave(ctx, vni);
+            return leave(ctx, vni, outer);
         }
         // The kernel takes a tag with VID 0 off behind all checks, and what it hid would be believed.
         ethertype::VLAN | ethertype::QINQ => return Err(DropReason::UnsupportedProtocol),
-        _ => return leave(ctx, vni),
+        _ => {
+            ctx.set_mark(mark::OTHER | u32::from_be_bytes(vni));
+            return Ok(Action::SlowPath);
+        }
     }
     let inner = skb::inner(ctx, INNER_NET)?;
     let Some(from) = inner_source(net, inner.src, outer) else {
@@ -88,7 +91,7 @@ fn overlay(ctx: &Skb, config: &Config, net: NetId, vni: VniBytes, outer: &Packet
     // The sender's kernel cut this datagram's first piece once more: the small one behind it must not overtake.
     let behind = inner.fragment != Fragment::Whole && !outer.dont_fragment;
     if eth.is_group() || behind || decap::is_datagrams(ctx, inner) {
-        return leave(ctx, vni);
+        return leave(ctx, vni, outer);
     }
     let to = maps::endpoint(&EndpointKey { net, ip: inner.dst }).ok_or(DropReason::UnknownDestination)?;
     if to.kind != kind::LOCAL {
@@ -113,10 +116,14 @@ fn is_mesh_fragment(config: &Config, net: NetId, eth: &Eth, inner: &Packet) -> b
     net == config.ingress_net && inner.fragment == Fragment::Later && slow_path::is_mesh(eth)
 }
 
-/// Leaves a checked frame to the kernel's vxlan device.
+/// Leaves a checked frame to the kernel's vxlan device. Several datagrams in one packet may be several frames
+/// (`UDP_SEGMENT` at their sender), of which only the first was checked: `from_vxlan` looks at each.
 #[inline(always)]
-fn leave(ctx: &Skb, vni: VniBytes) -> Verdict {
-    ctx.set_mark(mark::CHECKED | u32::from_be_bytes(vni));
+fn leave(ctx: &Skb, vni: VniBytes, outer: &Packet) -> Verdict {
+    ctx.set_mark(match ctx.gso_size() {
+        0 => mark::CHECKED | u32::from_be_bytes(vni),
+        _ => mark::FRAGMENT | low24(outer.src),
+    });
     Ok(Action::SlowPath)
 }
 

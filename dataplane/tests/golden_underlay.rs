@@ -297,14 +297,20 @@ fn what_the_slow_path_carries_is_checked_and_marked() -> Result<()> {
         let request = arp(ArpOperation::REQUEST, sender, ([0; 6], LOCAL1.ip), [0xff; 6]);
         let probe = arp(ArpOperation::REQUEST, (mac(REMOTE1.ip), [0; 4]), ([0; 6], LOCAL1.ip), [0xff; 6]);
         let ipv6 = ethernet(mac(REMOTE1.ip), [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &[0x60; 40]);
-        for (what, inner) in [
-            ("broadcast", broadcast),
-            ("multicast", multicast),
-            ("ARP", request),
-            ("an ARP probe", probe),
-            ("IPv6", ipv6),
+        // The tunnel's datagrams may be several, of which this frame is the first.
+        let several = mark::FRAGMENT | u32::from_be_bytes([0, PEER[1], PEER[2], PEER[3]]);
+        let other = mark::OTHER | APP;
+        for (what, inner, one, more) in [
+            ("broadcast", broadcast, checked, several),
+            ("multicast", multicast, checked, several),
+            ("ARP", request, checked, several),
+            ("an ARP probe", probe, checked, several),
+            ("IPv6", ipv6, other, other),
         ] {
-            case(world, what, tunnelled(PEER, APP, &inner), SlowPath).leaves_mark(checked).check(&mut world.harness)?;
+            let packet = || case(world, what, tunnelled(PEER, APP, &inner), SlowPath);
+            let (alone, first) = (packet().leaves_mark(one), packet().segments(200).leaves_mark(more));
+            alone.check(&mut world.harness)?;
+            first.check(&mut world.harness)?;
             case(world, what, tunnelled(STRANGER, APP, &inner), Drop(DropReason::UnknownVtep))
                 .check(&mut world.harness)?;
         }

@@ -35,10 +35,28 @@ fn checked_frames_pass_and_lose_their_mark() -> Result<()> {
         let ipv6 = ethernet(mac(REMOTE1.ip), [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &[0x60; 40]);
         let broadcast = frame(mac(REMOTE1.ip), [0xff; 6], &ip(REMOTE1.ip, [10, 0, 1, 255]), &udp(53, 1000));
         let elsewhere = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, [10, 0, 1, 77]), &udp(53, 1000));
-        for packet in [broadcast, elsewhere, request, ipv6] {
+        for packet in [broadcast, elsewhere, request] {
             case(world, "checked", packet, Pass).marked(mark::CHECKED | APP).check(&mut world.harness)?;
         }
+        case(world, "IPv6", ipv6, Pass).marked(mark::OTHER | APP).check(&mut world.harness)?;
         delivered(world, from(REMOTE1.ip), mark::CHECKED | APP)
+    })
+}
+
+/// They may have come behind another one, which was looked at.
+#[test]
+fn only_frames_without_a_sender_pass_as_such() -> Result<()> {
+    world(|world| {
+        let request = arp(ArpOperation::REQUEST, (mac(REMOTE1.ip), REMOTE1.ip), ([0; 6], LOCAL1.ip), [0xff; 6]);
+        let ipv6 = ethernet(mac(REMOTE1.ip), [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &[0x60; 40]);
+        for (what, packet, decision) in [
+            ("IPv6", ipv6, Pass),
+            ("IPv4", from(REMOTE1.ip), Drop(DropReason::UncheckedTunnel)),
+            ("ARP", request, Drop(DropReason::UncheckedTunnel)),
+        ] {
+            case(world, what, packet, decision).marked(mark::OTHER | APP).check(&mut world.harness)?;
+        }
+        Ok(())
     })
 }
 

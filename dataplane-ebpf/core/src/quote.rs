@@ -41,8 +41,9 @@ pub struct Quote {
 
 /// Reads what the ICMP error `packet` quotes into `quote`. `None`: it does not reach as far as the ports, is a later fragment, or
 /// was not sent by the node that the error goes to.
-// Not inlined, and `quote` in scratch memory: the callers have little of the 512 bytes of stack to spare.
-#[inline(never)]
+// Inlined into the hooks' one caller, which is not, and `quote` in scratch memory: they have little of the 512 bytes of
+// stack to spare.
+#[inline(always)]
 pub fn of<'a>(frame: &impl View, packet: &Packet, zone: &NetId, quote: &'a mut Quote) -> Option<&'a Quote> {
     let net = packet.l4 + ICMP_LEN;
     // Padding behind the packet is no quote.

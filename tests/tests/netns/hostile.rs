@@ -190,6 +190,34 @@ fn frames_of_strangers_and_of_lying_nodes_are_dropped() {
     });
 }
 
+/// Links between virtual machines and namespaces carry what one `sendmsg` with UDP_SEGMENT has made as one packet.
+#[test]
+fn every_frame_of_several_in_one_packet_is_checked() {
+    scenario(|lab| {
+        let worker = lab.node("n3", 13)?;
+        let cluster = Cluster::start(lab, 2, two_tasks())?;
+        let agent = &cluster.agents[1];
+        let mut seen = Capture::start(lab, cluster.task("a.2"), "eth0", &format!("udp port {DISCARD_PORT}"))?;
+        let before = agent.dropped("bad_inner_source")?;
+        let of = |source: &str| {
+            let inner = frame(&plain::mac_of(source), &plain::mac_of("10.0.1.4"), source, "10.0.1.4");
+            tunnelled(VNI, &inner)
+        };
+        let (own, theirs) = (of("10.0.1.5"), of("10.0.1.3"));
+        worker.enter(|| -> Result<()> {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &(own.len() as i32))?;
+            socket.send_to(&[&own[..], &theirs, &own, &theirs].concat(), "192.168.77.12:4789")?;
+            Ok(())
+        })??;
+        agent.wait_dropped("bad_inner_source", before + 2)?;
+        seen.wait_packets(2)?;
+        let rows = seen.dissect("udp", &["ip.src"])?;
+        ensure!(rows == [["10.0.1.5"], ["10.0.1.5"]], "a.2 has seen {rows:?}");
+        Ok(())
+    });
+}
+
 /// Sends UDP datagrams from a namespace; fails if the kernel refuses to.
 fn send_datagrams(netns: &Netns, target: &str, payload: &[u8], count: u32) -> Result<()> {
     netns.enter(|| -> Result<()> {
