@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use tokio::sync::watch;
 
 use hiveway_core::{
     observed::Link,
@@ -26,12 +27,23 @@ use crate::{
 
 /// Bridges that somebody else has put interfaces on: who can do that can do it again and again.
 static STRAYS: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+/// How a round ends that has not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// With everything done or noted.
+    Whole,
+    /// Before its end, for a new table.
+    GaveWay,
+}
+
 /// Requests under way together in [`Round::fill`]; a socket's buffers hold far more.
 const AT_ONCE: usize = 64;
 
 /// The account of one reconciliation.
 #[derive(Debug)]
 pub(super) struct Round {
+    /// A table that comes meanwhile ends it; `None`: it goes on to its end.
+    news: Option<watch::Receiver<()>>,
     /// Told of each step.
     pulse: Pulse,
     /// Items that failed in this one.
@@ -45,8 +57,23 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(pulse: Pulse) -> Self {
-        Self { pulse, failed: BTreeSet::new(), put_off: BTreeSet::new(), waiting: Vec::new(), changes: 0 }
+    pub(super) fn new(pulse: Pulse, news: Option<watch::Receiver<()>>) -> Self {
+        Self { pulse, news, failed: BTreeSet::new(), put_off: BTreeSet::new(), waiting: Vec::new(), changes: 0 }
+    }
+
+    /// Whether it ends here, for there is another table: what that says of who has left must not wait.
+    pub(super) fn gives_way(&self) -> bool {
+        self.news.as_ref().is_some_and(|news| news.has_changed().unwrap_or(false))
+    }
+
+    /// Returns when there is another table for which it ends.
+    pub(super) async fn superseded(&self) {
+        if let Some(mut news) = self.news.clone()
+            && news.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 
     /// A step is done, however it went.
@@ -219,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn each_step_is_heard_of() {
         let (liveness, pulse) = overdue();
-        let (mut round, mut backoff) = (Round::new(pulse), Backoff::default());
+        let (mut round, mut backoff) = (Round::new(pulse, None), Backoff::default());
         let node = Socket::open().unwrap();
         let fdb = |last| Action::AddFdb { name: "lo".into(), mac: [2, 0, 0, 0, 0, last], vtep: Ipv4Addr::LOCALHOST };
         let steps = [(Stage::Prepare, Action::DeleteLink { name: "hw-none".into() }), (Stage::Fill, fdb(1))];
@@ -229,7 +256,7 @@ mod tests {
         round.run(&mut backoff, &plan, Stage::Prepare, &node, &Spaces::default()).await;
         assert!(heard(&liveness) > last, "a step of the plan");
         last = heard(&liveness);
-        let mut round = Round::new(liveness.pulse(Part::Rounds));
+        let mut round = Round::new(liveness.pulse(Part::Rounds), None);
         backoff.hurry(Instant::now());
         let links = netlink::observe_links(&node).await.unwrap();
         round.fill(&mut backoff, &plan, &node, &links).await;
@@ -240,16 +267,16 @@ mod tests {
     fn what_a_round_has_not_come_to_fails_as_before() {
         let (_, pulse) = overdue();
         let mut backoff = Backoff::default();
-        let mut round = Round::new(pulse.clone());
+        let mut round = Round::new(pulse.clone(), None);
         round.note::<(), _>(&mut backoff, "maps", Err("full"));
         round.close(&mut backoff, Ok(()));
         backoff.hurry(Instant::now());
-        let mut early = Round::new(pulse.clone());
+        let mut early = Round::new(pulse.clone(), None);
         early.close(&mut backoff, Err(anyhow::anyhow!("no address")));
         assert_eq!(backoff.all().keys().collect::<Vec<_>>(), ["maps", WHOLE]);
         let whole = backoff.all()[WHOLE].next;
         assert!(backoff.next() >= Some(whole), "it would be tried again at once, for ever");
-        let mut complete = Round::new(pulse);
+        let mut complete = Round::new(pulse, None);
         complete.close(&mut backoff, Ok(()));
         assert!(backoff.all().is_empty());
     }

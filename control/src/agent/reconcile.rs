@@ -27,10 +27,10 @@ use hiveway_core::{
     plan::{Stage, Tunnel, plan},
     sandbox::Sandbox,
 };
-use tokio::task::block_in_place;
+use tokio::{sync::watch, task::block_in_place};
 
 use super::{
-    apply::Round,
+    apply::{End, Round},
     backoff::Backoff,
     facts::{Answering, Gateway, facts, gateway, gateway_subnet, settings, underlay},
     firewall::{self, firewall, ports, stale},
@@ -67,6 +67,8 @@ use crate::{
 
 /// The failing item of our own nftables table.
 const OWN_TABLE: &str = "firewall";
+/// Rounds end early for a new table as long as one has come to its end in this time.
+const WHOLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The agent's own state.
 pub(super) struct Agent {
@@ -126,6 +128,10 @@ pub(super) struct Agent {
     pub(super) port: Option<Port>,
     /// When that was last tried.
     pub(super) port_tried: Option<Instant>,
+    /// What the last round was for, if it has ended early for a new table.
+    pub(super) gave_way: Option<Cause>,
+    /// When a round has last come to its end.
+    pub(super) whole: Option<Instant>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }
@@ -149,7 +155,7 @@ pub(super) enum Cause {
 
 impl Agent {
     /// Makes the node what the table says, as far as possible.
-    pub(super) async fn reconcile(&mut self, cause: Cause) {
+    pub(super) async fn reconcile(&mut self, cause: Cause, tables: &watch::Receiver<()>) {
         let started = Instant::now();
         // Whatever has made this round due: where others always come first, the time to let go of a task never does.
         let cause = if self.table.let_go() { Cause::Table } else { cause };
@@ -161,11 +167,24 @@ impl Agent {
             self.args.node.clone_from(&self.table.node);
         }
         let used = rest::used();
-        let mut round = Round::new(self.pulse.clone());
-        let done = self.everything(cause, shown, &mut round).await;
-        if done.is_err() {
-            self.sweep_all_the_same();
-        }
+        // Whoever writes the table all the time, what rounds are for is done.
+        let may_give_way = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_WITHIN);
+        self.gave_way = None;
+        let mut round = Round::new(self.pulse.clone(), may_give_way.then(|| tables.clone()));
+        let done = match self.everything(cause, shown, &mut round).await {
+            Ok(End::GaveWay) => {
+                self.gave_way = Some(cause);
+                return;
+            }
+            Ok(End::Whole) => {
+                self.whole = Some(Instant::now());
+                Ok(())
+            }
+            Err(error) => {
+                self.sweep_all_the_same();
+                Err(error)
+            }
+        };
         round.close(&mut self.backoff, done);
         self.publish(round, started);
         memory::give_back();
@@ -176,11 +195,14 @@ impl Agent {
         }
     }
 
-    async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<()> {
+    async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<End> {
         self.mend_pins(round);
         self.missing.clear();
         self.renew_socket(round);
         let mut links = observe_links(&self.socket).await?;
+        if round.gives_way() && cause != Cause::Table {
+            return Ok(End::GaveWay);
+        }
         let found = self.find_own_address(&links);
         self.find_uplinks(&links, round).await;
         let carried = underlay(&self.args, self.local(), &links, &self.uplinks);
@@ -219,7 +241,11 @@ impl Agent {
 
         observe_entries(&self.socket, &mut links).await?;
         round.goes_on();
-        let Looked { spaces, namespaces, .. } = self.look_into_namespaces(&desired, &settings, round).await;
+        // Somebody's namespace may answer late.
+        let Some(looked) = self.look_into_namespaces(&desired, &settings, round).await else {
+            return Ok(End::GaveWay);
+        };
+        let Looked { spaces, namespaces, .. } = looked;
         self.note_replies(&namespaces, round);
         let host = match links.get(names::HOST) {
             Some(link) => observe_host(&self.socket, link.index).await?,
@@ -228,6 +254,9 @@ impl Agent {
         let underlay_mtu = self.uplinks.mtu;
         self.look_into_sandboxes(&desired, &settings, &links, &namespaces, round);
         let observed = Observed { links, namespaces, host };
+        if round.gives_way() {
+            return Ok(End::GaveWay);
+        }
         let tunnel = Tunnel { local: self.local(), port: vxlan_port, underlay_mtu };
         let plan = plan(&observed, &desired, tunnel);
         round.goes_on();
@@ -255,7 +284,7 @@ impl Agent {
         }
         self.note_foreign(&links, &gateway, &clients);
         self.remember(&desired, &settings, &gateway, clients, &links);
-        Ok(())
+        Ok(End::Whole)
     }
 
     fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {

@@ -155,7 +155,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         metrics::serve(listener, shared.clone());
     }
 
-    let (table_changed, mut tables) = mpsc::channel(1);
+    let (table_changed, mut tables) = watch::channel(());
     let (links_changed, mut links) = mpsc::channel(1);
     let _watcher = match &conductor {
         Some(conductor) => {
@@ -165,7 +165,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         None => source::watch(&args.table, table_changed.clone()),
     };
     // The source may have changed between its first reading and the start of the watcher.
-    let _ = table_changed.try_send(());
+    tables.mark_changed();
     let (routes_changed, mut routes) = mpsc::channel(1);
     let _routes = match args.underlay() {
         Underlay::Auto => Some(monitor::watch_routes(routes_changed).context("cannot watch for changes of routes")?),
@@ -207,6 +207,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         programmed: None,
         port: None,
         port_tried: None,
+        gave_way: None,
+        whole: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,
@@ -232,12 +234,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let replaced = block_in_place(|| agent.guard_table());
                 guard_pace.round(std::time::Instant::now(), started.elapsed());
                 if replaced {
-                    agent.reconcile(Cause::Tick).await;
+                    agent.reconcile(Cause::Tick, &tables).await;
                 }
             }
             Cause::Routes if !agent.uplinks_moved().await => {}
-            Cause::Routes => agent.reconcile(Cause::Kernel).await,
-            cause => agent.reconcile(cause).await,
+            Cause::Routes => agent.reconcile(Cause::Kernel, &tables).await,
+            cause => agent.reconcile(cause, &tables).await,
         }
         // A turn without a round puts off nothing that waits for the next one.
         if agent.last.runs != rounds {
@@ -267,15 +269,16 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
-            Some(()) = tables.recv() => {
+            Ok(()) = tables.changed() => {
                 sleep(settle(&agent.args.table)).await;
-                while tables.try_recv().is_ok() {}
-                if agent.table.reload() { Cause::Table } else { Cause::Kernel }
+                tables.mark_unchanged();
+                if agent.table.reload() { Cause::Table } else { agent.gave_way.unwrap_or(Cause::Kernel) }
             }
             () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
             Some(()) = paced(&pace, links.recv()) => {
-                sleep(LINKS_SETTLE).await;
+                // A table is not kept waiting.
+                let _ = timeout(LINKS_SETTLE, tables.clone().changed()).await;
                 while links.try_recv().is_ok() {}
                 Cause::Kernel
             }
@@ -310,14 +313,9 @@ fn random() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// Sends `()` when a live source has news.
-fn live_watch(mut tables: watch::Receiver<Arc<Live>>, changed: mpsc::Sender<()>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        while tables.changed().await.is_ok() {
-            // A full channel already says that something changed.
-            let _ = changed.try_send(());
-        }
-    })
+/// Says when a live source has news.
+fn live_watch(mut tables: watch::Receiver<Arc<Live>>, changed: watch::Sender<()>) -> JoinHandle<()> {
+    tokio::spawn(async move { while tables.changed().await.is_ok() && changed.send(()).is_ok() {} })
 }
 
 /// How long to wait for more changes of the source before reading it.

@@ -27,14 +27,19 @@ impl Agent {
         desired: &Desired,
         settings: &Settings,
         round: &mut Round,
-    ) -> Looked {
+    ) -> Option<Looked> {
         let now = Instant::now();
         let former = self.looks.all().iter().map(|(path, failing)| {
             (path.into(), Former { why: failing.error.clone(), rests: !self.looks.ready(path, now) })
         });
         let former: BTreeMap<_, _> = former.collect();
         let gateway = settings.gwbridge_subnet.trunc();
-        let looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &|| round.goes_on()).await;
+        let progress = || round.goes_on();
+        let looked = tokio::select! {
+            biased;
+            looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &progress) => looked,
+            () = round.superseded() => return None,
+        };
         let now = Instant::now();
         for (path, why) in &looked.failed {
             self.looks.failed(&path.display().to_string(), why.clone(), now);
@@ -49,7 +54,7 @@ impl Agent {
         });
         self.missing = missing.collect();
         self.tell_of_unread(&looked);
-        looked
+        Some(looked)
     }
 
     /// Says it once of each task.

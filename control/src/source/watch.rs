@@ -6,16 +6,16 @@ use std::{
 };
 
 use notify::{RecursiveMode, Watcher};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::watch::Sender, task::JoinHandle};
 
 use super::Source;
 
 /// How often files are looked at where no notification comes (network file systems, replaced directories).
 const POLL: Duration = Duration::from_secs(1);
 
-/// Sends `()` when the source may have changed. Watches the directory, not the file, so that atomic renames are seen;
+/// Says when the source may have changed. Watches the directory, not the file, so that atomic renames are seen;
 /// polls as well, because a directory that is itself replaced falls silent.
-pub fn watch(source: &Source, changed: mpsc::Sender<()>) -> JoinHandle<()> {
+pub fn watch(source: &Source, changed: Sender<()>) -> JoinHandle<()> {
     let files = files(source);
     tokio::spawn(async move {
         let _watcher = notifications(&files, changed.clone());
@@ -25,7 +25,7 @@ pub fn watch(source: &Source, changed: mpsc::Sender<()>) -> JoinHandle<()> {
             let now = stamps_of(&files);
             if now != before {
                 before = now;
-                if let Err(mpsc::error::TrySendError::Closed(())) = changed.try_send(()) {
+                if changed.send(()).is_err() {
                     return;
                 }
             }
@@ -44,7 +44,7 @@ fn files(source: &Source) -> Vec<PathBuf> {
     }
 }
 
-fn notifications(files: &[PathBuf], changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+fn notifications(files: &[PathBuf], changed: Sender<()>) -> Option<notify::RecommendedWatcher> {
     let directory = match files.first()?.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -53,8 +53,7 @@ fn notifications(files: &[PathBuf], changed: mpsc::Sender<()>) -> Option<notify:
     let handler = move |event: notify::Result<notify::Event>| {
         let ours = |path: &PathBuf| path.file_name().is_some_and(|name| names.iter().any(|ours| ours == name));
         if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(ours)) {
-            // A full channel already says that something changed.
-            let _ = changed.try_send(());
+            let _ = changed.send(());
         }
     };
     let started = notify::recommended_watcher(handler)

@@ -1,6 +1,6 @@
 //! What a container makes of its own namespace keeps nothing from its time and takes nothing away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hiveway_tests::{
@@ -11,7 +11,7 @@ use hiveway_tests::{
 use serde_json::Value;
 
 use crate::{
-    support::{Cluster, assert_even},
+    support::{Cluster, assert_even, web_table},
     takeover::{WEB, nodes, web},
 };
 
@@ -84,6 +84,51 @@ fn more_routes_than_are_looked_at_make_no_rounds() {
         std::thread::sleep(Duration::from_secs(6));
         let rounds = runs(&agent.json(&["status"])?) - first;
         ensure!(rounds <= 4, "{rounds} rounds in six seconds");
+        Ok(())
+    });
+}
+
+/// A round that looks into containers gives way to a table that comes meanwhile.
+#[test]
+fn a_table_does_not_wait_for_containers_that_answer_late() {
+    /// Such a round takes longer, and a table is in force in less.
+    const LONG: Duration = Duration::from_millis(1200);
+    const LIMIT: Duration = Duration::from_millis(600);
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, web_table(&["n1"; 3], &[], "n1"))?;
+        let tasks = ["web.1", "web.2", "web.3", "user.1"];
+        cluster.serve(&tasks[..3])?;
+        for task in tasks {
+            add_routes(lab, cluster.task(task), 60_000)?;
+        }
+        let (node, agent) = (cluster.nodes[0].clone(), cluster.agents[0].clone());
+        wait_for("a round to take long", 2 * PATIENCE, || {
+            let status = agent.json(&["status"])?;
+            let took = status["reconcile"]["last_duration_ms"].as_u64().unwrap_or_default();
+            ensure!(Duration::from_millis(took) > LONG, "{took} ms");
+            Ok(())
+        })?;
+        let mut took = Vec::new();
+        for (n, states) in (0..).zip([["shutdown", "running"], ["running"; 2], ["shutdown", "running"], ["running"; 2]])
+        {
+            let before = runs(&agent.json(&["status"])?);
+            wait_for("a round to come to its end", 2 * PATIENCE, || {
+                ensure!(runs(&agent.json(&["status"])?) > before, "none yet");
+                Ok(())
+            })?;
+            node.run(&format!("ip link add due{n} type veth peer name due{n}x"))?;
+            std::thread::sleep(LONG / 3);
+            cluster.table.set_states("web.1", states[0], states[1]);
+            cluster.table.write(&cluster.file)?;
+            let start = Instant::now();
+            wait_for("the table to be in force", PATIENCE, || {
+                let tally = peer::tcp_load(cluster.task("user.1"), "10.0.1.2:80", 6, 1)?;
+                ensure!(tally.names.contains_key("web.1") == (states[0] == "running"), "{tally:?}");
+                Ok(())
+            })?;
+            took.push(start.elapsed());
+        }
+        ensure!(took.iter().all(|took| *took < LIMIT), "{took:?}");
         Ok(())
     });
 }
