@@ -57,7 +57,8 @@ counters! {
     MeshReturn = 8, "mesh_return";
     /// Mesh replies handed to the client.
     MeshReply = 9, "mesh_reply";
-    /// Connections that have proved that both ends are there (handshake complete, or answered and continued).
+    /// Connections that have proved that both ends are there (handshake complete, or answered and continued): once on each
+    /// node, also where it is both ingress node and the backend's.
     FlowPromoted = 10, "flow_promoted";
     /// Connections made directly to a VIP's backend, noted to keep them apart from VIP connections.
     DirectNoted = 11, "direct_noted";

@@ -10,14 +10,15 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
+    addr::{Ip4, NetId},
     counter::Counter,
-    flow::{Flow, FlowKey, flag},
+    flow::{Flow, FlowKey, MESH_ZONE, STOCK_ZONE, flag},
     headers::{ipproto, tcpflag},
 };
 
 use crate::{
     ending, flow,
-    maps::{FLOWS, scratch},
+    maps::{self, FLOWS, scratch},
     parse::Packet,
     shares,
     skb::Skb,
@@ -171,8 +172,17 @@ pub(crate) fn promote(ctx: &Skb, acknowledged: u32) -> bool {
     }
     flow::remove_pending(&scratch.reply_key);
     shares::count_flow(&scratch.key, if lone { 1 } else { 2 });
-    verdict::count(ctx, Counter::FlowPromoted);
+    if !is_counted_at_ingress(scratch.reply_key.zone, scratch.flow.peer) {
+        verdict::count(ctx, Counter::FlowPromoted);
+    }
     true
+}
+
+/// Whether this node is also the connection's ingress node: then the connection is in `AFFINITY` too, and its proof is
+/// counted there. `peer`: see [`Flow::peer`].
+#[inline(always)]
+fn is_counted_at_ingress(zone: NetId, peer: Ip4) -> bool {
+    zone == STOCK_ZONE || (zone == MESH_ZONE && maps::config().is_ok_and(|config| config.vtep == peer))
 }
 
 /// Notes that a connection has proved itself and stays where it is. Returns that it has not moved.

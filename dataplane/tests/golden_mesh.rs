@@ -312,3 +312,27 @@ fn a_task_on_the_ingress_node_itself() -> Result<()> {
         given_to(world, "another connection", &REMOTE1, &tcp(CLIENT_PORT, PUBLISHED, "S"), true)
     })
 }
+
+/// It is in two tables of this node, `AFFINITY` and `FLOWS`, and has still proved itself once.
+#[test]
+fn a_connection_to_a_task_on_the_ingress_node_is_counted_once() -> Result<()> {
+    world(|world| {
+        let dev = world.dev;
+        let client = |flags| tcp(CLIENT_PORT, PUBLISHED, flags);
+        let segments = [client("S"), tcp(TARGET_PORT, CLIENT_PORT, "SA"), client("K")];
+        let asked = udp(CLIENT_PORT, PUBLISHED);
+        let datagrams = [asked.clone(), udp(TARGET_PORT, CLIENT_PORT), asked];
+        for (proto, [first, answer, proof]) in [(6, segments), (17, datagrams)] {
+            world.harness.set_cursor(&port_set(proto, PUBLISHED), 0)?;
+            given_to(world, "the first packet", &LOCAL1, &first, true)?;
+            let answer = frame(mac(GW1), [9; 6], &ip(GW1, CLIENT), &answer);
+            gateway(world, "answer", answer, Neigh(dev.underlay)).run(&mut world.harness)?;
+            let packet = from_client(&proof);
+            let counted = underlay(world, "the proof", packet, Pass).run(&mut world.harness)?.counters;
+            assert_eq!(counted.get(&Counter::FlowPromoted).map(|stat| stat.packets), Some(1), "{counted:?}");
+        }
+        let tables = (world.harness.established_affinity()?.len(), world.harness.established_flows()?.len());
+        assert_eq!(tables, (2, 4));
+        Ok(())
+    })
+}

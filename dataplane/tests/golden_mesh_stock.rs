@@ -98,8 +98,8 @@ fn given(
         case = case.counts(Counter::MeshFlow, len).counts(Counter::MeshStock, len);
     }
     if promoted {
-        // In `AFFINITY` and in `FLOWS`.
-        case = case.counts_packets(Counter::FlowPromoted, 2, len);
+        // In `AFFINITY` and in `FLOWS`, and counted once.
+        case = case.counts(Counter::FlowPromoted, len);
     }
     case.check_tunnelled(&mut world.harness).map(|_| ())
 }
