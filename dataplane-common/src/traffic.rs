@@ -2,8 +2,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::headers::ENCAP_LEN;
+
 /// Bytes of headers that the generator writes into every frame: Ethernet, IPv4 and TCP without options.
 pub const HEADERS: usize = 54;
+/// The same of a frame in a tunnel.
+pub const TUNNELLED_HEADERS: usize = ENCAP_LEN + HEADERS;
 
 /// First address of the invented clients, 100.64.0.0/10 (RFC 6598): the far end tells by it which way a packet goes.
 pub const CLIENTS: [u8; 4] = [100, 64, 0, 0];
@@ -19,13 +23,16 @@ pub const CLIENT_PORTS: u16 = 1 << 15;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Order {
-    /// The headers; client address, both ports and both checksums are filled in for each frame.
-    pub headers: [u8; HEADERS],
-    /// Offset of the transport header's checksum in the frame.
+    /// The headers, [`HEADERS`] bytes or [`TUNNELLED_HEADERS`]. The generator fills in addresses (of requests only the
+    /// client's), both ports and both checksums for each frame.
+    pub headers: [u8; TUNNELLED_HEADERS],
+    /// Offset of the transport header's checksum in the frame; of a tunnelled one in the inner frame.
     pub checksum_at: u16,
-    /// Sum of the IP header's 16-bit words without the client's address, not folded.
+    /// Flows that share a source port in a row: 2 to this power. Of requests only.
+    pub port_shift: u16,
+    /// Sum of the IP header's 16-bit words without what is filled in, not folded.
     pub ip_sum: u32,
-    /// The same for the pseudo header and the transport header, without the client's address and both ports.
+    /// The same for the pseudo header and the transport header.
     pub transport_sum: u32,
     /// Flows to choose from; 0: every frame has a random client address and port.
     pub flows: u32,
@@ -33,8 +40,6 @@ pub struct Order {
     pub stride: u32,
     /// The next frame's flow; the generator moves it on.
     pub flow: u32,
-    /// Flows that share a source port in a row: 2 to this power.
-    pub port_shift: u32,
     /// The first published port.
     pub first_published: u16,
     /// Published ports to choose from: flow modulo this. Divides [`Order::flows`].
@@ -45,8 +50,34 @@ pub struct Order {
     pub published_at: u16,
 }
 
-/// Map `FAR_END` (array, 1): what becomes of what the node under test sends.
+/// Map `ANSWERS` (array): what the server of one flow has received, in the order in which flows were opened. The
+/// generator makes the flow's replies from it: only the node under test knows which backend and port it has chosen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Answer {
+    /// Address that was asked.
+    pub server: [u8; 4],
+    /// Address that has asked.
+    pub client: [u8; 4],
+    /// Port that was asked.
+    pub server_port: [u8; 2],
+    /// Port that has asked.
+    pub client_port: [u8; 2],
+    /// Of a request in a tunnel the last four bytes of the inner destination MAC, which name the task. Otherwise zero.
+    pub task: [u8; 4],
+}
+
+/// Size of map `ANSWERS`: room for a million flows.
+pub const ANSWERS: u32 = 1 << 20;
+
+/// Map `FAR_END` (array): what becomes of what the node under test sends, and the next index of [`Answer`].
 pub mod far_end {
+    /// Slot: one of the modes below.
+    pub const MODE: u32 = 0;
+    /// Slot: where the next [`super::Answer`] goes.
+    pub const NEXT: u32 = 1;
+    /// Number of slots.
+    pub const SLOTS: u32 = 2;
     /// Counted and dropped.
     pub const COUNT: u32 = 0;
     /// Answered as a server would, or as a client whom a server has answered.
@@ -73,4 +104,4 @@ pub mod sequence {
     pub const SERVER: u32 = 5000;
 }
 
-crate::assert_layout!(Order: size 88 align 4);
+crate::assert_layout!(Order: size 136 align 4, Answer: size 16 align 1);

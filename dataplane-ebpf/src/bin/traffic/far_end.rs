@@ -14,10 +14,10 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     headers::{ETH_LEN, INNER_ETH, INNER_NET, IPV4_LEN, OUTER_UDP, ethertype, ipproto, tcpflag},
-    traffic::{CLIENTS, far_end, sequence, tally},
+    traffic::{Answer, CLIENTS, far_end, sequence, tally},
 };
 
-use crate::{FAR_END, count};
+use crate::{ANSWERS, FAR_END, count};
 
 const VXLAN_PORT: [u8; 2] = 4789u16.to_be_bytes();
 /// Offsets in the TCP header.
@@ -27,7 +27,7 @@ const CHECKSUM: usize = 16;
 
 #[inline(always)]
 fn counting() -> bool {
-    FAR_END.get(0).is_none_or(|mode| *mode == far_end::COUNT)
+    FAR_END.get(far_end::MODE).is_none_or(|mode| *mode == far_end::COUNT)
 }
 
 #[inline(always)]
@@ -64,20 +64,20 @@ fn answer(ctx: &TcContext) -> Result<i32, i64> {
     let outer: [u8; IPV4_LEN] = ctx.load(ETH_LEN)?;
     let outer_ports: [u8; 4] = ctx.load(OUTER_UDP)?;
     if outer[9] == ipproto::UDP && [outer_ports[2], outer_ports[3]] == VXLAN_PORT {
+        let task: [u8; 4] = ctx.load(INNER_ETH + 2)?;
         turn(ctx, ETH_LEN)?;
         turn_ethernet(ctx, INNER_ETH)?;
-        return converse(ctx, INNER_NET);
+        return converse(ctx, INNER_NET, task);
     }
-    converse(ctx, ETH_LEN)
+    converse(ctx, ETH_LEN, [0; 4])
 }
 
-/// The answer of whoever the IP packet at `net` is for.
+/// The answer of whoever the IP packet at `net` is for. `task`: see [`Answer::task`].
 #[inline(always)]
-fn converse(ctx: &TcContext, net: usize) -> Result<i32, i64> {
+fn converse(ctx: &TcContext, net: usize, task: [u8; 4]) -> Result<i32, i64> {
     let ip: [u8; IPV4_LEN] = ctx.load(net)?;
     let transport = net + IPV4_LEN;
-    // 100.64.0.0/10.
-    let to_client = ip[16] == CLIENTS[0] && ip[17] & 0xc0 == CLIENTS[1];
+    let to_client = is_client([ip[16], ip[17]]);
     count(if to_client { tally::ANSWERED } else { tally::SERVED });
     let tcp = ip[9] == ipproto::TCP;
     if tcp {
@@ -100,10 +100,39 @@ fn converse(ctx: &TcContext, net: usize) -> Result<i32, i64> {
     }
     turn(ctx, net)?;
     let ports: [u8; 4] = ctx.load(transport)?;
+    // Agents probe their paths in the tunnel. Outside of it a masquerade may have replaced the client's address.
+    if !to_client && (task == [0; 4] || is_client([ip[12], ip[13]])) {
+        note(Answer {
+            server: [ip[16], ip[17], ip[18], ip[19]],
+            client: [ip[12], ip[13], ip[14], ip[15]],
+            server_port: [ports[2], ports[3]],
+            client_port: [ports[0], ports[1]],
+            task,
+        });
+    }
     ctx.store(transport, &[ports[2], ports[3], ports[0], ports[1]], 0)?;
     turn_ethernet(ctx, 0)?;
     // SAFETY: the context is valid during the run; the device is the one that the packet came in by.
     Ok(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32)
+}
+
+/// Whether an address that begins so is an invented client's, of 100.64.0.0/10.
+#[inline(always)]
+fn is_client(beginning: [u8; 2]) -> bool {
+    beginning[0] == CLIENTS[0] && beginning[1] & 0xc0 == CLIENTS[1]
+}
+
+/// Keeps what the generator needs for replies to this flow.
+#[inline(always)]
+fn note(answer: Answer) {
+    let Some(next) = FAR_END.get_ptr_mut(far_end::NEXT) else { return };
+    // SAFETY: flows are opened on one CPU, and user space writes here only between runs of the generator.
+    unsafe {
+        if let Some(slot) = ANSWERS.get_ptr_mut(*next) {
+            *slot = answer;
+            *next += 1;
+        }
+    }
 }
 
 /// Replaces four bytes of a TCP header, and what they add to its checksum.

@@ -2,7 +2,8 @@
 //! them from an object of their own.
 //!
 //! ```text
-//!  generate (BPF_PROG_TEST_RUN, live frames) ── veth ──▶ eth0 of the node under test   (bounce: the floor; push: the tunnel's)
+//!  generate, replay (BPF_PROG_TEST_RUN, live frames) ── veth ──▶ eth0 of the node under test
+//!                                                               (bounce, push, pull: floors)
 //!  far_end, sink ◀──────────────────────────────────────── what it sends
 //! ```
 #![no_std]
@@ -20,14 +21,16 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{
-    headers::{ENCAP_LEN, INNER_NET, ethertype},
-    traffic::{Order, tally},
+    headers::{ENCAP_LEN, ETH_LEN, INNER_NET, ethertype},
+    traffic::{self, Answer, HEADERS, Order, TUNNELLED_HEADERS, tally},
 };
 
 #[btf_map]
 pub(crate) static ORDER: Array<Order, 1> = Array::new();
 #[btf_map]
-pub(crate) static FAR_END: Array<u32, 1> = Array::new();
+pub(crate) static FAR_END: Array<u32, { traffic::far_end::SLOTS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static ANSWERS: Array<Answer, { traffic::ANSWERS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static TALLY: PerCpuArray<u64, { tally::SLOTS as usize }> = PerCpuArray::new();
 
@@ -35,6 +38,18 @@ pub(crate) static TALLY: PerCpuArray<u64, { tally::SLOTS as usize }> = PerCpuArr
 #[xdp]
 pub fn generate(ctx: XdpContext) -> u32 {
     generate::fill(&ctx)
+}
+
+/// The same with one frame from a server to a client of a flow that was opened, as it arrives at the node under test.
+#[xdp]
+pub fn replay(ctx: XdpContext) -> u32 {
+    generate::reply::<0, HEADERS>(&ctx)
+}
+
+/// The same in the tunnel.
+#[xdp]
+pub fn replay_tunnel(ctx: XdpContext) -> u32 {
+    generate::reply::<ENCAP_LEN, TUNNELLED_HEADERS>(&ctx)
 }
 
 /// The least that a node can do with a packet.
@@ -59,6 +74,26 @@ pub fn push(ctx: XdpContext) -> u32 {
     word(0, 0);
     word(1, u64::from(u16::from_le_bytes(ethertype::IPV4)) << 32);
     (2..8).for_each(|at| word(at, 0));
+    XDP_TX
+}
+
+/// The least that a node can do with a packet that it takes out of a tunnel: without those bytes, and with addresses in
+/// the inner Ethernet header that are always the same.
+#[xdp]
+pub fn pull(ctx: XdpContext) -> u32 {
+    // SAFETY: as in `push`.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, ENCAP_LEN as i32) } != 0 {
+        return XDP_ABORTED;
+    }
+    let frame = ctx.data();
+    if frame + ETH_LEN > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    // SAFETY: within the bounds checked above; the programs run where words may be anywhere.
+    unsafe {
+        (frame as *mut u64).write(0);
+        ((frame + 8) as *mut u32).write(0);
+    }
     XDP_TX
 }
 

@@ -50,26 +50,54 @@ pub(crate) struct Group {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Aim {
     pub(crate) what: String,
+    /// A median, which decides.
     pub(crate) is: f64,
-    pub(crate) aim: f64,
+    /// The lower quartile beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) low: Option<f64>,
+    /// Without one the figure is only noted.
+    pub(crate) aim: Option<f64>,
     pub(crate) met: bool,
 }
 
 impl Aim {
     pub(crate) fn at_least(what: impl Into<String>, is: f64, aim: f64) -> Self {
-        Self { what: what.into(), is, aim, met: is >= aim }
+        Self { what: what.into(), is, low: None, aim: Some(aim), met: is >= aim }
     }
 
     pub(crate) fn at_most(what: impl Into<String>, is: f64, aim: f64) -> Self {
-        Self { what: what.into(), is, aim, met: is <= aim }
+        Self { met: is <= aim, ..Self::at_least(what, is, aim) }
+    }
+
+    /// A figure that stands among the aims, and has none yet.
+    pub(crate) fn none(what: impl Into<String>, is: f64) -> Self {
+        Self { what: what.into(), is, low: None, aim: None, met: true }
+    }
+
+    pub(crate) fn with_low(self, low: f64) -> Self {
+        Self { low: Some(low), ..self }
+    }
+
+    /// Measured, low, aim, whether it is met: as a report shows them.
+    pub(crate) fn cells(&self) -> [String; 4] {
+        let number = |number: f64| format!("{number:.2}");
+        let optional = |is: Option<f64>| is.map_or_else(String::new, number);
+        let verdict = match (self.aim, self.met) {
+            (None, _) => "none set",
+            (_, true) => "met",
+            (_, false) => "**missed**",
+        };
+        [number(self.is), optional(self.low), optional(self.aim), verdict.to_owned()]
     }
 }
 
-impl std::fmt::Display for Aim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { what, is, aim, met } = self;
-        write!(f, "{what}: {is:.2}, aim {aim:.2}: {}", if *met { "met" } else { "MISSED" })
+/// All of them, as a table.
+pub(crate) fn aims(aims: &[Aim]) -> Table {
+    let mut table = Table::new("Aims", &["aim", "measured", "low", "aim is", ""]);
+    for aim in aims {
+        table.row(aim.what.clone(), aim.cells());
     }
+    table
 }
 
 impl std::fmt::Display for Figures {
@@ -85,7 +113,7 @@ impl std::fmt::Display for Figures {
                 "{disturbed} of {all} measurements were disturbed by others on this machine: not to be trusted\n"
             )?;
         }
-        self.aims.iter().try_for_each(|aim| writeln!(f, "{aim}"))
+        if self.aims.is_empty() { Ok(()) } else { writeln!(f, "{}", aims(&self.aims)) }
     }
 }
 
@@ -146,5 +174,21 @@ impl Figures {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} has no figures of a bench", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aim_is_met_missed_or_not_set() {
+        let cells = |aim: Aim| aim.cells().join("|");
+        assert_eq!(cells(Aim::at_least("share", 0.88, 0.88)), "0.88||0.88|met");
+        assert_eq!(cells(Aim::at_most("ns", 46.0, 45.0).with_low(44.0)), "46.00|44.00|45.00|**missed**");
+        assert_eq!(cells(Aim::none("share", 0.5)), "0.50|||none set");
+        // As runs before wrote it.
+        let old: Aim = serde_json::from_str(r#"{"what": "ns", "is": 46.0, "aim": 45.0, "met": false}"#).unwrap();
+        assert_eq!(cells(old), "46.00||45.00|**missed**");
     }
 }

@@ -20,6 +20,9 @@ const PORTS_PER_SERVICE: u16 = 100;
 /// Longer than any run: an idle flow must not be forgotten between two rounds.
 const TIMEOUTS: &str = "udp-unreplied=2h,udp-replied=2h,tcp-half-open=2h,tcp-established=4h";
 
+/// `--mesh-vni` of the agents, which the generator of replies has to know.
+pub(super) const MESH_VNI: u32 = 16_777_214;
+
 /// Starts an agent; returns it with the namespace of the local task, if there is one.
 pub(super) fn start(
     lab: &Lab,
@@ -32,6 +35,7 @@ pub(super) fn start(
     let file = lab.directory().join(format!("{}.json", node.label()));
     table(site, protocol, task.as_ref()).write(&file)?;
     let mut extra = ["--max-flows", "2097152", "--timeout", TIMEOUTS].map(str::to_owned).to_vec();
+    extra.extend(["--mesh-vni".to_owned(), MESH_VNI.to_string()]);
     extra.extend(contestant.agent_arguments().iter().map(|&word| word.to_owned()));
     let table = format!("file:{}", file.display());
     let agent = Agent::start(lab, node, AgentOptions { node: "n1".to_owned(), table, netns_dir: None, extra })?;

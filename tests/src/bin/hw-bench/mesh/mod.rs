@@ -1,10 +1,13 @@
 //! `bench mesh`: what forwarding one packet of a published port costs at its ingress node.
 
+mod aims;
 mod contestants;
 mod hiveway;
+mod opening;
 mod order;
 mod programs;
 mod report;
+mod runs;
 mod stack;
 mod stage;
 mod traffic;
@@ -16,22 +19,26 @@ use dataplane_common::traffic::far_end;
 use hiveway_tests::lab::Lab;
 
 use self::{
-    contestants::{CASES, Case, Contestant, Site},
-    order::{Flows, Protocol, Stage as Of, order},
+    contestants::{CASES, Case, Contestant, Direction},
+    opening::Opened,
+    order::{Flows, Frames, Protocol, Stage as Of, requests},
     report::{Report, Sample},
     stage::{Instance, Stage},
     traffic::{Traffic, pin},
 };
 use crate::quiet::undisturbed;
 
+/// Packets of which the kernel's clock takes the programs' time.
+const WATCHED: u32 = 1 << 18;
+
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// How often each is repeated; the medians count
-    #[arg(long, default_value_t = 5)]
+    /// How often each is repeated; medians and lower quartiles count
+    #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// Bytes of each frame, 64 to 1500, without the four of its checksum. What does not fit the tunnel (1464) is no fair
     /// comparison: Hiveway answers it with an ICMP error
@@ -43,7 +50,7 @@ pub(crate) struct Options {
     /// What a packet's time is taken with
     #[arg(long, value_enum, default_value = "wall")]
     clock: Clock,
-    /// Only these contestants; the floor is always measured
+    /// Only these contestants; the floors are always measured, with a tunnel if one of these has one
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Contestant>,
     /// Only cases with these numbers of flows; 0: the flood
@@ -83,7 +90,11 @@ impl Options {
     }
 
     fn contestants(&self) -> Vec<Contestant> {
-        let wanted = |who: &Contestant| self.only.is_empty() || *who == Contestant::Floor || self.only.contains(who);
+        let tunnels = self.only.iter().any(|who| who.has_tunnel());
+        let wanted = |who: &Contestant| {
+            let floor = who.is_floor() && (tunnels || *who == Contestant::Floor);
+            self.only.is_empty() || floor || self.only.contains(who)
+        };
         Contestant::ALL.into_iter().filter(wanted).collect()
     }
 }
@@ -108,119 +119,71 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn measure(lab: &Lab, options: &Options, core: usize) -> Result<Report> {
     let _room = stack::make_room()?;
-    let cases = options.cases();
-    let mut sites: Vec<Site> = cases.iter().map(|case| case.site).collect();
-    sites.sort_unstable();
-    sites.dedup();
+    let (cases, contestants) = (options.cases(), options.contestants());
     let mut traffic = Traffic::load(core)?;
-    let stage = Stage::build(lab, &mut traffic, &options.contestants(), &sites, options.protocol)?;
+    let stage = Stage::build(lab, &mut traffic, &contestants, &cases, options.protocol)?;
     let mut report = Report::new(options, core);
     for round in 0..options.rounds {
-        for case in &cases {
-            let contestants = options.contestants();
+        for cases in cases.chunk_by(Case::shares_flows) {
             for turn in 0..contestants.len() {
                 // Another one comes first each time: whoever follows a slow one may find the caches cold.
                 let contestant = contestants[(round + turn) % contestants.len()];
-                let Some(instance) = stage.instance_of(contestant, case.site) else { continue };
-                let sample = one(&mut traffic, &stage, instance, *case, round, options)
-                    .with_context(|| format!("{}: {}", case.title(), contestant.title()))?;
-                eprintln!("bench: round {}/{}, {sample}", round + 1, options.rounds);
-                report.add(sample);
+                let Some(instance) = stage.instance_of(contestant, cases[0].site) else { continue };
+                let mut bench = Bench { traffic: &mut traffic, stage: &stage, instance, options };
+                for sample in bench.samples(cases, round)? {
+                    eprintln!("bench: round {}/{}, {sample}", round + 1, options.rounds);
+                    report.add(sample);
+                }
             }
         }
     }
     Ok(report)
 }
 
-/// One measurement of one contestant.
-fn one(
-    traffic: &mut Traffic,
-    stage: &Stage,
-    instance: &Instance,
-    case: Case,
-    round: usize,
-    options: &Options,
-) -> Result<Sample> {
-    let protocol = case.protocol(options.protocol);
-    let frame = usize::from(options.size);
-    let opened = match case.flows {
-        0 => Opened { answered: 1.0, bytes_per_flow: None },
-        flows => open(traffic, stage, instance, flows, protocol, frame)?,
-    };
-    let (of, flows) = match case.flows {
-        0 => (Of::Open, Flows::Random),
-        flows => (Of::Middle, Flows::Scattered(flows)),
-    };
-    let order = order(&instance.target, protocol, of, flows, frame);
-    traffic.set_far_end(far_end::COUNT)?;
-    // Caches and, after so many packets, the processor's idea of the branches are warm.
-    traffic.send(&stage.generator, instance.port, order, u64::from(case.flows).clamp(100_000, 1_000_000))?;
-    let length = Duration::from_secs_f64(options.seconds);
-    let traffic = std::cell::RefCell::new(traffic);
-    let (sent, disturbed) = undisturbed(Duration::from_secs(options.patience), || {
-        traffic.borrow_mut().measure(&stage.generator, instance.port, order, length)
-    })?;
-    ensure!(sent.delivered > 0, "nothing arrives at the far end: {sent:?}");
-    let short = length.min(Duration::from_millis(300));
-    let (watched, programs) =
-        programs::timed(|| traffic.borrow_mut().measure(&stage.generator, instance.port, order, short))?;
-    let programs_ns = programs.as_secs_f64() * 1e9 / watched.delivered.max(1) as f64;
-    Ok(Sample::new((instance.contestant, case, round), opened, &sent, programs_ns, (options.clock, disturbed)))
+/// A contestant's turn.
+struct Bench<'a> {
+    traffic: &'a mut Traffic,
+    stage: &'a Stage,
+    instance: &'a Instance,
+    options: &'a Options,
 }
 
-/// What opening flows has shown.
-#[derive(Clone, Copy, Debug, Default)]
-struct Opened {
-    /// Part of the flows that was answered.
-    answered: f64,
-    /// Map memory for each of them, if enough were new to tell.
-    bytes_per_flow: Option<f64>,
-}
+impl Bench<'_> {
+    /// One measurement in each of these cases, which are of the same flows.
+    fn samples(&mut self, cases: &[Case], round: usize) -> Result<Vec<Sample>> {
+        let contestant = self.instance.contestant;
+        let cases: Vec<Case> = cases.iter().copied().filter(|case| contestant.takes_part(*case)).collect();
+        let Some(first) = cases.first() else { return Ok(Vec::new()) };
+        let about = |case: &Case| format!("{}: {}", case.title(), contestant.title());
+        let opened = self.open(*first).with_context(|| about(first))?;
+        let sample = |case: &Case| self.sample(*case, opened, round).with_context(|| about(case));
+        cases.iter().map(sample).collect()
+    }
 
-/// Opens the flows, which a real conversation does: both ends are heard of.
-fn open(
-    traffic: &mut Traffic,
-    stage: &Stage,
-    instance: &Instance,
-    flows: u32,
-    protocol: Protocol,
-    frame: usize,
-) -> Result<Opened> {
-    const ENOUGH: u64 = 1000;
-    /// Flows that are opened before they are answered for good: Hiveway has room for 65,536 of them.
-    const AT_ONCE: usize = 16_384;
-    if matches!(instance.contestant, Contestant::Floor | Contestant::Push) {
-        return Ok(Opened { answered: 1.0, bytes_per_flow: None });
-    }
-    let before = instance.established()?;
-    let opening = order(&instance.target, protocol, Of::Open, Flows::InTurn(flows), frame);
-    let mut answered = 0;
-    // Packets may be lost on the way; what is open already is not harmed by being opened again.
-    for _ in 0..3 {
-        answered = 0;
-        for first in (0..flows).step_by(AT_ONCE) {
-            let some = u64::from(flows - first).min(AT_ONCE as u64);
-            let opening = (order::from(opening.0, first), opening.1);
-            traffic.set_far_end(far_end::ANSWER)?;
-            answered += traffic.send(&stage.generator, instance.port, opening, some)?.answered;
-            // The second packet of a client that was answered; TCP's was the acknowledgement of the SYN-ACK.
-            if protocol == Protocol::Udp {
-                traffic.set_far_end(far_end::COUNT)?;
-                traffic.send(&stage.generator, instance.port, opening, some)?;
-            }
-        }
-        if answered >= flows.into() {
-            break;
+    /// What the generator sends.
+    fn frames(&self, case: Case, opened: Opened) -> Frames {
+        let (target, size) = (&self.instance.target, usize::from(self.options.size));
+        let protocol = case.protocol(self.options.protocol);
+        match (case.direction, case.flows) {
+            (Direction::Replies, _) => order::replies(target, protocol, opened.answers, size, self.instance.tunnel()),
+            (_, 0) => requests(target, protocol, Of::Open, Flows::Random, size),
+            (_, flows) => requests(target, protocol, Of::Middle, Flows::Scattered(flows), size),
         }
     }
-    ensure!(answered > 0, "no flow was answered");
-    let mut bytes_per_flow = None;
-    if let (Some(before), Some(after)) = (before, instance.established()?) {
-        // Since the start; the flows of a smaller case are among those of a larger one.
-        ensure!(after.flows >= answered.min(flows.into()), "{} of {flows} flows are established", after.flows);
-        let new = after.flows - before.flows;
-        let bytes = after.map_bytes.saturating_sub(before.map_bytes);
-        bytes_per_flow = (new >= ENOUGH).then(|| bytes as f64 / new as f64);
+
+    fn sample(&mut self, case: Case, opened: Opened, round: usize) -> Result<Sample> {
+        let (frames, instance, generator) = (self.frames(case, opened), self.instance, &self.stage.generator);
+        self.traffic.set_far_end(far_end::COUNT)?;
+        // Caches and, after so many packets, the processor's idea of the branches are warm.
+        let warm = case.flows.clamp(100_000, 1_000_000);
+        let length = Duration::from_secs_f64(self.options.seconds);
+        let traffic = std::cell::RefCell::new(&mut *self.traffic);
+        let measure = |warm, length| traffic.borrow_mut().measure(generator, instance.port, &frames, (warm, length));
+        let (sent, disturbed) = undisturbed(Duration::from_secs(self.options.patience), || measure(warm, length))?;
+        ensure!(sent.delivered > 0, "nothing arrives at the far end: {sent:?}");
+        let programs = programs::timed(|| traffic.borrow_mut().send(generator, instance.port, &frames, WATCHED))?;
+        let (watched, programs) = programs;
+        let programs_ns = programs.as_secs_f64() * 1e9 / watched.delivered.max(1) as f64;
+        Ok(Sample::new((instance.contestant, case, round), opened, &sent, programs_ns, (self.options.clock, disturbed)))
     }
-    Ok(Opened { answered: answered as f64 / f64::from(flows), bytes_per_flow })
 }

@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
 use dataplane_common::{
-    headers::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, ethertype, ipproto, tcpflag},
-    traffic::{HEADERS, Order, sequence},
+    addr::{NODE_MAC_PREFIX, TASK_MAC_PREFIX},
+    headers::{ENCAP_LEN, ETH_LEN, IPV4_LEN, TCP_LEN, UDP_LEN, VXLAN_FLAG_VNI, VXLAN_LEN, ethertype, ipproto, tcpflag},
+    traffic::{HEADERS, Order, TUNNELLED_HEADERS, sequence},
 };
 use serde::Serialize;
 
@@ -26,8 +27,20 @@ pub(super) enum Protocol {
 pub(super) enum Stage {
     /// Those that open it.
     Open,
-    /// Those of an established one.
+    /// The client's of an established one.
     Middle,
+    /// The server's of an established one.
+    Reply,
+}
+
+/// What the generator is told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frames {
+    /// Which of its programs.
+    pub(super) program: &'static str,
+    pub(super) order: Order,
+    /// Bytes of each frame.
+    pub(super) length: usize,
 }
 
 /// Where packets go.
@@ -55,15 +68,64 @@ pub(super) enum Flows {
     Random,
 }
 
-/// The order, and the length of its frames.
-pub(super) fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Flows, frame: usize) -> (Order, usize) {
+/// Clients' packets. `frame`: bytes of each.
+pub(super) fn requests(target: &Target, protocol: Protocol, stage: Stage, flows: Flows, frame: usize) -> Frames {
+    let (order, length) = order(target, protocol, stage, flows, frame);
+    Frames { program: "generate", order, length }
+}
+
+/// A tunnel from a backend's node to the node under test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tunnel {
+    pub(super) from: Ipv4Addr,
+    pub(super) to: Ipv4Addr,
+    pub(super) vni: u32,
+}
+
+/// Servers' packets of so many flows that were opened before. `frame`: bytes of each, without the tunnel.
+pub(super) fn replies(target: &Target, protocol: Protocol, flows: u32, frame: usize, tunnel: Option<Tunnel>) -> Frames {
+    // Addresses and ports are all the generator's: they are not known before a node has chosen.
+    let nobody = Target { address: Ipv4Addr::UNSPECIFIED, ..*target };
+    let (mut order, mut length) = order(&nobody, protocol, Stage::Reply, Flows::Scattered(flows), frame);
+    let Some(tunnel) = tunnel else { return Frames { program: "replay", order, length } };
+    let (outer, ethernet) = outer(target, length, tunnel);
+    let inner = order.headers;
+    order.headers[..ENCAP_LEN].copy_from_slice(&outer);
+    order.headers[ENCAP_LEN..].copy_from_slice(&inner[..HEADERS]);
+    order.headers[ENCAP_LEN..ENCAP_LEN + ETH_LEN].copy_from_slice(&ethernet);
+    length += ENCAP_LEN;
+    Frames { program: "replay_tunnel", order, length }
+}
+
+/// Headers in front of an inner frame of `length` bytes, and the Ethernet header of that.
+fn outer(target: &Target, length: usize, tunnel: Tunnel) -> (Vec<u8>, Vec<u8>) {
+    const VXLAN_PORT: u16 = 4789;
+    const FROM_PORT: u16 = 50_000;
+    let datagram = (UDP_LEN + VXLAN_LEN + length) as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend((IPV4_LEN as u16 + datagram).to_be_bytes());
+    ip.extend([[0, 0], DF.to_be_bytes(), [TTL, ipproto::UDP], [0, 0]].concat());
+    ip.extend([tunnel.from.octets(), tunnel.to.octets()].concat());
+    let sum = sum(&ip);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ip[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    // Without a checksum, as in every tunnel.
+    let udp = [FROM_PORT, VXLAN_PORT, datagram, 0].map(u16::to_be_bytes).concat();
+    let vxlan = [u32::from(VXLAN_FLAG_VNI) << 24, tunnel.vni << 8].map(u32::to_be_bytes).concat();
+    let outer = [&target.dst_mac[..], &target.src_mac, &ethertype::IPV4, &ip, &udp, &vxlan].concat();
+    let [node, task] = [(NODE_MAC_PREFIX, tunnel.to.octets()), (TASK_MAC_PREFIX, [0; 4])]
+        .map(|(prefix, address)| [&prefix[..], &address].concat());
+    (outer, [&node[..], &task, &ethertype::IPV4].concat())
+}
+
+fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Flows, frame: usize) -> (Order, usize) {
     // A SYN carries no data.
     let syn = protocol == Protocol::Tcp && stage == Stage::Open;
     let length = if syn { HEADERS } else { frame.max(HEADERS) };
     let transport_len = (length - ETH_LEN - IPV4_LEN) as u16;
     let (proto, transport, checksum_at) = match protocol {
         Protocol::Udp => (ipproto::UDP, udp(transport_len), ETH_LEN + IPV4_LEN + 6),
-        Protocol::Tcp => (ipproto::TCP, tcp(syn), ETH_LEN + IPV4_LEN + 16),
+        Protocol::Tcp => (ipproto::TCP, tcp(stage), ETH_LEN + IPV4_LEN + 16),
     };
     let mut ip = vec![0x45, 0];
     ip.extend(((length - ETH_LEN) as u16).to_be_bytes());
@@ -72,7 +134,7 @@ pub(super) fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Fl
     ip.extend(target.address.octets());
     let pseudo = sum(&target.address.octets()) + u32::from(proto) + u32::from(transport_len);
     let parts = [&target.dst_mac[..], &target.src_mac, &ethertype::IPV4, &ip, &transport].concat();
-    let mut headers = [0; HEADERS];
+    let mut headers = [0; TUNNELLED_HEADERS];
     headers[..parts.len()].copy_from_slice(&parts);
     let (flows, stride) = match flows {
         Flows::InTurn(flows) => (flows, 1 % flows),
@@ -88,7 +150,7 @@ pub(super) fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Fl
         flows,
         stride,
         flow: 0,
-        port_shift: target.backends.trailing_zeros(),
+        port_shift: target.backends.trailing_zeros() as u16,
         first_published: target.first_port,
         published,
         published_stride: (stride % u32::from(published)) as u16,
@@ -97,9 +159,10 @@ pub(super) fn order(target: &Target, protocol: Protocol, stage: Stage, flows: Fl
     (order, length)
 }
 
-/// The same order, to begin with that flow.
-pub(super) fn from(order: Order, flow: u32) -> Order {
-    Order { flow, published_at: (flow % u32::from(order.published)) as u16, ..order }
+/// The same frames, to begin with that flow.
+pub(super) fn from(frames: Frames, flow: u32) -> Frames {
+    let order = frames.order;
+    Frames { order: Order { flow, published_at: (flow % u32::from(order.published)) as u16, ..order }, ..frames }
 }
 
 fn udp(length: u16) -> Vec<u8> {
@@ -108,11 +171,12 @@ fn udp(length: u16) -> Vec<u8> {
     header
 }
 
-fn tcp(syn: bool) -> Vec<u8> {
-    let (number, acknowledged, flags) = if syn {
-        (sequence::CLIENT, 0, tcpflag::SYN)
-    } else {
-        (sequence::CLIENT + 1, sequence::SERVER + 1, tcpflag::ACK | PUSH)
+fn tcp(stage: Stage) -> Vec<u8> {
+    let (client, server) = (sequence::CLIENT + 1, sequence::SERVER + 1);
+    let (number, acknowledged, flags) = match stage {
+        Stage::Open => (sequence::CLIENT, 0, tcpflag::SYN),
+        Stage::Middle => (client, server, tcpflag::ACK | PUSH),
+        Stage::Reply => (server, client, tcpflag::ACK | PUSH),
     };
     let mut header = vec![0; 4];
     header.extend(number.to_be_bytes());
@@ -164,6 +228,28 @@ mod tests {
     fn ports_divide_the_flows() {
         let ports = |flows| order(&TARGET, Protocol::Udp, Stage::Middle, Flows::Scattered(flows), 64).0.published;
         assert_eq!([ports(1), ports(100), ports(10_000), ports(1_000_000)], [1, 100, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn replies_are_in_the_tunnel() {
+        let (from, to) = (Ipv4Addr::new(192, 168, 77, 12), Ipv4Addr::new(192, 168, 77, 11));
+        let tunnel = Tunnel { from, to, vni: 0xfffffe };
+        let Frames { program, order, length } = replies(&TARGET, Protocol::Tcp, 100, 64, Some(tunnel));
+        assert_eq!((program, length, order.flows), ("replay_tunnel", 114, 100));
+        let outer = &order.headers[..ENCAP_LEN];
+        assert_eq!(outer[..14], [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 0]);
+        let mut folded = sum(&outer[14..34]);
+        folded = (folded & 0xffff) + (folded >> 16);
+        assert_eq!((folded, &outer[16..18]), (0xffff, &[0, 100][..]), "the checksum, the length");
+        assert_eq!(outer[34..], [0xc3, 0x50, 0x12, 0xb5, 0, 80, 0, 0, 8, 0, 0, 0, 0xff, 0xff, 0xfe, 0]);
+        let inner = &order.headers[ENCAP_LEN..];
+        assert_eq!(inner[..14], [2, 0x48, 192, 168, 77, 11, 2, 0x42, 0, 0, 0, 0, 8, 0]);
+        assert_eq!((&inner[16..18], inner[23], &inner[26..34]), (&[0, 50][..], 6, &[0; 8][..]));
+        assert_eq!(inner[38..46], [0, 0, 0x13, 0x89, 0, 0, 0x03, 0xe9], "the server's numbers");
+        assert_eq!(order.ip_sum, 0x4500 + 50 + 0x4000 + 0x4006, "without addresses");
+        let plain = replies(&TARGET, Protocol::Tcp, 100, 64, None);
+        assert_eq!((plain.program, plain.length, plain.order.ip_sum), ("replay", 64, order.ip_sum));
+        assert_eq!((&plain.order.headers[..6], plain.order.headers[14]), (&[2; 6][..], 0x45));
     }
 
     #[test]

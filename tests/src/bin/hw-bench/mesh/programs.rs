@@ -9,7 +9,7 @@ use aya::{
 };
 
 /// The bench's own, which are not the node's: who makes the packets, and who counts them.
-const OURS: [&str; 3] = ["generate", "far_end", "sink"];
+const OURS: [&str; 5] = ["generate", "replay", "replay_tunnel", "far_end", "sink"];
 
 /// Runs `work` while the kernel takes the time of each run of a program. Returns what all programs of nodes took. The
 /// clock costs each run some 25 ns, which an empty program has as well, and keeps the processor from doing two things

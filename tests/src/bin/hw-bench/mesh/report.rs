@@ -10,15 +10,16 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    Clock, Opened, Options,
-    contestants::{CASES, Case, Contestant, Site},
+    Clock, Options, aims,
+    contestants::{CASES, Case, Contestant},
+    opening::Opened,
     order::Protocol,
     traffic::Sent,
 };
 use crate::{
-    figures::{Aim, Chart, Figures, Group, Table},
+    figures::{Chart, Figures, Group, Table},
     report::said,
-    stats::median,
+    stats::{lower_quartile, median},
 };
 
 /// One measurement.
@@ -33,10 +34,14 @@ pub(super) struct Sample {
     bytes_per_flow: Option<f64>,
     sent: u64,
     delivered: u64,
+    /// Without the generator's fixed cost.
     seconds: f64,
     cpu_seconds: f64,
+    /// Runs of the generator, and what each costs without a packet.
+    runs: u32,
+    fixed_ms: f64,
     /// Per packet that arrived: generator, cable, node, counter.
-    ns: f64,
+    pub(super) ns: f64,
     /// Of the node's BPF programs, by the kernel's clock in a run of its own.
     programs_ns: f64,
     /// Somebody else used the machine meanwhile.
@@ -51,11 +56,11 @@ impl Sample {
         programs_ns: f64,
         (clock, disturbed): (Clock, bool),
     ) -> Self {
-        let (seconds, cpu_seconds) = (measured.elapsed.as_secs_f64(), measured.busy.as_secs_f64());
+        let (seconds, cpu_seconds) = (measured.times.elapsed.as_secs_f64(), measured.times.busy.as_secs_f64());
         let (sent, delivered) = (measured.sent, measured.delivered);
         let time = if clock == Clock::Wall { seconds } else { cpu_seconds };
         let ns = time * 1e9 / delivered as f64;
-        let Opened { answered: opened, bytes_per_flow } = opened;
+        let Opened { answered: opened, bytes_per_flow, .. } = opened;
         Self {
             contestant,
             case,
@@ -66,15 +71,17 @@ impl Sample {
             delivered,
             seconds,
             cpu_seconds,
+            runs: measured.runs,
+            fixed_ms: measured.fixed.elapsed.as_secs_f64() * 1e3,
             ns,
             programs_ns,
             disturbed,
         }
     }
 
-    /// Part of the packets that did not arrive.
+    /// Part of the packets that did not arrive. Agents' probes arrive as well, a few in each measurement.
     fn lost(&self) -> f64 {
-        1.0 - self.delivered as f64 / self.sent as f64
+        self.sent.saturating_sub(self.delivered) as f64 / self.sent as f64
     }
 }
 
@@ -98,32 +105,30 @@ pub(super) struct Report {
     samples: Vec<Sample>,
 }
 
-/// Medians of a contestant in a case.
+/// Medians, and some lower quartiles, of a contestant in a case.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Medians {
+pub(super) struct Medians {
     ns: f64,
+    ns_low: f64,
     mpps: f64,
-    /// Over the floor of the same round.
-    over_floor_ns: f64,
+    /// The floor that the next three refer to.
+    floor: Contestant,
+    /// Over that of the same round.
+    pub(super) over_floor_ns: f64,
+    /// Between both lower quartiles.
+    pub(super) over_floor_low_ns: f64,
     of_floor: f64,
-    /// Of that, the node's BPF programs over the floor's empty one.
+    /// The node's BPF programs over the bare floor's empty one.
     programs_ns: f64,
     /// Rate over nftables' of the same round; 0 where that was not measured.
-    of_nftables: f64,
+    pub(super) of_nftables: f64,
+    /// Rate over plain routing's, likewise.
+    pub(super) of_routing: f64,
     lost: f64,
     opened: f64,
     /// Where it could be told.
-    bytes_per_flow: Option<f64>,
+    pub(super) bytes_per_flow: Option<f64>,
 }
-
-/// Most nanoseconds over the floor: native XDP, backend remote.
-const OVER_FLOOR: &[(u32, f64)] = &[(1, 60.0), (10_000, 90.0), (1_000_000, 280.0)];
-/// Least ratio to nftables' rate.
-const OF_NFTABLES: &[(u32, f64)] = &[(1, 4.0), (100, 3.0), (10_000, 3.0), (1_000_000, 3.0), (0, 3.0)];
-/// Most that 10,000 published ports may cost over one.
-const MANY_PORTS: f64 = 1.05;
-/// Most bytes of map memory for each flow.
-const BYTES_PER_FLOW: f64 = 128.0;
 
 impl Report {
     pub(super) fn new(options: &Options, core: usize) -> Self {
@@ -139,7 +144,7 @@ impl Report {
     }
 
     /// Median over the rounds of what `relate` makes of both measurements of a round: drift cancels out.
-    fn within_rounds(
+    pub(super) fn within_rounds(
         &self,
         (contestant, case): (Contestant, Case),
         (reference, reference_case): (Contestant, Case),
@@ -150,21 +155,29 @@ impl Report {
         median(pairs.map(|(is, reference)| relate(is, reference)))
     }
 
-    fn medians(&self, contestant: Contestant, case: Case) -> Option<Medians> {
+    fn low(&self, contestant: Contestant, case: Case) -> f64 {
+        lower_quartile(self.of(contestant, case).map(|sample| sample.ns))
+    }
+
+    pub(super) fn medians(&self, contestant: Contestant, case: Case) -> Option<Medians> {
         self.of(contestant, case).next()?;
         let to = |reference, relate: fn(&Sample, &Sample) -> f64| {
             self.within_rounds((contestant, case), (reference, case), relate)
         };
-        let ns = median(self.of(contestant, case).map(|sample| sample.ns));
+        let (ns, ns_low) = (median(self.of(contestant, case).map(|sample| sample.ns)), self.low(contestant, case));
+        let floor = contestant.floor(case);
         Some(Medians {
             ns,
+            ns_low,
             mpps: 1e3 / ns,
-            over_floor_ns: to(Contestant::Floor, |is, floor| is.ns - floor.ns),
-            of_floor: to(Contestant::Floor, |is, floor| is.ns / floor.ns),
-            programs_ns: to(Contestant::Floor, |is, floor| {
-                if is.programs_ns > 0.0 { is.programs_ns - floor.programs_ns } else { 0.0 }
-            }),
+            floor,
+            over_floor_ns: to(floor, |is, floor| is.ns - floor.ns),
+            over_floor_low_ns: ns_low - self.low(floor, case),
+            of_floor: to(floor, |is, floor| is.ns / floor.ns),
+            // A node without programs has only what agents elsewhere did meanwhile, which is less than the empty one's.
+            programs_ns: to(Contestant::Floor, |is, floor| (is.programs_ns - floor.programs_ns).max(0.0)),
             of_nftables: to(Contestant::Nftables, |is, nftables| nftables.ns / is.ns),
+            of_routing: to(Contestant::Routing, |is, routing| routing.ns / is.ns),
             lost: median(self.of(contestant, case).map(Sample::lost)),
             opened: median(self.of(contestant, case).map(|sample| sample.opened)),
             // Only the first round opens them anew.
@@ -172,43 +185,18 @@ impl Report {
         })
     }
 
-    /// Of native XDP: that is what they are for.
-    fn aims(&self) -> Vec<Aim> {
-        let (mut aims, who) = (Vec::new(), Contestant::HivewayXdp);
-        let remote = |flows| Case { site: if flows == 0 { Site::Flooded } else { Site::Remote }, flows };
-        for &(flows, aim) in OVER_FLOOR {
-            if let Some(medians) = self.medians(who, remote(flows)) {
-                let what = format!("{}, {flows} flows: ns over the floor", who.title());
-                aims.push(Aim::at_most(what, medians.over_floor_ns, aim));
-            }
-        }
-        for &(flows, aim) in OF_NFTABLES {
-            if let Some(medians) = self.medians(who, remote(flows)).filter(|medians| medians.of_nftables > 0.0) {
-                let what = if flows == 0 { "SYN flood".to_owned() } else { format!("{flows} flows") };
-                let what = format!("{}, {what}: times nftables' rate", who.title());
-                aims.push(Aim::at_least(what, medians.of_nftables, aim));
-            }
-        }
-        if let Some(is) = self.medians(who, remote(1_000_000)).and_then(|medians| medians.bytes_per_flow) {
-            aims.push(Aim::at_most(format!("{}: bytes of maps per flow", who.title()), is, BYTES_PER_FLOW));
-        }
-        let [many, one] = [Site::ManyPorts, Site::Remote].map(|site| Case { site, flows: 10_000 });
-        let is = self.within_rounds((who, many), (who, one), |many, one| many.ns / one.ns);
-        if is > 0.0 {
-            aims.push(Aim::at_most(format!("{}, 10,000 ports / one", who.title()), is, MANY_PORTS));
-        }
-        aims
-    }
-
     fn tables(&self) -> Vec<Table> {
         let head = [
             "",
             "ns/packet",
+            "low",
             "Mpps",
             "over floor",
+            "low",
             "programs",
             "x floor",
             "x nftables",
+            "x routing",
             "lost %",
             "B/flow",
             "flows open %",
@@ -222,11 +210,14 @@ impl Report {
                     contestant.title(),
                     [
                         format!("{:.0}", m.ns),
+                        format!("{:.0}", m.ns_low),
                         format!("{:.2}", m.mpps),
                         format!("{:.0}", m.over_floor_ns),
+                        format!("{:.0}", m.over_floor_low_ns),
                         format!("{:.0}", m.programs_ns),
                         format!("{:.2}", m.of_floor),
-                        if m.of_nftables > 0.0 { format!("{:.2}", m.of_nftables) } else { String::new() },
+                        ratio(m.of_nftables),
+                        ratio(m.of_routing),
                         format!("{:.1}", 100.0 * m.lost),
                         m.bytes_per_flow.map_or_else(String::new, |bytes| format!("{bytes:.0}")),
                         format!("{:.1}", 100.0 * m.opened),
@@ -260,13 +251,15 @@ impl Report {
         Figures {
             bench: "mesh".into(),
             how: format!(
-                "{protocol}, frames of {size} bytes, one core, medians of {rounds} rounds of {seconds} s{clock}."
+                "{protocol}, frames of {size} bytes, one core, medians and lower quartiles (low) of {rounds} rounds of \
+                 {seconds} s{clock}. The floor of Hiveway with backends elsewhere is XDP_TX with 50 bytes in front, of \
+                 replies with 50 bytes taken off; of all others bare XDP_TX."
             ),
             measurements: self.samples.len(),
             disturbed: self.samples.iter().filter(|sample| sample.disturbed).count(),
             tables: self.tables(),
             charts: vec![self.chart()],
-            aims: self.aims(),
+            aims: aims::of(self),
             ..Figures::default()
         }
     }
@@ -286,6 +279,11 @@ impl Report {
         });
         self.figures().write(more, path)
     }
+}
+
+/// Nothing where there is none.
+fn ratio(is: f64) -> String {
+    if is > 0.0 { format!("{is:.2}") } else { String::new() }
 }
 
 impl fmt::Display for Report {

@@ -15,9 +15,9 @@ use hiveway_tests::{
 };
 
 use super::{
-    contestants::{Contestant, FIRST_PORT, Site},
+    contestants::{Case, Contestant, FIRST_PORT, Site},
     hiveway,
-    order::{Protocol, Target},
+    order::{Protocol, Target, Tunnel},
     stack::{self, LOCAL_TASK, REMOTE_TASK, mac},
     traffic::Traffic,
 };
@@ -25,6 +25,9 @@ use crate::maps;
 
 /// Address of every node.
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
+
+/// Tunnel address of the backends' node.
+const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 12);
 
 /// A contestant on a node of its own.
 pub(super) struct Instance {
@@ -46,6 +49,12 @@ pub(super) struct Established {
 }
 
 impl Instance {
+    /// The tunnel that replies from other nodes come in by.
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        let tunnelled = self.contestant.has_tunnel() || self.contestant == Contestant::Pull;
+        tunnelled.then_some(Tunnel { from: OTHER, to: NODE, vni: hiveway::MESH_VNI })
+    }
+
     /// What Hiveway's maps hold, if it is Hiveway that forwards.
     pub(super) fn established(&self) -> Result<Option<Established>> {
         let Some(agent) = &self.agent else { return Ok(None) };
@@ -67,13 +76,17 @@ impl Stage {
         lab: &Lab,
         traffic: &mut Traffic,
         contestants: &[Contestant],
-        sites: &[Site],
+        cases: &[Case],
         protocol: Protocol,
     ) -> Result<Self> {
+        let mut sites: Vec<Site> = cases.iter().map(|case| case.site).collect();
+        sites.sort_unstable();
+        sites.dedup();
         let generator = lab.namespace("gen")?;
         let mut stage = Self { generator, instances: Vec::new() };
-        for &site in sites {
-            for &contestant in contestants {
+        for site in sites {
+            let needed = |who: &&Contestant| cases.iter().any(|case| case.site == site && who.takes_part(*case));
+            for &contestant in contestants.iter().filter(needed) {
                 let what = format!("{}, {}", contestant.title(), site.label());
                 eprintln!("bench: setting up {what}");
                 match stage.instance(lab, traffic, contestant, site, protocol) {
@@ -107,6 +120,7 @@ impl Stage {
         match contestant {
             Contestant::Floor => traffic.attach_xdp("bounce", &node, "eth0")?,
             Contestant::Push => traffic.attach_xdp("push", &node, "eth0")?,
+            Contestant::Pull => traffic.attach_xdp("pull", &node, "eth0")?,
             Contestant::HivewayXdp | Contestant::HivewayTc => {
                 let (started, local) = hiveway::start(lab, &node, contestant, site, protocol)?;
                 (agent, task) = (Some(started), local);
@@ -158,7 +172,7 @@ impl Stage {
         })?;
         let (near, far) = (mac(&self.generator, port)?, mac(node, "eth0")?);
         node.run("ip route add default via 192.168.77.1")?;
-        for neighbour in ["192.168.77.1", "192.168.77.12"] {
+        for neighbour in [Ipv4Addr::new(192, 168, 77, 1), OTHER] {
             node.run(&format!("ip neigh replace {neighbour} lladdr {near} dev eth0 nud permanent"))?;
         }
         Ok((bytes(&near)?, bytes(&far)?))

@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, TestRun as _,
-    maps::{Array, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray},
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
-use dataplane_common::traffic::{Order, tally};
+use dataplane_common::traffic::{Order, far_end, tally};
 use hiveway_tests::lab::Netns;
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -20,10 +20,14 @@ use nix::{
 };
 use zerocopy::IntoBytes as _;
 
+use super::{
+    order::Frames,
+    runs::{self, Times},
+};
 use crate::maps::Raw;
 
-/// Frames per run of the generator: some ten milliseconds.
-const RUN: u32 = 1 << 16;
+/// Runs of nothing whose median is the fixed cost.
+const EMPTY_RUNS: usize = 5;
 /// Frames in a row before the node under test gets its turn, as one interrupt of a card brings them (NAPI's weight).
 const BATCH: u32 = 64;
 
@@ -45,9 +49,11 @@ pub(super) struct Tally {
 pub(super) struct Sent {
     pub(super) sent: u64,
     pub(super) delivered: u64,
-    pub(super) elapsed: Duration,
-    /// Time that the core has spent on it: less than `elapsed` if somebody else had the core meanwhile.
-    pub(super) busy: Duration,
+    /// Without the runs' fixed cost. The core has worked less than has passed if somebody else had it meanwhile.
+    pub(super) times: Times,
+    pub(super) runs: u32,
+    /// Of each run.
+    pub(super) fixed: Times,
 }
 
 impl Traffic {
@@ -56,7 +62,7 @@ impl Traffic {
         let path = object()?;
         let remedy = || format!("cannot load {}: run `cargo xtask build-ebpf`", path.display());
         let mut ebpf = Ebpf::load_file(&path).with_context(remedy)?;
-        for name in ["generate", "bounce", "push", "sink"] {
+        for name in ["generate", "replay", "replay_tunnel", "bounce", "push", "pull", "sink"] {
             xdp(&mut ebpf, name)?.load()?;
         }
         classifier(&mut ebpf)?.load()?;
@@ -70,7 +76,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Attaches the XDP program `sink`, `bounce` or `push`, in the driver.
+    /// Attaches the XDP program `sink`, `bounce`, `push` or `pull`, in the driver.
     pub(super) fn attach_xdp(&mut self, name: &str, netns: &Netns, interface: &str) -> Result<()> {
         let program = xdp(&mut self.ebpf, name)?;
         netns.enter(|| program.attach(interface, XdpMode::Driver))?.with_context(|| format!("cannot attach {name}"))?;
@@ -79,67 +85,80 @@ impl Traffic {
 
     /// What becomes of packets at the far end: a constant of `dataplane_common::traffic::far_end`.
     pub(super) fn set_far_end(&mut self, mode: u32) -> Result<()> {
-        let mut map: Array<_, u32> = self.ebpf.map_mut("FAR_END").context("no map FAR_END")?.try_into()?;
-        Ok(map.set(0, mode, 0)?)
+        Ok(self.far_end()?.set(far_end::MODE, mode, 0)?)
     }
 
-    /// Sends this many frames out of a device of `netns`.
-    pub(super) fn send(&mut self, netns: &Netns, device: u32, order: (Order, usize), frames: u64) -> Result<Tally> {
-        self.order(order.0)?;
+    /// The far end keeps what it answers from the beginning.
+    pub(super) fn forget_answers(&mut self) -> Result<()> {
+        Ok(self.far_end()?.set(far_end::NEXT, 0, 0)?)
+    }
+
+    /// How many flows the far end has answered since.
+    pub(super) fn answers(&mut self) -> Result<u32> {
+        Ok(self.far_end()?.get(&far_end::NEXT, 0)?)
+    }
+
+    fn far_end(&mut self) -> Result<Array<&mut MapData, u32>> {
+        Ok(self.ebpf.map_mut("FAR_END").context("no map FAR_END")?.try_into()?)
+    }
+
+    /// Sends this many frames out of a device of `netns`, in one run.
+    pub(super) fn send(&mut self, netns: &Netns, device: u32, frames: &Frames, count: u32) -> Result<Tally> {
+        self.order(frames.order)?;
         let before = self.tally()?;
-        let mut left = frames;
-        self.generate(netns, device, order.1, |run| {
-            let next = u32::try_from(left).unwrap_or(u32::MAX).min(RUN);
-            left -= u64::from(next);
-            (next > 0).then(|| run(next)).transpose()
-        })?;
+        self.generate(netns, device, frames, |run| run(count))?;
         settle();
         let after = self.tally()?;
         Ok(Tally { delivered: after.delivered - before.delivered, answered: after.answered - before.answered })
     }
 
-    /// Sends for that long.
+    /// Sends so many frames to warm up, then for that long.
     pub(super) fn measure(
         &mut self,
         netns: &Netns,
         device: u32,
-        order: (Order, usize),
-        length: Duration,
+        frames: &Frames,
+        (warm, length): (u32, Duration),
     ) -> Result<Sent> {
-        self.order(order.0)?;
-        let before = self.tally()?.delivered;
-        let (mut sent, mut elapsed, mut busy, mut started) = (0, Duration::ZERO, Duration::ZERO, None);
         let core = self.core;
-        self.generate(netns, device, order.1, |run| {
-            if started.is_none() {
-                started = Some((Instant::now(), busy_time(core)?));
-            }
-            run(RUN)?;
-            sent += u64::from(RUN);
-            if let Some((since, busy_before)) = started {
-                elapsed = since.elapsed();
-                busy = busy_time(core)? - busy_before;
-            }
-            Ok((elapsed < length).then_some(()))
+        self.order(frames.order)?;
+        let (fixed, warmed) = self.generate(netns, device, frames, |run| {
+            let empty = (0..EMPTY_RUNS).map(|_| timed(core, || run(BATCH))).collect::<Result<Vec<_>>>()?;
+            Ok((Times::medians(&empty), timed(core, || run(warm))?))
         })?;
         settle();
-        Ok(Sent { sent, delivered: self.tally()?.delivered - before, elapsed, busy })
+        let before = self.tally()?.delivered;
+        let (sent, runs, times) = self.generate(netns, device, frames, |run| {
+            let (mut sent, mut runs, mut gross, mut net) = (0, 0, Times::default(), Times::default());
+            let mut pace = (warm.into(), warmed.without(1, fixed).elapsed);
+            // What was measured while warming up, with other caches, may be wrong: then there is a second run.
+            while net.elapsed < length * 9 / 10 {
+                let count = runs::frames(length - net.elapsed, pace);
+                gross = gross + timed(core, || run(count))?;
+                (sent, runs) = (sent + u64::from(count), runs + 1);
+                net = gross.without(runs, fixed);
+                pace = (sent, net.elapsed);
+            }
+            Ok((sent, runs, net))
+        })?;
+        settle();
+        Ok(Sent { sent, delivered: self.tally()?.delivered - before, times, runs, fixed })
     }
 
-    /// Calls `step` until it returns `None`, on the core and in the namespace of the generator; it gets a function that
-    /// sends that many frames.
-    fn generate(
+    /// Calls `work` on the core and in the namespace of the generator; it gets a function that sends that many frames.
+    fn generate<R: Send>(
         &mut self,
         netns: &Netns,
         device: u32,
-        length: usize,
-        mut step: impl FnMut(&dyn Fn(u32) -> Result<()>) -> Result<Option<()>> + Send,
-    ) -> Result<()> {
+        frames: &Frames,
+        work: impl FnOnce(&dyn Fn(u32) -> Result<()>) -> Result<R> + Send,
+    ) -> Result<R> {
         let core = self.core;
-        let program = &*xdp(&mut self.ebpf, "generate")?;
-        let frame = vec![0; length];
-        let context = Context { data: 0, data_end: length as u32, ingress_ifindex: device, ..Context::default() };
-        let work = move || -> Result<()> {
+        let program = &*xdp(&mut self.ebpf, frames.program)?;
+        let frame = vec![0; frames.length];
+        let context =
+            Context { data: 0, data_end: frames.length as u32, ingress_ifindex: device, ..Context::default() };
+        let pinned = move || -> Result<R> {
             pin(&[core])?;
             let run = |frames: u32| loop {
                 let result = program.test_run(TestRunOptions {
@@ -155,10 +174,9 @@ impl Traffic {
                     Err(error) => Err(error).context("the generator"),
                 };
             };
-            while step(&run)?.is_some() {}
-            Ok(())
+            work(&run)
         };
-        netns.enter(work)?
+        netns.enter(pinned)?
     }
 
     fn order(&mut self, order: Order) -> Result<()> {
@@ -183,6 +201,13 @@ struct Context {
     ingress_ifindex: u32,
     rx_queue_index: u32,
     egress_ifindex: u32,
+}
+
+/// What something takes.
+fn timed(core: usize, work: impl FnOnce() -> Result<()>) -> Result<Times> {
+    let (since, before) = (Instant::now(), busy_time(core)?);
+    work()?;
+    Ok(Times { elapsed: since.elapsed(), busy: busy_time(core)? - before })
 }
 
 /// What this thread has computed so far, and the kernel's thread that takes over when there is more to receive than one

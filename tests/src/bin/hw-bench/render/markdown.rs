@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::{Figures, Table};
+use crate::figures::{self, Figures, Table};
 
 /// All runs, one after the other; the machine once for those that were measured on the same.
 pub(super) fn render(runs: &[Figures]) -> String {
@@ -21,12 +21,7 @@ pub(super) fn render(runs: &[Figures]) -> String {
         text.push_str("\n\n");
         run.tables.iter().for_each(|table| self::table(&mut text, table));
         if !run.aims.is_empty() {
-            let mut aims = Table::new("", &["aim", "is", "aim is", ""]);
-            for aim in &run.aims {
-                let verdict = if aim.met { "met" } else { "**missed**" };
-                aims.row(aim.what.clone(), [format!("{:.2}", aim.is), format!("{:.2}", aim.aim), verdict.to_owned()]);
-            }
-            self::table(&mut text, &aims);
+            self::table(&mut text, &figures::aims(&run.aims));
         }
     }
     text.trim_end().to_owned()
@@ -65,7 +60,8 @@ mod tests {
         let text = render(&[run.clone(), run]);
         assert_eq!(text.matches("Machine: ").count(), 1);
         assert!(text.contains("Speed:\n\n| path | Gbit/s |\n|---|---:|\n| raw | 17.3 |\n"), "{text}");
-        assert!(text.contains("| across / raw | 0.90 | 0.95 | **missed** |"), "{text}");
+        assert!(text.contains("Aims:\n\n| aim | measured | low | aim is |  |\n|---|---:|---:|---:|---:|\n"), "{text}");
+        assert!(text.contains("\n| across / raw | 0.90 |  | 0.95 | **missed** |\n"), "{text}");
         assert!(text.contains("**1 of 4 measurements were disturbed by others.**"), "{text}");
     }
 }
