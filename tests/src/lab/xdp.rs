@@ -81,7 +81,7 @@ impl Lab {
 
     /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends arrives,
     /// and nobody leaves checksums to it, which XDP on a veth would forget.
-    pub(crate) fn prepare_for_xdp(&self, label: &str) -> Result<()> {
+    pub fn prepare_for_xdp(&self, label: &str) -> Result<()> {
         // A veth takes no program while larger frames may come than fit a page; the agent finds that out by itself.
         let page = 3500;
         if !self.switch().interfaces()?.iter().any(|name| name == label)

@@ -1,6 +1,7 @@
 //! `bench vip`: connections per second and latency of requests, from outside through a published port, and from container to
 //! container through a virtual address; against nftables and without anything in between.
 
+mod agents;
 mod report;
 mod stage;
 
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 use self::{
     report::Report,
-    stage::{PATHS, Stage},
+    stage::{PATHS, Path, Stage},
 };
 use crate::{quiet::undisturbed, rr::Latency};
 
@@ -20,14 +21,17 @@ use crate::{quiet::undisturbed, rr::Latency};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// Seconds of each measurement: half for connections, half for requests
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// How often each path is measured; the medians count
-    #[arg(long, default_value_t = 5)]
+    /// How often each path is measured; medians and lower quartiles count
+    #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// `--xdp` of the agents
+    /// `--xdp` of the agents, except in the rows that say native XDP
     #[arg(long, default_value = "auto")]
     xdp: String,
+    /// Only these paths, by their names in the JSON; what they are compared with is always measured
+    #[arg(long, value_delimiter = ',', value_parser = PATHS.each_ref().map(|path| path.name))]
+    only: Vec<String>,
     /// Seconds to wait, for each path, until nobody else uses the machine
     #[arg(long, default_value_t = 10)]
     patience: u64,
@@ -37,6 +41,15 @@ pub(crate) struct Options {
     /// Where to write the figures [default: bench-results/vip-<time>.json]
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+impl Options {
+    fn paths(&self) -> Vec<&'static Path> {
+        let asked = |path: &&Path| self.only.is_empty() || self.only.iter().any(|name| name == path.name);
+        let reference =
+            |path: &Path| PATHS.iter().filter(asked).any(|of| [of.direct, of.nftables].contains(&path.name));
+        PATHS.iter().filter(|path| asked(path) || reference(path)).collect()
+    }
 }
 
 /// One measurement of one path.
@@ -62,16 +75,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn measure(lab: &Lab, options: &Options) -> Result<Report> {
     eprintln!("bench: building the lab");
-    let stage = Stage::build(lab, &options.xdp)?;
-    // Every path must work before minutes are spent on it.
-    for path in &PATHS {
-        stage.connections(path, 0.1).context(path.title)?;
+    let paths = options.paths();
+    let stage = Stage::build(lab, &paths, &options.xdp)?;
+    // Every path must work, and be what it says, before minutes are spent on it.
+    for path in &paths {
+        stage.connections(path, 0.1).and_then(|_| stage.check(path)).context(path.title)?;
     }
     let mut report = Report::new(options);
     for round in 0..options.rounds {
-        for turn in 0..PATHS.len() {
+        for turn in 0..paths.len() {
             // Another path comes first each time: whoever follows a slow one may find the caches cold.
-            let path = &PATHS[(round + turn) % PATHS.len()];
+            let path = paths[(round + turn) % paths.len()];
             let ((connections, requests), disturbed) = undisturbed(Duration::from_secs(options.patience), || {
                 let half = options.seconds / 2.0;
                 Ok((stage.connections(path, half)?, stage.requests(path, half)?))
@@ -88,4 +102,27 @@ fn measure(lab: &Lab, options: &Options) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn names(line: &[&str]) -> Vec<&'static str> {
+        let line = <Line as clap::Parser>::try_parse_from([&["vip"], line].concat()).unwrap();
+        line.options.paths().iter().map(|path| path.name).collect()
+    }
+
+    #[test]
+    fn references_are_measured_with_what_was_asked_for() {
+        assert_eq!(names(&["--only", "mesh_dsr"]), ["outside_direct", "mesh_dsr", "outside_nftables"]);
+        assert_eq!(names(&["--only", "vip"]), ["direct", "vip", "nftables"]);
+        assert_eq!(names(&[]).len(), PATHS.len());
+    }
 }

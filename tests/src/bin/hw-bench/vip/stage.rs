@@ -1,28 +1,27 @@
-//! The lab: two nodes with agents, two of plain Linux with nftables, a client outside, containers with a server.
+//! The lab: pairs of nodes with agents, two nodes of plain Linux with nftables, a client outside, containers with a
+//! server.
 //!
 //! ```text
-//!  outside ─ n1 (agent) ── n2 (agent) ─ server     published port; n1 has no task of it
+//!  outside ─ n1 (agent) ── n2 (agent) ─ server     published port; n1 has no task of it; a pair for each mode
 //!          └ p1 (nft)  ── p2 (plain)  ─ server     DNAT + masquerade, routed: no tunnel
 //!  client on n1 ─ VIP ─ server on n2                    overlay
 //!  client on p1 ─ DNAT in its own namespace ─ server on p2     bridge + kernel VXLAN
 //! ```
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Result, ensure};
 use hiveway_tests::{
-    agent::{Agent, AgentOptions},
-    lab::{Lab, Netns, PATIENCE, Process, wait_for},
+    lab::{Lab, Netns, Process, wait_for},
     plain::{self, PlainEndpoint},
-    table::Table,
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
+use super::agents::{MODES, Mode, Pair};
 use crate::rr::Latency;
 
-const CONNECTIONS: u16 = 5203;
-const REQUESTS: u16 = 5202;
+pub(super) const CONNECTIONS: u16 = 5203;
+pub(super) const REQUESTS: u16 = 5202;
 const VNI: u32 = 5001;
 /// This program, also when a newer one has been built over it since it was started.
 const OURSELVES: &str = "/proc/self/exe";
@@ -36,6 +35,8 @@ pub(super) struct Path {
     /// What it is compared with.
     pub(super) direct: &'static str,
     pub(super) nftables: &'static str,
+    /// Whose agents it goes through, if any.
+    mode: Option<&'static Mode>,
     from: Client,
     to: Ipv4Addr,
 }
@@ -47,6 +48,17 @@ enum Client {
     PlainContainer,
 }
 
+/// Between containers of the first pair of nodes.
+const fn overlay_path(name: &'static str, title: &'static str, to: [u8; 4]) -> Path {
+    Path { mode: Some(&MODES[0]), ..path(name, title, Client::Container, to) }
+}
+
+/// To a published port of a pair of nodes.
+const fn mesh(mode: &'static Mode) -> Path {
+    let to = [192, 168, 77, mode.hosts[0]];
+    Path { mode: Some(mode), ..path(mode.name, mode.title, Client::Outside, to) }
+}
+
 const fn path(name: &'static str, title: &'static str, from: Client, to: [u8; 4]) -> Path {
     let (direct, nftables) = match from {
         Client::Outside => ("outside_direct", "outside_nftables"),
@@ -54,15 +66,18 @@ const fn path(name: &'static str, title: &'static str, from: Client, to: [u8; 4]
         Client::PlainContainer => ("kernel_vxlan", "nftables"),
     };
     let [a, b, c, d] = to;
-    Path { name, title, direct, nftables, from, to: Ipv4Addr::new(a, b, c, d) }
+    Path { name, title, direct, nftables, mode: None, from, to: Ipv4Addr::new(a, b, c, d) }
 }
 
-pub(super) const PATHS: [Path; 7] = [
+pub(super) const PATHS: [Path; 10] = [
     path("outside_direct", "from outside: routed to the container", Client::Outside, SERVER_ROUTED),
-    path("mesh", "from outside: Hiveway, published port", Client::Outside, [192, 168, 77, 11]),
+    mesh(&MODES[0]),
+    mesh(&MODES[1]),
+    mesh(&MODES[2]),
+    mesh(&MODES[3]),
     path("outside_nftables", "from outside: nftables DNAT + masquerade", Client::Outside, [192, 168, 77, 13]),
-    path("direct", "overlay: Hiveway, direct", Client::Container, [10, 0, 1, 5]),
-    path("vip", "overlay: Hiveway, VIP", Client::Container, [10, 0, 1, 2]),
+    overlay_path("direct", "overlay: Hiveway, direct", [10, 0, 1, 5]),
+    overlay_path("vip", "overlay: Hiveway, VIP", [10, 0, 1, 2]),
     path("kernel_vxlan", "overlay: kernel VXLAN, direct", Client::PlainContainer, [10, 9, 0, 2]),
     path("nftables", "overlay: kernel VXLAN, nftables DNAT", Client::PlainContainer, [10, 9, 0, 100]),
 ];
@@ -76,29 +91,40 @@ pub(super) struct Stage {
     container: Netns,
     plain_container: Netns,
     _servers: Vec<Process>,
-    _agents: Vec<Arc<Agent>>,
+    pairs: Vec<Pair>,
 }
 
 impl Stage {
-    pub(super) fn build(lab: &Lab, xdp: &str) -> Result<Self> {
+    /// `xdp`: of the agents whose mode does not say.
+    pub(super) fn build(lab: &Lab, paths: &[&Path], xdp: &str) -> Result<Self> {
         // The switch stands for a wire: netfilter, on by default where br_netfilter is loaded, would cost every packet.
         lab.switch().succeeds("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
-        let (n1, n2) = (lab.node("n1", 11)?, lab.node("n2", 12)?);
         let (p1, p2) = (lab.node("p1", 13)?, lab.node("p2", 14)?);
         let outside = lab.client()?;
         let task = |label: &str| lab.namespace(label);
-        let (container, server) = (task("container")?, task("server")?);
+        let container = task("container")?;
         let (plain_container, plain_server, routed) = (task("pclient")?, task("pserver")?, task("routed")?);
         overlay(&p1, &p2, &plain_container, &plain_server)?;
         published(&p1, &p2, &routed)?;
         outside.run("ip route add 172.19.0.0/16 via 192.168.77.14")?;
         dnat(&plain_container, "output", "10.9.0.100", "10.9.0.2", false)?;
-        let agents = agents(lab, &[&n1, &n2], &container, &server, xdp)?;
+        let mut pairs = Vec::new();
+        for mode in &MODES {
+            if paths.iter().any(|path| path.mode.is_some_and(|of| of.name == mode.name)) {
+                pairs.push(Pair::start(lab, mode, &container, xdp)?);
+            }
+        }
         let mut servers = Vec::new();
-        for netns in [&server, &plain_server, &routed] {
+        for netns in pairs.iter().map(|pair| &pair.server).chain([&plain_server, &routed]) {
             servers.extend(serve(lab, netns)?);
         }
-        Ok(Self { outside, container, plain_container, _servers: servers, _agents: agents })
+        Ok(Self { outside, container, plain_container, _servers: servers, pairs })
+    }
+
+    /// Whether the path's agents work as its title says.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let of_path = |pair: &&Pair| path.mode.is_some_and(|mode| mode.name == pair.mode.name);
+        self.pairs.iter().find(of_path).map_or(Ok(()), Pair::check)
     }
 
     pub(super) fn connections(&self, path: &Path, seconds: f64) -> Result<Latency> {
@@ -163,49 +189,6 @@ fn dnat(netns: &Netns, hook: &str, from: &str, to: &str, masquerade: bool) -> Re
         if masquerade { back } else { "" }
     ))?;
     Ok(())
-}
-
-fn agents(lab: &Lab, nodes: &[&Netns], client: &Netns, server: &Netns, xdp: &str) -> Result<Vec<Arc<Agent>>> {
-    let table = Table::with_nodes(2)
-        .ingress()
-        .network("app", "10.0.1", 4097)
-        .service("client")
-        .service("server")
-        .vip("app", "10.0.1.2")
-        .publish("tcp", REQUESTS, REQUESTS)
-        .publish("tcp", CONNECTIONS, CONNECTIONS)
-        .task("client.1", "client", "n1", &[("app", "10.0.1.3")])
-        .set("tasks", "netns", json!(client.path()))
-        .task("server.1", "server", "n2", &[("app", "10.0.1.5"), ("ingress", "10.0.0.5")])
-        .set("tasks", "netns", json!(server.path()));
-    let file = lab.directory().join("table.json");
-    table.write(&file)?;
-    let source = format!("file:{}", file.display());
-    let options = |node: &Netns| AgentOptions {
-        node: node.label().into(),
-        table: source.clone(),
-        netns_dir: None,
-        extra: ["--xdp", xdp].map(str::to_owned).to_vec(),
-    };
-    let agents = nodes.iter().map(|node| Agent::start(lab, node, options(node))).collect::<Result<Vec<_>>>()?;
-    for agent in &agents {
-        wait_for("the published port's backend", PATIENCE, || {
-            let services = agent.json(&["service", "ls"])?;
-            let server = services.as_array().and_then(|all| all.iter().find(|service| service["name"] == "server"));
-            let ready =
-                server.and_then(|server| server["backends"].as_array()).is_some_and(|backends| backends.len() == 1);
-            ensure!(ready, "{services}");
-            Ok(())
-        })?;
-    }
-    for netns in [client, server] {
-        wait_for("a container's interfaces", PATIENCE, || {
-            let addresses = netns.run("ip -4 -br addr")?;
-            ensure!(addresses.contains("10.0.1.") && addresses.contains("172.18."), "it has {addresses}");
-            Ok(())
-        })?;
-    }
-    Ok(agents)
 }
 
 /// Both servers.
