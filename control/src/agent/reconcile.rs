@@ -67,8 +67,6 @@ use crate::{
 
 /// The failing item of our own nftables table.
 const OWN_TABLE: &str = "firewall";
-/// Rounds end early for a new table as long as one has come to its end in this time.
-const WHOLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The agent's own state.
 pub(super) struct Agent {
@@ -130,8 +128,6 @@ pub(super) struct Agent {
     pub(super) port_tried: Option<Instant>,
     /// What the last round was for, if it has ended early for a new table.
     pub(super) gave_way: Option<Cause>,
-    /// When a round has last come to its end.
-    pub(super) whole: Option<Instant>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }
@@ -167,19 +163,15 @@ impl Agent {
             self.args.node.clone_from(&self.table.node);
         }
         let used = rest::used();
-        // Whoever writes the table all the time, what rounds are for is done.
-        let may_give_way = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_WITHIN);
-        self.gave_way = None;
+        // Whoever writes the table all the time, every second round comes to its end.
+        let may_give_way = self.last.ready && self.gave_way.take().is_none();
         let mut round = Round::new(self.pulse.clone(), may_give_way.then(|| tables.clone()));
         let done = match self.everything(cause, shown, &mut round).await {
             Ok(End::GaveWay) => {
                 self.gave_way = Some(cause);
                 return;
             }
-            Ok(End::Whole) => {
-                self.whole = Some(Instant::now());
-                Ok(())
-            }
+            Ok(End::Whole) => Ok(()),
             Err(error) => {
                 self.sweep_all_the_same();
                 Err(error)

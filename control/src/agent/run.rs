@@ -208,7 +208,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         port: None,
         port_tried: None,
         gave_way: None,
-        whole: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,
@@ -251,29 +250,34 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             ready.send_replace(true);
             agent.newcomer.ready(std::time::Instant::now());
         }
+        // For which the last round has ended early: it comes before what is due.
+        if agent.gave_way.is_some() {
+            cause = taken_in(&mut agent, &mut tables).await;
+            continue;
+        }
         cause = tokio::select! {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             // What is due comes first: whatever happens around the agent all the time, it keeps nothing from its time.
             () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
-            _ = tick.tick() => if agent.table.confirm() {
-                Cause::Table
-            } else if agent.has_rested() {
-                Cause::Tick
-            } else {
-                Cause::Rest
-            },
+            _ = tick.tick() => {
+                // It is about to be read if it has changed.
+                tables.mark_unchanged();
+                if agent.table.confirm() {
+                    Cause::Table
+                } else if agent.has_rested() {
+                    Cause::Tick
+                } else {
+                    Cause::Rest
+                }
+            }
             () = until(agent.newcomer.due()) => {
                 agent.newcomer.known();
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
-            Ok(()) = tables.changed() => {
-                sleep(settle(&agent.args.table)).await;
-                tables.mark_unchanged();
-                if agent.table.reload() { Cause::Table } else { agent.gave_way.unwrap_or(Cause::Kernel) }
-            }
+            Ok(()) = tables.changed() => taken_in(&mut agent, &mut tables).await,
             () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
             Some(()) = paced(&pace, links.recv()) => {
@@ -311,6 +315,13 @@ fn conductor(args: &AgentArgs, alive: &Arc<Liveness>) -> Conductor {
 fn random() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Reads the table that has changed, when what belongs to it has come as well.
+async fn taken_in(agent: &mut Agent, tables: &mut watch::Receiver<()>) -> Cause {
+    sleep(settle(&agent.args.table)).await;
+    tables.mark_unchanged();
+    if agent.table.reload() { Cause::Table } else { agent.gave_way.unwrap_or(Cause::Kernel) }
 }
 
 /// Says when a live source has news.

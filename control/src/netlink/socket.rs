@@ -22,7 +22,11 @@ use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
-use tokio::{runtime::Handle as Threads, task::JoinHandle, time::timeout};
+use tokio::{
+    runtime::Handle as Threads,
+    task::{JoinHandle, coop::consume_budget},
+    time::timeout,
+};
 
 use super::{Error, lenient::Lenient, offload, threads::threads};
 use crate::cost::Meter;
@@ -120,6 +124,8 @@ impl Socket {
     /// # Errors
     /// [`Error::Late`], after which the socket [is spent](Self::is_spent).
     pub(super) async fn next<S: Stream + Unpin>(&self, what: &str, answer: &mut S) -> Result<Option<S::Item>, Error> {
+        // A long answer is all there soon: who reads it lets others have a turn.
+        consume_budget().await;
         let time = if self.most == usize::MAX { LONG_PATIENCE } else { PATIENCE };
         self.in_time(what, time, answer.next()).await
     }
