@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hiveway_tests::{
-    lab::{Lab, Netns, PATIENCE, scenario, slowness, wait_for},
+    lab::{Lab, Netns, PATIENCE, scenario, scenario_alone, slowness, wait_for},
     peer,
     table::Table,
 };
@@ -96,7 +96,7 @@ fn a_table_does_not_wait_for_containers_that_answer_late() {
     const LIMIT: Duration = Duration::from_millis(600);
     /// After a round that took long what happens to links makes one no sooner than this.
     const PAUSE: Duration = Duration::from_secs(2);
-    scenario(|lab| {
+    scenario_alone(|lab| {
         let mut cluster = Cluster::start(lab, 3, web_table(&["n1"; 3], &[], "n1"))?;
         let tasks = ["web.1", "web.2", "web.3", "user.1"];
         cluster.serve(&tasks[..3])?;
