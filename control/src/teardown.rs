@@ -161,7 +161,7 @@ fn programs(bpffs: &Path, report: &mut Report) -> Result<(), TeardownError> {
     Ok(())
 }
 
-/// What netlink sockets need.
+/// What waits for answers on netlink sockets.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
@@ -194,13 +194,7 @@ fn links(report: &mut Report) {
 }
 
 fn state(state: &StateDir, report: &mut Report) {
-    let (given_back, kept) = match runtime() {
-        Ok(runtime) => {
-            let _entered = runtime.enter();
-            offloads::give_back(state, |_| false)
-        }
-        Err(error) => return report.failed(format_args!("cannot give offloads back: {error}")),
-    };
+    let (given_back, kept) = offloads::give_back(state, |_| false);
     if given_back > 0 {
         report.removed(format_args!("our settings of {given_back} offloads (they are on again)"));
     }

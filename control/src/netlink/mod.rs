@@ -15,6 +15,7 @@ mod replies;
 mod routes;
 mod socket;
 mod spaces;
+mod threads;
 mod ways;
 
 pub use apply::{apply, fill};

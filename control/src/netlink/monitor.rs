@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::lenient::Lenient;
+use super::{lenient::Lenient, threads::threads};
 
 /// How long to wait for more changes of routes before telling of them together.
 const ROUTES_SETTLE: Duration = Duration::from_millis(300);
@@ -117,7 +117,11 @@ fn listen(
     groups: &'static [MulticastGroup],
     mut hear: impl FnMut(Option<&RouteNetlinkMessage>) -> bool + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let open = || rtnetlink::new_multicast_connection_with_socket::<Lenient>(groups);
+    let threads = threads()?;
+    let open = move || {
+        let _entered = threads.enter();
+        rtnetlink::new_multicast_connection_with_socket::<Lenient>(groups)
+    };
     let mut opened = Some(open()?);
     Ok(tokio::spawn(async move {
         loop {
@@ -125,7 +129,7 @@ fn listen(
             match connection {
                 // The connection ends when the last handle goes.
                 Ok((connection, _handle, mut messages)) => {
-                    let connection = tokio::spawn(connection);
+                    let connection = threads.spawn(connection);
                     while let Some((message, _)) = messages.next().await {
                         let goes_on = match &message.payload {
                             NetlinkPayload::InnerMessage(message) => hear(Some(message)),

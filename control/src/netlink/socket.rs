@@ -22,9 +22,9 @@ use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{runtime::Handle as Threads, task::JoinHandle, time::timeout};
 
-use super::{Error, lenient::Lenient, offload};
+use super::{Error, lenient::Lenient, offload, threads::threads};
 use crate::cost::Meter;
 
 /// Processor time of all sockets' connections: they read the kernel's answers, which are long.
@@ -61,10 +61,11 @@ pub struct Socket {
     connection: JoinHandle<()>,
 }
 
-/// What a socket is made of, before its connection is given to a runtime.
+/// What a socket is made of, before its connection is given to the threads for them.
 type Opened = (rtnetlink::proto::Connection<RouteNetlinkMessage, Lenient>, Handle, OwnedFd);
 
-fn opened() -> io::Result<Opened> {
+fn opened(threads: &Threads) -> io::Result<Opened> {
+    let _entered = threads.enter();
     let (connection, handle, _) = rtnetlink::new_connection_with_socket()?;
     Ok((connection, handle, plain()?))
 }
@@ -75,7 +76,8 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        Ok(Self::new(opened()?, usize::MAX))
+        let threads = threads()?;
+        Ok(Self::new(opened(threads)?, threads, usize::MAX))
     }
 
     /// Opens a socket inside the network namespace that `namespace` refers to: on a thread of its own that enters the
@@ -86,21 +88,20 @@ impl Socket {
     /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`, `EAGAIN` when there are no more
     /// threads to be had.
     pub fn open_in(namespace: &File) -> io::Result<Self> {
-        let runtime = tokio::runtime::Handle::current();
+        let threads = threads()?;
         let opened = thread::scope(|scope| {
             let inside = thread::Builder::new().spawn_scoped(scope, || {
-                let _guard = runtime.enter();
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-                opened()
+                opened(threads)
             })?;
             inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })?;
-        Ok(Self::new(opened, MOST_INSIDE))
+        Ok(Self::new(opened, threads, MOST_INSIDE))
     }
 
-    fn new((mut connection, handle, plain): Opened, most: usize) -> Self {
+    fn new((mut connection, handle, plain): Opened, threads: &Threads, most: usize) -> Self {
         let unread = connection.socket_mut().unread();
-        let connection = tokio::spawn(USED.count(connection));
+        let connection = threads.spawn(USED.count(connection));
         Self { handle, most, plain, spent: AtomicBool::new(false), unread, connection }
     }
 
@@ -276,7 +277,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_answer_that_does_not_come_is_not_waited_for() {
-        let socket = Socket::new(opened().unwrap(), MOST_INSIDE);
+        let threads = threads().unwrap();
+        let socket = Socket::new(opened(threads).unwrap(), threads, MOST_INSIDE);
         assert!(socket.link("lo").await.is_ok() && !socket.is_spent());
         let never = futures::stream::pending::<Result<(), rtnetlink::Error>>();
         let late = socket.collect("list what does not come", never).await.unwrap_err().to_string();

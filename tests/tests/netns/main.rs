@@ -20,7 +20,7 @@ mod frames;
 mod gateway;
 mod group_traffic;
 mod gso;
-
+mod held_lock;
 mod host;
 mod host_mode;
 mod hostile;

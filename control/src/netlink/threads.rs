@@ -1,0 +1,74 @@
+//! The threads that netlink connections run on, apart from everything else that the agent does.
+//!
+//! A system call on a netlink socket waits for the kernel's lock for links (rtnl) inside the kernel, although the
+//! socket does not block. While another process holds that lock, each connection that sends a request or goes on
+//! reading a list so occupies a thread. On the agent's own threads two of them would bring the status socket, the
+//! metrics, the relay and the signals to a standstill.
+
+use std::{io, sync::LazyLock};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// More connections than these are seldom at work at once. The others wait behind them, as they would for the lock.
+const THREADS: usize = 4;
+
+/// Never ends: connections outlive the runtimes that have opened them, and end with their sockets.
+static RUNTIME: LazyLock<io::Result<Runtime>> =
+    LazyLock::new(|| Builder::new_multi_thread().worker_threads(THREADS).thread_name("netlink").enable_io().build());
+
+/// Where connections are spawned. A socket is made in this runtime's context, so that it is polled there. The threads
+/// are in the network namespace of the first caller: they never make sockets themselves.
+///
+/// # Errors
+/// When the runtime could not be made.
+pub(super) fn threads() -> io::Result<&'static Handle> {
+    match &*RUNTIME {
+        Ok(runtime) => Ok(runtime.handle()),
+        Err(error) => Err(io::Error::new(error.kind(), format!("cannot start the threads for netlink: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::netlink::Socket;
+
+    /// What somebody does to all connections who holds the kernel's lock.
+    fn hold_all(for_so_long: Duration) {
+        let (held, holding) = mpsc::channel();
+        for _ in 0..THREADS {
+            let held = held.clone();
+            threads().unwrap().spawn(async move {
+                held.send(()).unwrap();
+                thread::sleep(for_so_long);
+            });
+        }
+        for _ in 0..THREADS {
+            holding.recv_timeout(Duration::from_secs(20)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_hangs_in_the_kernel_holds_up_nothing_else() {
+        const HELD: Duration = Duration::from_secs(2);
+        let socket = Socket::open().unwrap();
+        let begun = Instant::now();
+        hold_all(HELD);
+        let answer = tokio::spawn(async move { (socket.link("lo").await.is_ok(), Instant::now()) });
+        let mut longest = Duration::ZERO;
+        while begun.elapsed() < HELD {
+            let before = Instant::now();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            longest = longest.max(before.elapsed());
+        }
+        let (found, at) = answer.await.unwrap();
+        assert!(found && at >= begun + HELD, "the connection is on another thread: answered {:?}", at - begun);
+        assert!(longest < HELD / 2, "a timer of this thread was {longest:?} late");
+    }
+}
