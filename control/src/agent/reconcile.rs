@@ -75,6 +75,8 @@ pub(super) struct Agent {
     pub(super) socket: Socket,
     pub(super) state: StateDir,
     pub(super) addresses: GatewayAddresses,
+    /// They differ from what the state directory says.
+    pub(super) unsaved: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) backoff: Backoff,
     pub(super) last: Snapshot,
@@ -261,12 +263,16 @@ impl Agent {
     fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {
         let mut addresses = self.addresses.clone();
         let desired = derive(&self.table.model, settings, &mut addresses)?;
-        if addresses != self.addresses {
+        // Kept whether or not they can be saved: containers have them, and a later round must not choose others.
+        self.unsaved |= addresses != self.addresses;
+        self.addresses = addresses;
+        if round.may(&self.backoff, "state directory") {
             // Before anybody uses a new address.
-            let saved = self.state.set_gateway_addresses(&addresses);
-            if round.note(&mut self.backoff, "state directory", saved).is_some() {
-                self.addresses = addresses;
-            }
+            let saved = match self.unsaved {
+                true => self.state.keep().and_then(|()| self.state.set_gateway_addresses(&self.addresses)),
+                false => self.state.keep(),
+            };
+            self.unsaved &= round.note(&mut self.backoff, "state directory", saved).is_none();
         }
         Ok(desired)
     }

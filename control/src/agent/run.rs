@@ -182,6 +182,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         socket,
         state,
         addresses,
+        unsaved: false,
         shared,
         backoff: Backoff::default(),
         last: Snapshot::default(),
