@@ -373,12 +373,15 @@ impl Agent {
         gateway: &Gateway,
         round: &mut Round,
     ) {
+        let left = self.host_rules.entries(links);
+        // First: what is missing around the agent must not put the maps off once it is back.
+        let facts = match facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left) {
+            Ok(facts) => facts,
+            Err(why) => return round.lacks(&mut self.backoff, "maps", &why),
+        };
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let left = self.host_rules.entries(links);
-        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left);
-        let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);
