@@ -1,6 +1,6 @@
 //! The agent's life: start, first table, then whatever happens.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, future::poll_fn, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use hiveway_core::firewall::LeftEntries;
@@ -27,6 +27,8 @@ use super::{
     sweep::Sweeper,
 };
 use crate::{
+    burst::{Allowance, Burst},
+    child,
     cli::AgentArgs,
     host_firewall,
     liveness::{self, Liveness, Part},
@@ -47,6 +49,9 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// The loop is heard of within this time: with each step of a round, and between two.
 const ROUND: Duration = Duration::from_secs(30);
+/// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds do that
+/// the surroundings cause.
+const TABLES: Allowance = Allowance { burst: 20, every: Duration::from_secs(1) };
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -59,6 +64,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     memory::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(live(args));
+    child::end_all();
     // Status requests may still be under way.
     runtime.shutdown_background();
     result
@@ -155,7 +161,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         metrics::serve(listener, shared.clone());
     }
 
-    let (table_changed, mut tables) = mpsc::channel(1);
+    let (table_changed, tables) = mpsc::channel(1);
     let (links_changed, mut links) = mpsc::channel(1);
     let _watcher = match &conductor {
         Some(conductor) => {
@@ -216,6 +222,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         pulse: alive.pulse(Part::Rounds),
     };
     let pulse = agent.pulse.clone();
+    let tables = RefCell::new(tables);
+    let next_table = || poll_fn(|context| tables.borrow_mut().poll_recv(context));
+    let mut burst = Burst::default();
     let mut pace = Pace::default();
     let mut guard_pace = Pace::default();
     let mut tick = interval(TICK);
@@ -250,6 +259,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             ready.send_replace(true);
             agent.newcomer.ready(std::time::Instant::now());
         }
+        let first = burst.due(TABLES, std::time::Instant::now()).is_none();
+        let mut table = false;
         cause = tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -268,10 +279,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
-            Some(()) = tables.recv() => {
-                sleep(settle(&agent.args.table)).await;
-                while tables.try_recv().is_ok() {}
-                if agent.table.reload() { Cause::Table } else { Cause::Kernel }
+            Some(()) = next_table(), if first => {
+                table = true;
+                Cause::Table
             }
             () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
@@ -287,7 +297,17 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             }
             // Behind everything else: a routing protocol may have news all the time.
             Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
+            Some(()) = paced(&pace, next_table()), if !first => {
+                table = true;
+                Cause::Table
+            }
         };
+        if table {
+            burst.take(TABLES, std::time::Instant::now());
+            sleep(settle(&agent.args.table)).await;
+            while tables.borrow_mut().try_recv().is_ok() {}
+            cause = if agent.table.reload() { Cause::Table } else { Cause::Kernel };
+        }
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");
     Ok(())
