@@ -60,7 +60,7 @@ use crate::{
     nft,
     seldom::Seldom,
     source::Hub,
-    state_dir::StateDir,
+    state_dir::{StateDir, StateError},
     sysctl,
     uplinks::Uplinks,
 };
@@ -75,6 +75,8 @@ pub(super) struct Agent {
     pub(super) socket: Socket,
     pub(super) state: StateDir,
     pub(super) addresses: GatewayAddresses,
+    /// They differ from what the state directory says.
+    pub(super) unsaved: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) backoff: Backoff,
     pub(super) last: Snapshot,
@@ -150,8 +152,8 @@ pub(super) enum Cause {
 }
 
 impl Agent {
-    /// Makes the node what the table says, as far as possible.
-    pub(super) async fn reconcile(&mut self, cause: Cause, tables: &watch::Receiver<()>) {
+    /// Makes the node what the table says, as far as possible. `news`: of another table.
+    pub(super) async fn reconcile(&mut self, cause: Cause, news: Option<watch::Receiver<()>>) {
         let started = Instant::now();
         // Whatever has made this round due: where others always come first, the time to let go of a task never does.
         let cause = if self.table.let_go() { Cause::Table } else { cause };
@@ -165,7 +167,7 @@ impl Agent {
         let used = rest::used();
         // Whoever writes the table all the time, every second round comes to its end.
         let may_give_way = self.last.ready && self.gave_way.take().is_none();
-        let mut round = Round::new(self.pulse.clone(), may_give_way.then(|| tables.clone()));
+        let mut round = Round::new(self.pulse.clone(), news.filter(|_| may_give_way));
         let done = match self.everything(cause, shown, &mut round).await {
             Ok(End::GaveWay) => {
                 self.gave_way = Some(cause);
@@ -282,12 +284,18 @@ impl Agent {
     fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {
         let mut addresses = self.addresses.clone();
         let desired = derive(&self.table.model, settings, &mut addresses)?;
-        if addresses != self.addresses {
-            // Before anybody uses a new address.
-            let saved = self.state.set_gateway_addresses(&addresses);
-            if round.note(&mut self.backoff, "state directory", saved).is_some() {
-                self.addresses = addresses;
+        // Kept whether or not they can be saved: containers have them, and a later round must not choose others.
+        self.unsaved |= addresses != self.addresses;
+        self.addresses = addresses;
+        if round.may(&self.backoff, "state directory") {
+            let mut kept = self.state.keep();
+            // Before anybody uses a new address, whatever has become of other files.
+            if self.unsaved && !matches!(kept, Err(StateError::InUse { .. })) {
+                let saved = self.state.set_gateway_addresses(&self.addresses);
+                self.unsaved = saved.is_err();
+                kept = kept.and(saved);
             }
+            round.note(&mut self.backoff, "state directory", kept);
         }
         Ok(desired)
     }
@@ -389,12 +397,15 @@ impl Agent {
         gateway: &Gateway,
         round: &mut Round,
     ) {
+        let left = self.host_rules.entries(links);
+        // First: what is missing around the agent must not put the maps off once it is back.
+        let facts = match facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left) {
+            Ok(facts) => facts,
+            Err(why) => return round.lacks(&mut self.backoff, "maps", &why),
+        };
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let left = self.host_rules.entries(links);
-        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left);
-        let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);

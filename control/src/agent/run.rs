@@ -27,11 +27,13 @@ use super::{
     sweep::Sweeper,
 };
 use crate::{
+    burst::{Allowance, Burst},
+    child,
     cli::AgentArgs,
     host_firewall,
     liveness::{self, Liveness, Part},
     metrics,
-    netlink::monitor,
+    netlink::{self, monitor},
     relay,
     source::{self, Conductor, Live, Setup, Source},
     state_dir::StateDir,
@@ -47,6 +49,9 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// The loop is heard of within this time: with each step of a round, and between two.
 const ROUND: Duration = Duration::from_secs(30);
+/// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds do that
+/// the surroundings cause.
+const TABLES: Allowance = Allowance { burst: 20, every: Duration::from_secs(1) };
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -57,8 +62,10 @@ const LINKS_SETTLE: Duration = Duration::from_millis(50);
 /// signal.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     memory::keep_little();
+    netlink::start().context("cannot start the agent")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(live(args));
+    child::end_all();
     // Status requests may still be under way.
     runtime.shutdown_background();
     result
@@ -182,6 +189,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         socket,
         state,
         addresses,
+        unsaved: false,
         shared,
         backoff: Backoff::default(),
         last: Snapshot::default(),
@@ -216,6 +224,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         pulse: alive.pulse(Part::Rounds),
     };
     let pulse = agent.pulse.clone();
+    let mut burst = Burst::default();
     let mut pace = Pace::default();
     let mut guard_pace = Pace::default();
     let mut tick = interval(TICK);
@@ -226,6 +235,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     loop {
         pulse.beat(ROUND);
         let rounds = agent.last.runs;
+        // A round ends early for a table that may come before everything else.
+        let first = burst.due(TABLES, std::time::Instant::now()).is_none();
+        let news = first.then(|| tables.clone());
         match cause {
             Cause::Rest => agent.rest(),
             Cause::Guard => {
@@ -233,12 +245,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let replaced = block_in_place(|| agent.guard_table());
                 guard_pace.round(std::time::Instant::now(), started.elapsed());
                 if replaced {
-                    agent.reconcile(Cause::Tick, &tables).await;
+                    agent.reconcile(Cause::Tick, news).await;
                 }
             }
             Cause::Routes if !agent.uplinks_moved().await => {}
-            Cause::Routes => agent.reconcile(Cause::Kernel, &tables).await,
-            cause => agent.reconcile(cause, &tables).await,
+            Cause::Routes => agent.reconcile(Cause::Kernel, news).await,
+            cause => agent.reconcile(cause, news).await,
         }
         // A turn without a round puts off nothing that waits for the next one.
         if agent.last.runs != rounds {
@@ -252,9 +264,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         }
         // For which the last round has ended early: it comes before what is due.
         if agent.gave_way.is_some() {
+            burst.take(TABLES, std::time::Instant::now());
             cause = taken_in(&mut agent, &mut tables).await;
             continue;
         }
+        let first = burst.due(TABLES, std::time::Instant::now()).is_none();
+        let (mut news, mut late) = (tables.clone(), tables.clone());
         cause = tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -277,7 +292,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
-            Ok(()) = tables.changed() => taken_in(&mut agent, &mut tables).await,
+            Ok(()) = news.changed(), if first => {
+                burst.take(TABLES, std::time::Instant::now());
+                taken_in(&mut agent, &mut tables).await
+            }
             () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
             Some(()) = paced(&pace, links.recv()) => {
@@ -293,6 +311,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             }
             // Behind everything else: a routing protocol may have news all the time.
             Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
+            Ok(()) = paced(&pace, late.changed()), if !first => taken_in(&mut agent, &mut tables).await,
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");

@@ -28,6 +28,14 @@ pub(super) fn threads() -> io::Result<&'static Handle> {
     }
 }
 
+/// Starts them, where an error can be told.
+///
+/// # Errors
+/// As [`threads`].
+pub fn start() -> io::Result<()> {
+    threads().map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
