@@ -114,6 +114,14 @@ impl Socket {
         self.spent.load(Ordering::Relaxed) || self.connection.is_finished()
     }
 
+    /// Closes it, and returns when that is done: dropped alone, its descriptor is there until a thread for connections comes
+    /// to it.
+    pub(super) async fn close(mut self) {
+        self.connection.abort();
+        // What hangs in the kernel is closed later.
+        let _ = timeout(PATIENCE, &mut self.connection).await;
+    }
+
     /// How many of the kernel's messages could not be read, or not all of it, so far.
     pub fn unread(&self) -> u64 {
         self.unread.load(Ordering::Relaxed)
