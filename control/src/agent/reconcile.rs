@@ -10,7 +10,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    num::NonZeroU16,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,8 +17,7 @@ use std::{
 
 use dataplane::{MapFault, Program};
 use hiveway_core::{
-    DEFAULT_VXLAN_PORT, Desired, GatewayAddresses, Settings,
-    agreement::vxlan_ports,
+    Desired, GatewayAddresses, Settings,
     change::Programmed,
     derive, map_state, names,
     observed::{HostEnd, Link, Observed, Replies},
@@ -303,28 +301,6 @@ impl Agent {
     pub(super) fn vtep(&self) -> Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
         node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.vtep)
-    }
-
-    /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
-    fn vxlan_port(&self) -> u16 {
-        let port = self.args.vxlan_port.or(self.table.loaded.data_path_port.map(NonZeroU16::get));
-        let port = port.unwrap_or(DEFAULT_VXLAN_PORT);
-        if let Some(hub) = &self.hub {
-            hub.own.send_if_modified(|own| {
-                let news = own.vxlan_port != NonZeroU16::new(port);
-                if news {
-                    Arc::make_mut(own).vxlan_port = NonZeroU16::new(port);
-                }
-                news
-            });
-        }
-        port
-    }
-
-    /// Whether all nodes use the same port.
-    fn ports_agree(&self, port: u16) -> Result<(), String> {
-        let problems = vxlan_ports(&self.table.model, &self.args.node, port, self.table.loaded.data_path_port);
-        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
     }
 
     /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
