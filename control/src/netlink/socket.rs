@@ -28,7 +28,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Error, lenient::Lenient, offload, threads::threads};
+use super::{
+    Error,
+    lenient::Lenient,
+    offload,
+    threads::{Whose, threads},
+};
 use crate::cost::Meter;
 
 /// Processor time of all sockets' connections: they read the kernel's answers, which are long.
@@ -80,7 +85,7 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        let threads = threads()?;
+        let threads = threads(Whose::Node)?;
         Ok(Self::new(opened(threads)?, threads, usize::MAX))
     }
 
@@ -92,7 +97,7 @@ impl Socket {
     /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`, `EAGAIN` when there are no more
     /// threads to be had.
     pub fn open_in(namespace: &File) -> io::Result<Self> {
-        let threads = threads()?;
+        let threads = threads(Whose::Container)?;
         let opened = thread::scope(|scope| {
             let inside = thread::Builder::new().spawn_scoped(scope, || {
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
@@ -291,7 +296,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_answer_that_does_not_come_is_not_waited_for() {
-        let threads = threads().unwrap();
+        let threads = threads(Whose::Node).unwrap();
         let socket = Socket::new(opened(threads).unwrap(), threads, MOST_INSIDE);
         assert!(socket.link("lo").await.is_ok() && !socket.is_spent());
         let never = futures::stream::pending::<Result<(), rtnetlink::Error>>();
