@@ -1,6 +1,6 @@
 //! Programs that the agent runs (`nft`, `iptables-save`, `ipset`), each bounded in time and in what it may say: a program
 //! that hangs costs its caller a few seconds and is killed with its own children; one that cannot even be killed counts
-//! until it is gone, and beyond a few of those none is started.
+//! until it is gone, and beyond a few of those none is started. None is left behind by an agent that ends.
 
 use std::{
     io::{self, Read, Write},
@@ -102,9 +102,13 @@ impl ChildError {
 struct Running {
     dying: Vec<Child>,
     alive: usize,
+    /// The groups of those that run. A number is taken out before it can become another process's.
+    groups: Vec<Pid>,
+    /// No more are started.
+    over: bool,
 }
 
-static RUNNING: Mutex<Running> = Mutex::new(Running { dying: Vec::new(), alive: 0 });
+static RUNNING: Mutex<Running> = Mutex::new(Running { dying: Vec::new(), alive: 0, groups: Vec::new(), over: false });
 
 fn running() -> MutexGuard<'static, Running> {
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +125,7 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
     let deadline = Instant::now() + limits.time;
     {
         let mut running = running();
-        if running.alive + running.dying.len() >= MOST_CHILDREN {
+        if running.over || running.alive + running.dying.len() >= MOST_CHILDREN {
             return Err(ChildError::Busy { program: name() });
         }
         running.alive += 1;
@@ -130,8 +134,7 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: a wrapper's children are killed with it.
-    let mut child =
-        command.process_group(0).spawn().map_err(|source| ChildError::NotStarted { program: name(), source })?;
+    let mut child = spawn(command.process_group(0), program)?;
     let (said, hear) = mpsc::channel();
     let mut started = Ok(());
     if let Some(mut stdin) = child.stdin.take() {
@@ -166,7 +169,7 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
         }
     }
     loop {
-        match child.try_wait() {
+        match ended(&mut child) {
             Ok(Some(status)) => {
                 let stderr = String::from_utf8_lossy(&stderr.unwrap_or_default()).into_owned();
                 return Ok(Output { status, stdout: stdout.unwrap_or_default(), stderr });
@@ -178,6 +181,44 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
             }
         }
     }
+}
+
+/// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say.
+pub(crate) fn end_all() {
+    let mut running = running();
+    running.over = true;
+    for group in running.groups.drain(..) {
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+}
+
+fn group(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Starts a program, unless the agent ends.
+fn spawn(command: &mut Command, program: &str) -> Result<Child, ChildError> {
+    // Without the lock: a file system that hangs may keep the program from starting.
+    let started = command.spawn();
+    let child = started.map_err(|source| ChildError::NotStarted { program: program.to_owned(), source })?;
+    let mut running = running();
+    if running.over {
+        drop(running);
+        kill(child);
+        return Err(ChildError::Busy { program: program.to_owned() });
+    }
+    running.groups.push(group(&child));
+    Ok(child)
+}
+
+/// How it has ended, if it has.
+fn ended(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    let mut running = running();
+    let ended = child.try_wait()?;
+    if ended.is_some() {
+        running.groups.retain(|running| *running != group(child));
+    }
+    Ok(ended)
 }
 
 /// Gives a place among the running programs back.
@@ -220,14 +261,16 @@ fn read(
 /// Kills the program and what it has started. One that does not go is waited for later.
 fn kill(mut child: Child) {
     let deadline = Instant::now() + DYING;
-    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    let _ = killpg(group(&child), Signal::SIGKILL);
     while Instant::now() < deadline {
-        if matches!(child.try_wait(), Ok(Some(_))) {
+        if matches!(ended(&mut child), Ok(Some(_))) {
             return;
         }
         thread::sleep(LOOK);
     }
-    running().dying.push(child);
+    let mut running = running();
+    running.groups.retain(|running| *running != group(&child));
+    running.dying.push(child);
 }
 
 #[cfg(test)]

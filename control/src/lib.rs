@@ -4,6 +4,7 @@ pub mod agent;
 mod around;
 mod behind;
 pub mod bounded;
+mod burst;
 pub mod certs;
 pub mod child;
 pub mod cli;

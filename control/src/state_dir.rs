@@ -5,7 +5,11 @@
 //! rounds do not wait for the disk: sysctls, offloads, and the addresses of containers are gone after a crash of the
 //! machine, so there is nothing to undo then, and a file that the crash has left empty is as good as none. The last
 //! table is to outlive the machine: it is synced, by the thread that writes it (`behind.rs`).
+//!
+//! An agent knows what the files say without reading them again: what another process removes or damages while the
+//! agent runs is written again ([`StateDir::keep`]).
 
+mod kept;
 mod last_table;
 
 use std::{
@@ -20,6 +24,7 @@ use hiveway_core::GatewayAddresses;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{bounded, private, source::Base};
+use kept::Kept;
 
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
@@ -96,7 +101,7 @@ pub struct Offload {
 pub struct StateDir {
     path: PathBuf,
     /// While it is this process's alone.
-    _lock: Option<Arc<File>>,
+    kept: Option<Arc<Kept>>,
 }
 
 impl StateDir {
@@ -107,7 +112,7 @@ impl StateDir {
     /// When it cannot be made.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let open_to_others = private::make_directory(path).map_err(|error| StateError::file(path, error))?;
-        let state = Self { path: path.to_owned(), _lock: None };
+        let state = Self { path: path.to_owned(), kept: None };
         if open_to_others {
             state.close().map_err(|error| StateError::file(path, error))?;
         }
@@ -124,7 +129,7 @@ impl StateDir {
 
     /// The directory if it exists; for teardown.
     pub fn existing(path: &Path) -> Option<Self> {
-        path.is_dir().then(|| Self { path: path.to_owned(), _lock: None })
+        path.is_dir().then(|| Self { path: path.to_owned(), kept: None })
     }
 
     /// Takes the lock.
@@ -132,6 +137,11 @@ impl StateDir {
     /// # Errors
     /// [`StateError::InUse`] when another process has it; when it cannot be made.
     pub fn locked(self) -> Result<Self, StateError> {
+        let kept = Kept::new(self.lock()?);
+        Ok(Self { kept: Some(Arc::new(kept)), ..self })
+    }
+
+    fn lock(&self) -> Result<File, StateError> {
         let path = self.path.join(LOCK);
         let failed = |error| StateError::file(&path, error);
         let mut file = private::open_lock(&path).map_err(failed)?;
@@ -139,13 +149,41 @@ impl StateDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let said = bounded::read_text(&path, bounded::SMALL).unwrap_or_default();
-                return Err(StateError::InUse { path: self.path, pid: said.trim().parse().ok() });
+                return Err(StateError::InUse { path: self.path.clone(), pid: said.trim().parse().ok() });
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         // A full disk is no reason to do without the lock.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _lock: Some(Arc::new(file)), ..self })
+        Ok(file)
+    }
+
+    /// Writes again what another process has removed or damaged: the lock, and files that this one has read or written.
+    ///
+    /// # Errors
+    /// The first file that cannot be written; [`StateError::InUse`] when another process has taken the directory since.
+    pub fn keep(&self) -> Result<(), StateError> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        kept.keep_lock(&self.path.join(LOCK), || {
+            private::make_directory(&self.path).map_err(|error| StateError::file(&self.path, error))?;
+            self.lock()
+        })?;
+        let mut done = Ok(());
+        for (name, bytes) in kept.files() {
+            let path = self.path.join(name);
+            if bounded::read(&path, bounded::STATE).is_ok_and(|there| there == *bytes) {
+                continue;
+            }
+            match private::replace(&path, &bytes) {
+                Ok(()) => tracing::warn!(
+                    "state file {} was removed or changed by another process: it is written again",
+                    path.display()
+                ),
+                // The others are written all the same.
+                Err(source) => done = done.and(Err(StateError::file(&path, source))),
+            }
+        }
+        done
     }
 
     /// Takes what earlier versions have left open to others away from them.
@@ -270,175 +308,43 @@ impl StateDir {
         failures
     }
 
-    fn read<T: Default + DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
+    fn read<T: Default + DeserializeOwned>(&self, name: &'static str) -> Result<T, StateError> {
         let path = self.path.join(name);
-        match bounded::read(&path, bounded::STATE) {
+        let known = self.kept.as_ref().and_then(|kept| kept.file(name));
+        let read = match known {
+            Some(bytes) => Ok(bytes),
+            None => bounded::read(&path, bounded::STATE).map(Arc::from),
+        };
+        match read {
             // What file systems make of a file that was not synced.
             Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => {
                 tracing::info!("state file {} is empty, as after a power cut: nothing is remembered", path.display());
                 Ok(T::default())
             }
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| StateError::file(&path, error)),
+            Ok(bytes) => {
+                let value = serde_json::from_slice(&bytes).map_err(|error| StateError::file(&path, error))?;
+                if let Some(kept) = &self.kept {
+                    kept.put(name, bytes);
+                }
+                Ok(value)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
             Err(source) => Err(StateError::file(&path, source)),
         }
     }
 
-    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+    fn write<T: Serialize>(&self, name: &'static str, value: &T) -> Result<(), StateError> {
         let bytes = serde_json::to_vec_pretty(value);
         let mut bytes = bytes.map_err(|error| StateError::file(&self.path.join(name), error))?;
         bytes.push(b'\n');
         let path = self.path.join(name);
-        private::replace(&path, &bytes).map_err(|source| StateError::file(&path, source))
+        private::replace(&path, &bytes).map_err(|source| StateError::file(&path, source))?;
+        if let Some(kept) = &self.kept {
+            kept.put(name, bytes.into());
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_written_is_read_and_removed() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("state");
-        let state = StateDir::open(&path).unwrap();
-        assert_eq!(state.gateway_addresses().unwrap(), GatewayAddresses::new());
-        let addresses = GatewayAddresses::from([("t1".to_owned(), [172, 18, 0, 2].into())]);
-        state.set_gateway_addresses(&addresses).unwrap();
-        assert_eq!(StateDir::open(&path).unwrap().gateway_addresses().unwrap(), addresses);
-        assert!(state.remove().is_empty());
-        assert!(!path.exists());
-        assert!(state.remove().is_empty(), "a second time is no error");
-    }
-
-    #[test]
-    fn a_broken_file_is_named() {
-        let scratch = tempfile::tempdir().unwrap();
-        fs::write(scratch.path().join(ADDRESSES), "{").unwrap();
-        let error = StateDir::open(scratch.path()).unwrap().gateway_addresses().unwrap_err().to_string();
-        assert!(error.contains(ADDRESSES), "{error}");
-    }
-
-    /// Lets every call that waits for a disk fail, for this thread.
-    fn without_a_disk_to_wait_for() {
-        let allow = libc::SECCOMP_RET_ALLOW;
-        let refuse = libc::SECCOMP_RET_ERRNO | libc::EIO as u32;
-        let statement = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-        let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
-        for call in [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_syncfs, libc::SYS_sync] {
-            let is = statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32);
-            filter.push(libc::sock_filter { jf: 1, ..is });
-            filter.push(statement(libc::BPF_RET | libc::BPF_K, refuse));
-        }
-        filter.push(statement(libc::BPF_RET | libc::BPF_K, allow));
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the filter is read during the call only, and concerns this thread alone.
-        let set = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-        };
-        assert_eq!(set, 0, "{}", io::Error::last_os_error());
-    }
-
-    /// What rounds write.
-    #[test]
-    fn a_round_does_not_wait_for_the_disk_and_an_empty_file_is_none() {
-        let scratch = tempfile::tempdir().unwrap();
-        let state = StateDir::open(scratch.path()).unwrap();
-        let sysctls = SysctlState { reserved_ports: BTreeSet::from([80]), ..SysctlState::default() };
-        let addresses = GatewayAddresses::from([("t1".to_owned(), [172, 18, 0, 2].into())]);
-        std::thread::scope(|scope| {
-            let round = scope.spawn(|| {
-                without_a_disk_to_wait_for();
-                state.set_sysctls(&sysctls).unwrap();
-                state.set_offloads(&BTreeSet::new()).unwrap();
-                state.set_gateway_addresses(&addresses).unwrap();
-                let synced = private::replace_synced(&scratch.path().join("synced"), b"").unwrap_err();
-                assert_eq!(synced.raw_os_error(), Some(libc::EIO), "nothing would have been noticed");
-            });
-            round.join().unwrap();
-        });
-        assert_eq!((state.sysctls().unwrap(), state.gateway_addresses().unwrap()), (sysctls, addresses));
-        for left in [&b""[..], &[0; 100]] {
-            for name in [SYSCTLS, OFFLOADS, ADDRESSES] {
-                fs::write(scratch.path().join(name), left).unwrap();
-            }
-            assert_eq!(state.sysctls().unwrap(), SysctlState::default());
-            assert_eq!((state.offloads().unwrap().len(), state.gateway_addresses().unwrap().len()), (0, 0));
-        }
-    }
-
-    #[test]
-    fn the_last_table_is_kept_and_forgotten() {
-        use crate::source::Origin;
-        let scratch = tempfile::tempdir().unwrap();
-        let state = StateDir::open(scratch.path()).unwrap();
-        assert_eq!(state.last_table(), None);
-        let text = "version: 1\nnodes: [{id: n1, hostname: one, address: 192.0.2.1}]\nnetworks: [{id: app, name: app, \
-                    subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n";
-        let model = hiveway_core::table::parse_file(text, Path::new("t.yaml")).unwrap().model;
-        let table = hiveway_core::engine::Loaded { model, ..Default::default() };
-        let base = Base { table: table.into(), origin: Origin::Relay, node: Some("n1".into()) };
-        state.set_last_table(Some(&base)).unwrap();
-        assert_eq!(state.last_table(), Some(base));
-        fs::write(scratch.path().join(LAST_TABLE), "relay n1\n\u{1}").unwrap();
-        assert_eq!(state.last_table(), None);
-        state.set_last_table(None).unwrap();
-        state.set_last_table(None).unwrap();
-        assert!(!scratch.path().join(LAST_TABLE).exists());
-    }
-
-    fn mode(path: &Path) -> u32 {
-        use std::os::unix::fs::MetadataExt;
-        fs::metadata(path).unwrap().mode() & 0o777
-    }
-
-    fn set_mode(path: &Path, mode: u32) {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    #[test]
-    fn a_second_agent_on_one_directory_is_refused_by_name() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("state");
-        let first = StateDir::take(&path).unwrap();
-        let clone = first.clone();
-        drop(first);
-        let why = StateDir::take(&path).unwrap_err().to_string();
-        let want = format!("is the state directory of another agent (pid {})", std::process::id());
-        assert!(why.contains(&want), "{why}");
-        drop(clone);
-        StateDir::take(&path).unwrap();
-        assert!(StateDir::take(&path).unwrap().remove().is_empty());
-        assert!(!path.exists(), "the lock goes with the directory");
-    }
-
-    #[test]
-    fn what_an_earlier_version_has_left_open_is_closed() {
-        let scratch = tempfile::tempdir().unwrap();
-        let (ours, foreign) = (scratch.path().join("ours"), scratch.path().join("foreign"));
-        for path in [&ours, &foreign] {
-            fs::create_dir(path).unwrap();
-            fs::write(path.join(SYSCTLS), "{}").unwrap();
-            set_mode(&path.join(SYSCTLS), 0o644);
-            set_mode(path, 0o755);
-        }
-        fs::write(foreign.join("notes.txt"), "mine").unwrap();
-        set_mode(&foreign.join("notes.txt"), 0o644);
-        for path in [&ours, &foreign] {
-            StateDir::open(path).unwrap().set_offloads(&BTreeSet::new()).unwrap();
-            assert_eq!((mode(&path.join(SYSCTLS)), mode(&path.join(OFFLOADS))), (0o600, 0o600));
-        }
-        assert_eq!((mode(&ours), mode(&foreign), mode(&foreign.join("notes.txt"))), (0o700, 0o755, 0o644));
-    }
-
-    #[test]
-    fn foreign_files_stay() {
-        let scratch = tempfile::tempdir().unwrap();
-        fs::write(scratch.path().join("notes.txt"), "mine").unwrap();
-        let state = StateDir::open(scratch.path()).unwrap();
-        assert!(state.remove().is_empty());
-        assert!(scratch.path().join("notes.txt").exists());
-    }
-}
+mod tests;

@@ -63,6 +63,7 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
         }
     };
     let mut report = Report::default();
+    let missing = missing(bpffs, held.is_some(), state_dir);
     hand_over(bpffs, &mut report);
     goodbye(state_dir);
     match programs(bpffs, &mut report) {
@@ -81,12 +82,31 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     if let Some(held) = held {
         state(&held, &mut report);
     }
+    missing.iter().for_each(|what| errln!("warning: {what}"));
     match (report.failures.len(), report.removed) {
         (0, 0) => outln!("nothing of ours is here"),
         (0, _) => outln!("done"),
         (failures, _) => errln!("{failures} things could not be removed; run it again once the cause is gone"),
     }
     if report.failures.is_empty() { exit::OK } else { exit::FAILED }
+}
+
+/// Directories of an agent's that are not there, and what is left where it had others.
+fn missing(bpffs: &Path, has_state: bool, state_dir: &Path) -> Vec<String> {
+    let no_pins = (!bpffs.exists()).then(|| {
+        format!(
+            "there is no {}: if the agent had another --bpffs, its maps and programs are still there; name it",
+            bpffs.display()
+        )
+    });
+    let no_state = (!has_state).then(|| {
+        format!(
+            "there is no {}: if the agent had another --state-dir, its changes of sysctls and offloads are still in force; \
+             name it",
+            state_dir.display()
+        )
+    });
+    no_pins.into_iter().chain(no_state).collect()
 }
 
 /// How long connections get to end that the engine's own balancer does not know: most are over in less.

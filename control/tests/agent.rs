@@ -274,6 +274,10 @@ fn an_agents_life() {
     assert_eq!(second.run("ip -br link").lines().count(), 1);
     let output = node.teardown();
     assert_eq!((output.status.code(), stdout(&output).trim()), (Some(0), "nothing of ours is here"));
+    let said = stderr(&output);
+    let no_state = format!("there is no {}", node.path("state").display());
+    assert!(said.contains(&no_state) && said.contains("another --state-dir"), "{said}");
+    assert!(said.contains("another --bpffs"), "{said}");
 }
 
 /// As when journald is restarted, or `hiveway agent 2>&1 | less` is quit.

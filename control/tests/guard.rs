@@ -58,6 +58,7 @@ fn firewall() -> Firewall {
         published: BTreeSet::from([8080]),
         published_udp: BTreeSet::from([8080]),
         listed: listed(),
+        engine_bridge: Some("docker_gwbridge".into()),
         sandbox: BTreeSet::from([[172, 18, 0, 2].into()]),
         host: Some(host()),
     }
@@ -83,7 +84,7 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft delete element inet hiveway overlays { hwb4098 }",
             "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
             "nft flush chain inet hiveway lists_prerouting",
-            "nft flush chain inet hiveway to_sandbox",
+            "nft flush chain inet hiveway behind",
             "nft delete element inet hiveway sandbox { 172.18.0.2 }",
             "nft flush chain inet hiveway sent",
             "nft flush chain inet hiveway uninvited",

@@ -30,6 +30,7 @@ fn firewall() -> Firewall {
         published: BTreeSet::from([8080]),
         published_udp: BTreeSet::from([8080]),
         listed: Vec::new(),
+        engine_bridge: None,
         sandbox: BTreeSet::new(),
         host: Some(host),
     }

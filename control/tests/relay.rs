@@ -111,6 +111,37 @@ fn reports_reach_everybody_within_half_a_second() {
 }
 
 #[test]
+fn a_worker_that_says_something_else_all_the_time_sets_nobodys_pace() {
+    in_fresh_netns(|| async {
+        const TIME: Duration = Duration::from_secs(6);
+        let swarm = Swarm::new();
+        let server = swarm.server().await;
+        let mut w2 = swarm.client("w2", &[&server]);
+        w2.until("a table", |live| live.table.is_some()).await;
+        let w1 = swarm.client("w1", &[&server]);
+        let (mut reports, began) = (server.reports.clone(), Instant::now());
+        let (mut said, mut tables) = (0, 0);
+        while began.elapsed() < TIME {
+            said += 1;
+            let unhealthy = if said % 2 == 0 { ["t1".to_owned()].into() } else { Default::default() };
+            w1.report.send_replace(Some(Report { unhealthy, version: said.to_string(), ..Report::default() }));
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            tables += u32::from(reports.has_changed().unwrap());
+            reports.borrow_and_update();
+        }
+        eprintln!("{said} reports in {TIME:?}: {tables} times something new for everybody");
+        assert!(tables <= 40 + 5 * TIME.as_secs() as u32 + 2, "{tables} new tables in {TIME:?}");
+        assert!(tables >= 40, "{tables}: a burst is taken in as it comes");
+        // Its last word counts, and soon.
+        let (sick, began) = (said % 2 == 1, Instant::now());
+        let unhealthy = if sick { ["t1".to_owned()].into() } else { Default::default() };
+        w1.report.send_replace(Some(Report { unhealthy, ..Report::default() }));
+        w2.until("the last word", |live| model(live).is_some_and(|model| model.tasks["t1"].unhealthy == sick)).await;
+        assert!(began.elapsed() < Duration::from_millis(700), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn workers_behind_one_nat_get_a_place_by_what_they_say() {
     in_fresh_netns(|| async {
         let swarm = Swarm::new();

@@ -39,11 +39,13 @@ pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Resul
     Ok(())
 }
 
-/// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, which only the kernel's own
-/// device can take out.
+/// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, or the first of several
+/// frames, which only the kernel's own device can take out. (A total length of 0 is that of more than 64 kB of TCP.)
 #[inline(always)]
 pub(crate) fn is_datagrams(ctx: &Skb, inner: &Packet) -> bool {
-    inner.proto != ipproto::TCP && ctx.gso_size() != 0
+    ctx.gso_size() != 0
+        && (inner.proto != ipproto::TCP
+            || (inner.total_len != 0 && inner.net as u32 + u32::from(inner.total_len) < ctx.len()))
 }
 
 /// `NO_CSUM_RESET`: the helper would forget what the NIC has verified; [`verified`] keeps what still holds.

@@ -12,7 +12,7 @@ use dataplane_common::{counter::Counter, drop_reason::DropReason, mark};
 use support::{
     golden::golden,
     mesh::*,
-    packets::{Ip, L4, frame, ip, udp, vxlan},
+    packets::{Ip, L4, frame, ip, tcp, udp, vxlan},
     world::*,
 };
 
@@ -71,6 +71,14 @@ fn datagrams_in_one_gso_packet_are_left_in_their_tunnel() -> Result<()> {
                 .leaves_mark(mark::FRAGMENT | u32::from_be_bytes([0, PEER[1], PEER[2], PEER[3]]))
                 .check(&mut world.harness)?;
         }
+        // Whatever is in the first of them.
+        let first = frame(mac(REMOTE1.ip), mac(LOCAL1.ip), &ip(REMOTE1.ip, LOCAL1.ip), &tcp(80, 4000, "A"));
+        let (outer, tunnel) = vxlan(PEER, VTEP, 50000, APP, &[&first[..], &first].concat());
+        let both = frame(ROUTER_MAC, NODE_MAC, &outer, &tunnel);
+        golden("TCP, and a frame behind it", Program::FromUnderlay, dev.underlay, both, SlowPath)
+            .segments(first.len() as u32)
+            .leaves_mark(mark::FRAGMENT | u32::from_be_bytes([0, PEER[1], PEER[2], PEER[3]]))
+            .check(&mut world.harness)?;
         let client = Ip { ttl: 57, ..ip(CLIENT, PEER) };
         let mesh = arriving(PEER, &LOCAL1, &client, &udp(CLIENT_PORT, PUBLISHED));
         underlay(world, "the mesh's", mesh.clone(), Drop(DropReason::UnsupportedGso))

@@ -25,7 +25,7 @@ pub mod linger;
 pub mod merge;
 pub mod model;
 pub mod names;
-mod near;
+pub mod near;
 pub mod next_hop;
 pub mod observed;
 pub mod path_check;

@@ -6,7 +6,7 @@ const LONGEST: usize = 128;
 const BYTES: usize = 4;
 
 /// The candidate that was probably meant: at most two typing errors away.
-pub(crate) fn closest<'c>(wanted: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+pub fn closest<'c>(wanted: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     if wanted.len() > LONGEST * BYTES {
         return None;
     }

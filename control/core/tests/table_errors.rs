@@ -192,6 +192,23 @@ fn ipv6() {
     with("address: 192.168.77.12", "address: \"fd00::12\"", &[("nodes[1].address", "not supported yet")]);
 }
 
+/// One mistake is one problem: what is unknown because of it is not told as well.
+#[test]
+fn no_follow_ups() {
+    for (from, to, path) in
+        [("networks:\n", "netwrks:\n", "netwrks"), ("id: n1,", "", "nodes[0].id"), ("id: n1,", "id: 7,", "nodes[0].id")]
+    {
+        let text = BASE.replacen(from, to, 1);
+        assert_ne!(text, BASE, "{from:?} is not in the table");
+        let problems = problems(&text);
+        let places: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(places, [path], "{problems:?}");
+    }
+    let text = "version: 1\nnodes: [{id: n1, address: 192.0.2.1, address: 192.0.2.2}]\n";
+    let message = problems(text)[0].message.clone();
+    assert!(message.contains("duplicate mapping key: address at line 2"), "{message}");
+}
+
 /// Not just the first problem, and in the order of the file.
 #[test]
 fn all_at_once() {

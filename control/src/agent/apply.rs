@@ -88,15 +88,27 @@ impl Round {
             Ok(value) => Some(value),
             Err(error) => {
                 let error = format!("{error:#}");
-                if backoff.failed(item, error.clone(), Instant::now()) {
-                    tracing::error!("{item}: {error}");
-                } else {
-                    tracing::debug!("{item}: still {error}");
-                }
-                self.failed.insert(item.to_owned());
+                let news = backoff.failed(item, error.clone(), Instant::now());
+                self.fails(item, &error, news);
                 None
             }
         }
+    }
+
+    /// Notes that something around the agent is missing. The item fails, and is tried as soon as that is there.
+    pub(super) fn lacks(&mut self, backoff: &mut Backoff, item: &str, why: &str) {
+        self.goes_on();
+        let news = backoff.lacks(item, why.to_owned(), Instant::now());
+        self.fails(item, why, news);
+    }
+
+    fn fails(&mut self, item: &str, error: &str, news: bool) {
+        if news {
+            tracing::error!("{item}: {error}");
+        } else {
+            tracing::debug!("{item}: still {error}");
+        }
+        self.failed.insert(item.to_owned());
     }
 
     /// Whether an item may be worked on: it has not failed in this round, and it is its turn.
@@ -138,8 +150,8 @@ impl Round {
             let item = blocked.item.to_string();
             if blocked.waiting {
                 self.waiting.push(Trouble { item, why: blocked.why.clone(), attempts: 0, retry: None });
-            } else if self.may(backoff, &item) {
-                self.note::<(), _>(backoff, &item, Err(&blocked.why));
+            } else if !self.failed.contains(&item) {
+                self.lacks(backoff, &item, &blocked.why);
             }
         }
     }

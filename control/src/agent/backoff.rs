@@ -22,6 +22,8 @@ pub(super) struct Failing {
     pub(super) attempts: u32,
     /// Not before.
     pub(super) next: Instant,
+    /// Only something around the agent is missing: there is nothing to put off once it is there.
+    lacking: bool,
 }
 
 /// All failing items by name.
@@ -31,16 +33,27 @@ pub(super) struct Backoff(BTreeMap<String, Failing>);
 impl Backoff {
     /// Whether it is this item's turn.
     pub(super) fn ready(&self, item: &str, now: Instant) -> bool {
-        self.0.get(item).is_none_or(|failing| failing.next <= now)
+        self.0.get(item).is_none_or(|failing| failing.lacking || failing.next <= now)
     }
 
     /// Notes a failure. Returns whether it is news (the first one, or another error than before).
     pub(super) fn failed(&mut self, item: &str, error: String, now: Instant) -> bool {
+        self.note(item, error, now, false)
+    }
+
+    /// Notes that an item cannot even be tried for want of something around the agent. It is its turn in every round.
+    /// Returns as [`failed`](Self::failed).
+    pub(super) fn lacks(&mut self, item: &str, error: String, now: Instant) -> bool {
+        self.note(item, error, now, true)
+    }
+
+    fn note(&mut self, item: &str, error: String, now: Instant, lacking: bool) -> bool {
         let before = self.0.get(item);
         let news = before.is_none_or(|before| before.error != error);
-        let attempts = before.map_or(0, |before| before.attempts) + 1;
+        // A failure of the item's own is the first one after something was missing.
+        let attempts = before.filter(|before| before.lacking == lacking).map_or(0, |before| before.attempts) + 1;
         let pause = FIRST.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST);
-        self.0.insert(item.to_owned(), Failing { error, attempts, next: now + pause });
+        self.0.insert(item.to_owned(), Failing { error, attempts, next: now + pause, lacking });
         news
     }
 
@@ -93,5 +106,18 @@ mod tests {
         backoff.hurry(now);
         assert!(backoff.ready("x", now));
         assert!(backoff.succeeded("x") && !backoff.succeeded("x"));
+    }
+
+    #[test]
+    fn what_lacks_something_is_tried_as_soon_as_that_is_there() {
+        let (mut backoff, now) = (Backoff::default(), Instant::now());
+        for _ in 0..10 {
+            backoff.lacks("maps", "interface eth1 is gone".into(), now);
+        }
+        assert_eq!(backoff.next(), Some(now + LONGEST), "rounds because of it alone are few");
+        assert!(backoff.ready("maps", now), "but it is its turn in each");
+        assert!(backoff.failed("maps", "full".into(), now), "that is news");
+        assert_eq!((backoff.all()["maps"].attempts, backoff.ready("maps", now)), (1, false));
+        assert!(backoff.ready("maps", now + FIRST));
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn firewall(
             .map(|(_, port)| *port)
             .collect(),
         listed: if model.engine_has_ingress() { listed(desired) } else { Vec::new() },
+        engine_bridge: Some(gateway.name.clone()).filter(|_| model.engine_has_ingress() && !gateway.ours),
         sandbox,
         host: host(model, desired, gateway, links, uplinks),
     }

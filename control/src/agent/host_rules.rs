@@ -156,7 +156,11 @@ impl HostRules {
         if Arc::ptr_eq(seen, &reading.rules) {
             return Cause::Guard;
         }
+        let moved = seen.sandbox != reading.rules.sandbox;
         self.seen.0 = Some(reading.rules.clone());
+        if moved {
+            return Cause::Tick;
+        }
         // Nothing is published: they say nothing.
         let Some((path, before)) = self.judged.as_ref().map(|judged| (judged.path.clone(), judged.judgement.clone()))
         else {

@@ -1,7 +1,13 @@
-//! The UDP port of VXLAN is held for as long as the agent runs: else a local user who binds it while no vxlan device is
-//! up would keep them all down, Hiveway's and the engine's.
+//! The UDP port of VXLAN: which one it is, and whether all nodes use the same. It is held for as long as the agent runs:
+//! else a local user who binds it while no vxlan device is up would keep them all down, Hiveway's and the engine's.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU16,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hiveway_core::{DEFAULT_VXLAN_PORT, agreement::vxlan_ports};
 
 use super::{apply::Round, reconcile::Agent};
 use crate::{
@@ -15,6 +21,28 @@ const ITEM: &str = "UDP port of VXLAN";
 const PAUSE: Duration = Duration::from_secs(4);
 
 impl Agent {
+    /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
+    pub(super) fn vxlan_port(&self) -> u16 {
+        let port = self.args.vxlan_port.or(self.table.loaded.data_path_port.map(NonZeroU16::get));
+        let port = port.unwrap_or(DEFAULT_VXLAN_PORT);
+        if let Some(hub) = &self.hub {
+            hub.own.send_if_modified(|own| {
+                let news = own.vxlan_port != NonZeroU16::new(port);
+                if news {
+                    Arc::make_mut(own).vxlan_port = NonZeroU16::new(port);
+                }
+                news
+            });
+        }
+        port
+    }
+
+    /// Whether all nodes use the same port.
+    pub(super) fn ports_agree(&self, port: u16) -> Result<(), String> {
+        let problems = vxlan_ports(&self.table.model, &self.args.node, port, self.table.loaded.data_path_port);
+        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+    }
+
     /// Holds `number`; says who has it where it cannot.
     pub(super) async fn hold_port(&mut self, number: u16, round: &mut Round) {
         if self.port.as_ref().is_some_and(|port| port.number() == number) || !round.may(&self.backoff, ITEM) {

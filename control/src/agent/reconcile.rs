@@ -10,7 +10,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    num::NonZeroU16,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,8 +17,7 @@ use std::{
 
 use dataplane::{MapFault, Program};
 use hiveway_core::{
-    DEFAULT_VXLAN_PORT, Desired, GatewayAddresses, Settings,
-    agreement::vxlan_ports,
+    Desired, GatewayAddresses, Settings,
     change::Programmed,
     derive, map_state, names,
     observed::{HostEnd, Link, Observed, Replies},
@@ -60,15 +58,13 @@ use crate::{
     nft,
     seldom::Seldom,
     source::Hub,
-    state_dir::StateDir,
+    state_dir::{StateDir, StateError},
     sysctl,
     uplinks::Uplinks,
 };
 
 /// The failing item of our own nftables table.
 const OWN_TABLE: &str = "firewall";
-/// Rounds end early for a new table as long as one has come to its end in this time.
-const WHOLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The agent's own state.
 pub(super) struct Agent {
@@ -77,6 +73,8 @@ pub(super) struct Agent {
     pub(super) socket: Socket,
     pub(super) state: StateDir,
     pub(super) addresses: GatewayAddresses,
+    /// They differ from what the state directory says.
+    pub(super) unsaved: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) backoff: Backoff,
     pub(super) last: Snapshot,
@@ -130,8 +128,6 @@ pub(super) struct Agent {
     pub(super) port_tried: Option<Instant>,
     /// What the last round was for, if it has ended early for a new table.
     pub(super) gave_way: Option<Cause>,
-    /// When a round has last come to its end.
-    pub(super) whole: Option<Instant>,
     /// Where the parts of a live source meet.
     pub(super) hub: Option<Hub>,
 }
@@ -154,8 +150,8 @@ pub(super) enum Cause {
 }
 
 impl Agent {
-    /// Makes the node what the table says, as far as possible.
-    pub(super) async fn reconcile(&mut self, cause: Cause, tables: &watch::Receiver<()>) {
+    /// Makes the node what the table says, as far as possible. `news`: of another table.
+    pub(super) async fn reconcile(&mut self, cause: Cause, news: Option<watch::Receiver<()>>) {
         let started = Instant::now();
         // Whatever has made this round due: where others always come first, the time to let go of a task never does.
         let cause = if self.table.let_go() { Cause::Table } else { cause };
@@ -167,19 +163,15 @@ impl Agent {
             self.args.node.clone_from(&self.table.node);
         }
         let used = rest::used();
-        // Whoever writes the table all the time, what rounds are for is done.
-        let may_give_way = self.whole.is_some_and(|whole| whole.elapsed() < WHOLE_WITHIN);
-        self.gave_way = None;
-        let mut round = Round::new(self.pulse.clone(), may_give_way.then(|| tables.clone()));
+        // Whoever writes the table all the time, every second round comes to its end.
+        let may_give_way = self.last.ready && self.gave_way.take().is_none();
+        let mut round = Round::new(self.pulse.clone(), news.filter(|_| may_give_way));
         let done = match self.everything(cause, shown, &mut round).await {
             Ok(End::GaveWay) => {
                 self.gave_way = Some(cause);
                 return;
             }
-            Ok(End::Whole) => {
-                self.whole = Some(Instant::now());
-                Ok(())
-            }
+            Ok(End::Whole) => Ok(()),
             Err(error) => {
                 self.sweep_all_the_same();
                 Err(error)
@@ -290,12 +282,18 @@ impl Agent {
     fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {
         let mut addresses = self.addresses.clone();
         let desired = derive(&self.table.model, settings, &mut addresses)?;
-        if addresses != self.addresses {
-            // Before anybody uses a new address.
-            let saved = self.state.set_gateway_addresses(&addresses);
-            if round.note(&mut self.backoff, "state directory", saved).is_some() {
-                self.addresses = addresses;
+        // Kept whether or not they can be saved: containers have them, and a later round must not choose others.
+        self.unsaved |= addresses != self.addresses;
+        self.addresses = addresses;
+        if round.may(&self.backoff, "state directory") {
+            let mut kept = self.state.keep();
+            // Before anybody uses a new address, whatever has become of other files.
+            if self.unsaved && !matches!(kept, Err(StateError::InUse { .. })) {
+                let saved = self.state.set_gateway_addresses(&self.addresses);
+                self.unsaved = saved.is_err();
+                kept = kept.and(saved);
             }
+            round.note(&mut self.backoff, "state directory", kept);
         }
         Ok(desired)
     }
@@ -303,28 +301,6 @@ impl Agent {
     pub(super) fn vtep(&self) -> Ipv4Addr {
         let node = self.table.model.find_node(&self.args.node);
         node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.vtep)
-    }
-
-    /// UDP port of VXLAN: as the command line says, else as the swarm does. The other agents are told.
-    fn vxlan_port(&self) -> u16 {
-        let port = self.args.vxlan_port.or(self.table.loaded.data_path_port.map(NonZeroU16::get));
-        let port = port.unwrap_or(DEFAULT_VXLAN_PORT);
-        if let Some(hub) = &self.hub {
-            hub.own.send_if_modified(|own| {
-                let news = own.vxlan_port != NonZeroU16::new(port);
-                if news {
-                    Arc::make_mut(own).vxlan_port = NonZeroU16::new(port);
-                }
-                news
-            });
-        }
-        port
-    }
-
-    /// Whether all nodes use the same port.
-    fn ports_agree(&self, port: u16) -> Result<(), String> {
-        let problems = vxlan_ports(&self.table.model, &self.args.node, port, self.table.loaded.data_path_port);
-        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
     }
 
     /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
@@ -397,12 +373,15 @@ impl Agent {
         gateway: &Gateway,
         round: &mut Round,
     ) {
+        let left = self.host_rules.entries(links);
+        // First: what is missing around the agent must not put the maps off once it is back.
+        let facts = match facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left) {
+            Ok(facts) => facts,
+            Err(why) => return round.lacks(&mut self.backoff, "maps", &why),
+        };
         if !round.may(&self.backoff, "maps") {
             return;
         }
-        let left = self.host_rules.entries(links);
-        let found = facts(&self.args, links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left);
-        let Some(facts) = round.note(&mut self.backoff, "maps", found) else { return };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);

@@ -27,11 +27,13 @@ use super::{
     sweep::Sweeper,
 };
 use crate::{
+    burst::{Allowance, Burst},
+    child,
     cli::AgentArgs,
     host_firewall,
     liveness::{self, Liveness, Part},
     metrics,
-    netlink::monitor,
+    netlink::{self, monitor},
     relay,
     source::{self, Conductor, Live, Setup, Source},
     state_dir::StateDir,
@@ -47,6 +49,9 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// The loop is heard of within this time: with each step of a round, and between two.
 const ROUND: Duration = Duration::from_secs(30);
+/// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds do that
+/// the surroundings cause.
+const TABLES: Allowance = Allowance { burst: 20, every: Duration::from_secs(1) };
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -57,8 +62,10 @@ const LINKS_SETTLE: Duration = Duration::from_millis(50);
 /// signal.
 pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     memory::keep_little();
+    netlink::start().context("cannot start the agent")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(live(args));
+    child::end_all();
     // Status requests may still be under way.
     runtime.shutdown_background();
     result
@@ -182,6 +189,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         socket,
         state,
         addresses,
+        unsaved: false,
         shared,
         backoff: Backoff::default(),
         last: Snapshot::default(),
@@ -208,7 +216,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         port: None,
         port_tried: None,
         gave_way: None,
-        whole: None,
         hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,
@@ -217,6 +224,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         pulse: alive.pulse(Part::Rounds),
     };
     let pulse = agent.pulse.clone();
+    let mut burst = Burst::default();
     let mut pace = Pace::default();
     let mut guard_pace = Pace::default();
     let mut tick = interval(TICK);
@@ -227,6 +235,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     loop {
         pulse.beat(ROUND);
         let rounds = agent.last.runs;
+        // A round ends early for a table that may come before everything else.
+        let first = burst.due(TABLES, std::time::Instant::now()).is_none();
+        let news = first.then(|| tables.clone());
         match cause {
             Cause::Rest => agent.rest(),
             Cause::Guard => {
@@ -234,12 +245,12 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let replaced = block_in_place(|| agent.guard_table());
                 guard_pace.round(std::time::Instant::now(), started.elapsed());
                 if replaced {
-                    agent.reconcile(Cause::Tick, &tables).await;
+                    agent.reconcile(Cause::Tick, news).await;
                 }
             }
             Cause::Routes if !agent.uplinks_moved().await => {}
-            Cause::Routes => agent.reconcile(Cause::Kernel, &tables).await,
-            cause => agent.reconcile(cause, &tables).await,
+            Cause::Routes => agent.reconcile(Cause::Kernel, news).await,
+            cause => agent.reconcile(cause, news).await,
         }
         // A turn without a round puts off nothing that waits for the next one.
         if agent.last.runs != rounds {
@@ -251,28 +262,39 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             ready.send_replace(true);
             agent.newcomer.ready(std::time::Instant::now());
         }
+        // For which the last round has ended early: it comes before what is due.
+        if agent.gave_way.is_some() {
+            burst.take(TABLES, std::time::Instant::now());
+            cause = taken_in(&mut agent, &mut tables).await;
+            continue;
+        }
+        let first = burst.due(TABLES, std::time::Instant::now()).is_none();
+        let (mut news, mut late) = (tables.clone(), tables.clone());
         cause = tokio::select! {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             // What is due comes first: whatever happens around the agent all the time, it keeps nothing from its time.
             () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
-            _ = tick.tick() => if agent.table.confirm() {
-                Cause::Table
-            } else if agent.has_rested() {
-                Cause::Tick
-            } else {
-                Cause::Rest
-            },
+            _ = tick.tick() => {
+                // It is about to be read if it has changed.
+                tables.mark_unchanged();
+                if agent.table.confirm() {
+                    Cause::Table
+                } else if agent.has_rested() {
+                    Cause::Tick
+                } else {
+                    Cause::Rest
+                }
+            }
             () = until(agent.newcomer.due()) => {
                 agent.newcomer.known();
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
-            Ok(()) = tables.changed() => {
-                sleep(settle(&agent.args.table)).await;
-                tables.mark_unchanged();
-                if agent.table.reload() { Cause::Table } else { agent.gave_way.unwrap_or(Cause::Kernel) }
+            Ok(()) = news.changed(), if first => {
+                burst.take(TABLES, std::time::Instant::now());
+                taken_in(&mut agent, &mut tables).await
             }
             () = paced(&pace, pins::moved(&agent.args.bpffs, &agent.pins)) => Cause::Tick,
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
@@ -289,6 +311,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             }
             // Behind everything else: a routing protocol may have news all the time.
             Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
+            Ok(()) = paced(&pace, late.changed()), if !first => taken_in(&mut agent, &mut tables).await,
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");
@@ -311,6 +334,13 @@ fn conductor(args: &AgentArgs, alive: &Arc<Liveness>) -> Conductor {
 fn random() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Reads the table that has changed, when what belongs to it has come as well.
+async fn taken_in(agent: &mut Agent, tables: &mut watch::Receiver<()>) -> Cause {
+    sleep(settle(&agent.args.table)).await;
+    tables.mark_unchanged();
+    if agent.table.reload() { Cause::Table } else { agent.gave_way.unwrap_or(Cause::Kernel) }
 }
 
 /// Says when a live source has news.

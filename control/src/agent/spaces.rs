@@ -36,9 +36,10 @@ impl Agent {
         let gateway = settings.gwbridge_subnet.trunc();
         let progress = || round.goes_on();
         let looked = tokio::select! {
+            // In this order: a look that has more to read always takes all of its turn.
             biased;
-            looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &progress) => looked,
             () = round.superseded() => return None,
+            looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &progress) => looked,
         };
         let now = Instant::now();
         for (path, why) in &looked.failed {

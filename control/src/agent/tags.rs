@@ -38,9 +38,17 @@ impl Tags {
     pub fn get(&self, tag: &Tag) -> Option<(&str, Option<&str>)> {
         let place = self.tasks.binary_search_by_key(tag, |(tag, _)| *tag).ok()?;
         let (_, task) = self.tasks.get(place)?;
+        Some((&task.id, self.service(task)))
+    }
+
+    /// Whether a task's service has that name, although the table may not have the service any more.
+    pub fn has_service(&self, name: &str) -> bool {
+        self.tasks.iter().any(|(_, task)| self.service(task) == Some(name))
+    }
+
+    fn service<'t>(&'t self, task: &'t Task) -> Option<&'t str> {
         let service = task.service.as_ref();
-        let name = service.map(|id| self.model.services.get(id).map_or(id.as_str(), |service| &service.name));
-        Some((&task.id, name))
+        service.map(|id| self.model.services.get(id).map_or(id.as_str(), |service| &service.name))
     }
 
     /// Tags of all endpoints, as they are at `as_of` (`CLOCK_MONOTONIC` in nanoseconds). Of a task that has just left,

@@ -44,15 +44,24 @@ fn apply_swarm(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
         return;
     }
     view.manager = swarm.control_available == Some(true);
-    view.local.node = swarm.node_id.clone().filter(|id| !id.is_empty());
+    let node = swarm.node_id.clone().filter(|id| !id.is_empty());
+    if view.membership == Membership::None || view.local.node != node {
+        // In another swarm, others are its managers.
+        (view.managers, view.manager_ids) = Default::default();
+    }
+    view.local.node = node;
     let state = state(swarm_dir);
     let announced = || swarm.node_addr.as_ref()?.parse().ok();
     view.local.vtep = state.data_path_addr.parse().ok().or_else(announced);
     view.local_addr = state.local_addr.parse().ok();
     let port = swarm.cluster.as_ref().and_then(|cluster| cluster.data_path_port);
     view.data_path_port = port.and_then(|port| NonZeroU16::new(u16::try_from(port).ok()?));
-    view.managers = managers(swarm);
-    view.manager_ids = manager_ids(swarm);
+    // An engine that has just started may name none, or an address without a node: what it said before still holds.
+    let managers = managers(swarm);
+    if !managers.is_empty() {
+        view.managers = managers;
+    }
+    view.manager_ids = manager_ids(swarm).or(view.manager_ids.take());
 }
 
 fn managers(swarm: &SwarmInfo) -> BTreeMap<IpAddr, String> {
@@ -107,8 +116,11 @@ mod tests {
         };
         let both = r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}, {"NodeID": "m2", "Addr": "192.0.2.11:2378"}]"#;
         assert_eq!(ids(both), Some(["m".to_owned(), "m2".to_owned()].into()));
-        assert_eq!(ids(r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}, {"Addr": "192.0.2.12:2377"}]"#), None);
-        assert_eq!(ids("null"), None);
+        // It has started anew: what it said before holds.
+        for silent in ["null", "[]", r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}, {"Addr": "192.0.2.12:2377"}]"#] {
+            assert_eq!(ids(silent), Some(["m".to_owned(), "m2".to_owned()].into()), "{silent}");
+        }
+        assert_eq!(ids(r#"[{"NodeID": "m3", "Addr": "192.0.2.13:2377"}]"#), Some(["m3".to_owned()].into()));
 
         // Another address carries the data.
         fs::write(
@@ -126,7 +138,27 @@ mod tests {
 
         apply(&mut view, &swarm(OUTSIDE), &directory.path().join("gone"));
         assert_eq!((&view.membership, view.local.node.as_deref()), (&Membership::None, None));
+        assert_eq!((view.managers.len(), &view.manager_ids), (0, &None));
     }
+
+    #[test]
+    fn managers_are_remembered_over_an_empty_list_but_not_into_another_swarm() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut view = EngineView::default();
+        let mut after = |node: &str, managers: &str| {
+            let text = format!(r#"{{"LocalNodeState": "active", "NodeID": "{node}", "RemoteManagers": {managers}}}"#);
+            apply(&mut view, &swarm(&text), directory.path());
+            (view.managers.len(), view.manager_ids.clone())
+        };
+        let (one, m) = (r#"[{"NodeID": "m", "Addr": "192.0.2.11:2377"}]"#, Some(["m".to_owned()].into()));
+        assert_eq!(after("w", "null"), (0, None), "it has never said");
+        assert_eq!(after("w", r#"[{"Addr": "192.0.2.11:2377"}]"#), (1, None), "it has just joined");
+        assert_eq!(after("w", one), (1, m.clone()));
+        assert_eq!(after("w", "null"), (1, m.clone()));
+        assert_eq!(after("w", "[]"), (1, m));
+        assert_eq!(after("another", "null"), (0, None), "it has left, and joined again");
+    }
+
     #[test]
     fn the_firewall_backend_where_the_engine_says_it() {
         let directory = tempfile::tempdir().unwrap();

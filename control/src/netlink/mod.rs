@@ -27,6 +27,7 @@ pub use port::Port;
 pub use socket::Socket;
 pub(crate) use socket::used;
 pub use spaces::{Former, Looked, Space, Spaces, open as open_space};
+pub use threads::start;
 pub use ways::{confirm, leading, neighbours, underlay, way};
 
 use std::{io, time::Duration};

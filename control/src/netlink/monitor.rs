@@ -16,7 +16,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{lenient::Lenient, threads::threads};
+use super::{
+    lenient::Lenient,
+    threads::{Whose, threads},
+};
 
 /// How long to wait for more changes of routes before telling of them together.
 const ROUTES_SETTLE: Duration = Duration::from_millis(300);
@@ -117,7 +120,7 @@ fn listen(
     groups: &'static [MulticastGroup],
     mut hear: impl FnMut(Option<&RouteNetlinkMessage>) -> bool + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let threads = threads()?;
+    let threads = threads(Whose::Node)?;
     let open = move || {
         let _entered = threads.enter();
         rtnetlink::new_multicast_connection_with_socket::<Lenient>(groups)

@@ -22,9 +22,18 @@ use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
-use tokio::{runtime::Handle as Threads, task::JoinHandle, time::timeout};
+use tokio::{
+    runtime::Handle as Threads,
+    task::{JoinHandle, coop::consume_budget},
+    time::timeout,
+};
 
-use super::{Error, lenient::Lenient, offload, threads::threads};
+use super::{
+    Error,
+    lenient::Lenient,
+    offload,
+    threads::{Whose, threads},
+};
 use crate::cost::Meter;
 
 /// Processor time of all sockets' connections: they read the kernel's answers, which are long.
@@ -76,7 +85,7 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        let threads = threads()?;
+        let threads = threads(Whose::Node)?;
         Ok(Self::new(opened(threads)?, threads, usize::MAX))
     }
 
@@ -88,7 +97,7 @@ impl Socket {
     /// `EINVAL` when the file is no network namespace, `EPERM` without `CAP_SYS_ADMIN`, `EAGAIN` when there are no more
     /// threads to be had.
     pub fn open_in(namespace: &File) -> io::Result<Self> {
-        let threads = threads()?;
+        let threads = threads(Whose::Container)?;
         let opened = thread::scope(|scope| {
             let inside = thread::Builder::new().spawn_scoped(scope, || {
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
@@ -110,6 +119,14 @@ impl Socket {
         self.spent.load(Ordering::Relaxed) || self.connection.is_finished()
     }
 
+    /// Closes it, and returns when that is done: dropped alone, its descriptor is there until a thread for connections comes
+    /// to it.
+    pub(super) async fn close(mut self) {
+        self.connection.abort();
+        // What hangs in the kernel is closed later.
+        let _ = timeout(PATIENCE, &mut self.connection).await;
+    }
+
     /// How many of the kernel's messages could not be read, or not all of it, so far.
     pub fn unread(&self) -> u64 {
         self.unread.load(Ordering::Relaxed)
@@ -120,6 +137,8 @@ impl Socket {
     /// # Errors
     /// [`Error::Late`], after which the socket [is spent](Self::is_spent).
     pub(super) async fn next<S: Stream + Unpin>(&self, what: &str, answer: &mut S) -> Result<Option<S::Item>, Error> {
+        // A long answer is all there soon: who reads it lets others have a turn.
+        consume_budget().await;
         let time = if self.most == usize::MAX { LONG_PATIENCE } else { PATIENCE };
         self.in_time(what, time, answer.next()).await
     }
@@ -277,7 +296,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_answer_that_does_not_come_is_not_waited_for() {
-        let threads = threads().unwrap();
+        let threads = threads(Whose::Node).unwrap();
         let socket = Socket::new(opened(threads).unwrap(), threads, MOST_INSIDE);
         assert!(socket.link("lo").await.is_ok() && !socket.is_spent());
         let never = futures::stream::pending::<Result<(), rtnetlink::Error>>();

@@ -273,13 +273,19 @@ async fn one(path: &Path, gateway: Ipv4Net, limits: Limits) -> Look {
     }
     match open(path) {
         Err(error) => Look::refused(path, &error),
-        Ok((space, socket)) => match look(&socket, gateway, now + limits.each).await {
-            Ok(mut inside) => {
-                inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
-                Look::Found(space, inside, socket.unread())
+        Ok((space, socket)) => {
+            let found = look(&socket, gateway, now + limits.each).await;
+            let unread = socket.unread();
+            // Before the next look opens one: descriptors are few.
+            socket.close().await;
+            match found {
+                Ok(mut inside) => {
+                    inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));
+                    Look::Found(space, inside, unread)
+                }
+                Err(error) => Look::Failed(error.to_string()),
             }
-            Err(error) => Look::Failed(error.to_string()),
-        },
+        }
     }
 }
 

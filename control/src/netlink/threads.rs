@@ -12,20 +12,41 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// More connections than these are seldom at work at once. The others wait behind them, as they would for the lock.
 const THREADS: usize = 4;
 
-/// Never ends: connections outlive the runtimes that have opened them, and end with their sockets.
-static RUNTIME: LazyLock<io::Result<Runtime>> =
-    LazyLock::new(|| Builder::new_multi_thread().worker_threads(THREADS).thread_name("netlink").enable_io().build());
+/// Whose namespace a connection asks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The node's own network namespace.
+    Node,
+    /// A container's: a list there may be long, and a connection reads all of a list that the kernel has ready in one go.
+    Container,
+}
+
+/// Never end: connections outlive the runtimes that have opened them, and end with their sockets.
+static NODE: LazyLock<io::Result<Runtime>> = LazyLock::new(|| runtime("netlink"));
+static CONTAINERS: LazyLock<io::Result<Runtime>> = LazyLock::new(|| runtime("netlink-inside"));
+
+fn runtime(name: &str) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(THREADS).thread_name(name).enable_io().build()
+}
 
 /// Where connections are spawned. A socket is made in this runtime's context, so that it is polled there. The threads
 /// are in the network namespace of the first caller: they never make sockets themselves.
 ///
 /// # Errors
 /// When the runtime could not be made.
-pub(super) fn threads() -> io::Result<&'static Handle> {
-    match &*RUNTIME {
+pub(super) fn threads(whose: Whose) -> io::Result<&'static Handle> {
+    match &**(if whose == Whose::Node { &NODE } else { &CONTAINERS }) {
         Ok(runtime) => Ok(runtime.handle()),
         Err(error) => Err(io::Error::new(error.kind(), format!("cannot start the threads for netlink: {error}"))),
     }
+}
+
+/// Starts them, where an error can be told.
+///
+/// # Errors
+/// As [`threads`].
+pub fn start() -> io::Result<()> {
+    [Whose::Node, Whose::Container].into_iter().try_for_each(|whose| threads(whose).map(drop))
 }
 
 #[cfg(test)]
@@ -44,7 +65,7 @@ mod tests {
         let (held, holding) = mpsc::channel();
         for _ in 0..THREADS {
             let held = held.clone();
-            threads().unwrap().spawn(async move {
+            threads(Whose::Node).unwrap().spawn(async move {
                 held.send(()).unwrap();
                 thread::sleep(for_so_long);
             });

@@ -147,6 +147,18 @@ impl HostRules {
         rules
     }
 
+    /// A match for each set of bound ports.
+    pub(super) fn bound_ports(&self) -> impl Iterator<Item = Value> + '_ {
+        let bound = self.groups().into_iter().filter(|group| group.nets.is_some());
+        bound.flat_map(|group| {
+            let named = by_protocol(group.ports).into_keys();
+            named.map(move |protocol| {
+                let set = format!("@{}", set_name(protocol, group.number));
+                json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}})
+            })
+        })
+    }
+
     /// Published ports at whatever address of this node, floating ones too; bound ones at theirs.
     fn destination<'a>(&'a self, head: &'a [Value]) -> impl Iterator<Item = Vec<Value>> + 'a {
         let local = is_local();

@@ -1,7 +1,7 @@
 //! Beside an engine its own mesh answers published ports for every packet that the programs leave to the stack: first
 //! fragments without a whole header, what is sent to a bridge's address, what arrives at an interface without a program.
-//! It knows no lists, so they are asked here as well. The same for the address of its sandbox, which answers published
-//! ports by itself.
+//! It knows no lists, so they are asked here as well. So they are where the engine's rules lead packets that nobody has
+//! translated: its sandbox and containers, at their own addresses on the gateway bridge.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -12,15 +12,16 @@ use serde_json::{Value, json};
 use super::{
     CLOSED, TABLE,
     host::{DESTINATION, by_protocol, elements, is_local},
-    ruleset::{self, is_translated, payload, rule},
+    ruleset::{self, is_translated, named, payload, rule},
 };
 
 /// Between our translations into the host link and the engine's destination NAT (-100). A connection that was translated
 /// is not looked at again: the programs ask the lists about its new source.
 const PRIORITY: i32 = DESTINATION + 5;
 const CHAIN: &str = "lists_prerouting";
-/// What goes to the engine's sandbox goes through this chain, and the set of its addresses.
-const TO_SANDBOX: &str = "to_sandbox";
+/// What goes to the engine's sandbox or to containers on its gateway bridge goes through this chain.
+const BEHIND: &str = "behind";
+/// The set of the sandbox's addresses, and how rules name it.
 const SANDBOX: &str = "sandbox";
 const IN_SANDBOX: &str = "@sandbox";
 
@@ -44,10 +45,15 @@ impl Listed {
     }
 }
 
-/// Per list one set of clients, and one of ports per protocol. `sandbox`: where the engine's mesh leads published ports.
-pub(super) fn sets(all: &[Listed], sandbox: &BTreeSet<Ipv4Addr>) -> Vec<Value> {
+/// The addresses of the engine's sandbox.
+pub(super) fn sandbox_set(all: &BTreeSet<Ipv4Addr>) -> Value {
+    ruleset::set(SANDBOX, "ipv4_addr", all)
+}
+
+/// Per list one set of clients, and one of ports per protocol.
+pub(super) fn sets(all: &[Listed]) -> Vec<Value> {
     let (family, table) = TABLE;
-    let mut sets = vec![ruleset::set(SANDBOX, "ipv4_addr", sandbox)];
+    let mut sets = Vec::new();
     for (number, listed) in all.iter().enumerate() {
         let mut set = json!({"family": family, "name": clients_name(number), "table": table, "type": "ipv4_addr",
                              "flags": ["interval"]});
@@ -76,26 +82,33 @@ pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
         .collect()
 }
 
-/// Comes before what [`leaves_for_sandbox`] adds to other chains.
-pub(super) fn sandbox_chain() -> Value {
+/// Comes before what [`forwarded_behind`] and [`sent_behind`] add to other chains.
+pub(super) fn behind_chain() -> Value {
     let (family, table) = TABLE;
-    json!({"chain": {"family": family, "table": table, "name": TO_SANDBOX}})
+    json!({"chain": {"family": family, "table": table, "name": BEHIND}})
 }
 
-/// Has [`TO_SANDBOX`] look at what a chain lets go to the sandbox. Its addresses answer published ports as the node's do,
-/// and the engine's own rules let everybody in who has a route to them.
-pub(super) fn leaves_for_sandbox(chain: &str) -> Value {
+/// Has [`BEHIND`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there as the
+/// node does, containers their own, and the engine's rules let everybody in who has a route.
+pub(super) fn forwarded_behind(bridge: &str) -> Value {
+    rule("forward", vec![named("==", "oifname", bridge), json!({"jump": {"target": BEHIND}})])
+}
+
+/// The same for what this node's own processes send to the sandbox.
+pub(super) fn sent_behind(bridge: &str) -> Value {
     let there = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": IN_SANDBOX}});
-    rule(chain, vec![there, json!({"jump": {"target": TO_SANDBOX}})])
+    rule("output", vec![named("==", "oifname", bridge), there, json!({"jump": {"target": BEHIND}})])
 }
 
-/// Drops new connections of clients that may not open them. About what the engine has translated, [`rules`] were asked.
-pub(super) fn sandbox_rules(all: &[Listed]) -> Vec<Value> {
+/// Drops new connections of clients that may not open them, and all to ports that answer at other addresses only. About
+/// what was translated on its way in, [`rules`] were asked.
+pub(super) fn behind_rules(all: &[Listed], bound: impl Iterator<Item = Value>) -> Vec<Value> {
     let new = json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}});
-    let asked = rule(TO_SANDBOX, vec![is_translated("dnat"), json!({"return": null})]);
-    let rest = shut_out(all)
-        .map(|matches| rule(TO_SANDBOX, [new.clone()].into_iter().chain(matches).chain(drop_it()).collect()));
-    [asked].into_iter().chain(rest).collect()
+    let asked = vec![is_translated("dnat"), json!({"return": null})];
+    let bound = bound.map(|port| vec![new.clone(), port]);
+    let listed = shut_out(all).map(|matches| [new.clone()].into_iter().chain(matches).collect());
+    let dropped = bound.chain(listed).map(|matches: Vec<_>| matches.into_iter().chain(drop_it()).collect());
+    [asked].into_iter().chain(dropped).map(|statements| rule(BEHIND, statements)).collect()
 }
 
 /// Per list and protocol: a client that may not use the port.

@@ -54,7 +54,9 @@ pub struct Firewall {
     pub published_udp: BTreeSet<u16>,
     /// Published ports that not every client may use, where an engine answers them as well.
     pub listed: Vec<Listed>,
-    /// Addresses of the engine's sandbox, which answers published ports as the node's do.
+    /// The gateway bridge of an engine that answers published ports as well.
+    pub engine_bridge: Option<String>,
+    /// Addresses of that engine's sandbox, which answers published ports as the node's do.
     pub sandbox: BTreeSet<Ipv4Addr>,
     /// For the host link, once it is there.
     pub host: Option<HostRules>,
@@ -94,10 +96,12 @@ impl Firewall {
             chains.insert(2, HostRules::regular_chain());
             rules.extend(HostRules::regular_rules());
         }
-        let to_sandbox = !self.listed.is_empty() && !self.sandbox.is_empty();
-        if to_sandbox {
-            chains.insert(chains.len() - 3, lists::sandbox_chain());
-            rules.extend(lists::sandbox_rules(&self.listed));
+        let bound = self.host.as_ref().filter(|host| host.engine && !host.bound.is_empty());
+        let behind = self.engine_bridge.as_ref().filter(|_| !self.listed.is_empty() || bound.is_some());
+        if behind.is_some() {
+            // Behind the other regular chains.
+            chains.insert(chains.len() - 3, lists::behind_chain());
+            rules.extend(lists::behind_rules(&self.listed, bound.into_iter().flat_map(HostRules::bound_ports)));
         }
         rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
@@ -109,16 +113,12 @@ impl Firewall {
         if self.host.is_some() {
             rules.push(HostRules::uninvited("forward"));
         }
-        if to_sandbox {
-            rules.push(lists::leaves_for_sandbox("forward"));
-        }
+        rules.extend(behind.map(|bridge| lists::forwarded_behind(bridge)));
         rules.extend([taken(), self.entered(), self.output()]);
         if self.host.is_some() {
             rules.push(HostRules::uninvited("output"));
         }
-        if to_sandbox {
-            rules.push(lists::leaves_for_sandbox("output"));
-        }
+        rules.extend(behind.map(|bridge| lists::sent_behind(bridge)));
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
@@ -144,8 +144,11 @@ impl Firewall {
             chains.extend(host.chains());
             rules.extend(host.rules());
         }
+        if behind.is_some() {
+            sets.push(lists::sandbox_set(&self.sandbox));
+        }
         if !self.listed.is_empty() {
-            sets.extend(lists::sets(&self.listed, &self.sandbox));
+            sets.extend(lists::sets(&self.listed));
             chains.push(lists::chain());
             rules.extend(lists::rules(&self.listed));
         }
@@ -367,6 +370,7 @@ mod tests {
             published: [].into(),
             published_udp: [].into(),
             listed: Vec::new(),
+            engine_bridge: None,
             sandbox: BTreeSet::new(),
             host: None,
         };

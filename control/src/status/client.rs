@@ -2,11 +2,12 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use serde_json::Value;
 
 use super::protocol::{End, Request, Response};
@@ -28,6 +29,18 @@ pub enum AskError {
         /// Why.
         source: io::Error,
     },
+    /// It does not answer.
+    #[error(
+        "the agent at {path} has not answered within {} s: it hangs, or the machine is overloaded; its log says what it \
+         was at (`journalctl -u hiveway`), and if nothing helps restart it: packets are forwarded meanwhile",
+        .time.as_secs()
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long was waited.
+        time: Duration,
+    },
     /// The answer broke off.
     #[error("the agent at {path} did not answer: {source}")]
     NoAnswer {
@@ -46,8 +59,12 @@ pub enum AskError {
 /// # Errors
 /// When there is no agent or no sensible answer.
 pub fn ask(path: &Path, request: &Request) -> Result<Value, AskError> {
-    let no_answer = |source| AskError::NoAnswer { path: path.to_owned(), source };
-    let mut answer = question(path, request)?;
+    ask_within(PATIENCE, path, request)
+}
+
+fn ask_within(time: Duration, path: &Path, request: &Request) -> Result<Value, AskError> {
+    let no_answer = |source| no_answer(path, time, source);
+    let mut answer = question(path, request, time)?;
     match next(&mut answer).map_err(no_answer)? {
         Response::Ok(value) => Ok(value),
         Response::Error(error) => Err(AskError::Refused(error)),
@@ -60,8 +77,8 @@ pub fn ask(path: &Path, request: &Request) -> Result<Value, AskError> {
 /// # Errors
 /// As [`ask`].
 pub fn ask_rows(path: &Path, request: &Request, mut take: impl FnMut(Vec<Value>) -> bool) -> Result<End, AskError> {
-    let no_answer = |source| AskError::NoAnswer { path: path.to_owned(), source };
-    let mut answer = question(path, request)?;
+    let no_answer = |source| no_answer(path, PATIENCE, source);
+    let mut answer = question(path, request, PATIENCE)?;
     let mut rows = 0;
     loop {
         match next(&mut answer).map_err(no_answer)? {
@@ -82,11 +99,32 @@ fn unexpected() -> io::Error {
     io::Error::other("it said something else; is it of another version?")
 }
 
+fn no_answer(path: &Path, time: Duration, source: io::Error) -> AskError {
+    let path = path.to_owned();
+    match source.kind() {
+        // What the kernel makes of a timeout.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silent { path, time },
+        _ => AskError::NoAnswer { path, source },
+    }
+}
+
+/// Connects, for which an agent that takes no connections any more may let us wait, too.
+fn connect(path: &Path, time: Duration) -> io::Result<UnixStream> {
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(time))?;
+    stream.set_read_timeout(Some(time))?;
+    socket::connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(stream)
+}
+
 /// Sends the question; what comes is the answer.
-fn question(path: &Path, request: &Request) -> Result<BufReader<UnixStream>, AskError> {
-    let mut stream = UnixStream::connect(path).map_err(|source| AskError::NoAgent { path: path.to_owned(), source })?;
+fn question(path: &Path, request: &Request, time: Duration) -> Result<BufReader<UnixStream>, AskError> {
+    let mut stream = connect(path, time).map_err(|source| match no_answer(path, time, source) {
+        AskError::NoAnswer { path, source } => AskError::NoAgent { path, source },
+        silent => silent,
+    })?;
     let sent = (|| {
-        stream.set_read_timeout(Some(PATIENCE))?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         match stream.write_all(&line) {
@@ -95,7 +133,7 @@ fn question(path: &Path, request: &Request) -> Result<BufReader<UnixStream>, Ask
             written => written,
         }
     })();
-    sent.map_err(|source| AskError::NoAnswer { path: path.to_owned(), source })?;
+    sent.map_err(|source| no_answer(path, time, source))?;
     Ok(BufReader::new(stream))
 }
 
@@ -105,4 +143,42 @@ fn next(answer: &mut BufReader<UnixStream>) -> io::Result<Response> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener, thread};
+
+    use nix::sys::socket::Backlog;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_hangs_is_said_to_and_not_a_number() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let why = || ask_within(Duration::from_secs(1), &path, &Request::Status).unwrap_err().to_string();
+        let says = |why: &str| why.contains("has not answered within 1 s") && why.contains("journalctl");
+        assert!(says(&why()), "{}", why());
+        // Nor does it take connections any more.
+        let waiting: Vec<_> = (0..200)
+            .map_while(|_| {
+                let socket =
+                    socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+                socket::connect(socket.as_raw_fd(), &UnixAddr::new(&path).unwrap()).ok().map(|()| socket)
+            })
+            .collect();
+        assert!(waiting.len() < 200, "its queue has no end");
+        let (said, heard) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        thread::spawn(move || said.send(ask_within(Duration::from_secs(1), &asked, &Request::Status)));
+        let why = heard.recv_timeout(Duration::from_secs(10)).expect("an end").unwrap_err().to_string();
+        assert!(says(&why), "{why}");
+        drop((listener, waiting));
+        std::fs::remove_file(&path).unwrap();
+        let why = ask_within(Duration::from_secs(1), &path, &Request::Status).unwrap_err().to_string();
+        assert!(why.contains("no agent answers") && why.contains("No such file"), "{why}");
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use hiveway_tests::{
     agent::Agent,
-    lab::{Capture, Lab, Netns, PATIENCE, scenario, wait_for},
+    lab::{Capture, Lab, Netns, PATIENCE, Process, scenario, wait_for},
     peer::{self, LoadLoop},
 };
 use serde_json::json;
@@ -92,47 +92,65 @@ fn lists_hold_at_addresses_and_interfaces_that_are_left_to_the_stack() {
     });
 }
 
-/// Where the engine's mesh leads published ports is an address like others to who has a route to it, and answers them.
+/// A server of 8080/tcp on the engine's gateway bridge of `node`.
+fn behind(lab: &Lab, node: &Netns, name: &str, address: &str) -> Result<(Netns, [Process; 2])> {
+    let there = lab.namespace(name)?;
+    node.run(&format!("ip link add {name} type veth peer name eth0 netns {}", there.name()))?;
+    node.run(&format!("ip link set {name} master docker_gwbridge up"))?;
+    there.run(&format!("ip addr add {address}/16 dev eth0"))?;
+    there.run("ip link set eth0 up")?;
+    there.run("ip route add default via 172.18.0.1")?;
+    let servers = [peer::http_server(lab, &there, 8080, "web.1")?, peer::http_server(lab, &there, 8081, "web.1")?];
+    Ok((there, servers))
+}
+
+/// Where the engine's mesh leads published ports is an address like others to who has a route to it, and answers them. So
+/// does a container that listens at a published port.
 #[test]
-fn lists_hold_at_the_address_of_the_engines_sandbox() {
+fn lists_and_bindings_hold_behind_the_engines_gateway_bridge() {
     const SANDBOX: &str = "172.18.0.9";
+    const CONTAINER: &str = "172.18.0.10";
+    const LEADS: &str = "iptables-nft -t nat -A DOCKER-INGRESS -p tcp --dport 8080 -j DNAT --to-destination";
     scenario(|lab| {
         let (near, far) = (lab.client()?, lab.far_client()?);
         near.run("ip route add 172.18.0.0/16 via 192.168.77.11")?;
         lab.switch().run("ip route add 172.18.0.0/16 via 192.168.77.11")?;
-        let sandbox = lab.namespace("sandbox")?;
-        let mut cluster = firewall::cluster(lab, &[], |node| {
-            // Behind the rule of web.1, which takes all there is.
-            node.run(&format!(
-                "iptables-nft -t nat -A DOCKER-INGRESS -p tcp --dport 8080 -j DNAT --to {SANDBOX}:8080"
-            ))?;
-            node.run(&format!("ip link add sandbox type veth peer name eth0 netns {}", sandbox.name()))?;
-            node.run("ip link set sandbox master docker_gwbridge up")?;
-            sandbox.run(&format!("ip addr add {SANDBOX}/16 dev eth0"))?;
-            sandbox.run("ip link set eth0 up")?;
-            sandbox.run("ip route add default via 172.18.0.1")?;
+        // Behind the rule of web.1, which takes all there is.
+        let mut cluster = firewall::cluster(lab, &[], |node| node.run(&format!("{LEADS} {SANDBOX}:8080")).map(drop))?;
+        let (node, agent) = (cluster.nodes[0].clone(), cluster.agents[0].clone());
+        let _behind = [behind(lab, &node, "sandbox", SANDBOX)?, behind(lab, &node, "container", CONTAINER)?];
+        relabel(&mut cluster, "192.168.88.0/24")?;
+        for address in [SANDBOX, CONTAINER] {
+            shut_out(&near, &format!("{address}:8080"), &agent)?;
+            served(&far, &format!("{address}:8080"), FAR)?;
+            // No port of the swarm's.
+            served(&near, &format!("{address}:8081"), NEAR)?;
+        }
+        // The node's own processes may ask containers, as with the engine alone, but not in everybody's stead.
+        let refused = |address: &str| -> Result<bool> {
+            Ok(peer::attempts(&node, "tcp", &format!("{address}:8080"), 2)?.ok == 0)
+        };
+        ensure!(refused(SANDBOX)? && !refused(CONTAINER)?, "from the node itself");
+        node.run(&format!("{LEADS} {CONTAINER}:8080"))?;
+        wait_for("the other address to be known", PATIENCE, || {
+            ensure!(refused(CONTAINER)?, "it is answered");
             Ok(())
         })?;
-        let _servers =
-            [peer::http_server(lab, &sandbox, 8080, "web.1")?, peer::http_server(lab, &sandbox, 8081, "other")?];
-        let (node, agent) = (cluster.nodes[0].clone(), cluster.agents[0].clone());
-        let target = format!("{SANDBOX}:8080");
-        relabel(&mut cluster, "192.168.88.0/24")?;
-        shut_out(&near, &target, &agent)?;
-        served(&far, &target, FAR)?;
-        let tally = peer::attempts(&near, "tcp", &format!("{SANDBOX}:8081"), 2)?;
-        ensure!(tally.failed == 0, "no port of ours: {tally:?}");
-        // The node's own processes and the kernel, which says so to them.
-        let tally = peer::attempts(&node, "tcp", &target, 2)?;
-        ensure!(tally.ok == 0, "{tally:?}");
 
-        let kept = LoadLoop::tcp(lab, &far, &target, 1, true)?;
+        let kept = LoadLoop::tcp(lab, &far, &format!("{SANDBOX}:8080"), 1, true)?;
         kept.wait_answers(5)?;
         relabel(&mut cluster, "192.168.77.0/24")?;
-        shut_out(&far, &target, &agent)?;
+        shut_out(&far, &format!("{SANDBOX}:8080"), &agent)?;
         let tally = kept.stop()?;
         ensure!(tally.failed == 0 && tally.ok > 5, "an established connection broke: {tally:?}");
-        served(&near, &target, NEAR)
+        served(&near, &format!("{SANDBOX}:8080"), NEAR)?;
+
+        // A port that answers at one address of the node's.
+        cluster.change(|table| {
+            table.item_mut("services", "web")["labels"] = json!({"hiveway.addresses": "192.168.77.11"});
+        })?;
+        wait_for("the binding to be in force", PATIENCE, || shut_out(&near, &format!("{SANDBOX}:8080"), &agent))?;
+        shut_out(&far, &format!("{CONTAINER}:8080"), &agent)
     });
 }
 

@@ -43,6 +43,7 @@ mod reverse;
 mod scaling;
 mod snapshot;
 mod sockets;
+mod state_files;
 mod stock_backend;
 mod support;
 mod surroundings;

@@ -107,10 +107,15 @@ impl<'l> Cluster<'l> {
 
     /// Changes the table; returns when every agent has it in force.
     pub(crate) fn change(&mut self, edit: impl FnOnce(&mut Table)) -> Result<()> {
+        self.write(edit)?;
+        self.settle()
+    }
+
+    /// Changes the table; the agents read it some time after.
+    pub(crate) fn write(&mut self, edit: impl FnOnce(&mut Table)) -> Result<()> {
         edit(&mut self.table);
         self.create_task_namespaces()?;
-        self.table.write(&self.file)?;
-        self.settle()
+        self.table.write(&self.file)
     }
 
     /// Ends a task's processes and deletes its namespace, as an engine does.

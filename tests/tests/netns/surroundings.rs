@@ -299,6 +299,50 @@ fn a_part_that_hangs_is_named_and_everything_else_answers() {
     });
 }
 
+/// Processes that have this word on their command line.
+fn running(word: &str) -> Result<usize> {
+    let all = fs::read_dir("/proc")?.flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    Ok(all.filter(|line| line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())).count())
+}
+
+#[test]
+fn programs_that_hang_end_with_the_agent() {
+    use std::os::unix::fs::PermissionsExt as _;
+    scenario(|lab| {
+        let cluster = Cluster::start(lab, 1, web_table(&["n1"], &[("tcp", 8080, 80)], "n1"))?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        agent.terminate()?;
+        // A number that no other sleeps for.
+        let (programs, hangs) = (lab.directory().join("programs"), lab.directory().join("hangs"));
+        let number = format!("{}", 1_000_000 + std::process::id());
+        fs::create_dir(&programs)?;
+        let nft = node.shell("command -v nft")?;
+        let script = format!(
+            "#!/bin/sh\n[ -e {} ] && {{ sleep {number} & wait; }}\nexec {} \"$@\"\n",
+            hangs.display(),
+            nft.trim()
+        );
+        fs::write(programs.join("nft"), script)?;
+        fs::set_permissions(programs.join("nft"), fs::Permissions::from_mode(0o755))?;
+        agent.programs_from(&programs);
+        agent.restart()?;
+        fs::write(&hangs, "")?;
+        // The host's rules are read on a thread of its own.
+        node.run("iptables-nft -t raw -A PREROUTING -s 203.0.113.7 -j DROP")?;
+        wait_for("a program to hang", PATIENCE, || {
+            ensure!(running(&number)? > 0, "none hangs");
+            Ok(())
+        })?;
+        // Some are killed in their time; others hang then.
+        agent.terminate()?;
+        wait_for("the programs to be gone", Duration::from_secs(2), || {
+            let left = running(&number)?;
+            ensure!(left == 0, "{left} are left");
+            Ok(())
+        })
+    });
+}
+
 #[test]
 fn pins_that_are_taken_away_are_made_anew_under_traffic() {
     scenario(|lab| {
@@ -381,7 +425,9 @@ fn connections_are_filtered_where_they_are_read() {
         };
         let all = rows(&[])?;
         ensure!(all >= 5, "{all} connections");
-        ensure!(rows(&["--service", "web"])? == all && rows(&["--service", "other"])? == 0, "by service");
+        ensure!(rows(&["--service", "web"])? == all && rows(&["--service", "user"])? == 0, "by service");
+        let why = rows(&["--service", "wbe"]).expect_err("there is no such service").to_string();
+        ensure!(why.contains("there is no service \"wbe\"") && why.contains("did you mean \"web\"?"), "{why}");
         ensure!(rows(&["--client", "192.168.77.100"])? == all && rows(&["--client", "10.0.0.0/8"])? == 0, "by client");
         ensure!(rows(&["--state", "established"])? == 1, "by state");
         ensure!(rows(&["--limit", "2"])? == 2, "by number");

@@ -303,6 +303,38 @@ fn uplinks_that_are_named_are_all_accepted_on() {
     });
 }
 
+#[test]
+fn maps_follow_at_once_when_an_uplink_is_back_after_a_while() {
+    scenario(|lab| {
+        let cluster =
+            Cluster::start_on(lab, nodes(lab)?, web(["192.168.77.11", "192.168.77.12", "192.168.77.13"], 1450), &[])?;
+        let (node, agent) = (&cluster.nodes[0], &cluster.agents[0]);
+        let maps = || -> Result<Option<u64>> {
+            let status = agent.json(&["status"])?;
+            let mut failing = status["failing"].as_array().into_iter().flatten();
+            Ok(failing.find(|item| item["item"] == "maps").map(|item| item["attempts"].as_u64().unwrap_or(0)))
+        };
+        let rename = |from: &str, to: &str| {
+            for step in ["down", &format!("name {to}")] {
+                node.run(&format!("ip link set {from} {step}"))?;
+            }
+            node.run(&format!("ip link set {to} up"))
+        };
+        rename("eth0", "away0")?;
+        // By then what fails on its own account is tried every 16 seconds.
+        wait_for("the maps to have lacked it for a while", 2 * PATIENCE, || {
+            let attempts = maps()?;
+            ensure!(attempts >= Some(6), "{attempts:?} attempts");
+            Ok(())
+        })?;
+        rename("away0", "eth0")?;
+        wait_for("the maps to follow", FOLLOWED, || {
+            ensure!(maps()?.is_none(), "{:#}", agent.json(&["status"])?["failing"]);
+            Ok(())
+        })
+    });
+}
+
 /// A node whose address is on a bridge, of which its cable is a port, as hosts of virtual machines have it.
 fn bridged(lab: &Lab, label: &str, host: u8) -> Result<Netns> {
     let node = lab.node(label, host)?;

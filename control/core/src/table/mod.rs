@@ -58,6 +58,7 @@ pub fn parse_file_with(text: &str, path: &Path, reserved: Reserved) -> Result<Ta
     let reading = parse_text(text, path).map_err(|message| vec![Problem::error("", message)])?;
     let Reading { table, mut problems, .. } = reading;
     let model = check::check(table, reserved, &mut problems);
+    without_follow_ups(&mut problems);
     tree::in_file_order(&mut problems);
     if problems.iter().any(|p| p.severity == Severity::Error) {
         return Err(problems);
@@ -87,6 +88,33 @@ fn parse_text(text: &str, path: &Path) -> Result<Reading, String> {
             strict_booleans: true,
             with_snippet: false,
         };
-        serde_saphyr::from_str_with_options(text, options).map_err(|e| format!("not valid YAML: {e}"))
+        // Its hints are for programmers.
+        let plain = |error: String| error.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        serde_saphyr::from_str_with_options(text, options)
+            .map_err(|e| format!("not valid YAML: {}", plain(e.to_string())))
+    }
+}
+
+/// Where ids of a section could not be read, what is unknown because of that is not told as well, nor are warnings.
+fn without_follow_ups(problems: &mut Vec<Problem>) {
+    for (section, what) in [("nodes", "node"), ("networks", "network"), ("services", "service")] {
+        if problems.iter().any(|problem| hides_ids(problem, section)) {
+            let unknown = format!("unknown {what} ");
+            problems.retain(|problem| problem.severity == Severity::Error && !problem.message.starts_with(&unknown));
+        }
+    }
+}
+
+/// Whether a problem keeps ids of a section from being known: the section is no list or has another name, an item is no
+/// object, or its id is wrong.
+fn hides_ids(problem: &Problem, section: &str) -> bool {
+    match problem.path.strip_prefix(section) {
+        Some("") => true,
+        Some(item) => match item.split_once(']') {
+            Some((_, "")) => true,
+            Some((_, ".id")) => !problem.message.contains(" is already "),
+            _ => false,
+        },
+        None => !problem.path.contains('[') && problem.message.contains(&format!("did you mean `{section}`?")),
     }
 }

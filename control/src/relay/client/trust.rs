@@ -26,12 +26,13 @@ pub enum Trust {
 
 impl Trust {
     /// By what the engine says, for an address that it did not name. Without its word the certificate counts: a node
-    /// whose engine is down keeps its tables.
+    /// whose engine is down keeps its tables. An engine that names none for a while, or falls silent, is believed what it
+    /// said last; one that has never named any since the agent began leaves it to the certificates, and that is said.
     pub fn of(view: &EngineView) -> Self {
         let silent = view.lost.as_ref().map(|lost| lost.why.clone());
         match &view.manager_ids {
-            Some(managers) => Self::Only { managers: managers.clone(), silent },
-            None => Self::Anyone { why: silent.unwrap_or_else(|| "it does not name the swarm's managers yet".into()) },
+            Some(managers) if !managers.is_empty() => Self::Only { managers: managers.clone(), silent },
+            _ => Self::Anyone { why: silent.unwrap_or_else(|| "it does not name the swarm's managers yet".into()) },
         }
     }
 
@@ -94,6 +95,7 @@ mod tests {
     fn without_its_word_a_certificate_is_enough_and_that_is_said() {
         for (lost, expected) in [(Some("no such file"), "(no such file)"), (None, "does not name")] {
             let trust = Trust::of(&view(None, lost));
+            assert_eq!(trust, Trust::of(&view(Some(&[]), lost)), "nobody is no list");
             assert_eq!(trust.check("anyone"), Ok(()));
             let doubt = trust.doubt("192.0.2.1:4788", "anyone").unwrap();
             assert!(doubt.contains("node anyone at 192.0.2.1:4788") && doubt.contains(expected), "{doubt}");

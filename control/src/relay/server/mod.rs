@@ -63,6 +63,8 @@ pub async fn serve(listener: TcpListener, parts: Parts) -> Result<(), tonic::tra
     let mut tasks = JoinSet::new();
     tasks.spawn(accept::accept(listener, parts.credentials.clone(), accepted));
     tasks.spawn(follow(parts.table.clone(), parts.registry.clone()));
+    let registry = parts.registry.clone();
+    tasks.spawn(async move { registry.late().await });
     // Dropped with this future.
     let (_open, closing) = watch::channel(());
     let tables = Arc::new(Tables::new(parts.table.clone()));

@@ -8,6 +8,7 @@ use std::{
 
 use dataplane::{ConnectionRow, Kind, monotonic_now};
 use dataplane_common::addr::NetId;
+use hiveway_core::near::closest;
 use serde::Serialize;
 
 use super::Answers;
@@ -55,7 +56,7 @@ pub fn flows(answers: &Answers, filter: &FlowFilter, mut send: impl FnMut(Respon
         Answers::Starting(starting) => return Err(starting.no_answer()),
     };
     let (snapshot, now, clients) = (shared.snapshot(), monotonic_now(), filter.clients()?);
-    let services = service_names(filter, &snapshot);
+    let services = service_names(filter, &snapshot)?;
     let (mut chunk, mut found, mut more, mut listening) = (Vec::new(), 0, false, true);
     let limit = filter.limit.unwrap_or(usize::MAX);
     let read = shared.connections().each_row(|row| {
@@ -87,10 +88,22 @@ pub fn flows(answers: &Answers, filter: &FlowFilter, mut send: impl FnMut(Respon
 }
 
 /// The names that rows show for the service that the filter names by name or id; `None`: it names none.
-fn service_names(filter: &FlowFilter, snapshot: &Snapshot) -> Option<Vec<String>> {
-    let wanted = filter.service.as_deref()?;
-    let by_id = snapshot.model.services.get(wanted).map(|service| service.name.clone());
-    Some(by_id.into_iter().chain([wanted.to_owned()]).collect())
+///
+/// # Errors
+/// That there is no such service.
+fn service_names(filter: &FlowFilter, snapshot: &Snapshot) -> Result<Option<Vec<String>>, String> {
+    let Some(wanted) = filter.service.as_deref() else { return Ok(None) };
+    let services = &snapshot.model.services;
+    if let Some(service) = services.get(wanted) {
+        return Ok(Some(vec![service.name.clone(), wanted.to_owned()]));
+    }
+    let names = || services.values().map(|service| service.name.as_str());
+    if names().any(|name| name == wanted) || snapshot.tags.has_service(wanted) {
+        return Ok(Some(vec![wanted.to_owned()]));
+    }
+    let hint = closest(wanted, names())
+        .map_or_else(|| "`hiveway service ls` lists them".to_owned(), |near| format!("did you mean {near:?}?"));
+    Err(format!("there is no service {wanted:?} in this node's table; {hint}"))
 }
 
 fn view(row: &ConnectionRow, snapshot: &Snapshot, now: u64) -> FlowView {
