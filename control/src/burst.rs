@@ -1,8 +1,8 @@
-//! So many at once, and then so many in a time.
+//! A token bucket.
 
 use std::time::{Duration, Instant};
 
-/// How much somebody may have of something.
+/// Size and rate of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {
     /// So many at once.
@@ -11,7 +11,7 @@ pub(crate) struct Allowance {
     pub(crate) every: Duration,
 }
 
-/// What somebody has had of an [`Allowance`].
+/// A bucket; new ones are full.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Burst {
     /// When all of it may be had again.

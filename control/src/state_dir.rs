@@ -6,8 +6,8 @@
 //! machine, so there is nothing to undo then, and a file that the crash has left empty is as good as none. The last
 //! table is to outlive the machine: it is synced, by the thread that writes it (`behind.rs`).
 //!
-//! An agent knows what the files say without reading them again: what another process removes or damages while the
-//! agent runs is written again ([`StateDir::keep`]).
+//! An agent knows what the files say without reading them again: what another process removes or damages of addresses,
+//! sysctls and offloads while the agent runs is written again ([`StateDir::keep`]); other files with their next change.
 
 mod kept;
 mod last_table;

@@ -84,7 +84,7 @@ fn the_table_is_replaced_only_when_it_differs() {
             "nft delete element inet hiveway overlays { hwb4098 }",
             "nft add element inet hiveway clients_0 { 198.51.100.0/24 }",
             "nft flush chain inet hiveway lists_prerouting",
-            "nft flush chain inet hiveway behind",
+            "nft flush chain inet hiveway gwbridge",
             "nft delete element inet hiveway sandbox { 172.18.0.2 }",
             "nft flush chain inet hiveway sent",
             "nft flush chain inet hiveway uninvited",

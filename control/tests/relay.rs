@@ -130,14 +130,16 @@ fn a_worker_that_says_something_else_all_the_time_sets_nobodys_pace() {
             reports.borrow_and_update();
         }
         eprintln!("{said} reports in {TIME:?}: {tables} times something new for everybody");
-        assert!(tables <= 40 + 5 * TIME.as_secs() as u32 + 2, "{tables} new tables in {TIME:?}");
+        // The last turn may have taken its time.
+        let most = 40 + 5 * began.elapsed().as_secs() as u32 + 10;
+        assert!(tables <= most, "{tables} new tables in {:?}", began.elapsed());
         assert!(tables >= 40, "{tables}: a burst is taken in as it comes");
         // Its last word counts, and soon.
         let (sick, began) = (said % 2 == 1, Instant::now());
         let unhealthy = if sick { ["t1".to_owned()].into() } else { Default::default() };
         w1.report.send_replace(Some(Report { unhealthy, ..Report::default() }));
         w2.until("the last word", |live| model(live).is_some_and(|model| model.tasks["t1"].unhealthy == sick)).await;
-        assert!(began.elapsed() < Duration::from_millis(700), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     });
 }
 

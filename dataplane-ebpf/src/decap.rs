@@ -26,7 +26,7 @@ const CE: u8 = 0x03;
 // a number.
 #[inline(never)]
 pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Result<(), DropReason> {
-    if is_datagrams(ctx, inner) {
+    if needs_kernel(ctx, inner) {
         return Err(DropReason::UnsupportedGso);
     }
     ctx.adjust_room(-(ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, ROOM_FLAGS).map_err(|_| DropReason::RewriteFailed)?;
@@ -42,7 +42,7 @@ pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Resul
 /// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, or the first of several
 /// frames, which only the kernel's own device can take out. (A total length of 0 is that of more than 64 kB of TCP.)
 #[inline(always)]
-pub(crate) fn is_datagrams(ctx: &Skb, inner: &Packet) -> bool {
+pub(crate) fn needs_kernel(ctx: &Skb, inner: &Packet) -> bool {
     ctx.gso_size() != 0
         && (inner.proto != ipproto::TCP
             || (inner.total_len != 0 && inner.net as u32 + u32::from(inner.total_len) < ctx.len()))

@@ -90,7 +90,7 @@ fn overlay(ctx: &Skb, config: &Config, net: NetId, vni: VniBytes, outer: &Packet
     };
     // The sender's kernel cut this datagram's first piece once more: the small one behind it must not overtake.
     let behind = inner.fragment != Fragment::Whole && !outer.dont_fragment;
-    if eth.is_group() || behind || decap::is_datagrams(ctx, inner) {
+    if eth.is_group() || behind || decap::needs_kernel(ctx, inner) {
         return leave(ctx, vni, outer);
     }
     let to = maps::endpoint(&EndpointKey { net, ip: inner.dst }).ok_or(DropReason::UnknownDestination)?;

@@ -57,6 +57,11 @@ impl Programmed {
         Self { model, settings, facts, addresses, by_service, by_port, always }
     }
 
+    /// The maps show this table as well, what they were derived from being the same otherwise.
+    pub fn with(self, model: Arc<Model>) -> Self {
+        Self::new(model, self.settings, self.facts, self.addresses)
+    }
+
     /// Whether these are what the maps have been derived from.
     pub fn is_of(&self, model: &Arc<Model>, settings: &Settings, facts: &Facts, addresses: &GatewayAddresses) -> bool {
         Arc::ptr_eq(&self.model, model)

@@ -10,11 +10,13 @@ impl Agent {
     /// everything. Returns whether they do.
     pub(super) fn change_maps(&mut self) -> bool {
         let Some(programmed) = self.programmed.take() else { return false };
-        let Some(change) = programmed.change(&self.table.model) else { return false };
+        let now = &self.table.model;
+        let Some(change) = programmed.change(now) else { return false };
         let changes = block_in_place(|| self.shared.dataplane().change(&change));
         // What has failed is tried again, and named, by the round.
         let shown = changes.failures.is_empty();
         if shown {
+            self.programmed = Some(programmed.with(now.clone()));
             self.last.change = self.table.shown();
         }
         shown

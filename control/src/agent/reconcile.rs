@@ -163,7 +163,7 @@ impl Agent {
             self.args.node.clone_from(&self.table.node);
         }
         let used = rest::used();
-        // Whoever writes the table all the time, every second round comes to its end.
+        // Every second round comes to its end, however often the table changes.
         let may_give_way = self.last.ready && self.gave_way.take().is_none();
         let mut round = Round::new(self.pulse.clone(), news.filter(|_| may_give_way));
         let done = match self.everything(cause, shown, &mut round).await {
@@ -233,7 +233,7 @@ impl Agent {
 
         observe_entries(&self.socket, &mut links).await?;
         round.goes_on();
-        // Somebody's namespace may answer late.
+        // A container's namespace may answer late.
         let Some(looked) = self.look_into_namespaces(&desired, &settings, round).await else {
             return Ok(End::GaveWay);
         };

@@ -300,7 +300,11 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             () = paced(&pace, namespace_appears(&agent)) => Cause::Kernel,
             Some(()) = paced(&pace, links.recv()) => {
                 // A table is not kept waiting.
-                let _ = timeout(LINKS_SETTLE, tables.clone().changed()).await;
+                let more = sleep(LINKS_SETTLE);
+                tokio::select! {
+                    () = more => {}
+                    Ok(()) = news.changed(), if first => {}
+                }
                 while links.try_recv().is_ok() {}
                 Cause::Kernel
             }

@@ -276,8 +276,10 @@ async fn one(path: &Path, gateway: Ipv4Net, limits: Limits) -> Look {
         Ok((space, socket)) => {
             let found = look(&socket, gateway, now + limits.each).await;
             let unread = socket.unread();
-            // Before the next look opens one: descriptors are few.
-            socket.close().await;
+            // Before the next look opens one: descriptors are few. One that has failed may hang in the kernel.
+            if found.is_ok() {
+                socket.close().await;
+            }
             match found {
                 Ok(mut inside) => {
                     inside.identity = space.file.metadata().ok().map(|found| (found.dev(), found.ino()));

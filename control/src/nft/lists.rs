@@ -20,7 +20,7 @@ use super::{
 const PRIORITY: i32 = DESTINATION + 5;
 const CHAIN: &str = "lists_prerouting";
 /// What goes to the engine's sandbox or to containers on its gateway bridge goes through this chain.
-const BEHIND: &str = "behind";
+const GWBRIDGE: &str = "gwbridge";
 /// The set of the sandbox's addresses, and how rules name it.
 const SANDBOX: &str = "sandbox";
 const IN_SANDBOX: &str = "@sandbox";
@@ -78,37 +78,38 @@ pub(super) fn chain() -> Value {
 /// only, put together if it came in pieces: what is open goes on, as at the programs.
 pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
     shut_out(all)
-        .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(drop_it()).collect()))
+        .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(closed_out()).collect()))
         .collect()
 }
 
-/// Comes before what [`forwarded_behind`] and [`sent_behind`] add to other chains.
-pub(super) fn behind_chain() -> Value {
+/// Comes before what [`forwarded_to_gwbridge`] and [`sent_to_gwbridge`] add to other chains.
+pub(super) fn gwbridge_chain() -> Value {
     let (family, table) = TABLE;
-    json!({"chain": {"family": family, "table": table, "name": BEHIND}})
+    json!({"chain": {"family": family, "table": table, "name": GWBRIDGE}})
 }
 
-/// Has [`BEHIND`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there as the
+/// Has [`GWBRIDGE`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there as the
 /// node does, containers their own, and the engine's rules let everybody in who has a route.
-pub(super) fn forwarded_behind(bridge: &str) -> Value {
-    rule("forward", vec![named("==", "oifname", bridge), json!({"jump": {"target": BEHIND}})])
+pub(super) fn forwarded_to_gwbridge(bridge: &str) -> Value {
+    rule("forward", vec![named("==", "oifname", bridge), json!({"jump": {"target": GWBRIDGE}})])
 }
 
 /// The same for what this node's own processes send to the sandbox.
-pub(super) fn sent_behind(bridge: &str) -> Value {
+pub(super) fn sent_to_gwbridge(bridge: &str) -> Value {
     let there = json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": IN_SANDBOX}});
-    rule("output", vec![named("==", "oifname", bridge), there, json!({"jump": {"target": BEHIND}})])
+    rule("output", vec![named("==", "oifname", bridge), there, json!({"jump": {"target": GWBRIDGE}})])
 }
 
 /// Drops new connections of clients that may not open them, and all to ports that answer at other addresses only. About
 /// what was translated on its way in, [`rules`] were asked.
-pub(super) fn behind_rules(all: &[Listed], bound: impl Iterator<Item = Value>) -> Vec<Value> {
+pub(super) fn gwbridge_rules(all: &[Listed], bound: impl Iterator<Item = Value>) -> Vec<Value> {
     let new = json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}});
-    let asked = vec![is_translated("dnat"), json!({"return": null})];
+    let other = json!({"match": {"op": "!=", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}});
+    let asked = [other, is_translated("dnat")].map(|passes| vec![passes, json!({"return": null})]);
     let bound = bound.map(|port| vec![new.clone(), port]);
     let listed = shut_out(all).map(|matches| [new.clone()].into_iter().chain(matches).collect());
-    let dropped = bound.chain(listed).map(|matches: Vec<_>| matches.into_iter().chain(drop_it()).collect());
-    [asked].into_iter().chain(dropped).map(|statements| rule(BEHIND, statements)).collect()
+    let dropped = bound.chain(listed).map(|matches: Vec<_>| matches.into_iter().chain(closed_out()).collect());
+    asked.into_iter().chain(dropped).map(|statements| rule(GWBRIDGE, statements)).collect()
 }
 
 /// Per list and protocol: a client that may not use the port.
@@ -125,7 +126,7 @@ fn shut_out(all: &[Listed]) -> impl Iterator<Item = [Value; 2]> + '_ {
     })
 }
 
-fn drop_it() -> [Value; 2] {
+fn closed_out() -> [Value; 2] {
     [json!({"counter": CLOSED}), json!({"drop": null})]
 }
 

@@ -97,11 +97,11 @@ impl Firewall {
             rules.extend(HostRules::regular_rules());
         }
         let bound = self.host.as_ref().filter(|host| host.engine && !host.bound.is_empty());
-        let behind = self.engine_bridge.as_ref().filter(|_| !self.listed.is_empty() || bound.is_some());
-        if behind.is_some() {
+        let gwbridge = self.engine_bridge.as_ref().filter(|_| !self.listed.is_empty() || bound.is_some());
+        if gwbridge.is_some() {
             // Behind the other regular chains.
-            chains.insert(chains.len() - 3, lists::behind_chain());
-            rules.extend(lists::behind_rules(&self.listed, bound.into_iter().flat_map(HostRules::bound_ports)));
+            chains.insert(chains.len() - 3, lists::gwbridge_chain());
+            rules.extend(lists::gwbridge_rules(&self.listed, bound.into_iter().flat_map(HostRules::bound_ports)));
         }
         rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
@@ -113,12 +113,12 @@ impl Firewall {
         if self.host.is_some() {
             rules.push(HostRules::uninvited("forward"));
         }
-        rules.extend(behind.map(|bridge| lists::forwarded_behind(bridge)));
+        rules.extend(gwbridge.map(|bridge| lists::forwarded_to_gwbridge(bridge)));
         rules.extend([taken(), self.entered(), self.output()]);
         if self.host.is_some() {
             rules.push(HostRules::uninvited("output"));
         }
-        rules.extend(behind.map(|bridge| lists::sent_behind(bridge)));
+        rules.extend(gwbridge.map(|bridge| lists::sent_to_gwbridge(bridge)));
         if let Some(masquerade) = &self.masquerade {
             chains.push(chain("postrouting", "nat", "postrouting", 100));
             rules.extend(self.masquerade(masquerade));
@@ -144,7 +144,7 @@ impl Firewall {
             chains.extend(host.chains());
             rules.extend(host.rules());
         }
-        if behind.is_some() {
+        if gwbridge.is_some() {
             sets.push(lists::sandbox_set(&self.sandbox));
         }
         if !self.listed.is_empty() {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
     agent::Agent,
-    lab::{Lab, Netns, PATIENCE, Process, scenario_alone},
+    lab::{Lab, Netns, PATIENCE, Process, scenario_alone, slowness},
 };
 
 use crate::support::{Cluster, METRICS, metric, web_table};
@@ -38,10 +38,15 @@ fn delete(lab: &Lab, other: &Netns) -> Result<Process> {
 
 /// Has the lock held for [`HELD`], from now on.
 fn hold(lab: &Lab, other: &Netns) -> Result<Process> {
-    bridges(lab, other, SAMPLE)?;
-    let started = Instant::now();
-    delete(lab, other)?.wait(PATIENCE)?;
-    let each = started.elapsed() / SAMPLE;
+    // Without what each deletion takes whatever it deletes.
+    let sample = |count| -> Result<Duration> {
+        bridges(lab, other, count)?;
+        let started = Instant::now();
+        delete(lab, other)?.wait(PATIENCE)?;
+        Ok(started.elapsed())
+    };
+    let few = sample(SAMPLE)?;
+    let each = sample(5 * SAMPLE)?.saturating_sub(few) / (4 * SAMPLE);
     let count = (HELD.as_micros() / each.as_micros().max(1)).try_into().unwrap_or(MOST);
     bridges(lab, other, count.min(MOST))?;
     delete(lab, other)
@@ -89,9 +94,9 @@ fn while_another_process_holds_the_lock_for_links_status_and_metrics_answer() {
         let during = hold(lab, &other)?;
         let (status, metrics, held) = questions(agent, node, during)?;
         eprintln!("the lock was held for {held:?}: status {status:?}, metrics {metrics:?}");
-        ensure!(held > HELD / 3 * 2, "the lock was held for {held:?}: too short to show anything");
+        ensure!(held > HELD / 2, "the lock was held for {held:?}: too short to show anything");
         for (what, answers) in [("status", status), ("metrics", metrics)] {
-            ensure!(answers.longest < ANSWER, "{what} took {:?} while the lock was held", answers.longest);
+            ensure!(answers.longest < ANSWER * slowness(), "{what} took {:?} while the lock was held", answers.longest);
         }
         cluster.settle()
     });

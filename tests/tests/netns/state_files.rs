@@ -14,8 +14,8 @@ use crate::support::{Cluster, web_table};
 fn gateway_address(task: &Netns) -> Result<Ipv4Addr> {
     let text = task.run("ip -4 -br addr")?;
     let found = text.split_whitespace().filter_map(|word| word.split_once('/')?.0.parse::<Ipv4Addr>().ok());
-    let found = found.filter(|address| address.octets()[..2] == [172, 18]);
-    found.last().with_context(|| format!("no address on the gateway bridge: {text}"))
+    let mut found = found.filter(|address| address.octets()[..2] == [172, 18]);
+    found.next_back().with_context(|| format!("no address on the gateway bridge: {text}"))
 }
 
 fn add(table: &mut Table, slot: u8) {
