@@ -147,7 +147,7 @@ fn next_flow(order: &mut Order) -> u32 {
 /// `LENGTH` bytes at `frame` may be written.
 #[inline(always)]
 unsafe fn copy<const LENGTH: usize>(frame: usize, order: &Order) {
-    const { assert!(LENGTH % 8 == 0 || LENGTH % 8 == 6) };
+    const { assert!(LENGTH.is_multiple_of(8) || LENGTH % 8 == 6) };
     let (count, rest) = (LENGTH / 8, LENGTH / 8 * 8);
     let from = order.headers.as_ptr();
     // SAFETY: as the caller says; `headers` stands at the beginning of a map's value, which is aligned to eight.
