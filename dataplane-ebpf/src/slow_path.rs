@@ -80,7 +80,7 @@ pub(crate) fn handle(ctx: &Skb) -> Verdict {
     }
 }
 
-/// The inner source must live on the node that the pieces came from.
+/// The inner source must live on the node that the packet came from.
 #[inline(always)]
 fn check(net: NetId, src: Ip4, sender: u32) -> Result<(), DropReason> {
     match elsewhere(net, src) {

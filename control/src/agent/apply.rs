@@ -27,6 +27,7 @@ use crate::{
 
 /// Bridges that somebody else has put interfaces on: who can do that can do it again and again.
 static STRAYS: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+
 /// How a round ends that has not failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {

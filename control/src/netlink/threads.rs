@@ -9,7 +9,7 @@ use std::{io, sync::LazyLock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// More connections than these are seldom at work at once. The others wait behind them, as they would for the lock.
+/// Connections at work at once; the others wait behind them, as they would for the lock.
 const THREADS: usize = 4;
 
 /// Whose namespace a connection asks about.
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::netlink::Socket;
 
-    /// What somebody does to all connections who holds the kernel's lock.
+    /// Occupies all threads, as a process does that holds the kernel's lock.
     fn hold_all(for_so_long: Duration) {
         let (held, holding) = mpsc::channel();
         for _ in 0..THREADS {
