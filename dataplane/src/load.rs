@@ -64,6 +64,15 @@ pub(crate) enum Maps<'a> {
 
 /// Parses the object, makes its maps and loads all programs.
 pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
+    let mut ebpf = open(maps, log_level)?;
+    for program in Program::ALL {
+        self::program(&mut ebpf, *program)?;
+    }
+    Ok(ebpf)
+}
+
+/// Parses the object and makes its maps.
+pub(crate) fn open(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &log_level, false);
     let sizes = match maps {
@@ -80,22 +89,24 @@ pub(crate) fn load(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     by_protocol(&mut ebpf)?;
-    for program in Program::ALL {
-        let mut attempts = 0;
-        let loaded = loop {
-            let loaded = match program.is_xdp() {
-                true => xdp(&mut ebpf, *program)?.load(),
-                false => classifier(&mut ebpf, *program)?.load(),
-            };
-            attempts += 1;
-            match loaded {
-                Err(ref error) if was_interrupted(error) && attempts < MOST_ATTEMPTS => {}
-                loaded => break loaded,
-            }
-        };
-        loaded.map_err(|source| LoadError::Program { program: *program, source: Box::new(source) })?;
-    }
     Ok(ebpf)
+}
+
+/// Has the kernel verify one program.
+pub(crate) fn program(ebpf: &mut Ebpf, program: Program) -> Result<(), LoadError> {
+    let mut attempts = 0;
+    let loaded = loop {
+        let loaded = match program.is_xdp() {
+            true => xdp(ebpf, program)?.load(),
+            false => classifier(ebpf, program)?.load(),
+        };
+        attempts += 1;
+        match loaded {
+            Err(ref error) if was_interrupted(error) && attempts < MOST_ATTEMPTS => {}
+            loaded => break loaded,
+        }
+    };
+    loaded.map_err(|source| LoadError::Program { program, source: Box::new(source) })
 }
 
 /// Puts the tables of pending connections where the programs look for the one of a protocol.

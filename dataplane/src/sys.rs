@@ -273,6 +273,28 @@ pub(crate) fn update_batch(fd: BorrowedFd<'_>, keys: &[u8], values: &[u8], count
     }
 }
 
+/// Writes the first key of the map `fd` to `key`, which has the map's size of keys; `false`: the map is empty.
+#[cfg(feature = "testing")]
+pub(crate) fn first_key(fd: BorrowedFd<'_>, key: &mut [u8]) -> io::Result<bool> {
+    let mut attr = attributes();
+    attr.__bindgen_anon_2.map_fd = fd.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.__bindgen_anon_1.next_key = key.as_mut_ptr() as u64;
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes an entry of the map `fd`.
+#[cfg(feature = "testing")]
+pub(crate) fn delete(fd: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attr = attributes();
+    attr.__bindgen_anon_2.map_fd = fd.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = key.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
 /// Runs the program `fd` once on `packet`; returns the length of what it made of it, in `out`. `contexts`: what it sees
 /// and leaves as `struct __sk_buff`.
 #[cfg(feature = "testing")]

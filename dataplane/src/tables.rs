@@ -65,10 +65,14 @@ pub(crate) struct Tables {
 impl Tables {
     /// Takes the maps out of a loaded object. The programs hold them on their own from here on.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapFault> {
-        let mut take = |map: MapName| {
+        Self::of(|map| {
             let missing = || MapError::InvalidName { name: map.name().to_owned() };
             ebpf.take_map(map.name()).ok_or_else(|| MapFault { map, source: missing() })
-        };
+        })
+    }
+
+    /// Handles of the maps that `take` gives.
+    pub(crate) fn of(mut take: impl FnMut(MapName) -> Result<Map, MapFault>) -> Result<Self, MapFault> {
         let endpoints: Table<EndpointKey, Endpoint> = Table::new(MapName::Endpoints, take(MapName::Endpoints)?)?;
         let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
         let found = set_ids(&endpoints, &ports)?;

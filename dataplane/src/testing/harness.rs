@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, TestRun as _, TestRunOptions,
+    TestRun as _, TestRunOptions,
     maps::{Array, HashMap, MapData, MapError},
     programs::{ProgramError, tc},
 };
@@ -28,6 +28,7 @@ use zerocopy::IntoBytes as _;
 use super::{
     context::{Input, SkbContext, XdpContext},
     in_front::{self, Carried},
+    loaded::Loaded,
     outcome::{Outcome, XdpOutcome, decision, deltas},
     shooter::Shooter,
 };
@@ -38,7 +39,7 @@ use crate::{
     attach::side,
     clock,
     clock::monotonic_now,
-    load::{self, Maps},
+    load,
     paths::{PathLimit, Paths},
     pod::Raw,
     preflight,
@@ -47,7 +48,7 @@ use crate::{
 };
 
 /// Sizes that keep a harness small.
-const SIZES: &[(MapName, u32)] = &[
+pub(super) const SIZES: &[(MapName, u32)] = &[
     (MapName::Locals, 64),
     (MapName::Endpoints, 64),
     (MapName::Ports, 64),
@@ -108,14 +109,14 @@ pub enum RunError {
 
 /// Loaded programs with maps of their own.
 pub struct Harness {
-    ebpf: Ebpf,
+    loaded: Loaded,
     pub(super) tables: Tables,
     pub(super) cursors: Array<MapData, u64>,
     xdp_carried: bool,
 }
 
 impl Harness {
-    /// Loads all programs. Needs root.
+    /// Empty maps, and programs that are loaded when they first run, if not by an earlier harness of this process. Needs root.
     pub fn new() -> Result<Self, HarnessError> {
         Self::with_sizes(&[])
     }
@@ -123,12 +124,16 @@ impl Harness {
     /// As [`Harness::new`], with this number of entries in some maps.
     pub fn with_sizes(sizes: &[(MapName, u32)]) -> Result<Self, HarnessError> {
         preflight::check_machine(TcHook::Auto)?;
-        let mut ebpf = load::load(&Maps::Private(&[SIZES, sizes].concat()), 0)?;
-        let fault = |source| MapFault { map: MapName::Cursors, source };
-        let cursors = ebpf.take_map(MapName::Cursors.name()).ok_or_else(|| fault(MapError::KeyNotFound))?;
-        let cursors = cursors.try_into().map_err(fault)?;
-        let tables = Tables::take(&mut ebpf)?;
-        Ok(Self { ebpf, tables, cursors, xdp_carried: false })
+        let loaded = Loaded::take(sizes)?;
+        let cursors = loaded.map(MapName::Cursors)?;
+        let cursors = cursors.try_into().map_err(|source| MapFault { map: MapName::Cursors, source })?;
+        let tables = loaded.tables()?;
+        Ok(Self { loaded, tables, cursors, xdp_carried: false })
+    }
+
+    /// Whether its programs and maps were another harness's before.
+    pub fn is_used_again(&self) -> bool {
+        self.loaded.used
     }
 
     /// Fills the maps as the agent does. The paths take what the underlay takes.
@@ -158,7 +163,7 @@ impl Harness {
         let context = SkbContext::of(input);
         let mut context_out = SkbContext::default();
         let mut packet = vec![0; input.packet.len() + GROWTH];
-        let result = load::classifier(&mut self.ebpf, program)?.test_run(TestRunOptions {
+        let result = load::classifier(self.loaded.with(program)?, program)?.test_run(TestRunOptions {
             data_in: Some(&input.packet),
             data_out: Some(&mut packet),
             ctx_in: Some(context.as_bytes()),
@@ -181,7 +186,7 @@ impl Harness {
         let (drops, counters) = (self.tables.counts.drops()?, self.tables.counts.counters()?);
         let context = XdpContext::of(input);
         let mut packet = vec![0; input.packet.len() + GROWTH];
-        let result = load::xdp(&mut self.ebpf, Program::XdpMesh)?.test_run(TestRunOptions {
+        let result = load::xdp(self.loaded.with(Program::XdpMesh)?, Program::XdpMesh)?.test_run(TestRunOptions {
             data_in: Some(&input.packet),
             data_out: Some(&mut packet),
             ctx_in: Some(context.as_bytes()),
@@ -280,7 +285,8 @@ impl Harness {
 
     /// The program, for many runs from any thread.
     pub fn shooter(&mut self, program: Program) -> Result<Shooter, RunError> {
-        let fd = load::classifier(&mut self.ebpf, program)?.fd()?.as_fd().try_clone_to_owned();
+        self.loaded.keep();
+        let fd = load::classifier(self.loaded.with(program)?, program)?.fd()?.as_fd().try_clone_to_owned();
         Ok(Shooter { program: fd.map_err(ProgramError::IOError)? })
     }
 
@@ -289,7 +295,8 @@ impl Harness {
     pub fn attach(&mut self, program: Program, ifname: &str) -> Result<(), RunError> {
         // Only kernels without TCX need it, and only once.
         let _ = tc::qdisc_add_clsact(ifname);
-        load::classifier(&mut self.ebpf, program)?.attach(ifname, side(program))?;
+        self.loaded.keep();
+        load::classifier(self.loaded.with(program)?, program)?.attach(ifname, side(program))?;
         Ok(())
     }
 
@@ -310,7 +317,7 @@ impl Harness {
 
     /// Makes everything that first fragments have left older, as if this many nanoseconds had passed.
     pub fn age_fragments(&mut self, nanoseconds: u64) -> Result<(), HarnessError> {
-        let map = self.ebpf.map_mut("FRAGS").ok_or(MapError::KeyNotFound)?;
+        let map = self.loaded.unnamed("FRAGS")?;
         let mut map: HashMap<_, Raw<FragmentKey>, Raw<Fragmented>> = map.try_into()?;
         let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
         for key in keys {
@@ -323,7 +330,7 @@ impl Harness {
 
     /// Takes all tokens out of an interface's bucket for group frames, and those of the next minute.
     pub fn drain_group_rate(&mut self, ifindex: u32) -> Result<(), HarnessError> {
-        let map = self.ebpf.map_mut("GROUP_RATE").ok_or(MapError::KeyNotFound)?;
+        let map = self.loaded.unnamed("GROUP_RATE")?;
         let mut map: HashMap<_, u32, u64> = map.try_into()?;
         let full_at = clock::monotonic_now() + group::BURST_NS + 60_000_000_000;
         Ok(map.insert(ifindex, full_at, 0)?)

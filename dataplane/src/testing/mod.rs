@@ -4,6 +4,7 @@ mod connections;
 mod context;
 mod harness;
 mod in_front;
+mod loaded;
 mod outcome;
 mod shooter;
 
