@@ -39,9 +39,15 @@ pub(crate) fn key_of_answer(packet: &Packet) -> AffinityKey {
 /// The entry with this key, in whichever table.
 #[inline(always)]
 pub(crate) fn get(key: &AffinityKey) -> Option<&'static mut Affinity> {
+    find(key).map(|found| found.0)
+}
+
+/// The same, and whether it is still pending.
+#[inline(always)]
+pub(crate) fn find(key: &AffinityKey) -> Option<(&'static mut Affinity, bool)> {
     match established(key) {
-        None => pending(key),
-        found => found,
+        None => pending(key).map(|known| (known, true)),
+        Some(known) => Some((known, false)),
     }
 }
 
@@ -71,25 +77,18 @@ pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&
     if proved && promote(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
 }
 
-/// Notes a packet from the backend in its connection's entry.
+/// Notes a packet from the backend in its connection's entry, as [`find`] has found it.
 #[inline(always)]
-pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, known: &mut Affinity, packet: &Packet) {
+pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut Affinity, bool), packet: &Packet) {
     ending::of_backend_at_ingress(known, packet.proto, packet.flags, packet.acknowledgement);
     flow::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
-    backward(ctx, key, packet);
-}
-
-/// Notes what a packet from the backend proves about a connection.
-#[inline(always)]
-fn backward(ctx: &Skb, key: &AffinityKey, packet: &Packet) {
-    if established(key).is_none()
-        && let Some(known) = pending(key)
-    {
-        if let Some(expected) = pending::expected_ack(packet) {
-            known.tcp_number = expected;
-        } else if pending::server_proves(packet) {
-            promote(key, known, ctx.len() as usize);
-        }
+    if !is_pending {
+        return;
+    }
+    if let Some(expected) = pending::expected_ack(packet) {
+        known.tcp_number = expected;
+    } else if pending::server_proves(packet) {
+        promote(key, known, ctx.len() as usize);
     }
 }
 

@@ -4,10 +4,11 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
+        bpf_redir_neigh,
     },
     helpers::generated::bpf_fib_lookup,
 };
-use dataplane_common::{addr::Ip4, drop_reason::DropReason};
+use dataplane_common::{addr::Ip4, config::Config, drop_reason::DropReason};
 
 use crate::{
     encap,
@@ -20,8 +21,11 @@ use crate::{
 const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
+///
+/// The next hop is given to the kernel, which else would look the route up once more: on an uplink with an Ethernet header
+/// only, for some tunnels (GRE without a remote address) ask the packet for its route.
 #[inline(always)]
-pub(crate) fn route(ctx: &Skb, packet: &Packet) -> Verdict {
+pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     let ends = Ends::of(packet.src, packet.dst, packet.proto);
@@ -31,6 +35,12 @@ pub(crate) fn route(ctx: &Skb, packet: &Packet) -> Verdict {
         way => way,
     };
     match way {
+        Way::Interface { index, via: Some(via) }
+            if index == config.underlay_ifindex && config.underlay_mac != [0; 6] =>
+        {
+            note_next_hop(via)?;
+            Ok(Action::Via(index))
+        }
         Way::Interface { index, .. } => Ok(Action::Neigh(index)),
         // Nobody would fragment it between here and the interface.
         Way::TooNarrow(_) => Err(DropReason::MtuExceeded),
@@ -40,12 +50,32 @@ pub(crate) fn route(ctx: &Skb, packet: &Packet) -> Verdict {
 
 /// What the routing table says of a destination.
 pub(crate) enum Way {
-    /// Out of the interface with this index; `via`: the next router, or the destination itself.
-    Interface { index: u32, via: Ip4 },
+    /// Out of the interface with this index; `via`: the next router, or the destination itself; `None`: a router with an
+    /// IPv6 address.
+    Interface { index: u32, via: Option<Ip4> },
     /// The way takes no more than this.
     TooNarrow(u16),
     /// To this node itself, or nowhere.
     None,
+}
+
+/// Where the next hop of [`Action::Via`] is: in scratch memory, in the place of the last question.
+#[inline(always)]
+pub(crate) fn next_hop() -> Result<*mut bpf_redir_neigh, DropReason> {
+    const { assert!(size_of::<bpf_redir_neigh>() <= size_of::<Params>() && align_of::<bpf_redir_neigh>() <= 4) };
+    Ok(core::ptr::from_mut(&mut scratch()?.fib).cast())
+}
+
+/// Notes the next hop for [`Action::Via`].
+#[inline(always)]
+fn note_next_hop(via: Ip4) -> Result<(), DropReason> {
+    let hop = next_hop()?;
+    // SAFETY: room enough, aligned; for IPv4 the helper reads the family and the first word of the address.
+    unsafe {
+        (*hop).nh_family = AF_INET.into();
+        (*hop).__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(via);
+    }
+    Ok(())
 }
 
 /// What the routing table is asked about.
@@ -101,7 +131,7 @@ pub(crate) fn ask(ctx: &Skb, ends: &Ends, len: u16) -> Result<Way, DropReason> {
     Ok(if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
         // SAFETY: the kernel has written it, or left our own bytes; any are valid.
         let via = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
-        Way::Interface { index: params.ifindex, via }
+        Way::Interface { index: params.ifindex, via: (params.family == AF_INET).then_some(via) }
     } else if result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
         // SAFETY: the kernel has written it; any bytes are valid.
         Way::TooNarrow(unsafe { params.__bindgen_anon_1.mtu_result })

@@ -26,7 +26,7 @@ pub(crate) fn leave(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
         return Ok(Action::Device(config.host_ifindex));
     }
     mark_reply(ctx, packet);
-    fib::route(ctx, packet)
+    fib::route(ctx, config, packet)
 }
 
 /// Says to `to_outside` that the packet answers a client.

@@ -111,7 +111,7 @@ pub(crate) fn ask(ctx: &Skb, packet: &Packet, to: &Translation, ingress: Ip4) ->
     let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     Ok(match fib::ask(ctx, &Ends::of(to.src, to.dst, packet.proto), len)? {
         // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
-        Way::Interface { via, .. } if via == ingress => Leaves::Tunnel,
+        Way::Interface { via, .. } if via == Some(ingress) => Leaves::Tunnel,
         Way::Interface { index, .. } => Leaves::Directly(index),
         Way::TooNarrow(mtu) if packet.dont_fragment => Leaves::TooBig(mtu),
         Way::TooNarrow(_) | Way::None => Leaves::Tunnel,

@@ -255,12 +255,9 @@ pub(crate) fn check_return(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -
 #[inline(never)]
 fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
     let key = affinity::key_of_answer(packet);
-    let Some(known) = affinity::get(&key) else {
+    let Some(known) = affinity::find(&key).filter(|(known, _)| given_to(known, task, vtep)) else {
         return false;
     };
-    if !given_to(known, task, vtep) {
-        return false;
-    }
     affinity::answered(ctx, &key, known, packet);
     true
 }

@@ -163,7 +163,7 @@ fn answers(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> bool {
 fn noted(ctx: &Skb, packet: &Packet, known: &mut Flow) {
     flow::touch(known);
     let key = AffinityKey::new((known.dst, known.dport), (known.src, known.sport), packet.proto);
-    if let Some(given) = affinity::get(&key) {
+    if let Some(given) = affinity::find(&key) {
         affinity::answered(ctx, &key, given, packet);
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_vlan_pop},
 };
 use aya_log_ebpf::debug;
@@ -13,6 +13,7 @@ use dataplane_common::{
 };
 
 use crate::{
+    fib,
     maps::{COUNTERS, DROPS},
     skb::Skb,
 };
@@ -26,8 +27,11 @@ pub(crate) enum Action {
     SlowPath,
     /// Into the namespace behind this host-side veth.
     Peer(u32),
-    /// Out of this interface; the kernel resolves the next hop.
+    /// Out of this interface; the kernel finds the next hop and resolves it.
     Neigh(u32),
+    /// Out of this interface to the next hop that [`fib::route`] has noted; the kernel resolves it.
+    // Not in here: with another word in this enum the verifier refuses how LLVM keeps it on the stack.
+    Via(u32),
     /// Out of this interface as it is.
     Device(u32),
     /// Back to its sender: out of the interface it came from, or into the one it was to leave by.
@@ -80,6 +84,15 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
             note(ctx, decision::NEIGH, ifindex);
             // SAFETY: no next hop given: the helper looks up route and neighbour itself.
             unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Ok(Action::Via(ifindex)) => {
+            note(ctx, decision::NEIGH, ifindex);
+            match fib::next_hop() {
+                // SAFETY: the next hop lives in scratch memory and has the size that is given.
+                Ok(hop) => unsafe { bpf_redirect_neigh(ifindex, hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 },
+                // Cannot happen.
+                Err(_) => TC_ACT_SHOT,
+            }
         }
         Ok(Action::Device(ifindex)) => {
             note(ctx, decision::DEVICE, ifindex);

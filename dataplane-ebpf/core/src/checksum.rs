@@ -21,6 +21,20 @@ pub fn pseudo(src: Ip4, dst: Ip4, proto: u8, len: u16) -> u32 {
     sum(&src) + sum(&dst) + u32::from(proto) + u32::from(len)
 }
 
+/// What a sum of four-byte words (as they lie in the packet) changes by when `from` becomes `to` (RFC 1624), for
+/// [`crate::Edit::l3_csum_replace`] and [`crate::Edit::l4_csum_replace`] with size 0.
+#[inline(always)]
+pub fn replaced(from: u32, to: u32) -> u32 {
+    add(!from, to)
+}
+
+/// One's complement sum.
+#[inline(always)]
+pub fn add(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u32::from(carry)
+}
+
 /// Folds a sum of at most 2¹⁵ words to 16 bits.
 #[inline(always)]
 pub fn fold(sum: u32) -> u16 {

@@ -8,11 +8,11 @@
 use dataplane_common::{
     addr::{Ip4, Port},
     drop_reason::DropReason,
-    headers::ipproto,
+    headers::{IPV4_LEN, ipproto},
 };
 
 use crate::{
-    Edit, csum,
+    Edit, Failed, checksum, csum,
     parse::{Fragment, Packet},
 };
 
@@ -32,74 +32,63 @@ pub struct Translation {
 /// Offsets within the IPv4 header.
 const IP_CHECKSUM: usize = 10;
 const IP_SRC: usize = 12;
-const IP_DST: usize = 16;
 
-/// Rewrites whatever differs. Without a checksum that we know that is the addresses at most.
+/// Rewrites whatever differs. Without a checksum that we know that is the addresses at most. Fields that lie side by side are
+/// changed together: each change is a call of a helper.
 ///
 /// # Errors
 /// [`DropReason::RewriteFailed`]: the kernel could not; the packet may be half rewritten.
 // Not inlined: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
 pub fn rewrite(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
-    let (checksum, flags) = match packet.proto {
-        _ if packet.fragment == Fragment::Later => return addresses(frame, packet, to),
+    change(frame, packet, to).map_err(|_| DropReason::RewriteFailed)
+}
+
+#[inline(always)]
+fn change(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), Failed> {
+    let addresses = checksum::replaced(word(packet.src), word(to.src));
+    let addresses = checksum::add(addresses, checksum::replaced(word(packet.dst), word(to.dst)));
+    let moved = packet.src != to.src || packet.dst != to.dst;
+    if moved {
+        frame.l3_csum_replace(packet.net + IP_CHECKSUM, 0, addresses.into(), 0)?;
+    }
+    let (at, flags) = match packet.proto {
+        // No checksum but the IP header's covers the addresses. Nobody asks for other ports: `flow::open` rather refuses a
+        // connection that would need one, and `mesh_backend::to_task` a target that has one.
+        _ if packet.fragment == Fragment::Later => return store_addresses(frame, packet, to, moved),
         ipproto::TCP => (packet.l4 + 16, 0),
         // A UDP checksum of 0 means none and stays; one that becomes 0 is sent as 0xffff (RFC 768).
         ipproto::UDP => (packet.l4 + 6, csum::MARK_MANGLED_0),
-        _ => return addresses(frame, packet, to),
+        _ => return store_addresses(frame, packet, to, moved),
     };
-    if packet.src != to.src {
-        address(frame, packet, IP_SRC, packet.src, to.src, checksum, flags)?;
+    if moved {
+        frame.l4_csum_replace(at, 0, addresses.into(), csum::PSEUDO_HDR | flags)?;
     }
-    if packet.dst != to.dst {
-        address(frame, packet, IP_DST, packet.dst, to.dst, checksum, flags)?;
+    let (from, ports) = (pair(packet.sport, packet.dport), pair(to.sport, to.dport));
+    if from == ports {
+        return store_addresses(frame, packet, to, moved);
     }
-    if packet.sport != to.sport {
-        port(frame, packet.l4, packet.sport, to.sport, checksum, flags)?;
+    frame.l4_csum_replace(at, word(from).into(), word(ports).into(), flags | 4)?;
+    if moved && packet.l4 == packet.net + IPV4_LEN {
+        return frame.store(packet.net + IP_SRC, &[to.src, to.dst, ports]);
     }
-    if packet.dport != to.dport {
-        port(frame, packet.l4 + 2, packet.dport, to.dport, checksum, flags)?;
-    }
-    Ok(())
-}
-
-/// Rewrites the addresses where no checksum but the IP header's covers them. Nobody asks for other ports: `flow::open`
-/// rather refuses a connection that would need one, and `mesh_backend::to_task` a target that has one.
-#[inline(always)]
-fn addresses(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
-    bare_address(frame, packet, IP_SRC, packet.src, to.src)?;
-    bare_address(frame, packet, IP_DST, packet.dst, to.dst)
+    store_addresses(frame, packet, to, moved)?;
+    frame.store(packet.l4, &ports)
 }
 
 #[inline(always)]
-fn bare_address(frame: &impl Edit, packet: &Packet, offset: usize, from: Ip4, to: Ip4) -> Result<(), DropReason> {
-    let failed = |_| DropReason::RewriteFailed;
-    let (old, new) = (u64::from(u32::from_ne_bytes(from)), u64::from(u32::from_ne_bytes(to)));
-    frame.l3_csum_replace(packet.net + IP_CHECKSUM, old, new, 4).map_err(failed)?;
-    frame.store(packet.net + offset, &to).map_err(failed)
+fn store_addresses(frame: &impl Edit, packet: &Packet, to: &Translation, moved: bool) -> Result<(), Failed> {
+    if moved { frame.store(packet.net + IP_SRC, &[to.src, to.dst]) } else { Ok(()) }
 }
 
+/// Source and destination port as they lie in the packet.
 #[inline(always)]
-fn address(
-    frame: &impl Edit,
-    packet: &Packet,
-    offset: usize,
-    from: Ip4,
-    to: Ip4,
-    checksum: usize,
-    flags: u64,
-) -> Result<(), DropReason> {
-    let failed = |_| DropReason::RewriteFailed;
-    let (old, new) = (u64::from(u32::from_ne_bytes(from)), u64::from(u32::from_ne_bytes(to)));
-    frame.l4_csum_replace(checksum, old, new, csum::PSEUDO_HDR | flags | 4).map_err(failed)?;
-    frame.l3_csum_replace(packet.net + IP_CHECKSUM, old, new, 4).map_err(failed)?;
-    frame.store(packet.net + offset, &to).map_err(failed)
+fn pair([a, b]: Port, [c, d]: Port) -> [u8; 4] {
+    [a, b, c, d]
 }
 
+/// Four bytes of a packet as checksums take them.
 #[inline(always)]
-fn port(frame: &impl Edit, offset: usize, from: Port, to: Port, checksum: usize, flags: u64) -> Result<(), DropReason> {
-    let failed = |_| DropReason::RewriteFailed;
-    let (old, new) = (u64::from(u16::from_ne_bytes(from)), u64::from(u16::from_ne_bytes(to)));
-    frame.l4_csum_replace(checksum, old, new, flags | 2).map_err(failed)?;
-    frame.store(offset, &to).map_err(failed)
+fn word(bytes: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(bytes)
 }

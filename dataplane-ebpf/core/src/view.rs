@@ -48,7 +48,7 @@ pub trait Edit: View {
     fn store<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), Failed>;
 
     /// Corrects the IPv4 header checksum at `offset` for `size` bytes that were `from` and are `to`, each in the packet's
-    /// byte order.
+    /// byte order; with size 0 for a sum that has changed by `to` ([`crate::checksum::replaced`]), and `from` is 0.
     fn l3_csum_replace(&self, offset: usize, from: u64, to: u64, size: u64) -> Result<(), Failed>;
 
     /// The same for a transport checksum; `flags`: the size, and what [`csum`] has.
