@@ -161,6 +161,17 @@ pub fn xdp_mesh(ctx: XdpContext) -> u32 {
     xdp::handle(&ctx)
 }
 
+/// The same in a driver. It declares that it copes with frames in several buffers, so that drivers take it at MTUs of more than
+/// a page: it sees the first buffer, and leaves such a frame to TC.
+///
+/// Not for generic mode: there the kernel copies the packet for such a program and forgets the length of its Ethernet header
+/// (`skb_pp_cow_data`, as of Linux 6.18), and TC programs behind it would see a packet without one.
+#[xdp(frags)]
+#[inline(always)]
+pub fn xdp_mesh_frags(ctx: XdpContext) -> u32 {
+    xdp::handle(&ctx)
+}
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: nothing here can panic: the verifier rejects the loop that a reachable one would be.

@@ -257,7 +257,7 @@ impl Dataplane {
         let name = PinName { program, ifname: ifname.to_owned() };
         self.follow_rename(&name, ifindex)?;
         let pin = self.xdp_pin(&name);
-        let loaded = load::xdp(&mut self.ebpf, program)
+        let loaded = load::xdp(&mut self.ebpf, mode.program())
             .map_err(|error| fail(AttachFault::kernel("find the program")(io::Error::other(error))))?;
         let id = loaded.info().map_err(|error| fail(error.into()))?.id();
         let fd = loaded.fd().map_err(|error| fail(error.into()))?.as_fd();

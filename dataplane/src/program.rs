@@ -33,6 +33,8 @@ pub enum Program {
     FromClientL3 = 10,
     /// As `ToOutside`, on a link without an Ethernet header.
     ToOutsideL3 = 11,
+    /// As `XdpMesh`, in drivers. Its links are pinned under the name of that one.
+    XdpMeshFrags = 12,
 }
 
 /// Which side of a device a program runs at.
@@ -59,6 +61,7 @@ impl Program {
         Self::FromUnderlayL3,
         Self::FromClientL3,
         Self::ToOutsideL3,
+        Self::XdpMeshFrags,
     ];
 
     /// Name of the function in the object, and part of the names of pinned links.
@@ -76,6 +79,7 @@ impl Program {
             Self::FromUnderlayL3 => "from_underlay_l3",
             Self::FromClientL3 => "from_client_l3",
             Self::ToOutsideL3 => "to_outside_l3",
+            Self::XdpMeshFrags => "xdp_mesh_frags",
         }
     }
 
@@ -89,7 +93,7 @@ impl Program {
 
     /// Whether it runs before the kernel has made a socket buffer; the others are TC programs.
     pub const fn is_xdp(self) -> bool {
-        matches!(self, Self::XdpMesh)
+        matches!(self, Self::XdpMesh | Self::XdpMeshFrags)
     }
 
     /// Whether it runs on the host's own interfaces, which are renamed now and then, unlike those that the agent makes.

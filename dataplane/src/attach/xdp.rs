@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::xdp::xdp_mode;
 
 use super::{AttachFault, Attached, Unpinned, tcx};
-use crate::sys;
+use crate::{Program, sys};
 
 /// Where an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +26,14 @@ impl XdpMode {
         match self {
             Self::Native => xdp_mode::NATIVE,
             Self::Generic => xdp_mode::GENERIC,
+        }
+    }
+
+    /// What is attached.
+    pub(crate) const fn program(self) -> Program {
+        match self {
+            Self::Native => Program::XdpMeshFrags,
+            Self::Generic => Program::XdpMesh,
         }
     }
 }

@@ -6,7 +6,6 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    sync::atomic::Ordering,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -30,6 +29,8 @@ const PASS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_PROG_TYPE_XDP: u32 = 6;
+/// A veth takes it at any MTU then.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// The beginnings of the two commands' attributes (`union bpf_attr`); the kernel takes the rest for zero.
 #[repr(C)]
@@ -39,6 +40,8 @@ struct Load {
     instructions: u64,
     license: u64,
     log: [u64; 2],
+    kernel: u32,
+    flags: u32,
 }
 #[repr(C)]
 struct Pin {
@@ -65,6 +68,8 @@ impl Lab {
             instructions: PASS.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
             log: [0; 2],
+            kernel: 0,
+            flags: BPF_F_XDP_HAS_FRAGS,
         };
         let program = bpf(BPF_PROG_LOAD, &load).context("load a program that passes everything")?;
         // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
@@ -82,11 +87,7 @@ impl Lab {
     /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends arrives,
     /// and nobody leaves checksums to it, which XDP on a veth would forget.
     pub fn prepare_for_xdp(&self, label: &str) -> Result<()> {
-        // A veth takes no program while larger frames may come than fit a page; the agent finds that out by itself.
-        let page = 3500;
-        if !self.switch().interfaces()?.iter().any(|name| name == label)
-            || self.underlay_mtu.load(Ordering::Relaxed) > page
-        {
+        if !self.switch().interfaces()?.iter().any(|name| name == label) {
             return Ok(());
         }
         let known = {

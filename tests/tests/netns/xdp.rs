@@ -106,6 +106,30 @@ fn native_xdp_carries_established_connections() {
     });
 }
 
+/// A driver takes a program at an MTU of more than a page only if it copes with frames in several buffers.
+#[test]
+fn native_xdp_carries_small_packets_of_interfaces_with_jumbo_frames() {
+    const JUMBO: u32 = 9000;
+    scenario(|lab| {
+        lab.set_underlay_mtu(JUMBO);
+        let client = lab.client()?;
+        let mut cluster = Cluster::start_with(lab, 3, web(), &["--xdp", "native"])?;
+        cluster.serve(&WEB)?;
+        lab.set_offloads(Offloads::Off)?;
+        lab.pass_at_switch(&["n1", "n2", "n3"])?;
+        shows(&cluster.agents[2], "xdp")?;
+        let before = carried(&cluster.agents[2])?;
+        assert_even(&peer::udp_load(&client, "192.168.77.13:5353", 20)?, &WEB, 10)?;
+        let after = carried(&cluster.agents[2])?;
+        let (out, back) = (after.0 - before.0, after.1 - before.1);
+        ensure!(out >= 10 && back >= 10, "XDP has carried {out} packets towards backends, {back} back");
+        // In several buffers: TC carries them.
+        let echo = peer::udp_echo(&client, "192.168.77.13:5353", 8000, 4)?;
+        ensure!(echo.ok == 4, "UDP of 8000 bytes: {echo:?}");
+        Ok(())
+    });
+}
+
 /// From one interface to the other, both ways: a redirect, which native XDP on a veth takes only between its likes.
 #[test]
 fn clients_behind_another_interface_are_carried_across() {
