@@ -17,7 +17,7 @@ use dataplane_common::{
 
 use crate::{
     ending, flow,
-    maps::{AFFINITY, pending_affinity, scratch},
+    maps::{AFFINITY, copy, pending_affinity, scratch},
     parse::Packet,
     pending, shares,
     skb::Skb,
@@ -126,7 +126,7 @@ pub(crate) fn insert_pending(key: &AffinityKey, entry: &Affinity) -> Result<(), 
 pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
     // In scratch memory: XDP has none of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return false };
-    scratch.affinity = *known;
+    copy(known, &mut scratch.affinity);
     // What the backend may have said to a stranger's segment meanwhile.
     scratch.affinity.flags &= !(flag::ENDED | flag::AFFINITY_KEPT);
     scratch.affinity.unspoken = u8::from(key.proto == ipproto::TCP);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{bpf_get_hash_recalc, bpf_get_prandom_u32},
@@ -19,6 +19,7 @@ use dataplane_common::{
 
 use crate::{
     fib::{self, Ends, Way},
+    global::{self, code, context, outcome},
     headers::{ATOMIC, Headers, WORDS, fragmentable},
     maps, mesh_stock, mss,
     parse::{Fragment, Packet},
@@ -82,10 +83,20 @@ pub(crate) fn room(config: &Config, vtep: &Ip4) -> u16 {
 /// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
 /// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2. For a backend on a node
 /// without Hiveway N1 lowers both.
-// Not inlined: the callers have little of the 512 bytes of stack to spare.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn clamp_mss(ctx: &Skb, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {
-    mss::clamp(ctx, packet, if *peer == config.vtep { config.underlay_mtu } else { room(config, peer) })
+    outcome(mss_clamp(ctx.skb.skb, config, packet, peer))
+}
+
+/// Global, see [`global`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mss_clamp(ctx: *mut __sk_buff, config: *const Config, packet: *const Packet, peer: *const Ip4) -> u32 {
+    // SAFETY: `clamp_mss` passes references.
+    let given = unsafe { (config.as_ref(), packet.as_ref(), peer.as_ref()) };
+    let (Some(config), Some(packet), Some(peer)) = given else { return global::NULL };
+    let most = if *peer == config.vtep { config.underlay_mtu } else { room(config, peer) };
+    code(mss::clamp(&context(ctx), packet, most))
 }
 
 /// Whether the packet must not be fragmented and is too big for the way to `to`.

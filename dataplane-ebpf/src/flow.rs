@@ -14,7 +14,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
 };
 use dataplane_common::{
@@ -26,6 +26,7 @@ use dataplane_common::{
 
 use crate::{
     ending,
+    global::{self, code, context, outcome},
     maps::{FLOWS, pending_flows, scratch},
     nat::Translation,
     parse::{Fragment, Packet},
@@ -287,9 +288,22 @@ const PORT_TRIES: u32 = 40;
 /// with one address), the source port that the backend sees is changed, in `new.to`, to one at random; after a bounded
 /// number of tries the packet is dropped and counted, and its retransmission tries others. Protocols other than TCP and
 /// UDP have no port to change.
-// Not inlined, as `enter_reply` and `enter_forward`: the callers have little of the 512 bytes of stack to spare.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn open(ctx: &Skb, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
+    outcome(flow_open(ctx.skb.skb, packet, new))
+}
+
+/// Global, see [`global`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_open(ctx: *mut __sk_buff, packet: *const Packet, new: *mut NewFlow) -> u32 {
+    // SAFETY: `open` passes references.
+    let (Some(packet), Some(new)) = (unsafe { (packet.as_ref(), new.as_mut()) }) else { return global::NULL };
+    code(enter_both(&context(ctx), packet, new))
+}
+
+#[inline(always)]
+fn enter_both(ctx: &Skb, packet: &Packet, new: &mut NewFlow) -> Result<(), DropReason> {
     let tries = if packet.proto == ipproto::TCP || packet.proto == ipproto::UDP { PORT_TRIES } else { 1 };
     let shared = scratch()?;
     (shared.isn, shared.port_found) = (initial_sequence(packet), port_found::NO);
@@ -414,6 +428,7 @@ pub(crate) fn touch_forward(key: &FlowKey, known: &mut Flow, packet: &Packet) {
 }
 
 /// Makes the reply entry, under a key that is [`usable`]. `FlowCollision`: another CPU was faster.
+// Not inlined, as `enter_forward`: the callers have little of the 512 bytes of stack to spare.
 #[inline(never)]
 fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let scratch = scratch()?;
@@ -545,8 +560,18 @@ pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
 
 /// Forgets a connection by its forward key and entry. Where it has ended, its backend may keep it in TIME-WAIT: then the
 /// reply entry stays and holds its key, until `outlived` or the sweep finds it old enough.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
+    flow_forget(forward_key, forward);
+}
+
+/// Global, see [`global`]; returns nothing of use.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> u32 {
+    // SAFETY: `forget` passes references.
+    let given = unsafe { (forward_key.as_ref(), forward.as_ref()) };
+    let (Some(forward_key), Some(forward)) = given else { return 0 };
     let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
     if forward_key.proto == ipproto::TCP && ended(forward) {
         if let Some(reply) = get(&reply_key)
@@ -558,4 +583,5 @@ pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
         remove(&reply_key, forward_key);
     }
     remove(forward_key, forward_key);
+    0
 }

@@ -18,7 +18,7 @@ use dataplane_common::{
 
 use crate::{
     flow,
-    maps::{FRAGS, scratch},
+    maps::{FRAGS, copy, scratch},
     parse::{Fragment, Packet},
     skb::Skb,
     verdict,
@@ -37,7 +37,7 @@ pub(crate) fn recall(ctx: &Skb, packet: &Packet, zone: NetId, place: u8) -> bool
     let Ok(scratch) = scratch() else { return false };
     // SAFETY: see the module's note on concurrency.
     let Some(entry) = (unsafe { FRAGS.get(key(packet, zone, place)) }) else { return false };
-    scratch.fragmented = *entry;
+    copy(entry, &mut scratch.fragmented);
     if flow::now().wrapping_sub(scratch.fragmented.seen) > LIFETIME_NS {
         return false;
     }

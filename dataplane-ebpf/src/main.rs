@@ -27,6 +27,7 @@ mod fib;
 mod flow;
 mod fragment;
 mod gateway;
+mod global;
 mod group;
 mod host;
 mod icmp;
@@ -36,6 +37,7 @@ mod mesh_backend;
 mod mesh_direct;
 mod mesh_ingress;
 mod mesh_stock;
+mod nat;
 mod no_ethernet;
 mod outside;
 mod path;
@@ -60,7 +62,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{headers::ETH_LEN, mark::l3_program};
-use dataplane_core::{checksum, headers, mss, nat, options, parse, quote, timestamp};
+use dataplane_core::{checksum, headers, mss, options, parse, quote, timestamp};
 
 use self::skb::Skb;
 

@@ -8,7 +8,7 @@
 //!
 //! These functions run for the first few packets of a connection only (and for one-way UDP), so they are not inlined.
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use dataplane_common::{
     addr::{Ip4, NetId},
     counter::Counter,
@@ -18,7 +18,8 @@ use dataplane_common::{
 
 use crate::{
     ending, flow,
-    maps::{self, FLOWS, scratch},
+    global::context,
+    maps::{self, FLOWS, copy, scratch},
     parse::Packet,
     shares,
     skb::Skb,
@@ -108,7 +109,7 @@ pub(crate) fn forward(key: &FlowKey, flow: &Flow, packet: &Packet) -> bool {
         // The key is another connection's by now: this one's entry is about to be displaced, too.
         Some(_) => false,
         None => {
-            scratch.flow = *flow;
+            copy(flow, &mut scratch.flow);
             scratch.flow.src = key.dst;
             scratch.flow.dst = key.src;
             scratch.flow.sport = key.dport;
@@ -134,16 +135,24 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
 /// Moves both entries of the connection whose reply key is in `scratch` to the established table. Where they find no share
 /// or no room there they stay where they are: the connection works as long as nothing displaces it. Whether they have
 /// moved. `acknowledged`: of TCP, the sequence number that the backend waits for, as the packet that was the proof has it.
-// Called beside the functions above, not by them: the stack has no room for three frames below a program's.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn promote(ctx: &Skb, acknowledged: u32) -> bool {
+    flow_promote(ctx.skb.skb, acknowledged)
+}
+
+/// Global, see [`crate::global`].
+// Called beside the functions above, not by them: the stack has no room for three frames below a program's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_promote(ctx: *mut __sk_buff, acknowledged: u32) -> bool {
+    let ctx = &context(ctx);
     let Ok(scratch) = scratch() else { return false };
     let Some(reply) = flow::get(&scratch.reply_key) else { return false };
     scratch.key = flow::forward_key(scratch.reply_key.zone, reply, scratch.reply_key.proto);
     let forward = flow::pending(&scratch.key);
     // A direct connection that was only noted has no forward entry.
     let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
-    scratch.flow = *reply;
+    copy(reply, &mut scratch.flow);
     // What the backend may have said to a stranger's segment meanwhile.
     scratch.flow.flags &= !(flag::ENDED | flag::KEPT);
     scratch.flow.tcp_number = ending::upper(acknowledged);
@@ -153,7 +162,7 @@ pub(crate) fn promote(ctx: &Skb, acknowledged: u32) -> bool {
     if !lone {
         match forward {
             Some(forward) => {
-                scratch.flow = *forward;
+                copy(forward, &mut scratch.flow);
                 scratch.flow.flags &= !flag::ENDED;
             }
             None => {

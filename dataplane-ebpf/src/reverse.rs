@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
         BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as Params,
     },
@@ -22,6 +22,7 @@ use dataplane_common::reverse::{EVERY_INTERFACE, ReversePath, reverse_mode};
 
 use crate::{
     fib,
+    global::context,
     maps::{REVERSE, scratch},
     parse::Packet,
     skb::Skb,
@@ -53,9 +54,18 @@ pub(crate) fn is_asked(interface: u32) -> bool {
 
 /// Whether the reverse-path filter of the interface that the packet arrived at refuses its source. Without an answer of
 /// the routing table nothing is refused: an outsider cannot cause that, and honest clients would be cut.
-// Not inlined: the caller has little of the 512 bytes of stack to spare.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn refuses(ctx: &Skb, packet: &Packet) -> bool {
+    reverse_refuses(ctx.skb.skb, packet)
+}
+
+/// Global, see [`crate::global`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reverse_refuses(ctx: *mut __sk_buff, packet: *const Packet) -> bool {
+    // SAFETY: `refuses` passes a reference.
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return false };
+    let ctx = &context(ctx);
     let arrival = ifindex(ctx);
     let Some(filter) = filter(arrival) else { return false };
     if filter.mode == reverse_mode::NONE {

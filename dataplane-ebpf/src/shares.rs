@@ -32,17 +32,36 @@ pub(crate) fn taken_out(removal: Result<(), i32>) -> i64 {
 }
 
 /// Whether there is a share for the translated connection with this forward key.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn admits_flow(forward: &FlowKey) -> bool {
+    shares_admit_flow(forward)
+}
+
+/// Global, see [`crate::global`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn shares_admit_flow(forward: *const FlowKey) -> bool {
+    // SAFETY: `admits_flow` passes a reference.
+    let Some(forward) = (unsafe { forward.as_ref() }) else { return false };
     map().is_none_or(|shares| admits(shares, &Place::of_flow(seed(shares), forward)))
 }
 
 /// Counts `entries` of the connection with this forward key that were put into `FLOWS`, or, if negative, taken out of it.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn count_flow(forward: &FlowKey, entries: i64) {
+    shares_count_flow(forward, entries);
+}
+
+/// Global, see [`crate::global`]; returns nothing of use.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn shares_count_flow(forward: *const FlowKey, entries: i64) -> u32 {
+    // SAFETY: `count_flow` passes a reference.
+    let Some(forward) = (unsafe { forward.as_ref() }) else { return 0 };
     if let Some(shares) = map() {
         add(shares, &Place::of_flow(seed(shares), forward), entries);
     }
+    0
 }
 
 #[inline(always)]

@@ -38,8 +38,7 @@ const IP_SRC: usize = 12;
 ///
 /// # Errors
 /// [`DropReason::RewriteFailed`]: the kernel could not; the packet may be half rewritten.
-// Not inlined: the callers have little of the 512 bytes of stack to spare.
-#[inline(never)]
+#[inline(always)]
 pub fn rewrite(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
     change(frame, packet, to).map_err(|_| DropReason::RewriteFailed)
 }
