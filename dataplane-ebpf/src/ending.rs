@@ -178,14 +178,18 @@ pub(crate) fn of_backend(key: &FlowKey, reply: &mut Flow, packet: &Packet, estab
     let ends = packet.flags & (tcpflag::FIN | tcpflag::RST) != 0;
     let again = established && packet.flags & tcpflag::SYN != 0;
     if (tcp && (ends || again || reply.flags & (flag::FIN | flag::ENDED) != 0)) || packet.proto == ipproto::SCTP {
-        backend_has_spoken(key, reply, packet);
+        flow_backend_has_spoken(key, reply, packet);
     }
 }
 
-// Not inlined, likewise.
+/// Global, see [`crate::global`]; returns nothing of use. Its key in scratch memory, likewise.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn backend_has_spoken(key: &FlowKey, reply: &mut Flow, packet: &Packet) {
-    let Ok(scratch) = scratch() else { return };
+extern "C" fn flow_backend_has_spoken(key: *const FlowKey, reply: *mut Flow, packet: *const Packet) -> u32 {
+    // SAFETY: `of_backend` passes references.
+    let given = unsafe { (key.as_ref(), reply.as_mut(), packet.as_ref()) };
+    let (Some(key), Some(reply), Some(packet)) = given else { return 0 };
+    let Ok(scratch) = scratch() else { return 0 };
     scratch.key = flow::forward_key(key.zone, reply, key.proto);
     let forward = flow::get(&scratch.key).filter(|forward| flow::leads_to(forward, key));
     let acknowledged = forward
@@ -204,6 +208,7 @@ fn backend_has_spoken(key: &FlowKey, reply: &mut Flow, packet: &Packet) {
         // From here on: see `flow::QUIET_NS`.
         reply.last_seen = flow::now();
     }
+    0
 }
 
 /// Notes what a packet of the client's says about the end of its connection at the ingress node.
