@@ -9,6 +9,7 @@
 //! * `#[unsafe(no_mangle)]`, not inlined, `extern "C"`;
 //! * whose arguments are at most five: the context, scalars, and pointers to structs of a fixed size, which the verifier takes
 //!   for pointers that may be null, and which the caller has written in full;
+//! * which copies what is to be the key of a map (VERIFIER(6.1): a pointer that was passed is none);
 //! * whose result is a scalar; for `Result<(), DropReason>` see [`code`] and [`outcome`].
 //!
 //! It pays where a function is called from several places, or where its ways differ in what they leave in registers.
