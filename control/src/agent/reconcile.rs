@@ -58,7 +58,7 @@ use crate::{
     nft,
     seldom::Seldom,
     source::Hub,
-    state_dir::{StateDir, StateError},
+    state_dir::StateDir,
     sysctl,
     uplinks::Uplinks,
 };
@@ -288,7 +288,7 @@ impl Agent {
         if round.may(&self.backoff, "state directory") {
             let mut kept = self.state.keep();
             // Before anybody uses a new address, whatever has become of other files.
-            if self.unsaved && !matches!(kept, Err(StateError::InUse { .. })) {
+            if self.unsaved {
                 let saved = self.state.set_gateway_addresses(&self.addresses);
                 self.unsaved = saved.is_err();
                 kept = kept.and(saved);
