@@ -39,7 +39,7 @@ impl Agent {
             // In this order: a look that has more to read always takes all of its turn.
             biased;
             () = round.superseded() => return None,
-            looked = Looked::at(desired, &self.args.netns_dir, gateway, &former, &progress) => looked,
+            looked = Looked::at(desired, &self.args.netns_dir, gateway, &mut self.first_look, &former, &progress) => looked,
         };
         let now = Instant::now();
         for (path, why) in &looked.failed {
