@@ -9,8 +9,9 @@
 //! Whatever changes a file of a directory that was taken makes sure first that no other agent has taken it since
 //! (`StateDir::hold`).
 //!
-//! An agent knows what the files say without reading them again: what another process removes or damages of addresses,
-//! sysctls and offloads while the agent runs is written again ([`StateDir::keep`]); other files with their next change.
+//! An agent knows what the files say without reading them again: what another process removes or damages while the agent
+//! runs is written again. Rounds look after addresses, sysctls and offloads ([`StateDir::keep`]), the threads that write
+//! them after the others (`behind.rs`).
 
 mod kept;
 mod last_table;
@@ -26,8 +27,8 @@ use std::{
 use hiveway_core::GatewayAddresses;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{bounded, private, source::Base};
-use kept::Kept;
+use crate::{behind::Occasion, bounded, private, source::Base};
+use kept::{Kept, Seen};
 
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
@@ -175,10 +176,7 @@ impl StateDir {
                 continue;
             }
             match self.put(name, &bytes) {
-                Ok(()) => tracing::warn!(
-                    "state file {} was removed or changed by another process: it is written again",
-                    path.display()
-                ),
+                Ok(()) => written_again(&path),
                 // The others are written all the same.
                 Err(error) => done = done.and(Err(error)),
             }
@@ -203,6 +201,33 @@ impl StateDir {
         let path = self.path.join(name);
         let replace = if name == LAST_TABLE { private::replace_synced } else { private::replace };
         replace(&path, bytes).map_err(|source| StateError::file(&path, source))
+    }
+
+    /// Writes one of the files that rounds do not look after. On [`Occasion::Look`], only what another process has
+    /// removed or changed since.
+    ///
+    /// # Errors
+    /// Those of `bytes`; when the file cannot be written; [`StateError::InUse`].
+    pub(crate) fn write_behind(
+        &self,
+        name: &'static str,
+        occasion: Occasion,
+        bytes: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        let seen = self.kept.as_ref().and_then(|kept| kept.seen(name));
+        if occasion == Occasion::Look && (self.kept.is_none() || seen.is_some() && seen == Seen::at(&path)) {
+            return Ok(());
+        }
+        let bytes = bytes().map_err(|error| StateError::file(&path, error))?;
+        self.put(name, &bytes)?;
+        if let Some(kept) = &self.kept {
+            kept.see(name, Seen::at(&path));
+        }
+        if occasion == Occasion::Look {
+            written_again(&path);
+        }
+        Ok(())
     }
 
     /// Removes a file if it is there.
@@ -301,8 +326,13 @@ impl StateDir {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_last_table(&self, base: Option<&Base>) -> Result<(), StateError> {
+        self.write_last_table(base, Occasion::News)
+    }
+
+    /// [`StateDir::set_last_table`], or looks whether it is as it was set.
+    pub(crate) fn write_last_table(&self, base: Option<&Base>, occasion: Occasion) -> Result<(), StateError> {
         match base {
-            Some(base) => self.put(LAST_TABLE, &last_table::encode(base)),
+            Some(base) => self.write_behind(LAST_TABLE, occasion, || Ok(last_table::encode(base))),
             None => self.forget(LAST_TABLE),
         }
     }
@@ -358,6 +388,10 @@ impl StateDir {
         }
         Ok(())
     }
+}
+
+fn written_again(path: &Path) {
+    tracing::warn!("state file {} was removed or changed by another process: it is written again", path.display());
 }
 
 #[cfg(test)]

@@ -167,6 +167,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let _watcher = match &conductor {
         Some(conductor) => {
             conductor.keep_in(state.clone());
+            if let Some(relay) = &relay {
+                relay.keep_in(state.clone());
+            }
             live_watch(conductor.hub.table.clone(), table_changed.clone())
         }
         None => source::watch(&args.table, table_changed.clone()),

@@ -175,6 +175,36 @@ fn what_others_remove_or_damage_while_an_agent_runs_is_written_again() {
     }
 }
 
+/// What rounds do not look after.
+#[test]
+fn the_last_table_is_written_again_when_it_is_looked_after() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("state");
+    let state = StateDir::take(&path).unwrap();
+    let base = last_table();
+    let look = || state.write_last_table(Some(&base), Occasion::Look).unwrap();
+    state.set_last_table(Some(&base)).unwrap();
+    let (file, whole) = (path.join(LAST_TABLE), contents(&path));
+    let untouched = Seen::at(&file);
+    look();
+    assert_eq!(Seen::at(&file), untouched, "nothing is to be done");
+    let damages: [(&str, &dyn Fn()); 4] = [
+        ("it is gone", &|| fs::remove_file(&file).unwrap()),
+        ("it is empty", &|| fs::write(&file, "").unwrap()),
+        ("it is another one", &|| fs::write(&file, vec![b'x'; whole[LAST_TABLE].len()]).unwrap()),
+        ("all is gone", &|| fs::remove_dir_all(&path).unwrap()),
+    ];
+    for (damage, do_it) in damages {
+        do_it();
+        state.keep().unwrap();
+        look();
+        assert_eq!(contents(&path), whole, "{damage}");
+    }
+    state.set_last_table(None).unwrap();
+    state.write_last_table(None, Occasion::Look).unwrap();
+    assert!(!file.exists());
+}
+
 #[test]
 fn nothing_is_written_into_a_directory_that_is_another_agents_by_now() {
     let scratch = tempfile::tempdir().unwrap();
@@ -187,13 +217,16 @@ fn nothing_is_written_into_a_directory_that_is_another_agents_by_now() {
     let base = last_table();
     thief.set_last_table(Some(&base)).unwrap();
     let before = contents(&path);
-    let attempts: [(&str, Result<(), StateError>); 6] = [
+    let written = || Ok(b"{}".to_vec());
+    let attempts: [(&str, Result<(), StateError>); 8] = [
         ("files that are gone", state.keep()),
         ("addresses", state.set_gateway_addresses(&GatewayAddresses::new())),
         ("sysctls", state.set_sysctls(&SysctlState::default())),
         ("offloads", state.set_offloads(&BTreeSet::new())),
         ("the last table", state.set_last_table(Some(&base))),
         ("the last table's end", state.set_last_table(None)),
+        ("reports", state.write_behind(RELAY_REPORTS, Occasion::News, written)),
+        ("reports that are gone", state.write_behind(RELAY_REPORTS, Occasion::Look, written)),
     ];
     for (what, attempt) in attempts {
         assert!(matches!(attempt, Err(StateError::InUse { .. })), "{what}: {attempt:?}");
