@@ -1,5 +1,6 @@
 //! Files that are written behind the back of those who have news for them: a disk that hangs keeps nobody waiting. One write at
-//! a time, on a thread of its own; what is newer by then is written, what is older never is.
+//! a time, on a thread of its own; what is newer by then is written, what is older never is. While there is no news,
+//! the thread looks now and then whether the file is still there.
 
 use std::{
     io,
@@ -17,11 +18,45 @@ pub(crate) struct Patience {
     pub(crate) again: Duration,
     /// How long the end waits for what is not written yet.
     pub(crate) end: Duration,
+    /// Between two looks at a file that nothing new is written into.
+    pub(crate) look: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { late: Duration::from_secs(10), again: Duration::from_secs(15), end: Duration::from_secs(1) }
+        Self {
+            late: Duration::from_secs(10),
+            again: Duration::from_secs(15),
+            end: Duration::from_secs(1),
+            look: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// There is something new to write.
+    News,
+    /// It was written before, and must be there still: if it is, nothing is to be done.
+    Look,
+}
+
+/// `write`, which tells the log why it fails, with `what` that means. It is said once as long as it is the same.
+pub(crate) fn telling<T>(
+    what: &'static str,
+    mut write: impl FnMut(&T, Occasion) -> Result<(), String>,
+) -> impl FnMut(&T, Occasion) -> Result<(), String> {
+    let mut told = Ok(());
+    move |news, occasion| {
+        let done = write(news, occasion);
+        if let Err(why) = &done
+            && done != told
+        {
+            tracing::warn!("{what}: {why}");
+        }
+        told.clone_from(&done);
+        done
     }
 }
 
@@ -62,7 +97,7 @@ impl<T: Send + 'static> Behind<T> {
     pub(crate) fn start(
         name: &str,
         patience: Patience,
-        write: impl FnMut(&T) -> Result<(), String> + Send + 'static,
+        write: impl FnMut(&T, Occasion) -> Result<(), String> + Send + 'static,
     ) -> io::Result<Self> {
         let state = Mutex::new(State { next: None, since: None, failed: None, ended: false });
         let shared = Arc::new(Shared { state, changed: Condvar::new(), patience });
@@ -102,19 +137,22 @@ impl<T> Drop for Behind<T> {
     }
 }
 
-fn run<T>(shared: &Shared<T>, mut write: impl FnMut(&T) -> Result<(), String>) {
+fn run<T>(shared: &Shared<T>, mut write: impl FnMut(&T, Occasion) -> Result<(), String>) {
     let mut state = shared.state();
+    let mut written = None;
     loop {
-        let Some(news) = state.next.take() else {
-            if state.ended {
-                return;
-            }
-            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            continue;
+        let idle = |state: &mut State<T>| state.next.is_none() && !state.ended;
+        let waited = shared.changed.wait_timeout_while(state, shared.patience.look, idle);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let (news, occasion) = match (state.next.take(), written.take()) {
+            (Some(news), _) => (news, Occasion::News),
+            (None, _) if state.ended => return,
+            (None, Some(written)) => (written, Occasion::Look),
+            (None, None) => continue,
         };
         state.since = Some(Instant::now());
         drop(state);
-        let done = write(&news);
+        let done = write(&news, occasion);
         state = shared.state();
         state.since = None;
         state.failed = done.err();
@@ -127,6 +165,8 @@ fn run<T>(shared: &Shared<T>, mut write: impl FnMut(&T) -> Result<(), String>) {
             if state.ended {
                 return;
             }
+        } else {
+            written = Some(news);
         }
     }
 }
@@ -138,7 +178,8 @@ mod tests {
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(50);
-    const PATIENCE: Patience = Patience { late: SHORT, again: SHORT, end: Duration::from_secs(10) };
+    const LONG: Duration = Duration::from_secs(3600);
+    const PATIENCE: Patience = Patience { late: SHORT, again: SHORT, end: Duration::from_secs(10), look: LONG };
 
     fn eventually(what: &str, so: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -152,7 +193,7 @@ mod tests {
     fn a_disk_that_hangs_keeps_nobody_waiting() {
         let (go, gate) = mpsc::channel();
         let (done, written) = mpsc::channel();
-        let behind = Behind::start("behind", PATIENCE, move |news: &u32| {
+        let behind = Behind::start("behind", PATIENCE, move |news: &u32, _| {
             gate.recv().map_err(|error| error.to_string())?;
             done.send(*news).map_err(|error| error.to_string())
         });
@@ -177,7 +218,7 @@ mod tests {
     #[test]
     fn what_has_failed_is_said_and_tried_again() {
         let mut left = 3;
-        let behind = Behind::start("behind", PATIENCE, move |_: &()| {
+        let behind = Behind::start("behind", PATIENCE, move |_: &(), _| {
             left -= 1;
             if left > 0 { Err("full".to_owned()) } else { Ok(()) }
         });
@@ -188,10 +229,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_is_looked_after_until_there_is_news() {
+        let (done, written) = mpsc::channel();
+        let patience = Patience { look: SHORT, ..PATIENCE };
+        let behind = Behind::start("behind", patience, move |news: &u32, occasion| {
+            done.send((*news, occasion)).map_err(|error| error.to_string())
+        });
+        let behind = behind.unwrap();
+        thread::sleep(3 * SHORT);
+        assert!(written.try_recv().is_err(), "nothing was written yet");
+        for news in [1, 2] {
+            behind.put(news);
+            // The other one may be looked after once more.
+            let first = written.iter().find(|(number, _)| *number == news);
+            assert_eq!(first, Some((news, Occasion::News)));
+            for _ in 0..2 {
+                assert_eq!(written.recv(), Ok((news, Occasion::Look)));
+            }
+        }
+    }
+
+    #[test]
     fn the_end_does_not_wait_for_a_disk_that_hangs() {
         let (_go, gate) = mpsc::channel::<()>();
         let patience = Patience { end: SHORT, ..PATIENCE };
-        let behind = Behind::start("behind", patience, move |_: &()| gate.recv().map_err(|error| error.to_string()));
+        let behind = Behind::start("behind", patience, move |_: &(), _| gate.recv().map_err(|error| error.to_string()));
         let behind = behind.unwrap();
         behind.put(());
         let started = Instant::now();

@@ -102,13 +102,16 @@ impl ChildError {
 struct Running {
     dying: Vec<Child>,
     alive: usize,
+    /// Those of them that are being started: their groups are not known yet.
+    starting: usize,
     /// The groups of those that run. A number is taken out before it can become another process's.
     groups: Vec<Pid>,
     /// No more are started.
     over: bool,
 }
 
-static RUNNING: Mutex<Running> = Mutex::new(Running { dying: Vec::new(), alive: 0, groups: Vec::new(), over: false });
+static RUNNING: Mutex<Running> =
+    Mutex::new(Running { dying: Vec::new(), alive: 0, starting: 0, groups: Vec::new(), over: false });
 
 fn running() -> MutexGuard<'static, Running> {
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,12 +186,26 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
     }
 }
 
-/// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say.
+/// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say. One that is
+/// being started would outlive the agent if that ended first.
+///
+/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: `posix_spawn` does not, and
+/// a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
 pub(crate) fn end_all() {
     let mut running = running();
     running.over = true;
     for group in running.groups.drain(..) {
         let _ = killpg(group, Signal::SIGKILL);
+    }
+    drop(running);
+    all_started(DYING);
+}
+
+/// Returns when no program is being started, or one takes too long: a file system that hangs must not keep the agent.
+fn all_started(limit: Duration) {
+    let deadline = Instant::now() + limit;
+    while running().starting > 0 && Instant::now() < deadline {
+        thread::sleep(LOOK);
     }
 }
 
@@ -198,14 +215,25 @@ fn group(child: &Child) -> Pid {
 
 /// Starts a program, unless the agent ends.
 fn spawn(command: &mut Command, program: &str) -> Result<Child, ChildError> {
+    let busy = || ChildError::Busy { program: program.to_owned() };
+    {
+        let mut running = running();
+        if running.over {
+            return Err(busy());
+        }
+        running.starting += 1;
+    }
     // Without the lock: a file system that hangs may keep the program from starting.
     let started = command.spawn();
-    let child = started.map_err(|source| ChildError::NotStarted { program: program.to_owned(), source })?;
     let mut running = running();
+    running.starting -= 1;
+    let child = started.map_err(|source| ChildError::NotStarted { program: program.to_owned(), source })?;
     if running.over {
+        // Before the end goes on, which waits for the lock.
+        let _ = killpg(group(&child), Signal::SIGKILL);
         drop(running);
         kill(child);
-        return Err(ChildError::Busy { program: program.to_owned() });
+        return Err(busy());
     }
     running.groups.push(group(&child));
     Ok(child)
@@ -321,6 +349,30 @@ mod tests {
             assert!(started.elapsed() < Duration::from_secs(15), "a killed program's children are left");
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn the_end_waits_for_one_that_is_being_started() {
+        let mut late = Command::new("sleep");
+        late.arg("54322").process_group(0);
+        // SAFETY: poll is async-signal-safe.
+        let slowly = || match unsafe { libc::poll(std::ptr::null_mut(), 0, 200) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        };
+        // SAFETY: it neither allocates nor takes a lock.
+        unsafe { late.pre_exec(slowly) };
+        let before = running().starting;
+        let starter = thread::spawn(move || spawn(&mut late, "sleep").unwrap());
+        while running().starting <= before {
+            thread::sleep(LOOK);
+        }
+        all_started(LIMITS.time);
+        let known = running().groups.clone();
+        let child = starter.join().unwrap();
+        let found = known.contains(&group(&child));
+        kill(child);
+        assert!(found, "it would not be killed at the end");
     }
 
     #[test]

@@ -6,8 +6,12 @@
 //! machine, so there is nothing to undo then, and a file that the crash has left empty is as good as none. The last
 //! table is to outlive the machine: it is synced, by the thread that writes it (`behind.rs`).
 //!
-//! An agent knows what the files say without reading them again: what another process removes or damages of addresses,
-//! sysctls and offloads while the agent runs is written again ([`StateDir::keep`]); other files with their next change.
+//! Whatever changes a file of a directory that was taken makes sure first that no other agent has taken it since
+//! (`StateDir::hold`).
+//!
+//! An agent knows what the files say without reading them again: what another process removes or damages while the
+//! agent runs is written again. Rounds look after addresses, sysctls and offloads ([`StateDir::keep`]), the threads that
+//! write them after the others (`behind.rs`).
 
 mod kept;
 mod last_table;
@@ -23,8 +27,8 @@ use std::{
 use hiveway_core::GatewayAddresses;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{bounded, private, source::Base};
-use kept::Kept;
+use crate::{behind::Occasion, bounded, private, source::Base};
+use kept::{Kept, Seen};
 
 const ADDRESSES: &str = "gateway-addresses.json";
 const SYSCTLS: &str = "sysctls.json";
@@ -164,26 +168,76 @@ impl StateDir {
     /// The first file that cannot be written; [`StateError::InUse`] when another process has taken the directory since.
     pub fn keep(&self) -> Result<(), StateError> {
         let Some(kept) = &self.kept else { return Ok(()) };
-        kept.keep_lock(&self.path.join(LOCK), || {
-            private::make_directory(&self.path).map_err(|error| StateError::file(&self.path, error))?;
-            self.lock()
-        })?;
+        self.hold()?;
         let mut done = Ok(());
         for (name, bytes) in kept.files() {
             let path = self.path.join(name);
             if bounded::read(&path, bounded::STATE).is_ok_and(|there| there == *bytes) {
                 continue;
             }
-            match private::replace(&path, &bytes) {
-                Ok(()) => tracing::warn!(
-                    "state file {} was removed or changed by another process: it is written again",
-                    path.display()
-                ),
+            match self.put(name, &bytes) {
+                Ok(()) => written_again(&path),
                 // The others are written all the same.
-                Err(source) => done = done.and(Err(StateError::file(&path, source))),
+                Err(error) => done = done.and(Err(error)),
             }
         }
         done
+    }
+
+    /// Makes sure that the directory is still this agent's: every change of a file in it asks here first. A lock that
+    /// was removed is taken again, unless another process has taken the directory since. Without a lock there is nothing to
+    /// lose.
+    fn hold(&self) -> Result<(), StateError> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        kept.keep_lock(&self.path.join(LOCK), || {
+            private::make_directory(&self.path).map_err(|error| StateError::file(&self.path, error))?;
+            self.lock()
+        })
+    }
+
+    /// Replaces a file as a whole. The last table alone is on the disk once this returns.
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.hold()?;
+        let path = self.path.join(name);
+        let replace = if name == LAST_TABLE { private::replace_synced } else { private::replace };
+        replace(&path, bytes).map_err(|source| StateError::file(&path, source))
+    }
+
+    /// Writes one of the files that rounds do not look after. On [`Occasion::Look`], only what another process has
+    /// removed or changed since.
+    ///
+    /// # Errors
+    /// Those of `bytes`; when the file cannot be written; [`StateError::InUse`].
+    pub(crate) fn write_behind(
+        &self,
+        name: &'static str,
+        occasion: Occasion,
+        bytes: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        let seen = self.kept.as_ref().and_then(|kept| kept.seen(name));
+        if occasion == Occasion::Look && (self.kept.is_none() || seen.is_some() && seen == Seen::at(&path)) {
+            return Ok(());
+        }
+        let bytes = bytes().map_err(|error| StateError::file(&path, error))?;
+        self.put(name, &bytes)?;
+        if let Some(kept) = &self.kept {
+            kept.see(name, Seen::at(&path));
+        }
+        if occasion == Occasion::Look {
+            written_again(&path);
+        }
+        Ok(())
+    }
+
+    /// Removes a file if it is there.
+    fn forget(&self, name: &str) -> Result<(), StateError> {
+        self.hold()?;
+        let path = self.path.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::file(&path, source)),
+            _ => Ok(()),
+        }
     }
 
     /// Takes what earlier versions have left open to others away from them.
@@ -272,33 +326,24 @@ impl StateDir {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_last_table(&self, base: Option<&Base>) -> Result<(), StateError> {
+        self.write_last_table(base, Occasion::News)
+    }
+
+    /// [`StateDir::set_last_table`], or looks whether it is as it was set.
+    pub(crate) fn write_last_table(&self, base: Option<&Base>, occasion: Occasion) -> Result<(), StateError> {
         match base {
-            Some(base) => {
-                let path = self.path.join(LAST_TABLE);
-                private::replace_synced(&path, &last_table::encode(base))
-                    .map_err(|error| StateError::file(&path, error))
-            }
-            None => match fs::remove_file(self.path.join(LAST_TABLE)) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(StateError::file(&self.path.join(LAST_TABLE), source))
-                }
-                _ => Ok(()),
-            },
+            Some(base) => self.write_behind(LAST_TABLE, occasion, || Ok(last_table::encode(base))),
+            None => self.forget(LAST_TABLE),
         }
     }
 
     /// Removes our files, and the directory if nothing else is in it. Returns what could not be removed.
     pub fn remove(&self) -> Vec<StateError> {
-        let mut failures = Vec::new();
-        for name in FILES {
-            let path = self.path.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    failures.push(StateError::file(&path, source))
-                }
-                _ => {}
-            }
+        if let Err(error) = self.hold() {
+            return vec![error];
         }
+        // The lock is the last of them: until then the directory is not another agent's.
+        let mut failures: Vec<_> = FILES.iter().filter_map(|name| self.forget(name).err()).collect();
         match fs::remove_dir(&self.path) {
             Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                 failures.push(StateError::file(&self.path, source));
@@ -337,13 +382,16 @@ impl StateDir {
         let bytes = serde_json::to_vec_pretty(value);
         let mut bytes = bytes.map_err(|error| StateError::file(&self.path.join(name), error))?;
         bytes.push(b'\n');
-        let path = self.path.join(name);
-        private::replace(&path, &bytes).map_err(|source| StateError::file(&path, source))?;
+        self.put(name, &bytes)?;
         if let Some(kept) = &self.kept {
             kept.put(name, bytes.into());
         }
         Ok(())
     }
+}
+
+fn written_again(path: &Path) {
+    tracing::warn!("state file {} was removed or changed by another process: it is written again", path.display());
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ async fn look(socket: &Socket, desired: &Desired) -> (Observed, Spaces) {
     let heard = Cell::new(0);
     let progress = || heard.set(heard.get() + 1);
     let Looked { spaces, namespaces, .. } =
-        Looked::within(WHILE, desired, Path::new("/run/netns"), gateway, &BTreeMap::new(), &progress).await;
+        Looked::within(WHILE, desired, Path::new("/run/netns"), gateway, &mut 0, &BTreeMap::new(), &progress).await;
     assert!(heard.get() >= desired.tasks.len(), "each namespace is heard of");
     let links = observe_node(socket).await.unwrap();
     let host = match links.get("hw-host") {
@@ -243,7 +243,7 @@ fn a_namespace_whose_look_has_failed_rests_and_keeps_no_other_waiting() {
             let former = Former { why: "as before".into(), rests };
             let former = BTreeMap::from([(space.path(), former)]);
             let gateway = "172.18.0.0/16".parse().unwrap();
-            Looked::within(WHILE, &desired, Path::new("/run/netns"), gateway, &former, &|| ()).await
+            Looked::within(WHILE, &desired, Path::new("/run/netns"), gateway, &mut 0, &former, &|| ()).await
         };
         let looked = at(false).await;
         assert_eq!(looked.failed.keys().collect::<Vec<_>>(), [&space.path()]);

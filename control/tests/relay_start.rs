@@ -18,6 +18,7 @@ use control::{
     engine::{EngineView, Membership},
     relay::{Handle, Options, say_goodbye, start},
     source::{Hub, Live},
+    state_dir::StateDir,
 };
 use hiveway_core::{
     merge::{Container, Health, LocalView, Reports, merge},
@@ -82,6 +83,8 @@ impl Agent {
         let options = Options { files, listen: None, state_dir: state_dir.clone(), fixed: fixed.map(str::to_owned) };
         let ready = watch::Sender::new(false);
         let handle = start(&hub, options, ready.subscribe(), watch::Sender::new(Arc::default()).subscribe());
+        // The agent that was there before has not let go of it yet, in one process.
+        handle.keep_in(StateDir::take(&state_dir).or_else(|_| StateDir::open(&state_dir)).unwrap());
         Self { engine, table, hub, ready, state_dir, handle }
     }
 
@@ -128,7 +131,13 @@ fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
         w1.engine(|view| drop(view.local.containers.insert("c".into(), sick)));
         until(&mut reports, "t1 is unhealthy", |reports| reports["w1"].unhealthy.contains("t1")).await;
 
-        eventually("contacts are kept", || w1.state_dir.join("relay-contacts.json").exists()).await;
+        let (contacts, kept) = (w1.state_dir.join("relay-contacts.json"), m.state_dir.join("relay-reports.json"));
+        eventually("contacts are kept", || contacts.exists()).await;
+        eventually("the report is kept", || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("t1"))).await;
+        std::fs::remove_file(&contacts).unwrap();
+        std::fs::write(&kept, "{}").unwrap();
+        eventually("contacts are there again", || contacts.exists()).await;
+        eventually("so is the report", || std::fs::read_to_string(&kept).unwrap().contains("t1")).await;
         let state_dir = w1.state_dir.clone();
         drop(w1);
         eventually("gone", || m.status()["agents"].as_array().is_some_and(Vec::is_empty)).await;

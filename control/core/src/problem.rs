@@ -21,17 +21,36 @@ pub struct Problem {
     pub message: String,
     /// How bad it is.
     pub severity: Severity,
+    /// What it means for other problems of the table.
+    #[serde(skip)]
+    pub(crate) kind: Kind,
+}
+
+/// What a problem has to do with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Nothing.
+    #[default]
+    Alone,
+    /// Ids of this section are not known because of it.
+    HidesIds(&'static str),
+    /// An id is referred to that this section does not have.
+    UnknownId(&'static str),
 }
 
 impl Problem {
     /// An error at `path`.
     pub fn error(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), severity: Severity::Error }
+        Self { path: path.into(), message: message.into(), severity: Severity::Error, kind: Kind::Alone }
     }
 
     /// A warning at `path`.
     pub fn warning(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), severity: Severity::Warning }
+        Self { path: path.into(), message: message.into(), severity: Severity::Warning, kind: Kind::Alone }
+    }
+
+    pub(crate) fn of(self, kind: Kind) -> Self {
+        Self { kind, ..self }
     }
 }
 

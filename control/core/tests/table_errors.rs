@@ -195,9 +195,13 @@ fn ipv6() {
 /// One mistake is one problem: what is unknown because of it is not told as well.
 #[test]
 fn no_follow_ups() {
-    for (from, to, path) in
-        [("networks:\n", "netwrks:\n", "netwrks"), ("id: n1,", "", "nodes[0].id"), ("id: n1,", "id: 7,", "nodes[0].id")]
-    {
+    for (from, to, path) in [
+        ("networks:\n", "netwrks:\n", "netwrks"),
+        ("networks:\n", "networkss:\n", "networkss"),
+        ("id: n1,", "", "nodes[0].id"),
+        ("id: n1,", "id: 7,", "nodes[0].id"),
+        ("id: n1,", "id: n1/ is already known,", "nodes[0].id"),
+    ] {
         let text = BASE.replacen(from, to, 1);
         assert_ne!(text, BASE, "{from:?} is not in the table");
         let problems = problems(&text);

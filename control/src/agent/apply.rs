@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    sync::LazyLock,
     time::Instant,
 };
 
@@ -24,9 +23,6 @@ use crate::{
     netlink::{self, Socket, Spaces},
     seldom::Seldom,
 };
-
-/// Bridges that somebody else has put interfaces on: who can do that can do it again and again.
-static STRAYS: LazyLock<Seldom> = LazyLock::new(Seldom::default);
 
 /// How a round ends that has not failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +153,12 @@ impl Round {
         }
     }
 
-    /// Does all steps of a stage; an item's later steps are left out once one has failed.
+    /// Does all steps of a stage; an item's later steps are left out once one has failed. `strays`: bridges of which
+    /// was said that something was taken off.
     pub(super) async fn run(
         &mut self,
         backoff: &mut Backoff,
+        strays: &Seldom,
         plan: &Plan,
         stage: Stage,
         node: &Socket,
@@ -175,7 +173,7 @@ impl Round {
             if self.note(backoff, &item, done).is_some() {
                 match step.item {
                     Item::Stray { ref bridge, .. } => {
-                        if let Some(more) = STRAYS.say(bridge) {
+                        if let Some(more) = strays.say(bridge) {
                             tracing::warn!(
                                 "{item}: taken off; only the agent puts interfaces there, and a container with NET_ADMIN \
                                  needs a user namespace to be kept from it{more}"
@@ -266,7 +264,7 @@ mod tests {
         let steps = steps.map(|(stage, action)| Step { stage, item: Item::Task("a".into()), action });
         let plan = Plan { steps: steps.into(), ..Plan::default() };
         let mut last = heard(&liveness);
-        round.run(&mut backoff, &plan, Stage::Prepare, &node, &Spaces::default()).await;
+        round.run(&mut backoff, &Seldom::default(), &plan, Stage::Prepare, &node, &Spaces::default()).await;
         assert!(heard(&liveness) > last, "a step of the plan");
         last = heard(&liveness);
         let mut round = Round::new(liveness.pulse(Part::Rounds), None);

@@ -58,7 +58,7 @@ use crate::{
     nft,
     seldom::Seldom,
     source::Hub,
-    state_dir::{StateDir, StateError},
+    state_dir::StateDir,
     sysctl,
     uplinks::Uplinks,
 };
@@ -91,6 +91,8 @@ pub(super) struct Agent {
     pub(super) incomplete: bool,
     /// Where namespaces are waited for.
     pub(super) missing: Vec<PathBuf>,
+    /// Which namespace is looked into first: the one that the last round has not come to.
+    pub(super) first_look: usize,
     /// Namespaces whose last looks have failed, by path.
     pub(super) looks: Backoff,
     /// Tasks of whose namespaces was said that not everything could be read.
@@ -109,6 +111,8 @@ pub(super) struct Agent {
     pub(super) lost_uplinks: LostUplinks,
     /// For what other nodes can have the log say.
     pub(super) seldom: Seldom,
+    /// Bridges that somebody else has put interfaces on: who can do that can do it again and again.
+    pub(super) strays: Seldom,
     pub(super) probing: Probing,
     /// When everything was last looked at; changes of links alone are no reason to look at all of it.
     pub(super) looked: Option<Instant>,
@@ -254,7 +258,7 @@ impl Agent {
         round.goes_on();
         links = observed.links;
         round.blocked(&mut self.backoff, &plan);
-        round.run(&mut self.backoff, &plan, Stage::Prepare, &self.socket, &spaces).await;
+        round.run(&mut self.backoff, &self.strays, &plan, Stage::Prepare, &self.socket, &spaces).await;
         if plan.steps.iter().any(|step| step.stage == Stage::Prepare) {
             links = observe_node(&self.socket).await?;
         }
@@ -269,7 +273,7 @@ impl Agent {
         });
         // Programs and maps know the host link now: the node's own connections may be led into it.
         self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);
-        round.run(&mut self.backoff, &plan, Stage::Finish, &self.socket, &spaces).await;
+        round.run(&mut self.backoff, &self.strays, &plan, Stage::Finish, &self.socket, &spaces).await;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
         if cause != Cause::Kernel && !early {
             self.sweep(cause, round);
@@ -288,7 +292,7 @@ impl Agent {
         if round.may(&self.backoff, "state directory") {
             let mut kept = self.state.keep();
             // Before anybody uses a new address, whatever has become of other files.
-            if self.unsaved && !matches!(kept, Err(StateError::InUse { .. })) {
+            if self.unsaved {
                 let saved = self.state.set_gateway_addresses(&self.addresses);
                 self.unsaved = saved.is_err();
                 kept = kept.and(saved);

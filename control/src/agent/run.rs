@@ -167,6 +167,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let _watcher = match &conductor {
         Some(conductor) => {
             conductor.keep_in(state.clone());
+            if let Some(relay) = &relay {
+                relay.keep_in(state.clone());
+            }
             live_watch(conductor.hub.table.clone(), table_changed.clone())
         }
         None => source::watch(&args.table, table_changed.clone()),
@@ -200,6 +203,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         replies: Default::default(),
         incomplete: false,
         missing: Vec::new(),
+        first_look: 0,
         looks: Backoff::default(),
         unread: Default::default(),
         host_rules: HostRules::new(host_firewall.clone(), before),
@@ -211,6 +215,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         uplinks: Uplinks { own_address, ..Uplinks::default() },
         lost_uplinks: Default::default(),
         seldom: Default::default(),
+        strays: Default::default(),
         probing,
         programmed: None,
         port: None,

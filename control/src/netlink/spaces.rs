@@ -8,7 +8,6 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -61,8 +60,6 @@ const ENGINE_DIR: &str = "/run/docker/netns";
 const ENGINE_NAME: usize = 12;
 /// For each look, and for all of a round to begin. A container that has made answers long must not keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Which of all is looked at first: the one that the last round has not come to.
-static FIRST: AtomicUsize = AtomicUsize::new(0);
 /// Looks under way together: among so many that take long, the others come to their end.
 const AT_ONCE: usize = 16;
 
@@ -120,16 +117,18 @@ impl Look {
 
 impl Looked {
     /// Opens and observes the namespaces of this node's tasks, whose gateway bridge has the subnet `gateway`: several
-    /// at once. `former`: those that have failed before; they come last, and not before their turn. `progress` is called
-    /// after each.
+    /// at once. `first`: which of all is looked at first, for the next round the one that this one has not come to.
+    /// `former`: those that have failed before; they come last, and not before their turn. `progress` is called after
+    /// each.
     pub async fn at(
         desired: &Desired,
         netns_dir: &Path,
         gateway: Ipv4Net,
+        first: &mut usize,
         former: &BTreeMap<PathBuf, Former>,
         progress: &dyn Fn(),
     ) -> Self {
-        Self::within(PATIENCE, desired, netns_dir, gateway, former, progress).await
+        Self::within(PATIENCE, desired, netns_dir, gateway, first, former, progress).await
     }
 
     /// [`Looked::at`], with that much time for each look, and for all to begin.
@@ -138,14 +137,15 @@ impl Looked {
         desired: &Desired,
         netns_dir: &Path,
         gateway: Ipv4Net,
+        first: &mut usize,
         former: &BTreeMap<PathBuf, Former>,
         progress: &dyn Fn(),
     ) -> Self {
         let mut looked = Self::default();
         let until = Limits { begin: Instant::now() + time, each: time };
         let mut all: Vec<_> = wanted(desired, netns_dir).collect();
-        let first = FIRST.load(Ordering::Relaxed) % all.len().max(1);
-        all.rotate_left(first);
+        let turn = *first % all.len().max(1);
+        all.rotate_left(turn);
         all.sort_by_key(|(_, path)| former.contains_key(path));
         let looks = all.into_iter().map(async |(task, path)| {
             let look = match former.get(&path) {
@@ -166,7 +166,7 @@ impl Looked {
         }
         drop(looks);
         if left {
-            FIRST.store(first + begun, Ordering::Relaxed);
+            *first = turn + begun;
         }
         looked.search(desired, gateway, former, until, progress).await;
         looked
@@ -368,7 +368,7 @@ mod tests {
         let desired = Desired { tasks: vec![task], ..Desired::default() };
         let gateway = "172.18.0.0/16".parse().unwrap();
         let (no_time, none) = (Duration::ZERO, BTreeMap::new());
-        let looked = Looked::within(no_time, &desired, Path::new("/run/netns"), gateway, &none, &|| ()).await;
+        let looked = Looked::within(no_time, &desired, Path::new("/run/netns"), gateway, &mut 0, &none, &|| ()).await;
         assert!(looked.failed.is_empty(), "{:?}", looked.failed);
         let Namespace::Unread { why, begun: false, .. } = &looked.namespaces["web.1"] else { panic!("{looked:?}") };
         assert!(why.contains("looking into others takes too long"), "{why}");

@@ -14,8 +14,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    CLOSED, TABLE,
-    ruleset::{chain, is_translated, named, payload, rule},
+    TABLE,
+    ruleset::{chain, drop_closed, is_translated, named, payload, regular_chain, rule, to_ports},
 };
 
 /// Just before everybody else's destination NAT (-100), so that a stock engine's rules for the same ports find the
@@ -84,8 +84,7 @@ impl HostRules {
 
     /// Comes before what [`HostRules::uninvited`] adds to other chains.
     pub(super) fn regular_chain() -> Value {
-        let (family, table) = TABLE;
-        json!({"chain": {"family": family, "table": table, "name": UNINVITED}})
+        regular_chain(UNINVITED)
     }
 
     /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel address
@@ -96,7 +95,7 @@ impl HostRules {
         [
             rule(UNINVITED, vec![reset, json!({"return": null})]),
             rule(UNINVITED, vec![is_translated("dnat"), json!({"return": null})]),
-            rule(UNINVITED, vec![json!({"counter": CLOSED}), json!({"drop": null})]),
+            rule(UNINVITED, drop_closed().into()),
         ]
     }
 
@@ -137,11 +136,9 @@ impl HostRules {
         for group in self.groups().into_iter().filter(|_| self.engine) {
             let Some(nets) = group.nets else { continue };
             for protocol in by_protocol(group.ports).into_keys() {
-                let set = format!("@{}", set_name(protocol, group.number));
-                let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
+                let port = to_ports(protocol, &set_name(protocol, group.number));
                 rules.extend(nets.iter().map(|net| vec![to_net(*net), port.clone(), json!({"accept": null})]));
-                let drop = [json!({"counter": CLOSED}), json!({"drop": null})];
-                rules.push([ipv4.clone(), port, is_local()].into_iter().chain(drop).collect());
+                rules.push([ipv4.clone(), port, is_local()].into_iter().chain(drop_closed()).collect());
             }
         }
         rules
@@ -152,10 +149,7 @@ impl HostRules {
         let bound = self.groups().into_iter().filter(|group| group.nets.is_some());
         bound.flat_map(|group| {
             let named = by_protocol(group.ports).into_keys();
-            named.map(move |protocol| {
-                let set = format!("@{}", set_name(protocol, group.number));
-                json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}})
-            })
+            named.map(move |protocol| to_ports(protocol, &set_name(protocol, group.number)))
         })
     }
 
@@ -166,8 +160,7 @@ impl HostRules {
         let matches = self.groups().into_iter().flat_map(|group| {
             let protocols: Vec<_> = by_protocol(group.ports).into_keys().collect();
             protocols.into_iter().flat_map(move |protocol| {
-                let set = format!("@{}", set_name(protocol, group.number));
-                let port = json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": set}});
+                let port = to_ports(protocol, &set_name(protocol, group.number));
                 let nets = group.nets.map_or(vec![None], |nets| nets.iter().copied().map(Some).collect());
                 nets.into_iter().map(move |net| net.map(to_net).into_iter().chain([port.clone()]).collect::<Vec<_>>())
             })

@@ -10,9 +10,9 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::{
-    CLOSED, TABLE,
+    TABLE,
     host::{DESTINATION, by_protocol, elements, is_local},
-    ruleset::{self, is_translated, named, payload, rule},
+    ruleset::{self, drop_closed, is_translated, named, payload, rule, to_ports},
 };
 
 /// Between our translations into the host link and the engine's destination NAT (-100). A connection that was translated
@@ -78,14 +78,13 @@ pub(super) fn chain() -> Value {
 /// only, put together if it came in pieces: what is open goes on, as at the programs.
 pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
     shut_out(all)
-        .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(closed_out()).collect()))
+        .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(drop_closed()).collect()))
         .collect()
 }
 
 /// Comes before what [`forwarded_to_gwbridge`] and [`sent_to_gwbridge`] add to other chains.
 pub(super) fn gwbridge_chain() -> Value {
-    let (family, table) = TABLE;
-    json!({"chain": {"family": family, "table": table, "name": GWBRIDGE}})
+    ruleset::regular_chain(GWBRIDGE)
 }
 
 /// Has [`GWBRIDGE`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there as the
@@ -108,7 +107,7 @@ pub(super) fn gwbridge_rules(all: &[Listed], bound: impl Iterator<Item = Value>)
     let asked = [other, is_translated("dnat")].map(|passes| vec![passes, json!({"return": null})]);
     let bound = bound.map(|port| vec![new.clone(), port]);
     let listed = shut_out(all).map(|matches| [new.clone()].into_iter().chain(matches).collect());
-    let dropped = bound.chain(listed).map(|matches: Vec<_>| matches.into_iter().chain(closed_out()).collect());
+    let dropped = bound.chain(listed).map(|matches: Vec<_>| matches.into_iter().chain(drop_closed()).collect());
     asked.into_iter().chain(dropped).map(|statements| rule(GWBRIDGE, statements)).collect()
 }
 
@@ -117,17 +116,13 @@ fn shut_out(all: &[Listed]) -> impl Iterator<Item = [Value; 2]> + '_ {
     all.iter().enumerate().flat_map(|(number, listed)| {
         let (op, _) = listed.clients();
         by_protocol(&listed.ports).into_keys().map(move |protocol| {
-            let (ports, clients) = (format!("@{}", ports_name(protocol, number)), format!("@{}", clients_name(number)));
+            let clients = format!("@{}", clients_name(number));
             [
-                json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": ports}}),
+                to_ports(protocol, &ports_name(protocol, number)),
                 json!({"match": {"op": op, "left": payload("ip", "saddr"), "right": clients}}),
             ]
         })
     })
-}
-
-fn closed_out() -> [Value; 2] {
-    [json!({"counter": CLOSED}), json!({"drop": null})]
 }
 
 fn clients_name(list: usize) -> String {

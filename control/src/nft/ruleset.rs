@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    GUARD, HostRules, Listed, STRAY, TABLE,
+    CLOSED, GUARD, HostRules, Listed, STRAY, TABLE,
     host::{elements, is_local},
     lists,
 };
@@ -83,26 +83,20 @@ pub struct Masquerade {
 impl Firewall {
     /// Sets, then chains each followed by its rules, as `nft` lists them.
     pub(super) fn objects(&self) -> Vec<Value> {
-        let (family, table) = TABLE;
-        let mut chains = vec![
-            json!({"chain": {"family": family, "table": table, "name": TUNNELLED}}),
-            json!({"chain": {"family": family, "table": table, "name": SENT}}),
-            chain("forward", "filter", "forward", 0),
-            chain("input", "filter", "input", 0),
-            chain("output", "filter", "output", 0),
-        ];
+        // What other chains ask comes before them.
+        let mut chains = vec![regular_chain(TUNNELLED), regular_chain(SENT)];
         let mut rules: Vec<_> = self.tunnelled().chain(self.sent()).collect();
         if self.host.is_some() {
-            chains.insert(2, HostRules::regular_chain());
+            chains.push(HostRules::regular_chain());
             rules.extend(HostRules::regular_rules());
         }
         let bound = self.host.as_ref().filter(|host| host.engine && !host.bound.is_empty());
         let gwbridge = self.engine_bridge.as_ref().filter(|_| !self.listed.is_empty() || bound.is_some());
         if gwbridge.is_some() {
-            // Behind the other regular chains.
-            chains.insert(chains.len() - 3, lists::gwbridge_chain());
+            chains.push(lists::gwbridge_chain());
             rules.extend(lists::gwbridge_rules(&self.listed, bound.into_iter().flat_map(HostRules::bound_ports)));
         }
+        chains.extend(["forward", "input", "output"].map(|hook| chain(hook, "filter", hook, 0)));
         rules.extend([self.forward(), self.scattered(), routed()]);
         if let Some(masquerade) = &self.masquerade {
             // Containers on the bridge reach each other neither as neighbours (isolated ports) nor through us.
@@ -308,6 +302,12 @@ pub(super) fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value 
                      "policy": "accept"}})
 }
 
+/// A chain that only other chains ask.
+pub(super) fn regular_chain(name: &str) -> Value {
+    let (family, table) = TABLE;
+    json!({"chain": {"family": family, "table": table, "name": name}})
+}
+
 pub(super) fn rule(chain: &str, statements: Vec<Value>) -> Value {
     let (family, table) = TABLE;
     json!({"rule": {"family": family, "table": table, "chain": chain, "expr": statements}})
@@ -324,6 +324,16 @@ pub(super) fn named(op: &str, key: &str, name: &str) -> Value {
 /// Whether connection tracking has given the connection another source (`snat`) or destination (`dnat`).
 pub(super) fn is_translated(what: &str) -> Value {
     json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": what}})
+}
+
+/// To a port of a set.
+pub(super) fn to_ports(protocol: &str, set: &str) -> Value {
+    json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": format!("@{set}")}})
+}
+
+/// Counts and drops what may not have that port.
+pub(super) fn drop_closed() -> [Value; 2] {
+    [json!({"counter": CLOSED}), drop_it()]
 }
 
 fn count_it() -> Value {

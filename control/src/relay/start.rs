@@ -12,7 +12,7 @@ use hiveway_core::merge::Report;
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::{JoinSet, spawn_blocking},
+    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -23,10 +23,11 @@ use super::{
     status::Board,
 };
 use crate::{
+    behind::{Behind, Patience, telling},
     certs::{Credentials, Files, Reloading},
     engine::{EngineView, Membership},
     source::{Hub, Live, Own},
-    state_dir::{RELAY_CONTACTS, RELAY_REPORTS},
+    state_dir::{RELAY_CONTACTS, RELAY_REPORTS, StateDir},
 };
 
 /// Pause between attempts to read certificates or to listen.
@@ -41,7 +42,7 @@ pub struct Options {
     pub files: Files,
     /// Where to listen on managers (`--relay-listen`); `None`: at the node's address.
     pub listen: Option<SocketAddr>,
-    /// Where reports, and whom to say goodbye to, are kept.
+    /// Where an earlier agent has left reports.
     pub state_dir: PathBuf,
     /// The only manager to talk to (`relay:HOST:PORT`); `None`: all that the engine knows.
     pub fixed: Option<String>,
@@ -52,7 +53,17 @@ pub struct Options {
 pub struct Handle {
     /// How it does.
     pub board: Arc<Board>,
+    registry: Arc<Registry>,
+    kept: watch::Sender<Option<StateDir>>,
     _tasks: JoinSet<()>,
+}
+
+impl Handle {
+    /// From now on reports, and whom to say goodbye to, are kept in the state directory.
+    pub fn keep_in(&self, state: StateDir) {
+        self.registry.keep_in(state.clone());
+        self.kept.send_replace(Some(state));
+    }
 }
 
 /// Starts everything. `ready`: the data plane works; only then does the node report itself, and others send it frames of
@@ -63,19 +74,27 @@ pub fn start(
     ready: watch::Receiver<bool>,
     paths: watch::Receiver<Arc<PathNews>>,
 ) -> Handle {
-    let registry = Arc::new(Registry::open(Some(options.state_dir.join(RELAY_REPORTS)), hub.reports.clone()));
+    let registry = Arc::new(Registry::open(Some(&options.state_dir.join(RELAY_REPORTS)), hub.reports.clone()));
     let board = Arc::<Board>::default();
     let mut tasks = JoinSet::new();
     board.set(|board| board.registry = Some(registry.clone()));
-    tasks.spawn(run(hub.clone(), options, ready, paths, registry, board.clone()));
-    Handle { board, _tasks: tasks }
+    let (kept, keeps) = watch::channel(None);
+    let agent = Agent { ready, paths, kept: keeps };
+    tasks.spawn(run(hub.clone(), options, agent, registry.clone(), board.clone()));
+    Handle { board, registry, kept, _tasks: tasks }
+}
+
+/// What the rest of the agent says.
+struct Agent {
+    ready: watch::Receiver<bool>,
+    paths: watch::Receiver<Arc<PathNews>>,
+    kept: watch::Receiver<Option<StateDir>>,
 }
 
 async fn run(
     hub: Hub,
     options: Options,
-    ready: watch::Receiver<bool>,
-    paths: watch::Receiver<Arc<PathNews>>,
+    Agent { ready, paths, kept }: Agent,
     registry: Arc<Registry>,
     board: Arc<Board>,
 ) {
@@ -103,7 +122,7 @@ async fn run(
     };
     let mut tasks = JoinSet::new();
     let (serving, served) = watch::channel(None);
-    tasks.spawn(keep_contacts(listed, served, ready.clone(), options.clone()));
+    tasks.spawn(keep_contacts(listed, served, (ready.clone(), kept), options.files.clone()));
     let server = serve(hub.clone(), options.clone(), credentials, registry.clone(), board, serving);
     let mut programmed = ready.clone();
     tasks.spawn(async move {
@@ -215,25 +234,28 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
 async fn keep_contacts(
     mut managers: watch::Receiver<Vec<Manager>>,
     mut serving: watch::Receiver<Option<SocketAddr>>,
-    mut ready: watch::Receiver<bool>,
-    options: Options,
+    (mut ready, mut kept): (watch::Receiver<bool>, watch::Receiver<Option<StateDir>>),
+    files: Files,
 ) {
-    // The state directory is there then.
+    const LOST: &str = "relay: teardown will not be able to tell the managers";
     if ready.wait_for(|ready| *ready).await.is_err() {
         return;
     }
-    let path = options.state_dir.join(RELAY_CONTACTS);
+    let Some(state) = kept.wait_for(Option::is_some).await.ok().and_then(|state| state.clone()) else { return };
+    let write = move |contacts: &Contacts, occasion| {
+        let written = state.write_behind(RELAY_CONTACTS, occasion, || contacts.encode());
+        written.map_err(|error| error.to_string())
+    };
+    let file = match Behind::start("relay-contacts", Patience::default(), telling(LOST, write)) {
+        Ok(file) => file,
+        Err(error) => return tracing::warn!("{LOST}: {error}"),
+    };
     loop {
         let at = *serving.borrow_and_update();
-        let contacts = Contacts::new(managers.borrow_and_update().clone(), at, &options.files);
+        let contacts = Contacts::new(managers.borrow_and_update().clone(), at, &files);
         // While the engine is silent it may know no manager; those of before are better than none.
         if !contacts.managers.is_empty() || at.is_some() {
-            let file = path.clone();
-            // A disk that hangs holds up this task alone.
-            let written = spawn_blocking(move || contacts.write(&file)).await;
-            if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                tracing::warn!("relay: teardown will not be able to tell the managers: {}: {error}", path.display());
-            }
+            file.put(contacts);
         }
         let changed = tokio::select! { changed = managers.changed() => changed, Ok(()) = serving.changed() => Ok(()) };
         if changed.is_err() {

@@ -205,8 +205,9 @@ impl Keeper {
         }
         if self.writer.is_none() {
             let state = state.clone();
-            let write =
-                move |base: &Option<Base>| state.set_last_table(base.as_ref()).map_err(|error| error.to_string());
+            let write = move |base: &Option<Base>, occasion| {
+                state.write_last_table(base.as_ref(), occasion).map_err(|error| error.to_string())
+            };
             match Behind::start("last-table", Patience::default(), write) {
                 Ok(writer) => self.writer = Some(writer),
                 // The next news try again.

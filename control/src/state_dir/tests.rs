@@ -71,17 +71,20 @@ fn a_round_does_not_wait_for_the_disk_and_an_empty_file_is_none() {
     }
 }
 
-#[test]
-fn the_last_table_is_kept_and_forgotten() {
-    use crate::source::Origin;
-    let scratch = tempfile::tempdir().unwrap();
-    let state = StateDir::open(scratch.path()).unwrap();
-    assert_eq!(state.last_table(), None);
+fn last_table() -> Base {
     let text = "version: 1\nnodes: [{id: n1, hostname: one, address: 192.0.2.1}]\nnetworks: [{id: app, name: app, \
                 subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n";
     let model = hiveway_core::table::parse_file(text, Path::new("t.yaml")).unwrap().model;
     let table = hiveway_core::engine::Loaded { model, ..Default::default() };
-    let base = Base { table: table.into(), origin: Origin::Relay, node: Some("n1".into()) };
+    Base { table: table.into(), origin: crate::source::Origin::Relay, node: Some("n1".into()) }
+}
+
+#[test]
+fn the_last_table_is_kept_and_forgotten() {
+    let scratch = tempfile::tempdir().unwrap();
+    let state = StateDir::open(scratch.path()).unwrap();
+    assert_eq!(state.last_table(), None);
+    let base = last_table();
     state.set_last_table(Some(&base)).unwrap();
     assert_eq!(state.last_table(), Some(base));
     fs::write(scratch.path().join(LAST_TABLE), "relay n1\n\u{1}").unwrap();
@@ -170,11 +173,70 @@ fn what_others_remove_or_damage_while_an_agent_runs_is_written_again() {
         let second = StateDir::take(&path).unwrap_err();
         assert!(matches!(second, StateError::InUse { .. }), "{damage}: {second}");
     }
+}
+
+/// What rounds do not look after.
+#[test]
+fn the_last_table_is_written_again_when_it_is_looked_after() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("state");
+    let state = StateDir::take(&path).unwrap();
+    let base = last_table();
+    let look = || state.write_last_table(Some(&base), Occasion::Look).unwrap();
+    state.set_last_table(Some(&base)).unwrap();
+    let (file, whole) = (path.join(LAST_TABLE), contents(&path));
+    let untouched = Seen::at(&file);
+    look();
+    assert_eq!(Seen::at(&file), untouched, "nothing is to be done");
+    let damages: [(&str, &dyn Fn()); 4] = [
+        ("it is gone", &|| fs::remove_file(&file).unwrap()),
+        ("it is empty", &|| fs::write(&file, "").unwrap()),
+        ("it is another one", &|| fs::write(&file, vec![b'x'; whole[LAST_TABLE].len()]).unwrap()),
+        ("all is gone", &|| fs::remove_dir_all(&path).unwrap()),
+    ];
+    for (damage, do_it) in damages {
+        do_it();
+        state.keep().unwrap();
+        look();
+        assert_eq!(contents(&path), whole, "{damage}");
+    }
+    state.set_last_table(None).unwrap();
+    state.write_last_table(None, Occasion::Look).unwrap();
+    assert!(!file.exists());
+}
+
+#[test]
+fn nothing_is_written_into_a_directory_that_is_another_agents_by_now() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("state");
+    let state = StateDir::take(&path).unwrap();
+    let sysctls = SysctlState { reserved_ports: BTreeSet::from([80]), ..SysctlState::default() };
+    state.set_sysctls(&sysctls).unwrap();
     fs::remove_dir_all(&path).unwrap();
     let thief = StateDir::take(&path).unwrap();
-    assert!(matches!(state.keep().unwrap_err(), StateError::InUse { .. }), "it is another agent's now");
+    let base = last_table();
+    thief.set_last_table(Some(&base)).unwrap();
+    let before = contents(&path);
+    let written = || Ok(b"{}".to_vec());
+    let attempts: [(&str, Result<(), StateError>); 8] = [
+        ("files that are gone", state.keep()),
+        ("addresses", state.set_gateway_addresses(&GatewayAddresses::new())),
+        ("sysctls", state.set_sysctls(&SysctlState::default())),
+        ("offloads", state.set_offloads(&BTreeSet::new())),
+        ("the last table", state.set_last_table(Some(&base))),
+        ("the last table's end", state.set_last_table(None)),
+        ("reports", state.write_behind(RELAY_REPORTS, Occasion::News, written)),
+        ("reports that are gone", state.write_behind(RELAY_REPORTS, Occasion::Look, written)),
+    ];
+    for (what, attempt) in attempts {
+        assert!(matches!(attempt, Err(StateError::InUse { .. })), "{what}: {attempt:?}");
+    }
+    assert!(matches!(&state.remove()[..], [StateError::InUse { .. }]), "all of it is removed");
+    assert_eq!(contents(&path), before);
+    assert_eq!(state.sysctls().unwrap(), sysctls, "what is not written is not remembered either");
     drop(thief);
     state.keep().unwrap();
+    assert_eq!(StateDir::existing(&path).unwrap().sysctls().unwrap(), sysctls);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use control::{
         server::{self, Registry, Sessions},
     },
     source::Live,
+    state_dir::{RELAY_REPORTS, StateDir},
 };
 use hiveway_core::{
     Model,
@@ -77,7 +78,8 @@ impl Server {
         let reloading = Reloading::start(files.clone()).unwrap();
         let (base, mut bases) = watch::channel(Live::current(loaded(table()), "test"));
         let (effective, reports) = watch::channel(Arc::new(Reports::new()));
-        let registry = Arc::new(Registry::open(Some(directory.join("reports.json")), effective));
+        let registry = Arc::new(Registry::open(Some(&directory.join(RELAY_REPORTS)), effective));
+        registry.keep_in(StateDir::open(&directory).unwrap());
         let (merged, table) = watch::channel(Arc::new(Live::default()));
         let mut news = reports.clone();
         let conductor = tokio::spawn(async move {

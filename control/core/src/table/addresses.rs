@@ -10,7 +10,7 @@ use super::{place::Entry, tree::Keyed};
 use crate::{
     model::{Carrier, Id, Network},
     near::closest,
-    problem::Problem,
+    problem::{Kind, Problem},
 };
 
 /// The file's networks, by id and by name, and the addresses taken on them.
@@ -83,7 +83,8 @@ impl<'m> Addresses<'m> {
             None => {
                 let known = self.networks.keys().map(Id::as_str).chain(self.by_name.keys().copied());
                 let hint = closest(key, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-                problems.push(Problem::error(entry.to_string(), format!("unknown network {key:?}{hint}")));
+                let message = format!("unknown network {key:?}{hint}");
+                problems.push(Problem::error(entry.to_string(), message).of(Kind::UnknownId("networks")));
                 None
             }
         }

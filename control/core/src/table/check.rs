@@ -20,7 +20,7 @@ use crate::{
         TaskState,
     },
     near::closest,
-    problem::Problem,
+    problem::{Kind, Problem},
 };
 
 /// Checks a table and makes a model of it.
@@ -55,7 +55,7 @@ fn unique_ids<T>(items: &[Placed<T>], what: &str, problems: &mut Vec<Problem>) {
         let Some(id) = id else { continue };
         if *id == "." || *id == ".." || id.contains(['/', '\0']) || id.chars().any(char::is_control) {
             let message = format!("{id:?} can't be an id: ids become file names and must not contain slashes");
-            problems.push(Problem::error(format!("{place}.id"), message));
+            problems.push(Problem::error(format!("{place}.id"), message).of(Kind::HidesIds(place.section)));
         }
         match first.get(id.as_str()) {
             Some(other) => {
@@ -193,8 +193,8 @@ fn tasks(
     let mut spaces = Namespaces::default();
     for Placed { place, id, item } in raw {
         let (Some(id), Some(raw)) = (id, item) else { continue };
-        reference(place, "service", raw.service.as_deref(), &known.service_ids, problems);
-        reference(place, "node", raw.node.as_deref(), &known.node_ids, problems);
+        reference(place, ("service", "services"), raw.service.as_deref(), &known.service_ids, problems);
+        reference(place, ("node", "nodes"), raw.node.as_deref(), &known.node_ids, problems);
         if raw.node.is_none() && raw.state.is_networked() {
             let message =
                 format!("missing: a task in state {} should have a node; without one it is not networked", raw.state);
@@ -277,9 +277,16 @@ fn service_ports(service: Option<&str>, known: &Known<'_>) -> Ports {
     service.and_then(|id| known.services.get(id)).map(|s| s.ports.clone()).unwrap_or_default()
 }
 
-fn reference(place: Place, what: &str, id: Option<&str>, known: &BTreeSet<Id>, problems: &mut Vec<Problem>) {
+/// Reports an id of something of a section that is not there.
+fn reference(
+    place: Place,
+    (what, section): (&str, &'static str),
+    id: Option<&str>,
+    known: &BTreeSet<Id>,
+    problems: &mut Vec<Problem>,
+) {
     let Some(id) = id.filter(|id| !known.contains(*id)) else { return };
     let hint = closest(id, known.iter().map(Id::as_str)).map(|near| format!("; did you mean {near:?}?"));
     let message = format!("unknown {what} {id:?}{}", hint.unwrap_or_default());
-    problems.push(Problem::error(format!("{place}.{what}_id"), message));
+    problems.push(Problem::error(format!("{place}.{what}_id"), message).of(Kind::UnknownId(section)));
 }

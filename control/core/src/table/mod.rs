@@ -17,7 +17,7 @@ use std::path::Path;
 use self::read::Reading;
 use crate::{
     model::Model,
-    problem::{Problem, Severity},
+    problem::{Kind, Problem, Severity},
     settings::{DEFAULT_MESH_VNI, DEFAULT_VXLAN_PORT},
 };
 
@@ -97,24 +97,10 @@ fn parse_text(text: &str, path: &Path) -> Result<Reading, String> {
 
 /// Where ids of a section could not be read, what is unknown because of that is not told as well, nor are warnings.
 fn without_follow_ups(problems: &mut Vec<Problem>) {
-    for (section, what) in [("nodes", "node"), ("networks", "network"), ("services", "service")] {
-        if problems.iter().any(|problem| hides_ids(problem, section)) {
-            let unknown = format!("unknown {what} ");
-            problems.retain(|problem| problem.severity == Severity::Error && !problem.message.starts_with(&unknown));
+    for section in ["nodes", "networks", "services"] {
+        if problems.iter().any(|problem| problem.kind == Kind::HidesIds(section)) {
+            let unknown = Kind::UnknownId(section);
+            problems.retain(|problem| problem.severity == Severity::Error && problem.kind != unknown);
         }
-    }
-}
-
-/// Whether a problem keeps ids of a section from being known: the section is no list or has another name, an item is no
-/// object, or its id is wrong.
-fn hides_ids(problem: &Problem, section: &str) -> bool {
-    match problem.path.strip_prefix(section) {
-        Some("") => true,
-        Some(item) => match item.split_once(']') {
-            Some((_, "")) => true,
-            Some((_, ".id")) => !problem.message.contains(" is already "),
-            _ => false,
-        },
-        None => !problem.path.contains('[') && problem.message.contains(&format!("did you mean `{section}`?")),
     }
 }

@@ -18,7 +18,8 @@ use crate::{
         Carrier, Dataplane, EndpointMode, Id, Ids, MAX_MTU, MIN_MTU, NodeState, Port, Protocol, PublishMode, TaskState,
         Timestamp, Vni, parse_mac,
     },
-    problem::Problem,
+    near::closest,
+    problem::{Kind, Problem},
 };
 
 /// An item with its place. `item` is `None` when something that it can't do without was wrong.
@@ -178,7 +179,13 @@ impl<'t> Shape<'t> for File<'_> {
             }
         }
         let others = Value::Map(others);
-        if let Some(top) = Object::new(Top, &others, FILE, problems) {
+        let found = problems.len();
+        let top = Object::new(Top, &others, FILE, problems);
+        // Fields that there are not: their paths are their names.
+        for problem in &mut problems[found..] {
+            problem.kind = closest(&problem.path, FILE.iter().copied()).map_or(Kind::Alone, Kind::HidesIds);
+        }
+        if let Some(top) = top {
             top.required("version", problems, |v| match whole(v) {
                 Some(1) => Ok(()),
                 _ => Err(format!("this is version 1 of the format, found {}", describe(v))),
@@ -204,16 +211,21 @@ struct Section<'r, T> {
 impl<T> Section<'_, T> {
     fn item(&mut self, value: &Value<'_>) {
         let place = Place { section: self.name, index: self.items.len() };
-        let placed = match Object::new(place, value, self.known, self.problems) {
-            Some(object) => {
-                // Nobody refers to tasks: theirs need not be found again.
-                let make = |text: &str| if self.name == "tasks" { Id::from(text) } else { self.ids.get(text) };
-                let id = object.required("id", self.problems, text).map(make);
-                Placed { place, id, item: (self.read)(&object, self.ids, self.problems) }
-            }
-            None => Placed { place, id: None, item: None },
-        };
-        self.items.push(placed);
+        let mut found = self.problems.len();
+        let object = Object::new(place, value, self.known, self.problems);
+        let id = object.as_ref().and_then(|object| {
+            // Fields that there are not hide no id.
+            found = self.problems.len();
+            object.required("id", self.problems, text)
+        });
+        for problem in &mut self.problems[found..] {
+            problem.kind = Kind::HidesIds(self.name);
+        }
+        // Nobody refers to tasks: theirs need not be found again.
+        let make = |text: &str| if self.name == "tasks" { Id::from(text) } else { self.ids.get(text) };
+        let id = id.map(make);
+        let item = object.and_then(|object| (self.read)(&object, self.ids, self.problems));
+        self.items.push(Placed { place, id, item });
     }
 }
 
@@ -223,7 +235,8 @@ impl<'t, T> Shape<'t> for Section<'_, T> {
     fn scalar(self, value: Value<'t>) {
         // `null` counts as absent.
         if !matches!(value, Value::Null) {
-            self.problems.push(Problem::error(self.name, format!("expected a list, found {}", describe(&value))));
+            let message = format!("expected a list, found {}", describe(&value));
+            self.problems.push(Problem::error(self.name, message).of(Kind::HidesIds(self.name)));
         }
     }
 

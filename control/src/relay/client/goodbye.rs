@@ -20,7 +20,6 @@ use super::{
 use crate::{
     bounded,
     certs::{Credentials, Files},
-    private,
     relay::{PROTOCOL, VERSION},
 };
 
@@ -57,12 +56,12 @@ impl Contacts {
         serde_json::from_slice(&bounded::read(path, bounded::STATE).ok()?).ok()
     }
 
-    /// Leaves it.
+    /// What is left of it.
     ///
     /// # Errors
-    /// When the file can't be written.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        private::replace(path, &serde_json::to_vec_pretty(self)?)
+    /// When it can't be said in JSON.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
     }
 }
 

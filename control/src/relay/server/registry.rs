@@ -10,8 +10,8 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,8 +28,9 @@ use tokio::{
 
 use super::{Heard, saved};
 use crate::{
-    behind::{Behind, Patience},
+    behind::{Behind, Patience, telling},
     burst::{Allowance, Burst},
+    state_dir::{RELAY_REPORTS, StateDir},
 };
 
 /// Changes of a node's report: those of a large service that comes up there are a burst.
@@ -65,8 +66,8 @@ struct Inner {
 pub struct Registry {
     inner: Mutex<Inner>,
     effective: watch::Sender<Arc<Reports>>,
-    /// Where reports survive a restart; `None`: nowhere.
-    file: Option<Behind<Arc<Reports>>>,
+    /// Where reports survive a restart, once there is a place for them.
+    file: OnceLock<Behind<Arc<Reports>>>,
     /// Something waits that did not before.
     waits: Notify,
     /// What agents say of paths. Apart from their reports: it changes no table, and is not saved.
@@ -74,20 +75,32 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// With what was saved, if anything; announces to `effective` what counts.
-    pub fn open(file: Option<PathBuf>, effective: watch::Sender<Arc<Reports>>) -> Self {
-        let saved = file.as_deref().map(saved::read).unwrap_or_default();
+    /// With what was saved at a path, if anything; announces to `effective` what counts.
+    pub fn open(saved: Option<&Path>, effective: watch::Sender<Arc<Reports>>) -> Self {
+        let saved = saved.map(saved::read).unwrap_or_default();
         let entry = |(node, report)| (node, Entry { report, session: None, down: false });
         let inner = Inner { entries: saved.into_iter().map(entry).collect(), ..Inner::default() };
-        let file = file.and_then(|file| {
-            Behind::start("relay-reports", Patience::default(), move |reports: &Arc<Reports>| write(&file, reports))
-                .inspect_err(|error| tracing::warn!("relay: reports will not survive a restart: {error}"))
-                .ok()
-        });
         let (inner, waits, paths) = (Mutex::new(inner), Notify::new(), Heard::default());
-        let registry = Self { inner, effective, file, waits, paths };
+        let registry = Self { inner, effective, file: OnceLock::new(), waits, paths };
         registry.announce(&registry.inner().entries);
         registry
+    }
+
+    /// From now on reports are kept in the state directory.
+    pub fn keep_in(&self, state: StateDir) {
+        const LOST: &str = "relay: reports will not survive a restart";
+        let write = move |reports: &Arc<Reports>, occasion| {
+            let written = state.write_behind(RELAY_REPORTS, occasion, || saved::encode(reports));
+            written.map_err(|error| error.to_string())
+        };
+        match Behind::start("relay-reports", Patience::default(), telling(LOST, write)) {
+            Ok(file) => {
+                // No report comes in between.
+                let _inner = self.inner();
+                self.file.get_or_init(|| file).put(self.effective.borrow().clone());
+            }
+            Err(error) => tracing::warn!("{LOST}: {error}"),
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -238,7 +251,7 @@ impl Registry {
             }
             changed
         });
-        if let Some(file) = self.file.as_ref().filter(|_| changed) {
+        if let Some(file) = self.file.get().filter(|_| changed) {
             file.put(reports);
         }
     }
@@ -275,14 +288,6 @@ fn since(entries: &Entries, node: &str, vtep: Option<Ipv4Addr>) -> u64 {
     }
 }
 
-fn write(file: &Path, reports: &Reports) -> Result<(), String> {
-    saved::write(file, reports).map_err(|error| {
-        let why = format!("{}: {error}", file.display());
-        tracing::warn!("relay: reports will not survive a restart: {why}");
-        why
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,8 +295,12 @@ mod tests {
     #[test]
     fn claims_are_numbered_and_stay_so_over_a_restart() {
         let scratch = tempfile::tempdir().unwrap();
-        let file = scratch.path().join("reports.json");
-        let open = || Registry::open(Some(file.clone()), watch::channel(Arc::default()).0);
+        let open = || {
+            let saved = scratch.path().join(RELAY_REPORTS);
+            let registry = Registry::open(Some(&saved), watch::channel(Arc::default()).0);
+            registry.keep_in(StateDir::open(scratch.path()).unwrap());
+            registry
+        };
         let at = |last: u8| Report { vtep: Some([10, 0, 0, last].into()), ..Report::default() };
         let numbers =
             |registry: &Registry| registry.inner().entries.values().map(|entry| entry.report.since).collect::<Vec<_>>();

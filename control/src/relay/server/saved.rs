@@ -11,7 +11,7 @@ use std::{
 use hiveway_core::merge::{Report, Reports};
 use serde::{Deserialize, Serialize};
 
-use crate::{bounded, private};
+use crate::bounded;
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -54,8 +54,8 @@ pub fn reported(path: &Path) -> BTreeSet<String> {
     read(path).into_keys().collect()
 }
 
-/// Replaces the file as a whole. Not synced: after a crash of the machine its agents report anew.
-pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
+/// What is saved of them. Not synced: after a crash of the machine its agents report anew.
+pub(super) fn encode(reports: &Reports) -> io::Result<Vec<u8>> {
     let ready = reports.iter().filter(|(_, report)| !report.preparing);
     let saved: BTreeMap<&String, Saved> = ready
         .map(|(node, report)| {
@@ -64,5 +64,5 @@ pub(super) fn write(path: &Path, reports: &Reports) -> io::Result<()> {
             (node, Saved { vtep, since, version, vxlan_port, unhealthy, dead, unreachable })
         })
         .collect();
-    private::replace(path, &serde_json::to_vec_pretty(&saved)?)
+    Ok(serde_json::to_vec_pretty(&saved)?)
 }
