@@ -1,6 +1,6 @@
 //! Files that are written behind the back of those who have news for them: a disk that hangs keeps nobody waiting. One write at
-//! a time, on a thread of its own; what is newer by then is written, what is older never is. While there is no news, the
-//! thread looks now and then whether the file is still there.
+//! a time, on a thread of its own; what is newer by then is written, what is older never is. While there is no news,
+//! the thread looks now and then whether the file is still there.
 
 use std::{
     io,

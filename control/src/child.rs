@@ -186,11 +186,11 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
     }
 }
 
-/// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say. One that is being
-/// started would outlive the agent if that ended first.
+/// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say. One that is
+/// being started would outlive the agent if that ended first.
 ///
-/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: `posix_spawn` does not, and a fork
-/// copies the agent's page tables, which takes 0.1 ms for each of its MiB.
+/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: `posix_spawn` does not, and
+/// a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
 pub(crate) fn end_all() {
     let mut running = running();
     running.over = true;

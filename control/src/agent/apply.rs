@@ -153,8 +153,8 @@ impl Round {
         }
     }
 
-    /// Does all steps of a stage; an item's later steps are left out once one has failed. `strays`: bridges of which was
-    /// said that something was taken off.
+    /// Does all steps of a stage; an item's later steps are left out once one has failed. `strays`: bridges of which
+    /// was said that something was taken off.
     pub(super) async fn run(
         &mut self,
         backoff: &mut Backoff,

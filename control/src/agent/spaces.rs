@@ -35,11 +35,12 @@ impl Agent {
         let former: BTreeMap<_, _> = former.collect();
         let gateway = settings.gwbridge_subnet.trunc();
         let progress = || round.goes_on();
+        let first = &mut self.first_look;
         let looked = tokio::select! {
             // In this order: a look that has more to read always takes all of its turn.
             biased;
             () = round.superseded() => return None,
-            looked = Looked::at(desired, &self.args.netns_dir, gateway, &mut self.first_look, &former, &progress) => looked,
+            looked = Looked::at(desired, &self.args.netns_dir, gateway, first, &former, &progress) => looked,
         };
         let now = Instant::now();
         for (path, why) in &looked.failed {
