@@ -10,8 +10,8 @@
 //! (`StateDir::hold`).
 //!
 //! An agent knows what the files say without reading them again: what another process removes or damages while the
-//! agent runs is written again. Rounds look after addresses, sysctls and offloads ([`StateDir::keep`]), the threads that
-//! write them after the others (`behind.rs`).
+//! agent runs is written again. Rounds look after addresses, sysctls and offloads ([`StateDir::keep`]), the threads
+//! that write them after the others (`behind.rs`).
 
 mod kept;
 mod last_table;
@@ -185,8 +185,8 @@ impl StateDir {
     }
 
     /// Makes sure that the directory is still this agent's: every change of a file in it asks here first. A lock that
-    /// was removed is taken again, unless another process has taken the directory since. Without a lock there is nothing to
-    /// lose.
+    /// was removed is taken again, unless another process has taken the directory since. Without a lock there is
+    /// nothing to lose.
     fn hold(&self) -> Result<(), StateError> {
         let Some(kept) = &self.kept else { return Ok(()) };
         kept.keep_lock(&self.path.join(LOCK), || {
