@@ -21,7 +21,10 @@ use hiveway_core::{
     plan::{Plan, Stage, Tunnel, plan},
 };
 use support::{Netns, in_fresh_netns, node::eventually, run};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 const TUNNEL: Tunnel = Tunnel { local: std::net::Ipv4Addr::new(192, 0, 2, 1), port: 4789, underlay_mtu: 1500 };
 
@@ -429,20 +432,22 @@ fn missed_events_are_noticed() {
         let (changed, mut changes) = mpsc::channel(1);
         // Of what is heard nothing counts: only what is missed does.
         let _links = monitor::watch(changed, |_| true).unwrap();
-        let (hear, heard) = watch::channel(Heard::default());
+        let (hear, mut heard) = watch::channel(Heard::default());
         let _ways = monitor::watch_ways(hear, |_| true).unwrap();
-        tokio::task::yield_now().await;
-        // Meanwhile nothing is read: the runtime has this thread alone.
+        // Meanwhile nothing is read.
+        control::netlink::occupy(Duration::from_secs(3)).unwrap();
         run(FLOOD);
-        let told = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let told = timeout(PATIENCE, changes.recv()).await;
         assert_eq!(told, Ok(Some(())), "links");
-        assert!(heard.borrow().routes > 0, "ways");
-        // It goes on all the same.
+        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > 0)).await.is_ok(), "ways");
+        // It goes on all the same, once what is left of the flood is read.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _ = changes.try_recv();
         let before = heard.borrow().routes;
         run("ip addr add 192.0.2.77/32 dev lo");
-        changes.recv().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(heard.borrow().routes > before);
+        assert_eq!(timeout(PATIENCE, changes.recv()).await, Ok(Some(())), "links afterwards");
+        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > before)).await.is_ok(), "ways afterwards");
     });
 }
 

@@ -8,6 +8,15 @@ macro_rules! drop_reasons {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum DropReason { $($(#[$doc])* $name = $number,)+ }
 
+        const _: () = {
+            // What the programs return to each other as a number.
+            let mut number = 0;
+            while number < DropReason::ALL.len() {
+                assert!(DropReason::ALL[number] as usize == number, "numbers go from 0 on without a gap");
+                number += 1;
+            }
+        };
+
         impl DropReason {
             /// All reasons, in order of number.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];

@@ -87,7 +87,8 @@ pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut 
     }
     if let Some(expected) = pending::expected_ack(packet) {
         known.tcp_number = expected;
-    } else if pending::server_proves(packet) {
+    } else if pending::server_proves(packet) && established(key).is_none() {
+        // Not if another CPU has promoted it since: it would be counted twice.
         promote(key, known, ctx.len() as usize);
     }
 }

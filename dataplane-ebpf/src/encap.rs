@@ -95,8 +95,7 @@ extern "C" fn mss_clamp(ctx: *mut __sk_buff, config: *const Config, packet: *con
     // SAFETY: `clamp_mss` passes references.
     let given = unsafe { (config.as_ref(), packet.as_ref(), peer.as_ref()) };
     let (Some(config), Some(packet), Some(peer)) = given else { return global::NULL };
-    // A copy: see `global` about keys.
-    let peer = *peer;
+    let peer = global::key(peer);
     let most = if peer == config.vtep { config.underlay_mtu } else { room(config, &peer) };
     code(mss::clamp(&context(ctx), packet, most))
 }

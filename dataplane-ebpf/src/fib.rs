@@ -22,8 +22,8 @@ const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
 ///
-/// The next hop is given to the kernel, which else would look the route up once more: on an uplink with an Ethernet header
-/// only, for some tunnels (GRE without a remote address) ask the packet for its route.
+/// The next hop is given to the kernel, which else would look the route up once more. Only on an uplink with an Ethernet
+/// header: some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set then.
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.

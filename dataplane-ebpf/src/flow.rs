@@ -572,8 +572,7 @@ extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> 
     // SAFETY: `forget` passes references.
     let given = unsafe { (forward_key.as_ref(), forward.as_ref()) };
     let (Some(forward_key), Some(forward)) = given else { return 0 };
-    // A copy: see `global` about keys.
-    let forward_key = &{ *forward_key };
+    let forward_key = &global::key(forward_key);
     let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
     if forward_key.proto == ipproto::TCP && ended(forward) {
         if let Some(reply) = get(&reply_key)

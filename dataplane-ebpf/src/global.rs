@@ -9,8 +9,9 @@
 //! * `#[unsafe(no_mangle)]`, not inlined, `extern "C"`;
 //! * whose arguments are at most five: the context, scalars, and pointers to structs of a fixed size, which the verifier takes
 //!   for pointers that may be null, and which the caller has written in full;
-//! * which copies what is to be the key of a map (VERIFIER(6.1): a pointer that was passed is none);
-//! * whose result is a scalar; for `Result<(), DropReason>` see [`code`] and [`outcome`].
+//! * which reads what is to be the key of a map into memory of its own, with [`key`] (VERIFIER(6.1): a pointer that was passed
+//!   is taken for no key);
+//! * whose result is a scalar, of no use where there is nothing to say (VERIFIER(6.1): any other is refused); for `Result<(), DropReason>` see [`code`] and [`outcome`].
 //!
 //! It pays where a function is called from several places, or where its ways differ in what they leave in registers.
 
@@ -23,6 +24,14 @@ use crate::skb::Skb;
 #[inline(always)]
 pub(crate) fn context(ctx: *mut __sk_buff) -> Skb {
     Skb(TcContext::new(ctx))
+}
+
+/// A key of a map that was passed by pointer.
+#[inline(always)]
+pub(crate) fn key<K: Copy>(passed: &K) -> K {
+    // Volatile: LLVM may not use the pointer itself all the same.
+    // SAFETY: a reference is valid and aligned.
+    unsafe { core::ptr::read_volatile(passed) }
 }
 
 /// A result as a scalar: 0, or the number of the reason and one more.
@@ -40,7 +49,7 @@ pub(crate) fn outcome(code: u32) -> Result<(), DropReason> {
     const LAST: u32 = DropReason::ALL.len() as u32 - 1;
     match code {
         0 => Ok(()),
-        // SAFETY: the numbers go from 0 to the last one without a gap, see `drop_reasons!`.
+        // SAFETY: the numbers go from 0 to the last one without a gap: `drop_reasons!` asserts it.
         code => Err(unsafe { core::mem::transmute::<u32, DropReason>((code - 1).min(LAST)) }),
     }
 }

@@ -247,9 +247,9 @@ impl Dataplane {
         })
     }
 
-    /// Attaches `xdp_mesh` to the interface `ifname`, replacing in place what an earlier agent has attached there in the same
-    /// mode. `mac` is the interface's: frames for another one are left to the stack. `uplink`: tunnels arrive there. Cheap when it is attached already. A
-    /// driver may refuse; then nothing is attached.
+    /// Attaches `xdp_mesh`, in drivers `xdp_mesh_frags`, to the interface `ifname`, replacing in place what an earlier agent
+    /// has attached there in the same mode. `mac` is the interface's: frames for another one are left to the stack. `uplink`:
+    /// tunnels arrive there. Cheap when it is attached already. A driver may refuse; then nothing is attached.
     pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode, mac: Mac, uplink: bool) -> Result<Attached, AttachError> {
         let program = Program::XdpMesh;
         let fail = |fault| AttachError::new(program, ifname, fault);

@@ -27,6 +27,8 @@ pub use port::Port;
 pub use socket::Socket;
 pub(crate) use socket::used;
 pub use spaces::{Former, Looked, Space, Spaces, open as open_space};
+#[doc(hidden)]
+pub use threads::occupy;
 pub use threads::start;
 pub use ways::{confirm, leading, neighbours, underlay, way};
 

@@ -5,7 +5,12 @@
 //! reading a list so occupies a thread. On the agent's own threads two of them would bring the status socket, the
 //! metrics, the relay and the signals to a standstill.
 
-use std::{io, sync::LazyLock};
+use std::{
+    io,
+    sync::{LazyLock, mpsc},
+    thread,
+    time::Duration,
+};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -49,38 +54,43 @@ pub fn start() -> io::Result<()> {
     [Whose::Node, Whose::Container].into_iter().try_for_each(|whose| threads(whose).map(drop))
 }
 
+/// Occupies the threads of the node's connections for so long, as a process does that holds the kernel's lock for links: for
+/// tests of what happens meanwhile. Returns once all are occupied.
+///
+/// # Errors
+/// As [`threads`].
+///
+/// # Panics
+/// When the threads do not come to it within 20 s.
+#[doc(hidden)]
+pub fn occupy(for_so_long: Duration) -> io::Result<()> {
+    let (held, holding) = mpsc::channel();
+    for _ in 0..THREADS {
+        let held = held.clone();
+        threads(Whose::Node)?.spawn(async move {
+            let _ = held.send(());
+            thread::sleep(for_so_long);
+        });
+    }
+    for _ in 0..THREADS {
+        holding.recv_timeout(Duration::from_secs(20)).expect("the threads have other things to do");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::mpsc,
-        thread,
-        time::{Duration, Instant},
-    };
+    use std::time::Instant;
 
     use super::*;
     use crate::netlink::Socket;
-
-    /// Occupies all threads, as a process does that holds the kernel's lock.
-    fn hold_all(for_so_long: Duration) {
-        let (held, holding) = mpsc::channel();
-        for _ in 0..THREADS {
-            let held = held.clone();
-            threads(Whose::Node).unwrap().spawn(async move {
-                held.send(()).unwrap();
-                thread::sleep(for_so_long);
-            });
-        }
-        for _ in 0..THREADS {
-            holding.recv_timeout(Duration::from_secs(20)).unwrap();
-        }
-    }
 
     #[tokio::test]
     async fn a_connection_that_hangs_in_the_kernel_holds_up_nothing_else() {
         const HELD: Duration = Duration::from_secs(2);
         let socket = Socket::open().unwrap();
         let begun = Instant::now();
-        hold_all(HELD);
+        occupy(HELD).unwrap();
         let answer = tokio::spawn(async move { (socket.link("lo").await.is_ok(), Instant::now()) });
         let mut longest = Duration::ZERO;
         while begun.elapsed() < HELD {

@@ -80,7 +80,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     flow::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
     if !established {
-        // As in `affinity::backward`.
+        // As in `affinity::answered`.
         if is_syn_ack {
             known.tcp_number = expected;
         } else if pending::completes(inner.proto, inner.flags, inner.has_data()) {

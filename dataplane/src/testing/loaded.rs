@@ -78,7 +78,7 @@ impl Loaded {
         Ok(ebpf)
     }
 
-    /// Somebody else may use the programs from here on, and as long as they like: they are not given back.
+    /// The programs may be in use elsewhere from here on, after the harness is gone: they are not given back.
     pub(super) fn keep(&mut self) {
         self.shared = false;
     }

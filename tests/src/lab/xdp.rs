@@ -102,7 +102,7 @@ impl Lab {
         self.fill_in_checksums()
     }
 
-    /// Whether agents of this lab run with native XDP because all scenarios do: no MTU above a page's then.
+    /// Whether agents of this lab run with native XDP because all scenarios do.
     pub fn is_native(&self) -> bool {
         !self.native_xdp().is_empty()
     }

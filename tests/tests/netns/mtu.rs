@@ -81,8 +81,7 @@ fn every_path_has_its_mtu_on_underlays_of_1400_1500_and_9000() {
         let mut cluster = Cluster::start(lab, 3, web())?;
         cluster.serve(&["web.1"])?;
         cluster.task("web.1").run("sysctl -qw net.ipv4.icmp_ratelimit=0")?;
-        // A veth with native XDP does not take the last one.
-        for mtu in [1500, 1400, 9000].into_iter().filter(|&mtu| mtu <= 1500 || !lab.is_native()) {
+        for mtu in [1500, 1400, 9000] {
             set_underlay(lab, &cluster, &client, mtu)?;
             for offloads in Offloads::BOTH {
                 lab.set_offloads(offloads)?;

@@ -126,6 +126,9 @@ fn native_xdp_carries_small_packets_of_interfaces_with_jumbo_frames() {
         // In several buffers: TC carries them.
         let echo = peer::udp_echo(&client, "192.168.77.13:5353", 8000, 4)?;
         ensure!(echo.ok == 4, "UDP of 8000 bytes: {echo:?}");
+        let link = cluster.nodes[2].run("ip -o link show eth0")?;
+        ensure!(link.contains(&format!("mtu {JUMBO} ")), "{link}");
+        ensure!(carried(&cluster.agents[2])? == after, "XDP has carried some of them");
         Ok(())
     });
 }
