@@ -41,6 +41,8 @@ pub mod decision {
     pub const DEVICE: u32 = 8;
     /// For the programs alone; nobody else sees it.
     pub const TAKEN: u32 = 9;
+    /// As [`NEIGH`], but the kernel is given the next hop, in `cb[3]`.
+    pub const VIA: u32 = 10;
 }
 
 /// Which word of `skb->cb` holds the interface's id (with [`crate::endpoint::SANDBOX_BIT`]) when `from_sandbox` and

@@ -86,8 +86,10 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
             unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
         }
         Ok(Action::Via(ifindex)) => {
-            note(ctx, decision::NEIGH, ifindex);
-            match fib::next_hop() {
+            note(ctx, decision::VIA, ifindex);
+            let next_hop = fib::next_hop();
+            note_next_hop(ctx, next_hop);
+            match next_hop {
                 // SAFETY: the next hop lives in scratch memory and has the size that is given.
                 Ok(hop) => unsafe { bpf_redirect_neigh(ifindex, hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 },
                 // SAFETY: as above. Cannot happen: whoever has noted the next hop has had the scratch memory.
@@ -132,6 +134,16 @@ fn untag(ctx: &Skb) {
         // Cannot fail: the tag is in the metadata, and what follows is IPv4 or ARP.
         // SAFETY: plain helper call on a valid context.
         unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
+    }
+}
+
+/// Leaves the next hop there, too.
+#[inline(always)]
+fn note_next_hop(ctx: &Skb, next_hop: Result<*mut bpf_redir_neigh, DropReason>) {
+    let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
+    if let Ok(hop) = next_hop {
+        // SAFETY: TC programs own skb->cb between hooks; the next hop lives in scratch memory.
+        unsafe { (*skb).cb[3] = (*hop).__bindgen_anon_1.ipv4_nh }
     }
 }
 

@@ -229,6 +229,34 @@ fn the_reply_leaves_where_the_client_is() -> Result<()> {
     })
 }
 
+/// The kernel is given the next hop of an Ethernet uplink, and looks for all others itself.
+#[test]
+fn the_reply_goes_to_the_router_that_the_routing_table_names() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        let (back, l4) = (ip(VTEP, CLIENT), tcp(PUBLISHED, CLIENT_PORT, "SA"));
+        let next_hop = |world: &mut World| -> Result<Option<Ip4>> {
+            let answer = returning(PEER, &REMOTE1, &back, &l4);
+            let outcome = underlay(world, "answer", answer, Neigh(world.dev.underlay)).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Neigh(world.dev.underlay)));
+            Ok(outcome.next_hop)
+        };
+        assert_eq!(next_hop(world)?, Some([192, 0, 2, 254]), "the default route's router");
+        run("ip route add 198.51.100.7/32 via 192.0.2.253")?;
+        assert_eq!(next_hop(world)?, Some([192, 0, 2, 253]), "a nearer route's");
+        run("ip route replace 198.51.100.7/32 dev eth0")?;
+        assert_eq!(next_hop(world)?, Some(CLIENT), "the client itself");
+        run("ip route replace 198.51.100.7/32 via inet6 fe80::1 dev eth0")?;
+        assert_eq!(next_hop(world)?, None, "a router with an IPv6 address");
+        // A link without an Ethernet header, as the agent writes it.
+        run("ip route del 198.51.100.7/32")?;
+        world.state.config.underlay_mac = [0; 6];
+        world.harness.apply(&world.state)?;
+        assert_eq!(next_hop(world)?, None, "no Ethernet");
+        Ok(())
+    })
+}
+
 #[test]
 fn the_node_is_no_reflector() -> Result<()> {
     world(|world| {

@@ -29,7 +29,7 @@ use super::{
     context::{Input, SkbContext, XdpContext},
     in_front::{self, Carried},
     loaded::Loaded,
-    outcome::{Outcome, XdpOutcome, decision, deltas},
+    outcome::{Outcome, XdpOutcome, decision, deltas, next_hop},
     shooter::Shooter,
 };
 use crate::{
@@ -175,6 +175,7 @@ impl Harness {
             verdict: result.return_value as i32,
             decision: decision(&context_out.cb),
             packet,
+            next_hop: next_hop(&context_out.cb),
             mark: context_out.mark,
             drops: deltas(&drops, &self.tables.counts.drops()?),
             counters: deltas(&counters, &self.tables.counts.counters()?),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dataplane_common::{
+    addr::Ip4,
     counter::{Counter, Stat},
     drop_reason::DropReason,
     mark,
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub decision: Option<Decision>,
     /// The packet afterwards.
     pub packet: Vec<u8>,
+    /// The next hop that the kernel was given with [`Decision::Neigh`]; `None`: it looks for one itself.
+    pub next_hop: Option<Ip4>,
     /// `skb->mark` afterwards.
     pub mark: u32,
     /// What was counted under `DROPS`; reasons without change are left out.
@@ -69,7 +72,7 @@ pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
         mark::decision::PASS => Decision::Pass,
         mark::decision::SLOW_PATH => Decision::SlowPath,
         mark::decision::PEER => Decision::Peer(cb[1]),
-        mark::decision::NEIGH => Decision::Neigh(cb[1]),
+        mark::decision::NEIGH | mark::decision::VIA => Decision::Neigh(cb[1]),
         mark::decision::DEVICE => Decision::Device(cb[1]),
         mark::decision::REPLY => Decision::Reply(cb[1]),
         mark::decision::DROP => Decision::Drop(reason(cb[1])?),
@@ -77,6 +80,10 @@ pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
         mark::decision::REFUSE => Decision::Refuse(reason(cb[1])?),
         _ => return None,
     })
+}
+
+pub(super) fn next_hop(cb: &[u32; 5]) -> Option<Ip4> {
+    (cb[0] == mark::DECISION | mark::decision::VIA).then(|| cb[3].to_ne_bytes())
 }
 
 fn reason(number: u32) -> Option<DropReason> {
