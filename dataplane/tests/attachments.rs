@@ -9,7 +9,7 @@ use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions},
 };
-use dataplane::{Attached, Dataplane, Options, Program, TcHook, XdpMode, teardown};
+use dataplane::{Attached, Dataplane, Options, Program, TcHook, XdpMode, teardown, testing::Harness};
 use support::{
     attached::{attached, filters, options, refuses_links},
     sandbox::{run, sandbox, veth},
@@ -225,6 +225,28 @@ fn xdp_outlives_the_agent_is_replaced_in_place_and_taken_down() -> Result<()> {
             assert_eq!(teardown(&options.bpffs)?.failures, [""; 0]);
             assert_eq!(mode()?, None);
         }
+        Ok(())
+    })
+}
+
+/// Versions before attached `xdp_mesh` itself in drivers.
+#[test]
+fn the_native_program_of_a_version_before_is_replaced_in_place() -> Result<()> {
+    sandbox(|bpffs| {
+        veth("eth0", "peer0")?;
+        let name = || -> Result<bool> { Ok(run("ip -d link show eth0")?.contains("name xdp_mesh_frags")) };
+        let options = options(bpffs);
+        let mut dataplane = Dataplane::open(&options)?;
+        dataplane.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?;
+        assert!(name()?);
+        drop(dataplane);
+        Harness::new()?.put_on_link(Program::XdpMesh, &options.bpffs.join("links/xdp_mesh@eth0"))?;
+        assert!(!name()? && run("ip -d link show eth0")?.contains("name xdp_mesh"));
+        let mut next = Dataplane::open(&options)?;
+        assert_eq!(next.attach_xdp("eth0", XdpMode::Native, [0; 6], false)?, Attached::Replaced);
+        assert!(name()?);
+        drop(next);
+        assert_eq!(teardown(&options.bpffs)?.failures, [""; 0]);
         Ok(())
     })
 }

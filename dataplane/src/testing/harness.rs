@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     os::fd::AsFd as _,
+    path::Path,
     time::Duration,
 };
 
@@ -42,7 +43,7 @@ use crate::{
     load,
     paths::{PathLimit, Paths},
     pod::Raw,
-    preflight,
+    preflight, sys,
     table::{Entries as _, Table},
     tables::Tables,
 };
@@ -299,6 +300,14 @@ impl Harness {
         self.loaded.keep();
         load::classifier(self.loaded.with(program)?, program)?.attach(ifname, side(program))?;
         Ok(())
+    }
+
+    /// Lets the XDP link that is pinned at `pin` run `program`, as an agent of another version has left it.
+    pub fn put_on_link(&mut self, program: Program, pin: &Path) -> Result<(), RunError> {
+        self.loaded.keep();
+        let link = sys::object_get(pin).map_err(ProgramError::IOError)?;
+        let program = load::xdp(self.loaded.with(program)?, program)?.fd()?.as_fd();
+        Ok(sys::link_update(link.as_fd(), program).map_err(ProgramError::IOError)?)
     }
 
     /// Dropped packets so far.
