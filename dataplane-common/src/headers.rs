@@ -57,6 +57,21 @@ pub mod ipproto {
     pub const SCTP: u8 = 132;
 }
 
+/// Types of ICMP messages (RFC 792).
+pub mod icmptype {
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Source quench.
+    pub const SOURCE_QUENCH: u8 = 4;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 12;
+
+    /// Code of [`UNREACHABLE`]: fragmentation needed and DF set.
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
+}
+
 /// SCTP chunk types (RFC 9260 section 3.2).
 pub mod sctpchunk {
     /// Opens an association.

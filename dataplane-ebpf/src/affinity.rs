@@ -16,10 +16,12 @@ use dataplane_common::{
 };
 
 use crate::{
-    ending, flow,
-    maps::{AFFINITY, copy, pending_affinity, scratch},
+    clock, ending, flow,
+    maps::{AFFINITY, pending_affinity},
     parse::Packet,
-    pending, shares,
+    pending,
+    scratch::{copy, scratch},
+    shares,
     skb::Skb,
     verdict,
 };
@@ -102,7 +104,7 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
         assert!(offset_of!(Affinity, vtep) == 28 && offset_of!(Backend, vtep) == 12);
         assert!(offset_of!(Affinity, flags) == 32 && size_of::<Affinity>() == 48 && cfg!(target_endian = "little"));
     }
-    let now = flow::now();
+    let now = clock::now();
     // In words: field by field it takes LLVM three times as much of the stack.
     // SAFETY: values of array maps are aligned to 8; as many plain bytes.
     let [tag, place] = unsafe { core::ptr::read(core::ptr::from_ref(backend).cast::<[u64; 2]>()) };

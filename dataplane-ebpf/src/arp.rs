@@ -11,6 +11,7 @@ use dataplane_common::{
 use crate::{
     group, maps,
     parse::Eth,
+    scratch::{Buffer, SCRATCH_PACKET, scratch},
     skb::Skb,
     verdict::{self, Action, Verdict},
 };
@@ -39,8 +40,7 @@ struct Answer {
     arp: Arp,
 }
 
-const _: () =
-    assert!(align_of::<Answer>() <= align_of::<maps::Buffer>() && size_of::<Answer>() <= maps::SCRATCH_PACKET);
+const _: () = assert!(align_of::<Answer>() <= align_of::<Buffer>() && size_of::<Answer>() <= SCRATCH_PACKET);
 
 /// Whether sender addresses are the container's own. A zero sender address is a probe (RFC 5227).
 #[inline(always)]
@@ -116,7 +116,7 @@ fn answer_for_vip(ctx: &Skb, local: &Local, answered: &mut bool) -> Result<(), D
 #[inline(always)]
 fn write(ctx: &Skb, arp: &Arp, mac: Mac) -> Result<(), DropReason> {
     // SAFETY: the buffer is large enough and aligned, and any bytes are valid.
-    let answer = unsafe { &mut *maps::scratch()?.packet.0.as_mut_ptr().cast::<Answer>() };
+    let answer = unsafe { &mut *scratch()?.packet.0.as_mut_ptr().cast::<Answer>() };
     *answer = Answer {
         eth: Eth { dst: arp.sender_mac, src: mac, ethertype: ethertype::ARP },
         arp: Arp {

@@ -17,6 +17,7 @@ use crate::{
     maps::{self, config},
     parse::{self, Eth, Fragment, Packet},
     reject,
+    scratch::scratch,
     skb::{self, Skb},
     verdict::{self, Action, Verdict},
     vip,
@@ -84,7 +85,7 @@ fn ipv4(ctx: &Skb, local: &Local, eth: &Eth) -> Verdict {
 #[inline(always)]
 fn too_big_for_backend(ctx: &Skb, local: &Local, packet: &Packet) -> Verdict {
     let config = config()?;
-    let ip = maps::scratch()?.new.to.dst;
+    let ip = scratch()?.new.to.dst;
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip }).ok_or(DropReason::BackendGone)?;
     reject::too_big(ctx, packet, encap::room(config, &backend.vtep))
 }

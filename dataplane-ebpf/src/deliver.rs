@@ -9,9 +9,10 @@ use dataplane_common::{
 use dataplane_core::PACKET_HOST;
 
 use crate::{
-    flow, fragment, icmp, maps, nat,
-    nat::Translation,
+    flow, fragment, icmp,
+    nat::{self, Translation},
     parse::{Fragment, Packet},
+    scratch::scratch,
     skb::Skb,
     verdict::{Action, Verdict},
 };
@@ -78,7 +79,7 @@ fn follow(ctx: &Skb, net: NetId, packet: &Packet) -> Result<(), DropReason> {
     if !fragment::recall(ctx, packet, net, place::FROM_VIP) {
         return Ok(());
     }
-    let scratch = maps::scratch()?;
+    let scratch = scratch()?;
     let (src, dst) = (scratch.fragmented.src, scratch.fragmented.dst);
     scratch.new.to = Translation { src, dst, sport: packet.sport, dport: packet.dport };
     nat::rewrite(ctx, packet, &scratch.new.to)

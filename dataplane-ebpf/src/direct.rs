@@ -16,10 +16,11 @@ use dataplane_common::{
 };
 
 use crate::{
-    ending, flow,
-    maps::{DIRECT_GATE, scratch},
+    clock, ending, flow,
+    maps::DIRECT_GATE,
     nat::{self, Translation},
     parse::{Fragment, Packet},
+    scratch::{NewFlow, scratch},
     service,
     skb::Skb,
     verdict,
@@ -119,7 +120,7 @@ fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result
     }
     let reply = &mut scratch()?.flow;
     *reply = Flow::new(
-        flow::now(),
+        clock::now(),
         backend.tag,
         (packet.dst, packet.dport),
         (packet.src, packet.sport),
@@ -136,7 +137,7 @@ fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result
 fn another_port(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Port, DropReason> {
     let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
-    *new = flow::NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };
+    *new = NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };
     flow::open(ctx, packet, new)?;
     if let Some(gate) = DIRECT_GATE.get_ptr_mut(0) {
         // SAFETY: aligned, in a live array map; the agent only reads this field.

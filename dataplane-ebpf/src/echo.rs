@@ -7,8 +7,8 @@ use dataplane_common::{
 };
 
 use crate::{
-    maps,
     parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
+    scratch::scratch,
     skb::Skb,
     verdict::{self, Action, Verdict},
 };
@@ -43,7 +43,7 @@ fn turn(ctx: &Skb, packet: &Packet) -> Result<(), DropReason> {
     ctx.l4_csum_replace(packet.l4 + 2, from, to, 2).map_err(failed)?;
     // By way of memory that the compiler cannot see through: a lone zero would become a string constant, in a section
     // that the loader does not relocate.
-    let kind = &mut maps::scratch()?.packet.0[0];
+    let kind = &mut scratch()?.packet.0[0];
     *kind = ICMP_ECHO_REPLY;
     ctx.store(packet.l4, kind, 0).map_err(failed)
 }

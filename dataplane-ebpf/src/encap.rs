@@ -14,17 +14,18 @@ use dataplane_common::{
     drop_reason::DropReason,
     endpoint::{Endpoint, kind},
     hash,
-    headers::{ENCAP_LEN, ETH_LEN, UDP_LEN, ipproto},
+    headers::{ENCAP_LEN, ETH_LEN, ipproto},
 };
 
 use crate::{
     fib::{self, Ends, Way},
     global::{self, code, context, outcome},
     headers::{ATOMIC, Headers, WORDS, fragmentable},
-    maps, mesh_stock, mss,
+    maps, mss,
     parse::{Fragment, Packet},
     path,
-    skb::Skb,
+    scratch::{Buffer, scratch},
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
 };
 
@@ -40,35 +41,16 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 const SOURCE_PORT_BASE: u16 = 49152;
 const SOURCE_PORT_MASK: u32 = 0x3fff;
 
-/// `gso_size` of packets that are a list of finished ones, as SCTP makes them (`<linux/skbuff.h>`). The kernel's helper does
-/// not put a tunnel around those.
-const GSO_BY_FRAGS: u32 = 0xffff;
-
 /// Whether only the kernel's own tunnel device can carry the packet.
 #[inline(always)]
 pub(crate) fn is_packet_list(ctx: &Skb) -> bool {
-    ctx.gso_size() == GSO_BY_FRAGS
+    ctx.gso_size() == skb::GSO_BY_FRAGS
 }
 
 /// Whether the packet, or each segment of a GSO packet, fits the path to `vtep` once encapsulated.
 #[inline(always)]
 pub(crate) fn fits(ctx: &Skb, config: &Config, vtep: &Ip4, packet: &Packet) -> bool {
-    path::takes(config, vtep, network_len(ctx, packet) + ENCAP_LEN as u32)
-}
-
-/// Length of the packet, or of each segment of a GSO packet, from the IP header on.
-#[inline(always)]
-pub(crate) fn network_len(ctx: &Skb, packet: &Packet) -> u32 {
-    let gso_size = ctx.gso_size();
-    if gso_size == 0 {
-        return u32::from(packet.total_len);
-    }
-    if gso_size == GSO_BY_FRAGS {
-        // Cut by its sender's path MTU already; how large the largest piece is cannot be seen.
-        return 0;
-    }
-    let transport = if packet.proto == ipproto::TCP { u32::from(packet.tcp_len) } else { UDP_LEN as u32 };
-    (packet.l4 - packet.net) as u32 + transport + gso_size
+    path::takes(config, vtep, skb::network_len(ctx, packet) + ENCAP_LEN as u32)
 }
 
 /// The longest packet that fits the tunnel to `vtep`.
@@ -146,7 +128,7 @@ pub(crate) fn encapsulate(
     hash: u32,
 ) -> Verdict {
     let gso_size = ctx.gso_size();
-    if gso_size == GSO_BY_FRAGS {
+    if gso_size == skb::GSO_BY_FRAGS {
         return Err(DropReason::UnsupportedGso);
     }
     let ip_len = ctx.len() - ETH_LEN as u32 + ENCAP_LEN as u32;
@@ -200,9 +182,9 @@ pub(crate) fn write_headers(
         inner_dst: of_mac(inner_dst),
         inner_src: of_mac(inner_src),
     };
-    const { assert!(size_of::<[u64; WORDS]>() <= size_of::<maps::Buffer>()) };
+    const { assert!(size_of::<[u64; WORDS]>() <= size_of::<Buffer>()) };
     let words = headers.words(config, u32::from_le_bytes(config.underlay_ip));
-    let buffer = maps::scratch()?.packet.0.as_mut_ptr().cast::<[u64; WORDS]>();
+    let buffer = scratch()?.packet.0.as_mut_ptr().cast::<[u64; WORDS]>();
     // SAFETY: the buffer is large enough and aligned; any bytes are valid.
     unsafe { buffer.write(words) };
     // SAFETY: as above.
@@ -213,7 +195,7 @@ pub(crate) fn write_headers(
 /// node without Hiveway takes, and where no router says so either, larger packets would be lost for good.
 #[inline(always)]
 fn may_be_fragmented(config: &Config, vtep: &Ip4) -> bool {
-    config.flags & node_flag::STOCK_NODES != 0 && mesh_stock::is_stock(vtep)
+    config.flags & node_flag::STOCK_NODES != 0 && maps::is_stock(vtep)
 }
 
 fn random() -> u32 {

@@ -17,9 +17,9 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, flow,
-    maps::scratch,
+    affinity, clock, flow,
     parse::{Fragment, Packet},
+    scratch::scratch,
 };
 
 /// An RST of the client's may lie this many times 256 bytes behind what the backend has acknowledged last: what it got
@@ -144,7 +144,7 @@ fn client_has_ended(key: &FlowKey, forward: &mut Flow, packet: &Packet) {
         forward.flags |= flag::FIN;
     }
     // Not only packets of the backend's: see `flow::QUIET_NS`.
-    reply.last_seen = flow::now();
+    reply.last_seen = clock::now();
 }
 
 /// The same for an RST of a direct connection that was only noted: its entry in `FLOWS` is the reply entry.
@@ -206,7 +206,7 @@ extern "C" fn flow_backend_has_spoken(key: *const FlowKey, reply: *mut Flow, pac
     }
     if reply.flags & !was & flag::ENDED != 0 {
         // From here on: see `flow::QUIET_NS`.
-        reply.last_seen = flow::now();
+        reply.last_seen = clock::now();
     }
     0
 }

@@ -4,18 +4,16 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
-        bpf_redir_neigh,
     },
     helpers::generated::bpf_fib_lookup,
 };
 use dataplane_common::{addr::Ip4, config::Config, drop_reason::DropReason};
 
 use crate::{
-    encap,
-    maps::scratch,
     parse::Packet,
-    skb::Skb,
-    verdict::{Action, Verdict, ifindex},
+    scratch::scratch,
+    skb::{self, Skb},
+    verdict::{self, Action, Verdict, ifindex},
 };
 
 const AF_INET: u8 = 2;
@@ -27,7 +25,7 @@ const AF_INET: u8 = 2;
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
-    let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
+    let len = skb::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     let ends = Ends::of(packet.src, packet.dst, packet.proto);
     let way = match ask(ctx, &ends, len)? {
         // A path's MTU, which a router on the path enforces and tells the sender: only the interface's counts here.
@@ -59,17 +57,10 @@ pub(crate) enum Way {
     None,
 }
 
-/// Where the next hop of [`Action::Via`] is: in scratch memory, in the place of the last question.
-#[inline(always)]
-pub(crate) fn next_hop() -> Result<*mut bpf_redir_neigh, DropReason> {
-    const { assert!(size_of::<bpf_redir_neigh>() <= size_of::<Params>() && align_of::<bpf_redir_neigh>() <= 4) };
-    Ok(core::ptr::from_mut(&mut scratch()?.fib).cast())
-}
-
 /// Notes the next hop for [`Action::Via`].
 #[inline(always)]
 fn note_next_hop(via: Ip4) -> Result<(), DropReason> {
-    let hop = next_hop()?;
+    let hop = verdict::next_hop()?;
     // SAFETY: room enough, aligned; for IPv4 the helper reads the family and the first word of the address.
     unsafe {
         (*hop).nh_family = AF_INET.into();

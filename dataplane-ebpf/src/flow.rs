@@ -15,22 +15,24 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST},
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
+    helpers::generated::{bpf_get_prandom_u32, bpf_loop},
 };
 use dataplane_common::{
-    addr::{Ip4, NetId, Port, Tag},
+    addr::{NetId, Port},
     drop_reason::DropReason,
     flow::{Flow, FlowKey, STOCK_ZONE, flag},
     headers::{ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
-    ending,
+    clock, ending,
     global::{self, code, context, outcome},
-    maps::{FLOWS, pending_flows, scratch},
+    maps::{FLOWS, pending_flows},
     nat::Translation,
     parse::{Fragment, Packet},
-    pending, shares,
+    pending,
+    scratch::{NewFlow, scratch},
+    shares,
     skb::Skb,
     timestamp,
 };
@@ -45,13 +47,6 @@ const TIME_WAIT_NS: u64 = 61_000_000_000;
 /// How long a connection that has ended must have been silent before a SYN with a suitable sequence number takes its key:
 /// until then a last segment may still be on its way to either end.
 const QUIET_NS: u64 = 3_000_000_000;
-
-/// `CLOCK_MONOTONIC_COARSE`.
-#[inline(always)]
-pub(crate) fn now() -> u64 {
-    // SAFETY: plain helper call.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
 
 /// The packet opens a TCP connection or an SCTP association.
 #[inline(always)]
@@ -168,7 +163,7 @@ pub(crate) fn touch(flow: &mut Flow) {
 /// Notes that a packet that adds `bits` went by an entry.
 #[inline(always)]
 pub(crate) fn note(last_seen: &mut u64, flags: &mut u8, bits: u8) {
-    note_at(last_seen, flags, bits, now());
+    note_at(last_seen, flags, bits, clock::now());
 }
 
 /// The same for who knows the time.
@@ -204,13 +199,13 @@ pub(crate) fn replaces(packet: &Packet, known: &Flow) -> bool {
 /// Nothing has gone by for so long that no segment is on its way any more.
 #[inline(always)]
 pub(crate) fn is_quiet(last_seen: u64) -> bool {
-    now().saturating_sub(last_seen) > QUIET_NS
+    clock::now().saturating_sub(last_seen) > QUIET_NS
 }
 
 /// Nothing has gone by for so long that a backend keeps nothing of an ended connection.
 #[inline(always)]
 pub(crate) fn is_silent(last_seen: u64) -> bool {
-    now().saturating_sub(last_seen) > TIME_WAIT_NS
+    clock::now().saturating_sub(last_seen) > TIME_WAIT_NS
 }
 
 /// What the entry makes of its packets.
@@ -261,21 +256,6 @@ fn answers_to(reply: &Flow, packet: &Packet) -> bool {
         && reply.src == packet.dst
         && reply.dport == packet.sport
         && reply.sport == packet.dport
-}
-
-/// A new connection.
-#[repr(C)]
-pub(crate) struct NewFlow {
-    pub zone: NetId,
-    /// Addresses that the backend shall see; the source port may still be changed by [`open`].
-    pub to: Translation,
-    pub tag: Tag,
-    /// See [`Flow::peer`].
-    pub peer: Ip4,
-    /// See [`Flow::task`].
-    pub task: Ip4,
-    /// [`flag::DIRECT`] or 0.
-    pub flags: u8,
 }
 
 /// How many source ports are tried when the backend already talks to the same address and port: first only those that
@@ -448,7 +428,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     }
     let reply = &mut scratch.flow;
     *reply = Flow::new(
-        now(),
+        clock::now(),
         new.tag,
         (packet.dst, packet.dport),
         (packet.src, packet.sport),
@@ -471,7 +451,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
 fn enter_forward(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let scratch = scratch()?;
     scratch.flow = Flow::new(
-        now(),
+        clock::now(),
         new.tag,
         (new.to.src, new.to.sport),
         (new.to.dst, new.to.dport),

@@ -17,9 +17,10 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow,
-    maps::{FRAGS, copy, scratch},
+    clock,
+    maps::FRAGS,
     parse::{Fragment, Packet},
+    scratch::{copy, scratch},
     skb::Skb,
     verdict,
 };
@@ -38,7 +39,7 @@ pub(crate) fn recall(ctx: &Skb, packet: &Packet, zone: NetId, place: u8) -> bool
     // SAFETY: see the module's note on concurrency.
     let Some(entry) = (unsafe { FRAGS.get(key(packet, zone, place)) }) else { return false };
     copy(entry, &mut scratch.fragmented);
-    if flow::now().wrapping_sub(scratch.fragmented.seen) > LIFETIME_NS {
+    if clock::now().wrapping_sub(scratch.fragmented.seen) > LIFETIME_NS {
         return false;
     }
     if place != place::SLOW {
@@ -80,7 +81,7 @@ pub(crate) fn decided(
 #[inline(never)]
 pub(crate) fn remember(ctx: &Skb, packet: &Packet, zone: NetId, place: u8) -> Result<(), DropReason> {
     let entry = &mut scratch()?.fragmented;
-    entry.seen = flow::now();
+    entry.seen = clock::now();
     FRAGS.insert(key(packet, zone, place), &*entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)?;
     if place != place::SLOW {
         verdict::count(ctx, Counter::FragmentTranslated);

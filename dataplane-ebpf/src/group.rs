@@ -13,7 +13,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    flow,
+    clock,
     maps::{self, GROUP_RATE},
     skb::Skb,
     verdict::{self, Action, Verdict},
@@ -24,7 +24,7 @@ use crate::{
 #[inline(never)]
 pub(crate) fn admit(ctx: &Skb, reason: DropReason) -> Result<(), DropReason> {
     let interface = verdict::ifindex(ctx);
-    let now = flow::now();
+    let now = clock::now();
     // When the bucket will be full again; before `now`: it is. Each frame moves that moment away.
     match GROUP_RATE.get_ptr_mut(&interface) {
         // SAFETY: an aligned 8-byte value; see the module's note on concurrency.

@@ -8,7 +8,7 @@ use dataplane_common::{
     endpoint::{Endpoint, EndpointKey, Local, kind},
     flow::{Affinity, AffinityKey, Flow, MESH_ZONE, flag},
     fragment::Fragmented,
-    headers::ipproto,
+    headers::{icmptype, ipproto},
     mesh::{Target, TargetKey},
 };
 
@@ -17,15 +17,10 @@ use crate::{
     maps::{self, MESH_TARGETS},
     parse::{Fragment, Packet},
     quote,
+    scratch::scratch,
     skb::{self, Skb},
     verdict,
 };
-
-/// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
-pub(crate) const UNREACHABLE: u8 = 3;
-const SOURCE_QUENCH: u8 = 4;
-pub(crate) const TIME_EXCEEDED: u8 = 11;
-const PARAMETER_PROBLEM: u8 = 12;
 
 /// The packet is an ICMP error, with the whole quote in it.
 #[inline(always)]
@@ -43,9 +38,13 @@ pub(crate) fn is_hidden(packet: &Packet, group: bool) -> bool {
         && is_error_type(packet.flags)
 }
 
+/// ICMP types that quote a packet and may have to follow a connection. A redirect (5) is for the next router only.
 #[inline(always)]
 fn is_error_type(kind: u8) -> bool {
-    matches!(kind, UNREACHABLE | SOURCE_QUENCH | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    matches!(
+        kind,
+        icmptype::UNREACHABLE | icmptype::SOURCE_QUENCH | icmptype::TIME_EXCEEDED | icmptype::PARAMETER_PROBLEM
+    )
 }
 
 /// An error on its way into the container that it is for: if that talks to a VIP, the error must be about the VIP, not
@@ -119,7 +118,7 @@ pub(crate) fn from_task(ctx: &Skb, packet: &Packet, tag: &Tag) -> bool {
         return false;
     }
     let Some(known) = known(ctx, packet, &MESH_ZONE) else { return false };
-    let Ok(scratch) = maps::scratch() else { return false };
+    let Ok(scratch) = scratch() else { return false };
     scratch.new.to = flow::translation(known);
     scratch.fragmented = Fragmented { peer: known.peer, task: known.task, ..Fragmented::default() };
     known.flags & flag::REPLY != 0 && known.tag == *tag

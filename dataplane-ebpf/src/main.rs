@@ -16,6 +16,7 @@
 mod affinity;
 mod arp;
 mod client;
+mod clock;
 mod container;
 mod decap;
 mod deliver;
@@ -46,6 +47,7 @@ mod probe;
 mod reject;
 mod reverse;
 mod sandbox;
+mod scratch;
 mod service;
 mod shares;
 mod skb;

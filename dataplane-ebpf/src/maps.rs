@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
@@ -12,7 +12,7 @@ use dataplane_common::{
     config::Config,
     counter::{COUNTER_SLOTS, Stat},
     drop_reason::{DROP_SLOTS, DropReason},
-    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep},
+    endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, vtep_mesh},
     flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING, pending},
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
@@ -20,14 +20,12 @@ use dataplane_common::{
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
-    probe::{Probe, Probed},
+    probe::Probed,
     reverse::{MAX_REVERSE, ReversePath},
     service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     shares::Shares,
     xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState},
 };
-
-use crate::{flow::NewFlow, options::Room, parse::Packet, quote::Quote, timestamp::Walk};
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -116,73 +114,6 @@ pub(crate) static DROPS: PerCpuArray<Stat, { DROP_SLOTS as usize }> = PerCpuArra
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
 
-/// Room for the longest headers that are written at once: a frame with an ICMP error and the longest quote.
-pub(crate) const SCRATCH_PACKET: usize = 112;
-
-/// Aligned, so that it is written in words.
-#[repr(C, align(8))]
-pub(crate) struct Buffer(pub(crate) [u8; SCRATCH_PACKET]);
-
-/// Room for what would not fit the 512 bytes of stack: one slot per CPU, used within one program run only. Not pinned.
-#[repr(C)]
-pub(crate) struct Scratch {
-    /// The packet, or the outer one of two.
-    pub(crate) outer: Packet,
-    /// The packet inside a tunnel.
-    pub(crate) inner: Packet,
-    /// An entry that is about to be inserted.
-    pub(crate) flow: Flow,
-    /// The same of `AFFINITY`.
-    pub(crate) affinity: Affinity,
-    /// Key of `flow`.
-    pub(crate) key: FlowKey,
-    /// Key of the reply entry of a connection that may have proved itself.
-    pub(crate) reply_key: FlowKey,
-    /// A connection that is being opened.
-    pub(crate) new: NewFlow,
-    /// The sequence number of its SYN, whether a source port was found for it, and when the entry whose place it takes was
-    /// made (0: none): see `flow::usable`.
-    pub(crate) isn: u64,
-    pub(crate) port_found: u64,
-    pub(crate) displaced: u64,
-    /// A walk through the options of its SYN.
-    pub(crate) options: Walk,
-    /// IPv4 options that are looked through.
-    pub(crate) options_room: Room,
-    /// A question to the routing table.
-    pub(crate) fib: bpf_fib_lookup,
-    /// What a first fragment leaves or has left.
-    pub(crate) fragmented: Fragmented,
-    /// Headers that are about to be written.
-    pub(crate) packet: Buffer,
-    /// A probe.
-    pub(crate) probe: Probe,
-    /// The packet that an ICMP error quotes.
-    pub(crate) quote: Quote,
-}
-#[btf_map]
-pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
-
-/// This CPU's scratch slot. At most one reference to each field at a time; nothing in it survives the program run.
-#[inline(always)]
-pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
-    // SAFETY: TC and XDP programs run with bottom halves off: nothing else uses this CPU's slot meanwhile.
-    SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot }).ok_or(DropReason::NotConfigured)
-}
-
-/// Copies a value of a map, in words.
-// VERIFIER: for `*to = *from` LLVM calls `memmove` where it cannot tell that the two do not overlap, and that goes byte by byte:
-// 760 instructions for 48 bytes, and as many to verify for each way that leads there. Volatile, or LLVM would see through it.
-#[inline(always)]
-pub(crate) fn copy<T>(from: &T, to: &mut T) {
-    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
-    let (from, to) = (core::ptr::from_ref(from).cast::<u64>(), core::ptr::from_mut(to).cast::<u64>());
-    for word in 0..size_of::<T>() / 8 {
-        // SAFETY: within both values, which are aligned as words; map values have no uninitialised bytes.
-        unsafe { to.add(word).write(from.add(word).read_volatile()) }
-    }
-}
-
 /// The node's settings.
 #[inline(always)]
 pub(crate) fn config() -> Result<&'static Config, DropReason> {
@@ -232,4 +163,10 @@ pub(crate) fn local(ifindex: u32) -> Option<&'static Local> {
 pub(crate) fn vtep(ip: &Ip4) -> Option<&'static Vtep> {
     // SAFETY: as for `endpoint`.
     unsafe { VTEPS.get(ip) }
+}
+
+/// Whether the node with this tunnel address is known to run no Hiveway (any more).
+#[inline(always)]
+pub(crate) fn is_stock(vtep: &Ip4) -> bool {
+    self::vtep(vtep).is_some_and(|vtep| vtep.hiveway != vtep_mesh::MEMBER)
 }

@@ -14,12 +14,13 @@ use dataplane_common::{
 
 use crate::{
     deliver, encap, ending, flow, fragment, host, icmp,
-    maps::{CLIENTS, MESH_TARGETS, scratch},
+    maps::{CLIENTS, MESH_TARGETS},
     mesh_direct::{self, Leaves},
-    mesh_ingress, nat,
-    nat::Translation,
+    mesh_ingress,
+    nat::{self, Translation},
     parse::{Fragment, Packet},
     reject,
+    scratch::{NewFlow, scratch},
     skb::Skb,
     slow_path, ttl,
     verdict::{self, Action, Verdict},
@@ -194,7 +195,7 @@ fn open(
     let src = shown_as(ctx, config, packet.src, target, ingress);
     let to = Translation { src, dst: target.ip, sport: packet.sport, dport: target.port };
     let new = &mut scratch()?.new;
-    *new = flow::NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task, flags: 0 };
+    *new = NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task, flags: 0 };
     flow::open(ctx, packet, new)?;
     Ok(new.to)
 }

@@ -16,13 +16,13 @@ use dataplane_common::{
 };
 
 use crate::{
-    encap,
+    clock,
     fib::{self, Ends, Way},
     flow, host,
     nat::Translation,
     parse::Packet,
     pending,
-    skb::Skb,
+    skb::{self, Skb},
     verdict::{self, Action, Verdict},
 };
 
@@ -72,7 +72,7 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
     if opening {
         return true;
     }
-    let now = flow::now();
+    let now = clock::now();
     if !flow::old(known.last_seen, now) {
         return false;
     }
@@ -108,7 +108,7 @@ pub(crate) enum Leaves {
 // VERIFIER(6.1): not inlined, for the frames of `from_gateway` and of what it calls are more than 512 bytes otherwise.
 #[inline(never)]
 pub(crate) fn ask(ctx: &Skb, packet: &Packet, to: &Translation, ingress: Ip4) -> Result<Leaves, DropReason> {
-    let len = encap::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
+    let len = skb::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     Ok(match fib::ask(ctx, &Ends::of(to.src, to.dst, packet.proto), len)? {
         // The ingress node as router, or as the client, would not believe a packet with its own address as the source.
         Way::Interface { via, .. } if via == Some(ingress) => Leaves::Tunnel,

@@ -15,10 +15,12 @@ use dataplane_common::{
 
 use crate::{
     affinity, decap, encap, ending, flow, fragment, host, icmp, left,
-    maps::{ALLOW, NODE_ADDRESSES, PORTS, scratch},
+    maps::{self, ALLOW, NODE_ADDRESSES, PORTS},
     mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, reverse, service,
+    path, probe, reject, reverse,
+    scratch::scratch,
+    service,
     skb::Skb,
     slow_path, ttl, underlay,
     verdict::{self, Action, Verdict},
@@ -156,7 +158,7 @@ fn affinity(
     let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };
-    let stock = mesh_stock::is_stock(&backend.vtep);
+    let stock = maps::is_stock(&backend.vtep);
     affinity::enter(&key, backend, flag::SEEN | if stock { flag::STOCK } else { 0 })?;
     verdict::count(ctx, Counter::MeshFlow);
     Ok(Some((backend.ip, backend.vtep, stock)))
@@ -172,7 +174,7 @@ pub(crate) fn goes_on(known: &Affinity, packet: &Packet) -> bool {
 /// and what may open a connection is given to a backend anew.
 #[inline(always)]
 fn left_behind(known: &Affinity) -> bool {
-    known.flags & (flag::STOCK | flag::OWN) == 0 && mesh_stock::is_stock(&known.vtep)
+    known.flags & (flag::STOCK | flag::OWN) == 0 && maps::is_stock(&known.vtep)
 }
 
 /// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing table:

@@ -10,28 +10,20 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    endpoint::vtep_mesh,
     flow::{AffinityKey, Flow, MESH_ZONE, STOCK_ZONE, flag},
     fragment::{Fragmented, place},
     headers::{INNER_ETH, INNER_NET, ethertype, ipproto, tcpflag},
 };
 
 use crate::{
-    affinity, decap, encap, ending, flow, fragment, host, icmp,
-    maps::{self, scratch},
-    nat,
-    nat::Translation,
+    affinity, decap, encap, ending, flow, fragment, host, icmp, maps,
+    nat::{self, Translation},
     parse::{self, Fragment, Packet},
+    scratch::{NewFlow, scratch},
     skb::{self, Skb},
     ttl,
     verdict::{self, Action, Verdict},
 };
-
-/// Whether the node with this tunnel address is known to run no Hiveway (any more).
-#[inline(always)]
-pub(crate) fn is_stock(vtep: &Ip4) -> bool {
-    maps::vtep(vtep).is_some_and(|vtep| vtep.hiveway != vtep_mesh::MEMBER)
-}
 
 /// Translates a client's packet, whose backend behind `vtep` is in `AFFINITY`.
 #[inline(always)]
@@ -86,7 +78,7 @@ fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Res
     }
     let to = Translation { src: *ingress_ip, dst: given.ip, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
-    *new = flow::NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
+    *new = NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
     flow::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::MeshStock);
     Ok(())

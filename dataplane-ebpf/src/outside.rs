@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, flow,
+    affinity, clock, flow,
     maps::{NODE_ADDRESSES, PORTS, config},
     no_ethernet,
     parse::{self, Fragment, Packet},
@@ -94,7 +94,7 @@ fn note(ctx: &Skb, packet: &Packet) {
         }
         return;
     }
-    let now = flow::now();
+    let now = clock::now();
     let entry = Affinity { last_seen: now, created: now, flags: flag::OWN | flag::SEEN, ..Affinity::default() };
     match affinity::insert_pending(&key, &entry) {
         Ok(()) => verdict::count(ctx, Counter::OwnNoted),

@@ -9,17 +9,14 @@ use dataplane_common::{
     addr::Ip4,
     config::Config,
     counter::Counter,
-    headers::{ICMP_LEN, IPV4_LEN, ipproto},
+    headers::{ICMP_LEN, IPV4_LEN, icmptype, ipproto},
     path::{Path, PathState},
 };
 
 use crate::{
-    flow,
-    icmp::UNREACHABLE,
+    clock,
     maps::{self, PATH_STATE, PATHS},
-    mesh_stock,
     parse::{Copied, Fragment, Packet},
-    reject::FRAGMENTATION_NEEDED,
     skb::Skb,
     verdict,
 };
@@ -49,7 +46,7 @@ fn floor() -> u64 {
 pub(crate) fn mtu(config: &Config, vtep: &Ip4) -> u16 {
     // SAFETY: the element stays readable until the RCU grace period after this program's run.
     match unsafe { PATHS.get(vtep) } {
-        Some(path) => path.mtu(config.underlay_mtu, flow::now()),
+        Some(path) => path.mtu(config.underlay_mtu, clock::now()),
         None => config.underlay_mtu,
     }
 }
@@ -62,7 +59,7 @@ const LOOKED_AT: usize = ICMP_LEN + IPV4_LEN + 4;
 /// configured minimum; a router quotes a packet that is longer than what it says fits.
 #[inline(never)]
 pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
-    if packet.flags != UNREACHABLE || packet.fragment != Fragment::Whole || packet.dst != config.underlay_ip {
+    if packet.flags != icmptype::UNREACHABLE || packet.fragment != Fragment::Whole || packet.dst != config.underlay_ip {
         return;
     }
     let Ok(Copied::<LOOKED_AT>(error)) = ctx.load(packet.l4) else { return };
@@ -71,7 +68,7 @@ pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
     let [fragment_high, fragment_low] = [error[14], error[15]];
     let src = [error[20], error[21], error[22], error[23]];
     let vtep = [error[24], error[25], error[26], error[27]];
-    if code != FRAGMENTATION_NEEDED
+    if code != icmptype::FRAGMENTATION_NEEDED
         || version != 0x45
         || told >= u16::from_be_bytes([len_high, len_low])
         || fragment_high & 0x1f != 0
@@ -90,7 +87,7 @@ pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
 /// packets have no DF: the way there is taken to be as narrow. From members come fragments that they have cut themselves.
 #[inline(never)]
 pub(crate) fn note_cut(ctx: &Skb, config: &Config, packet: &Packet) {
-    if mesh_stock::is_stock(&packet.src) {
+    if maps::is_stock(&packet.src) {
         learn(ctx, config, &packet.src, packet.total_len);
     }
 }
@@ -106,7 +103,7 @@ fn learn(ctx: &Skb, config: &Config, vtep: &Ip4, told: u16) {
     if expires == 0 || learned > mtu(config, vtep) || learned >= config.underlay_mtu {
         return;
     }
-    if believe(vtep, learned, flow::now() + expires) {
+    if believe(vtep, learned, clock::now() + expires) {
         lower_floor(state, learned);
         verdict::count(ctx, Counter::PathMtuLearned);
     }

@@ -19,8 +19,9 @@ use dataplane_common::{
 use crate::{
     ending, flow,
     global::context,
-    maps::{self, FLOWS, copy, scratch},
+    maps::{self, FLOWS},
     parse::Packet,
+    scratch::{copy, scratch},
     shares,
     skb::Skb,
     verdict,

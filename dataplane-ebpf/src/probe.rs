@@ -24,9 +24,10 @@ use dataplane_common::{
 use crate::{
     checksum, encap,
     headers::ATOMIC,
-    maps::{self, PROBES, scratch},
+    maps::{self, PROBES},
     parse::{self, Copied, Eth, Fragment, Packet},
     path,
+    scratch::{SCRATCH_PACKET, scratch},
     skb::Skb,
     verdict::{self, Action, Verdict},
 };
@@ -167,7 +168,7 @@ struct Answer {
     udp: [u8; UDP_LEN],
 }
 
-const _: () = assert!(INNER_NET + size_of::<Answer>() == PROBE && size_of::<Answer>() <= maps::SCRATCH_PACKET);
+const _: () = assert!(INNER_NET + size_of::<Answer>() == PROBE && size_of::<Answer>() <= SCRATCH_PACKET);
 
 /// The probe in the frame, copied into scratch memory.
 #[inline(always)]

@@ -14,14 +14,13 @@ use dataplane_common::{
     addr::Ip4,
     counter::Counter,
     drop_reason::DropReason,
-    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, ipproto, sctpchunk, tcpflag},
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, icmptype, ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
     checksum, group,
-    icmp::{TIME_EXCEEDED, UNREACHABLE},
-    maps::{SCRATCH_PACKET, scratch},
     parse::{self, Fragment, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Packet},
+    scratch::{SCRATCH_PACKET, scratch},
     skb::Skb,
     verdict::{self, Action, Verdict},
 };
@@ -33,7 +32,6 @@ const IP_ADDRESSES: usize = 12;
 /// ICMP codes.
 const HOST: u8 = 1;
 const PORT: u8 = 3;
-pub(crate) const FRAGMENTATION_NEEDED: u8 = 4;
 const IN_TRANSIT: u8 = 0;
 
 /// What an ICMP error quotes of the transport header.
@@ -62,7 +60,7 @@ pub(crate) fn refuse(ctx: &Skb, packet: &Packet, reason: DropReason) -> Verdict 
     verdict::count_drop(ctx, reason);
     match icmp_code {
         None => reset(ctx, packet)?,
-        Some(code) => error(ctx, packet, [UNREACHABLE, code], 0, packet.dst)?,
+        Some(code) => error(ctx, packet, [icmptype::UNREACHABLE, code], 0, packet.dst)?,
     }
     Ok(Action::Refuse(verdict::ifindex(ctx), reason))
 }
@@ -86,7 +84,7 @@ fn answer_too_big(ctx: &Skb, packet: &Packet, mtu: u16) -> Result<(), DropReason
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
     verdict::count(ctx, Counter::FragNeeded);
-    error(ctx, packet, [UNREACHABLE, FRAGMENTATION_NEEDED], mtu, packet.dst)
+    error(ctx, packet, [icmptype::UNREACHABLE, icmptype::FRAGMENTATION_NEEDED], mtu, packet.dst)
 }
 
 /// Answers `packet`, which was not changed yet and has no hop left, in the name of the router `router`: an address of
@@ -108,7 +106,7 @@ fn answer_time_exceeded(ctx: &Skb, packet: &Packet, router: Ip4) -> Result<(), D
     group::admit(ctx, reason)?;
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
-    error(ctx, packet, [TIME_EXCEEDED, IN_TRANSIT], 0, router)
+    error(ctx, packet, [icmptype::TIME_EXCEEDED, IN_TRANSIT], 0, router)
 }
 
 /// Whether an ICMP error may answer the packet (RFC 1122 section 3.2.2).

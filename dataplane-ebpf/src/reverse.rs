@@ -20,14 +20,7 @@ use aya_ebpf::{
 };
 use dataplane_common::reverse::{EVERY_INTERFACE, ReversePath, reverse_mode};
 
-use crate::{
-    fib,
-    global::context,
-    maps::{REVERSE, scratch},
-    parse::Packet,
-    skb::Skb,
-    verdict::ifindex,
-};
+use crate::{fib, global::context, maps::REVERSE, parse::Packet, scratch::scratch, skb::Skb, verdict::ifindex};
 
 /// Questions that find out whether another next hop of a multipath route leads out of the interface. With two next hops
 /// of equal weight one in 2^32 honest openings is refused, with four one in 10,000.

@@ -6,16 +6,16 @@ use aya_ebpf::{EbpfContext, helpers::generated::bpf_skb_load_bytes, programs::Tc
 use dataplane_common::{
     addr::NetId,
     drop_reason::DropReason,
-    headers::{ETH_LEN, ethertype},
+    headers::{ETH_LEN, UDP_LEN, ethertype, ipproto},
 };
 use dataplane_core::{Edit, Failed, View};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    maps::scratch,
     options,
     parse::{self, Packet},
     quote::{self, Quote},
+    scratch::scratch,
 };
 
 /// Context of a TC program.
@@ -151,4 +151,23 @@ fn find_source_route(ctx: &Skb, packet: &Packet) -> bool {
 #[inline(never)]
 pub(crate) fn quoted(ctx: &Skb, packet: &Packet, zone: &NetId) -> Option<&'static Quote> {
     quote::of(ctx, packet, zone, &mut scratch().ok()?.quote)
+}
+
+/// `gso_size` of packets that are a list of finished ones, as SCTP makes them (`<linux/skbuff.h>`). The kernel's helper does
+/// not put a tunnel around those.
+pub(crate) const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// Length of the packet, or of each segment of a GSO packet, from the IP header on.
+#[inline(always)]
+pub(crate) fn network_len(ctx: &Skb, packet: &Packet) -> u32 {
+    let gso_size = ctx.gso_size();
+    if gso_size == 0 {
+        return u32::from(packet.total_len);
+    }
+    if gso_size == GSO_BY_FRAGS {
+        // Cut by its sender's path MTU already; how large the largest piece is cannot be seen.
+        return 0;
+    }
+    let transport = if packet.proto == ipproto::TCP { u32::from(packet.tcp_len) } else { UDP_LEN as u32 };
+    (packet.l4 - packet.net) as u32 + transport + gso_size
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup, bpf_redir_neigh},
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_vlan_pop},
 };
 use aya_log_ebpf::debug;
@@ -13,8 +13,8 @@ use dataplane_common::{
 };
 
 use crate::{
-    fib,
     maps::{COUNTERS, DROPS},
+    scratch::scratch,
     skb::Skb,
 };
 
@@ -29,7 +29,7 @@ pub(crate) enum Action {
     Peer(u32),
     /// Out of this interface; the kernel finds the next hop and resolves it.
     Neigh(u32),
-    /// Out of this interface to the next hop that [`fib::route`] has noted; the kernel resolves it.
+    /// Out of this interface to the next hop that `fib::route` has noted; the kernel resolves it.
     // VERIFIER(6.18): not in here. With another word in this enum the verifier refuses how LLVM keeps it on the stack.
     Via(u32),
     /// Out of this interface as it is.
@@ -87,7 +87,7 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
         }
         Ok(Action::Via(ifindex)) => {
             note(ctx, decision::VIA, ifindex);
-            let next_hop = fib::next_hop();
+            let next_hop = next_hop();
             note_next_hop(ctx, next_hop);
             match next_hop {
                 // SAFETY: the next hop lives in scratch memory and has the size that is given.
@@ -135,6 +135,13 @@ fn untag(ctx: &Skb) {
         // SAFETY: plain helper call on a valid context.
         unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
     }
+}
+
+/// Where the next hop of [`Action::Via`] is: in scratch memory, in the place of the last question.
+#[inline(always)]
+pub(crate) fn next_hop() -> Result<*mut bpf_redir_neigh, DropReason> {
+    const { assert!(size_of::<bpf_redir_neigh>() <= size_of::<bpf_fib_lookup>() && align_of::<bpf_redir_neigh>() <= 4) };
+    Ok(core::ptr::from_mut(&mut scratch()?.fib).cast())
 }
 
 /// Leaves the next hop there, too.

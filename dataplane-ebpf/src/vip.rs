@@ -9,10 +9,12 @@ use dataplane_common::{
 };
 
 use crate::{
-    echo, encap, flow, fragment, maps, nat,
-    nat::Translation,
+    echo, encap, flow, fragment, maps,
+    nat::{self, Translation},
     parse::{Fragment, Packet},
-    reject, service,
+    reject,
+    scratch::{NewFlow, scratch},
+    service,
     skb::Skb,
     verdict::{self, Verdict},
 };
@@ -64,7 +66,7 @@ pub(crate) fn find(ctx: &Skb, local: &Local, vip: &Endpoint, packet: &Packet) ->
 /// Rewrites the packet as [`find`] has said.
 #[inline(always)]
 pub(crate) fn rewrite(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &mut Packet) -> Result<(), DropReason> {
-    let to = &maps::scratch()?.new.to;
+    let to = &scratch()?.new.to;
     let (src, dst, tag) = (to.src, to.dst, backend.tag);
     fragment::decided(ctx, packet, local.net, place::TO_VIP, Fragmented { src, dst, tag, ..Fragmented::default() })?;
     nat::rewrite(ctx, packet, to)?;
@@ -84,7 +86,7 @@ fn follow(ctx: &Skb, local: &Local, packet: &Packet, found: &mut Option<&'static
     if !fragment::recall(ctx, packet, local.net, place::TO_VIP) {
         return Err(DropReason::Fragment);
     }
-    let scratch = maps::scratch()?;
+    let scratch = scratch()?;
     let first = &scratch.fragmented;
     scratch.new.to = Translation { src: first.src, dst: first.dst, sport: packet.sport, dport: packet.dport };
     let tag = first.tag;
@@ -117,7 +119,7 @@ fn established(
     match backend {
         Some(backend) if !fresh_start && backend.tag == known.tag => {
             flow::touch_forward(&key, known, packet);
-            maps::scratch()?.new.to = flow::translation(known);
+            scratch()?.new.to = flow::translation(known);
             *found = Some(backend);
             Ok(())
         }
@@ -147,8 +149,8 @@ fn open(
     // A task that is its own backend must see the VIP as the client, or it would answer itself directly.
     let src = if chosen.ip == local.ip { packet.dst } else { packet.src };
     let to = Translation { src, dst: chosen.ip, sport: packet.sport, dport: packet.dport };
-    let new = &mut maps::scratch()?.new;
-    *new = flow::NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4], flags: 0 };
+    let new = &mut scratch()?.new;
+    *new = NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4], flags: 0 };
     flow::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::VipFlow);
     *found = Some(backend);

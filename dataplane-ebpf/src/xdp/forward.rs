@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, ending, flow, maps::NODE_ADDRESSES, mesh_ingress, path, verdict};
+use crate::{affinity, clock, ending, flow, maps::NODE_ADDRESSES, mesh_ingress, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -34,7 +34,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     } else {
         known::ask(packet, known, ctx.ctx)?
     };
-    let now = flow::now();
+    let now = clock::now();
     if !is_ours(config, packet, known.flags, word(&known.vtep))
         || !path::takes(config, &known.vtep, tunnelled_len(packet))
     {

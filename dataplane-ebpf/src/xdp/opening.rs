@@ -24,7 +24,7 @@ use super::{
     known,
 };
 use crate::{
-    affinity, flow,
+    affinity, clock, flow,
     maps::{self, config},
     path, pending, reverse, service, verdict,
 };
@@ -54,7 +54,7 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     let port = known::published(packet)?;
-    let now = flow::now();
+    let now = clock::now();
     let (known, hop) = match affinity::pending(packet.key().get()) {
         Some(known) => {
             if port.flags & port_flag::LEFT != 0 {

@@ -18,7 +18,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, decap, ending, flow, maps, path, pending, verdict};
+use crate::{affinity, clock, decap, ending, flow, maps, path, pending, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -46,7 +46,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
         return None;
     }
-    let now = flow::now();
+    let now = clock::now();
     // A packet the other way has heard that its node runs Hiveway, or this one asks.
     if (known.generation != known::generation(known::state()?)
         && maps::vtep(&outer.src.to_le_bytes())?.hiveway == vtep_mesh::NONE)
