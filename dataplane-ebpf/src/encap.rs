@@ -233,3 +233,14 @@ pub(crate) fn source_port(hash: u32) -> u16 {
 fn of_mac([a, b, c, d, e, f]: Mac) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
+
+/// Leaves a mesh packet to the kernel's vxlan device of the ingress network, which fragments the outer packet.
+#[inline(always)]
+pub(crate) fn by_kernel(ctx: &Skb, config: &Config, dst: Mac, src: Mac) -> Verdict {
+    if config.ingress_vxlan_ifindex == 0 {
+        return Err(DropReason::MtuExceeded);
+    }
+    ctx.store(0, &[dst, src], 0).map_err(|_| DropReason::RewriteFailed)?;
+    verdict::count(ctx, Counter::SlowPath);
+    Ok(Action::Device(config.ingress_vxlan_ifindex))
+}

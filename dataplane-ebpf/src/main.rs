@@ -13,6 +13,7 @@
 )]
 #![expect(missing_docs, unreachable_pub, reason = "the classifier macro generates the exported symbols without docs")]
 
+mod admission;
 mod affinity;
 mod arp;
 mod client;
@@ -45,9 +46,11 @@ mod path;
 mod pending;
 mod probe;
 mod reject;
+mod returns;
 mod reverse;
 mod sandbox;
 mod scratch;
+mod sender;
 mod service;
 mod shares;
 mod skb;

@@ -16,13 +16,12 @@ use crate::{
     deliver, encap, ending, flow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS},
     mesh_direct::{self, Leaves},
-    mesh_ingress,
     nat::{self, Translation},
     parse::{Fragment, Packet},
-    reject,
+    reject, returns,
     scratch::{NewFlow, scratch},
     skb::Skb,
-    slow_path, ttl,
+    ttl,
     verdict::{self, Action, Verdict},
 };
 
@@ -308,12 +307,12 @@ fn send_back(ctx: &Skb, config: &Config, packet: &mut Packet) -> Verdict {
     verdict::count(ctx, Counter::MeshReturn);
     let mac = mac_of(TASK_MAC_PREFIX, task);
     if local {
-        mesh_ingress::check_return(ctx, packet, &mac, &config.vtep)?;
+        returns::check_return(ctx, packet, &mac, &config.vtep)?;
         verdict::count(ctx, Counter::MeshReply);
         return host::leave(ctx, config, packet);
     }
     if slow {
-        return slow_path::to_node(ctx, config, mac_of(NODE_MAC_PREFIX, peer), mac);
+        return encap::by_kernel(ctx, config, mac_of(NODE_MAC_PREFIX, peer), mac);
     }
     let (to, hash) = (mac_of(NODE_MAC_PREFIX, peer), encap::kernels_hash(ctx));
     encap::encapsulate(ctx, config, peer, config.mesh_vni, to, mac, packet.tos, hash)

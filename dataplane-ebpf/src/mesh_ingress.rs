@@ -1,28 +1,27 @@
 //! Routing mesh, ingress node (N1): a client's packet to an address of this node and a published port is given to a
 //! backend's node inside the mesh VNI, untouched but for its TTL; the reply comes back the same way.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use dataplane_common::{
-    addr::{Ip4, Mac, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
+    addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{Affinity, MESH_ZONE, flag},
+    flow::{MESH_ZONE, flag},
     fragment::{Fragmented, place},
     headers::{ipproto, tcpflag},
-    service::{AllowPrefix, PortKey, PublishedPort, access, port_flag},
+    service::{PortKey, PublishedPort, port_flag},
 };
 
 use crate::{
-    affinity, decap, encap, ending, flow, fragment, host, icmp, left,
-    maps::{self, ALLOW, NODE_ADDRESSES, PORTS},
+    admission, affinity, decap, encap, ending, flow, fragment, host, icmp, left,
+    maps::{self, NODE_ADDRESSES, PORTS},
     mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, reverse,
+    path, probe, reject, returns, reverse,
     scratch::scratch,
-    service,
+    sender, service,
     skb::Skb,
-    slow_path, ttl, underlay,
+    ttl,
     verdict::{self, Action, Verdict},
 };
 
@@ -41,7 +40,7 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
     } else if packet.fragment == Fragment::Later {
         if !fragment::recall(ctx, packet, MESH_ZONE, place::INGRESS) {
             if uplink {
-                underlay::unclaimed(ctx, config, packet);
+                sender::unclaimed(ctx, config, packet);
             }
             return Ok(Action::Pass);
         }
@@ -107,7 +106,7 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
         (config.mesh_vni, mac_of(NODE_MAC_PREFIX, config.vtep))
     };
     if slow {
-        return slow_path::to_node(ctx, config, dst, src);
+        return encap::by_kernel(ctx, config, dst, src);
     }
     encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
 }
@@ -122,7 +121,7 @@ fn is_left(ctx: &Skb, port: &PublishedPort, packet: &Packet) -> Result<bool, Dro
         return Ok(false);
     }
     if flow::may_open(packet) && affinity::get(&affinity::key(packet)).is_none() {
-        check_allowed(port, packet)?;
+        admission::check_allowed(port, packet)?;
     }
     verdict::count(ctx, Counter::LeftToHost);
     Ok(true)
@@ -141,17 +140,17 @@ fn affinity(
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = affinity::key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
-        && goes_on(known, packet)
+        && admission::goes_on(known, packet)
     {
         ending::of_client_at_ingress(&key, packet);
         flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
-    if elsewhere || !flow::may_open(packet) || is_martian(config, packet) {
+    if elsewhere || !flow::may_open(packet) || admission::is_martian(config, packet) {
         return Ok(None);
     }
-    check_allowed(port, packet)?;
+    admission::check_allowed(port, packet)?;
     if packet.dst != config.host_ip && reverse::refuses(ctx, packet) {
         return Ok(None);
     }
@@ -164,37 +163,6 @@ fn affinity(
     Ok(Some((backend.ip, backend.vtep, stock)))
 }
 
-/// Whether the packet belongs to the connection `known`, rather than opening another one in its place.
-#[inline(always)]
-pub(crate) fn goes_on(known: &Affinity, packet: &Packet) -> bool {
-    !(ending::makes_room(known, packet) || flow::may_open(packet) && left_behind(known))
-}
-
-/// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
-/// and what may open a connection is given to a backend anew.
-#[inline(always)]
-fn left_behind(known: &Affinity) -> bool {
-    known.flags & (flag::STOCK | flag::OWN) == 0 && maps::is_stock(&known.vtep)
-}
-
-/// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing table:
-/// it would call the packet martian, and drops it. What comes over the host link has passed that already, and is this node's own.
-#[inline(always)]
-pub(crate) fn is_martian(config: &Config, packet: &Packet) -> bool {
-    is_nobodys(packet.src[0])
-        || (packet.dst != config.host_ip
-            && (packet.src == config.host_ip
-                // SAFETY: entries are replaced as a whole by the agent.
-                || unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()))
-}
-
-/// Whether addresses with that first byte are no host's source: "this network", loopback, multicast, and broadcast with its
-/// neighbours (RFC 1122 section 3.2.1.3). The rest of what that reserves, 240/4, Linux routes like any other address.
-#[inline(always)]
-pub(crate) fn is_nobodys(first: u8) -> bool {
-    first == 0 || first == 127 || first & 0xf0 == 0xe0 || first == 0xff
-}
-
 /// Whether this node is a hop for a client's packet. Over the host link it is not: the kernel has routed such a packet
 /// already, if it is not of a process of this node.
 #[inline(always)]
@@ -202,70 +170,16 @@ fn is_hop(config: &Config, packet: &Packet) -> bool {
     packet.dst != config.host_ip
 }
 
-/// Whether the client may open a connection to the port.
-#[inline(always)]
-pub(crate) fn check_allowed(port: &PublishedPort, packet: &Packet) -> Result<(), DropReason> {
-    if port.flags & port_flag::RESTRICTED != 0 && !allowed(packet) { Err(DropReason::NotAllowed) } else { Ok(()) }
-}
-
-/// Whether the lists of a restricted port let the client in.
-#[inline(always)]
-fn allowed(packet: &Packet) -> bool {
-    let port = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
-    let found = ALLOW.get(&Key::new(8 * size_of::<AllowPrefix>() as u32, AllowPrefix { port, ip: packet.src }));
-    found.is_some_and(|access| *access == access::ALLOWED)
-}
-
 /// A reply in the tunnel. It leaves only if it comes from the backend that this very connection was given: its source
 /// is an address and published port of ours, and the MAC and the outer source are those in the affinity entry. So
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
 pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
-    check_return(ctx, inner, &eth.src, &outer.src)?;
+    returns::check_return(ctx, inner, &eth.src, &outer.src)?;
     decap::decapsulate(ctx, outer.tos, inner)?;
     if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 {
         encap::clamp_mss(ctx, config, inner, &outer.src)?;
     }
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, inner)
-}
-
-/// Lets a reply pass that comes from where its connection was given to: `task` (ingress MAC) behind `vtep`. A later
-/// fragment passes if its first has passed, from there.
-#[inline(always)]
-pub(crate) fn check_return(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> Result<(), DropReason> {
-    if icmp::is_error(packet) {
-        return if icmp::returned(ctx, packet, task, vtep) { Ok(()) } else { Err(DropReason::MeshBadReturn) };
-    }
-    if packet.fragment != Fragment::Later {
-        fragment::begin(packet, MESH_ZONE, place::RETURN);
-        if !returned(ctx, packet, task, vtep) {
-            return Err(DropReason::MeshBadReturn);
-        }
-        let decided = Fragmented { task: [task[2], task[3], task[4], task[5]], peer: *vtep, ..Fragmented::default() };
-        return fragment::decided(ctx, packet, MESH_ZONE, place::RETURN, decided);
-    }
-    if !fragment::recall(ctx, packet, MESH_ZONE, place::RETURN) {
-        return Err(DropReason::Fragment);
-    }
-    let first = &scratch()?.fragmented;
-    let same = *task == mac_of(TASK_MAC_PREFIX, first.task) && *vtep == first.peer;
-    if same { Ok(()) } else { Err(DropReason::MeshBadReturn) }
-}
-
-/// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
-#[inline(never)]
-fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
-    let key = affinity::key_of_answer(packet);
-    let Some(known) = affinity::find(&key).filter(|(known, _)| given_to(known, task, vtep)) else {
-        return false;
-    };
-    affinity::answered(ctx, &key, known, packet);
-    true
-}
-
-/// Whether the connection was given to the task with ingress MAC `task` behind `vtep`.
-#[inline(always)]
-fn given_to(known: &Affinity, task: &Mac, vtep: &Ip4) -> bool {
-    known.flags & flag::OWN == 0 && *task == mac_of(TASK_MAC_PREFIX, known.ip) && *vtep == known.vtep
 }

@@ -8,8 +8,9 @@ use dataplane_common::{
     fragment::Fragmented,
     probe::Probe,
 };
+use dataplane_core::nat::Translation;
 
-use crate::{nat::Translation, options::Room, parse::Packet, quote::Quote, timestamp::Walk};
+use crate::{options::Room, parse::Packet, quote::Quote, timestamp::Walk};
 
 /// A connection that is being opened.
 #[repr(C)]

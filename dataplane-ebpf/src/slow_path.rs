@@ -8,7 +8,7 @@
 //! VTEP, and no container has a MAC of the second kind.
 
 use dataplane_common::{
-    addr::{Ip4, Mac, NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, ip_in_mac},
+    addr::{Ip4, NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, ip_in_mac},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
@@ -21,23 +21,13 @@ use crate::{
     deliver::{self, Origin},
     host,
     maps::{self, config},
-    mesh_backend, mesh_ingress,
+    mesh_backend,
     parse::{self, Eth, Packet},
+    returns,
+    sender::low24,
     skb::{self, Skb},
-    underlay::low24,
     verdict::{self, Action, Verdict},
 };
-
-/// Leaves a mesh packet to the kernel's vxlan device of the ingress network, which fragments the outer packet.
-#[inline(always)]
-pub(crate) fn to_node(ctx: &Skb, config: &Config, dst: Mac, src: Mac) -> Verdict {
-    if config.ingress_vxlan_ifindex == 0 {
-        return Err(DropReason::MtuExceeded);
-    }
-    ctx.store(0, &[dst, src], 0).map_err(|_| DropReason::RewriteFailed)?;
-    verdict::count(ctx, Counter::SlowPath);
-    Ok(Action::Device(config.ingress_vxlan_ifindex))
-}
 
 /// Entry of the hook `from_vxlan`.
 #[inline(always)]
@@ -121,7 +111,7 @@ fn mesh(ctx: &Skb, config: &Config, eth: &Eth, packet: &Packet, sender: u32) -> 
     let task = ip_in_mac(TASK_MAC_PREFIX, eth.src).ok_or(DropReason::MeshBadReturn)?;
     let from = elsewhere(config.ingress_net, task).filter(|from| low24(from.vtep) == sender);
     let from = from.ok_or(DropReason::BadInnerSource)?;
-    mesh_ingress::check_return(ctx, packet, &eth.src, &from.vtep)?;
+    returns::check_return(ctx, packet, &eth.src, &from.vtep)?;
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, packet)
 }

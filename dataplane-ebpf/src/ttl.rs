@@ -8,7 +8,7 @@
 use dataplane_common::{config::Config, drop_reason::DropReason, flow::flag, service::PublishedPort};
 
 use crate::{
-    affinity, flow, mesh_ingress,
+    admission, affinity, flow,
     parse::Packet,
     reject, reverse, service,
     skb::Skb,
@@ -68,7 +68,7 @@ enum Class {
 #[inline(never)]
 fn class_of(packet: &Packet) -> Class {
     match affinity::get(&affinity::key(packet)) {
-        Some(known) if mesh_ingress::goes_on(known, packet) => {
+        Some(known) if admission::goes_on(known, packet) => {
             if known.flags & flag::OWN == 0 {
                 Class::Served
             } else {
@@ -84,9 +84,9 @@ fn class_of(packet: &Packet) -> Class {
 // Not inlined, as `lower`, and called beside `class_of`: the frames of both have no room below one another.
 #[inline(never)]
 fn may_begin(ctx: &Skb, config: &Config, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
-    if mesh_ingress::is_martian(config, packet) {
+    if admission::is_martian(config, packet) {
         return Ok(false);
     }
-    mesh_ingress::check_allowed(port, packet)?;
+    admission::check_allowed(port, packet)?;
     Ok(!reverse::refuses(ctx, packet) && service::set(port.set).is_some_and(|set| set.count > 0))
 }

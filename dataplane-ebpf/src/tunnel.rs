@@ -12,14 +12,14 @@ use dataplane_common::{
 
 use crate::{
     arp::{Arp, ETHERNET_IPV4},
-    decap, deliver, maps,
-    maps::VNIS,
+    decap, deliver,
+    maps::{self, VNIS},
     mesh_backend, mesh_ingress, mesh_stock,
     parse::{self, Copied, Eth, Fragment, Packet},
     probe,
+    sender::low24,
     skb::{self, Skb},
     slow_path,
-    underlay::low24,
     verdict::{Action, Verdict},
 };
 

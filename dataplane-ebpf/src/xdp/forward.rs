@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, clock, ending, flow, maps::NODE_ADDRESSES, mesh_ingress, path, verdict};
+use crate::{admission, affinity, clock, ending, flow, maps::NODE_ADDRESSES, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -53,12 +53,12 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     Some(sent)
 }
 
-/// As `mesh_ingress::is_martian`: whatever is for the host link is TC's.
+/// As `admission::is_martian`: whatever is for the host link is TC's.
 #[inline(never)]
 fn is_martian(src: u32) -> bool {
     let src = src.to_le_bytes();
     // SAFETY: entries are replaced as a whole by the agent.
-    mesh_ingress::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
+    admission::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
 }
 
 /// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.
