@@ -1,5 +1,4 @@
-//! Files that are written behind the back of those who have news for them: a disk that hangs keeps nobody waiting. One write at
-//! a time, on a thread of its own; what is newer by then is written, what is older never is. While there is no news,
+//! Files that a thread of their own writes: a disk that hangs keeps nothing else waiting. One write at a time; what is newer by then is written, what is older never is. While there is no news,
 //! the thread looks now and then whether the file is still there.
 
 use std::{

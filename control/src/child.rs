@@ -102,8 +102,8 @@ impl ChildError {
 struct Running {
     dying: Vec<Child>,
     alive: usize,
-    /// Those of them that are being started: their groups are not known yet.
-    starting: usize,
+    /// Those of them that are being started, by name: their groups are not known yet.
+    starting: Vec<String>,
     /// The groups of those that run. A number is taken out before it can become another process's.
     groups: Vec<Pid>,
     /// No more are started.
@@ -111,7 +111,7 @@ struct Running {
 }
 
 static RUNNING: Mutex<Running> =
-    Mutex::new(Running { dying: Vec::new(), alive: 0, starting: 0, groups: Vec::new(), over: false });
+    Mutex::new(Running { dying: Vec::new(), alive: 0, starting: Vec::new(), groups: Vec::new(), over: false });
 
 fn running() -> MutexGuard<'static, Running> {
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,8 +189,8 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
 /// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say. One that is
 /// being started would outlive the agent if that ended first.
 ///
-/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: `posix_spawn` does not, and
-/// a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
+/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: std uses `posix_spawn`, which cannot
+/// set it, and a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
 pub(crate) fn end_all() {
     let mut running = running();
     running.over = true;
@@ -204,7 +204,7 @@ pub(crate) fn end_all() {
 /// Returns when no program is being started, or one takes too long: a file system that hangs must not keep the agent.
 fn all_started(limit: Duration) {
     let deadline = Instant::now() + limit;
-    while running().starting > 0 && Instant::now() < deadline {
+    while !running().starting.is_empty() && Instant::now() < deadline {
         thread::sleep(LOOK);
     }
 }
@@ -221,12 +221,14 @@ fn spawn(command: &mut Command, program: &str) -> Result<Child, ChildError> {
         if running.over {
             return Err(busy());
         }
-        running.starting += 1;
+        running.starting.push(program.to_owned());
     }
     // Without the lock: a file system that hangs may keep the program from starting.
     let started = command.spawn();
     let mut running = running();
-    running.starting -= 1;
+    if let Some(this) = running.starting.iter().position(|name| name == program) {
+        running.starting.swap_remove(this);
+    }
     let child = started.map_err(|source| ChildError::NotStarted { program: program.to_owned(), source })?;
     if running.over {
         // Before the end goes on, which waits for the lock.
@@ -362,10 +364,12 @@ mod tests {
         };
         // SAFETY: it neither allocates nor takes a lock.
         unsafe { late.pre_exec(slowly) };
-        let before = running().starting;
-        let starter = thread::spawn(move || spawn(&mut late, "sleep").unwrap());
-        while running().starting <= before {
-            thread::sleep(LOOK);
+        // Other tests start programs meanwhile, of other names.
+        const NAME: &str = "one that starts late";
+        let starter = thread::spawn(move || spawn(&mut late, NAME).unwrap());
+        while !running().starting.iter().any(|name| name == NAME) {
+            assert!(!starter.is_finished(), "it was started before anybody looked");
+            thread::yield_now();
         }
         all_started(LIMITS.time);
         let known = running().groups.clone();

@@ -220,6 +220,13 @@ impl StateDir {
             return Ok(());
         }
         let bytes = bytes().map_err(|error| StateError::file(&path, error))?;
+        // Others may have touched it without changing a byte: a backup's hard link, new permissions.
+        if occasion == Occasion::Look && bounded::read(&path, bytes.len() as u64).is_ok_and(|there| there == bytes) {
+            if let Some(kept) = &self.kept {
+                kept.see(name, Seen::at(&path));
+            }
+            return Ok(());
+        }
         self.put(name, &bytes)?;
         if let Some(kept) = &self.kept {
             kept.see(name, Seen::at(&path));
@@ -333,6 +340,8 @@ impl StateDir {
     pub(crate) fn write_last_table(&self, base: Option<&Base>, occasion: Occasion) -> Result<(), StateError> {
         match base {
             Some(base) => self.write_behind(LAST_TABLE, occasion, || Ok(last_table::encode(base))),
+            // Nothing to remove: a file system that became read-only would refuse all the same.
+            None if occasion == Occasion::Look && !self.path.join(LAST_TABLE).exists() => Ok(()),
             None => self.forget(LAST_TABLE),
         }
     }

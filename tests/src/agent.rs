@@ -274,6 +274,15 @@ impl Agent {
         self.lock().as_ref().map_or_else(String::new, |process| process.stderr().unwrap_or_default())
     }
 
+    /// Waits until it has logged that: a line comes a moment after what it tells of.
+    pub fn wait_log(&self, what: &str) -> Result<()> {
+        wait_for(&format!("the log to say {what:?}"), PATIENCE, || {
+            let log = self.log();
+            ensure!(log.contains(what), "{log}");
+            Ok(())
+        })
+    }
+
     /// Its namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns

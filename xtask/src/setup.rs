@@ -150,7 +150,10 @@ pub(crate) fn for_check() -> Result<()> {
     }
     if sh::in_path("cargo-deny").is_none() {
         eprintln!("setup: cargo install cargo-deny (a few minutes)");
-        sh::run(sh::command("cargo").args(["install", "--locked", "cargo-deny"]))?;
+        // It runs for seconds: to optimise it takes longer than that saves.
+        let mut install = sh::command("cargo");
+        install.args(["install", "--locked", "--debug", "cargo-deny"]).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        sh::run(&mut install)?;
     }
     Ok(())
 }

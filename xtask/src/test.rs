@@ -97,7 +97,7 @@ fn scenarios(xdp: Option<Xdp>, names: &[String], tally: &mut Tally) -> Result<()
 /// itself (`lab::scenario_alone`).
 fn labs() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    format!("--test-threads={}", (cores + 1).min(MOST_LABS))
+    format!("--test-threads={}", (2 * cores).min(MOST_LABS))
 }
 
 impl Suite {

@@ -155,6 +155,8 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
             () = sleep_until(started + ENGINE_PATIENCE), if !asked && started.elapsed() < ENGINE_PATIENCE => {}
             () = sleep_until(keeper.due()) => {}
             () = sleep(LOOK), if keeper.is_busy() => {}
+            // What it finds when it looks after the file is told, too.
+            () = sleep(Patience::default().look), if keeper.writer.is_some() => {}
             () = out.closed() => return,
         }
     }

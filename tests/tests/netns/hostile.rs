@@ -438,7 +438,7 @@ fn a_foreign_port_of_a_bridge_of_ours_is_taken_away_and_named() {
                 ensure!(!now.contains("evil0"), "{now}");
                 Ok(())
             })?;
-            ensure!(agent.log().contains(&format!("foreign interface evil0 on bridge {bridge}")), "it is not named");
+            agent.wait_log(&format!("foreign interface evil0 on bridge {bridge}"))?;
             node.run("ip link delete evil0")?;
         }
         // Somebody else's bridges are somebody else's.

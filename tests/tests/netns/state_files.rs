@@ -89,7 +89,7 @@ fn state_files_that_are_removed_are_written_again_and_teardown_knows_the_origina
                 Ok(())
             })?;
         }
-        ensure!(agent.log().contains("sysctls.json was removed"), "nothing was said: {}", agent.log());
+        agent.wait_log("sysctls.json was removed")?;
         agent.terminate()?;
         agent.teardown()?;
         ensure!(reserved()?.trim() == "12345", "left: {}", reserved()?);

@@ -268,10 +268,7 @@ fn a_part_that_hangs_is_named_and_everything_else_answers() {
             asked(&agent, what)?;
         }
         ensure!(metric(node, "hiveway_healthy")? == Some(0.0), "the metrics say something else");
-        wait_for("the log to name it", PATIENCE, || {
-            ensure!(agent.log().contains("reconciliation: not heard of"), "{}", agent.log());
-            Ok(())
-        })?;
+        agent.wait_log("reconciliation: not heard of")?;
         // What was sent before has waited to be read.
         for _ in 0..10 {
             std::thread::sleep(Duration::from_millis(200));
@@ -362,7 +359,7 @@ fn pins_that_are_taken_away_are_made_anew_under_traffic() {
         kept.wait_answers(50)?;
         let tally = kept.stop()?;
         ensure!(tally.failed == 0, "connections ended: {tally:?}");
-        ensure!(agent.log().contains("were gone"), "nothing was said: {}", agent.log());
+        agent.wait_log("were gone")?;
         let tally = peer::tcp_load(&client, "192.168.77.11:8080", 20, 2)?;
         ensure!(tally.ok == 20, "{tally:?}");
         // The next agent finds everything.
