@@ -76,19 +76,20 @@ fn a_manager_knows_the_paths_between_workers() {
         let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
         let path = |name: &str| directory.path().join(name);
         let server = Server::start(&ca, &m(), path("m")).await;
-        let (mut w1, w2) =
+        let (mut w1, mut w2) =
             (Client::of(&ca, path("w1"), "w1", &[&server]), Client::of(&ca, path("w2"), "w2", &[&server]));
         let reported = Some(Report { version: "0.1.0".into(), ..Report::default() });
+        let both_report = |live: &Live| {
+            let model = model(live);
+            model.is_some_and(|model| ["w1", "w2"].iter().all(|node| model.nodes[*node].dataplane == hiveway()))
+        };
         // Paths alone are not sent: the data plane is not ready.
         w1.paths.send_replace(news(vec![row(1, State::Passing, true), row(3, State::Failing, true)]));
         w1.report.send_replace(reported.clone());
         w2.report.send_replace(reported);
-        let live = w1
-            .until("both report", |live| {
-                let model = model(live);
-                model.is_some_and(|model| ["w1", "w2"].iter().all(|node| model.nodes[*node].dataplane == hiveway()))
-            })
-            .await;
+        let live = w1.until("both report", both_report).await;
+        // The manager sends it to one after the other.
+        w2.until("both report", both_report).await;
         let heard = &server.registry.paths;
         eventually("w1's row", || rows(heard, "w1").is_some_and(|report| report.counts.failing == 1)).await;
         let (json, problems, passing) = matrix(&server, &live);
