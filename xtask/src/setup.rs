@@ -152,7 +152,11 @@ pub(crate) fn for_check() -> Result<()> {
         eprintln!("setup: cargo install cargo-deny (a few minutes)");
         // It runs for seconds: to optimise it takes longer than that saves.
         let mut install = sh::command("cargo");
-        install.args(["install", "--locked", "--debug", "cargo-deny"]).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        install.args(["install", "--locked", "cargo-deny"]);
+        install.envs(
+            [("OPT_LEVEL", "0"), ("LTO", "off"), ("DEBUG", "0")]
+                .map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)),
+        );
         sh::run(&mut install)?;
     }
     Ok(())
