@@ -1,5 +1,6 @@
-//! Files that a thread of their own writes: a disk that hangs keeps nothing else waiting. One write at a time; what is newer by then is written, what is older never is. While there is no news,
-//! the thread looks now and then whether the file is still there.
+//! Files that a thread of their own writes: a disk that hangs keeps nothing else waiting. One write at a time; what is
+//! newer by then is written, what is older never is. While there is no news, the thread looks now and then whether the
+//! file is still there.
 
 use std::{
     io,

@@ -67,8 +67,11 @@ pub mod icmptype {
     pub const TIME_EXCEEDED: u8 = 11;
     /// Parameter problem.
     pub const PARAMETER_PROBLEM: u8 = 12;
+}
 
-    /// Code of [`UNREACHABLE`]: fragmentation needed and DF set.
+/// Codes of ICMP messages (RFC 792).
+pub mod icmpcode {
+    /// Of [`UNREACHABLE`](super::icmptype::UNREACHABLE): fragmentation needed and DF set.
     pub const FRAGMENTATION_NEEDED: u8 = 4;
 }
 

@@ -182,7 +182,7 @@ pub(crate) fn of_backend(key: &FlowKey, reply: &mut Flow, packet: &Packet, estab
     }
 }
 
-/// Global, see [`crate::global`]; returns nothing of use. Its key in scratch memory, likewise.
+/// Global, see [`crate::global`]; returns 0. Its key in scratch memory, likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_backend_has_spoken(key: *const FlowKey, reply: *mut Flow, packet: *const Packet) -> u32 {

@@ -545,7 +545,7 @@ pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
     flow_forget(forward_key, forward);
 }
 
-/// Global, see [`global`]; returns nothing of use.
+/// Global, see [`global`]; returns 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> u32 {

@@ -9,7 +9,7 @@ use dataplane_common::{
     addr::Ip4,
     config::Config,
     counter::Counter,
-    headers::{ICMP_LEN, IPV4_LEN, icmptype, ipproto},
+    headers::{ICMP_LEN, IPV4_LEN, icmpcode, icmptype, ipproto},
     path::{Path, PathState},
 };
 
@@ -68,7 +68,7 @@ pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
     let [fragment_high, fragment_low] = [error[14], error[15]];
     let src = [error[20], error[21], error[22], error[23]];
     let vtep = [error[24], error[25], error[26], error[27]];
-    if code != icmptype::FRAGMENTATION_NEEDED
+    if code != icmpcode::FRAGMENTATION_NEEDED
         || version != 0x45
         || told >= u16::from_be_bytes([len_high, len_low])
         || fragment_high & 0x1f != 0

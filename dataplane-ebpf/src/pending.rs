@@ -6,7 +6,8 @@
 //! * Everything else: the client sends again after it was answered. An answer alone proves nothing: an echo service
 //!   answers a flood, too. Single questions and answers (DNS) so never leave the pending table.
 //!
-//! These functions run for the first few packets of a connection only (and for one-way UDP), so none of them is inlined into the programs.
+//! These functions run for the first few packets of a connection only (and for one-way UDP), so none of them is inlined
+//! into the programs.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use dataplane_common::{

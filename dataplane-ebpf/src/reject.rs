@@ -14,7 +14,7 @@ use dataplane_common::{
     addr::Ip4,
     counter::Counter,
     drop_reason::DropReason,
-    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, icmptype, ipproto, sctpchunk, tcpflag},
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, TCP_LEN, icmpcode, icmptype, ipproto, sctpchunk, tcpflag},
 };
 
 use crate::{
@@ -84,7 +84,7 @@ fn answer_too_big(ctx: &Skb, packet: &Packet, mtu: u16) -> Result<(), DropReason
     // The packet's own length counts, not the answer's.
     verdict::count_drop(ctx, reason);
     verdict::count(ctx, Counter::FragNeeded);
-    error(ctx, packet, [icmptype::UNREACHABLE, icmptype::FRAGMENTATION_NEEDED], mtu, packet.dst)
+    error(ctx, packet, [icmptype::UNREACHABLE, icmpcode::FRAGMENTATION_NEEDED], mtu, packet.dst)
 }
 
 /// Answers `packet`, which was not changed yet and has no hop left, in the name of the router `router`: an address of

@@ -52,7 +52,7 @@ pub(crate) fn count_flow(forward: &FlowKey, entries: i64) {
     shares_count_flow(forward, entries);
 }
 
-/// Global, see [`crate::global`]; returns nothing of use.
+/// Global, see [`crate::global`]; returns 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn shares_count_flow(forward: *const FlowKey, entries: i64) -> u32 {

@@ -88,11 +88,12 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
         Ok(Action::Via(ifindex)) => {
             note(ctx, decision::VIA, ifindex);
             let next_hop = next_hop();
-            note_next_hop(ctx, next_hop);
+            show_next_hop(ctx, next_hop);
             match next_hop {
                 // SAFETY: the next hop lives in scratch memory and has the size that is given.
                 Ok(hop) => unsafe { bpf_redirect_neigh(ifindex, hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 },
-                // SAFETY: as above. Cannot happen: whoever has noted the next hop has had the scratch memory.
+                // No scratch memory: cannot happen, for the next hop was noted there. The kernel finds it by itself then.
+                // SAFETY: as for `Neigh`.
                 Err(_) => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
             }
         }
@@ -144,9 +145,9 @@ pub(crate) fn next_hop() -> Result<*mut bpf_redir_neigh, DropReason> {
     Ok(core::ptr::from_mut(&mut scratch()?.fib).cast())
 }
 
-/// Leaves the next hop there, too.
+/// Leaves the next hop in `skb->cb`, where `BPF_PROG_TEST_RUN` shows it.
 #[inline(always)]
-fn note_next_hop(ctx: &Skb, next_hop: Result<*mut bpf_redir_neigh, DropReason>) {
+fn show_next_hop(ctx: &Skb, next_hop: Result<*mut bpf_redir_neigh, DropReason>) {
     let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
     if let Ok(hop) = next_hop {
         // SAFETY: TC programs own skb->cb between hooks; the next hop lives in scratch memory.

@@ -56,7 +56,7 @@ pub(super) fn ask(packet: &Head, known: &Affinity, ctx: *mut xdp_md) -> Option<A
     }
     match maps::vtep(&known.vtep) {
         Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),
-        // Hiveway was taken down there (see `mesh_ingress::left_behind`): asked again for every packet.
+        // Hiveway was taken down there (see `admission::left_behind`): asked again for every packet.
         Some(_) if packet.may_open() => None,
         _ => Some(Asked { generation: 0, hop: 0 }),
     }

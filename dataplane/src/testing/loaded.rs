@@ -1,5 +1,5 @@
-//! Loaded programs that harnesses of one process use one after the other: to verify them takes the kernel most of a second
-//! each, to empty their maps a few milliseconds.
+//! Loaded programs that harnesses of one process use one after the other: to verify them takes the kernel many times as long
+//! as to empty their maps.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
