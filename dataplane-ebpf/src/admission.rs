@@ -9,15 +9,23 @@ use dataplane_common::{
 };
 
 use crate::{
-    ending, flow,
+    clock, connection,
     maps::{self, ALLOW, NODE_ADDRESSES},
     parse::Packet,
+    succession,
 };
 
 /// Whether the packet belongs to the connection `known`, rather than opening another one in its place.
 #[inline(always)]
 pub(crate) fn goes_on(known: &Affinity, packet: &Packet) -> bool {
-    !(ending::makes_room(known, packet) || flow::may_open(packet) && left_behind(known))
+    !(makes_room(known, packet) || connection::may_open(packet) && left_behind(known))
+}
+
+/// See [`succession::makes_room`].
+// Not inlined: the verifier walks what follows once instead of once per condition.
+#[inline(never)]
+fn makes_room(known: &Affinity, packet: &Packet) -> bool {
+    succession::makes_room(known, packet, clock::now)
 }
 
 /// Whether Hiveway was taken down on the backend's node since the connection began: nobody there knows mesh frames now,
@@ -27,22 +35,16 @@ fn left_behind(known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && maps::is_stock(&known.vtep)
 }
 
-/// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing table:
-/// it would call the packet martian, and drops it. What comes over the host link has passed that already, and is this node's own.
+/// Whether nobody outside has the packet's source address, by what the kernel's input routing knows without the routing
+/// table: it would call the packet martian, and drops it. What comes over the host link has passed that already, and is
+/// this node's own.
 #[inline(always)]
 pub(crate) fn is_martian(config: &Config, packet: &Packet) -> bool {
-    is_nobodys(packet.src[0])
+    connection::is_nobodys(packet.src[0])
         || (packet.dst != config.host_ip
             && (packet.src == config.host_ip
                 // SAFETY: entries are replaced as a whole by the agent.
                 || unsafe { NODE_ADDRESSES.get(packet.src) }.is_some()))
-}
-
-/// Whether addresses with that first byte are no host's source: "this network", loopback, multicast, and broadcast with its
-/// neighbours (RFC 1122 section 3.2.1.3). The rest of what that reserves, 240/4, Linux routes like any other address.
-#[inline(always)]
-pub(crate) fn is_nobodys(first: u8) -> bool {
-    first == 0 || first == 127 || first & 0xf0 == 0xe0 || first == 0xff
 }
 
 /// Whether the client may open a connection to the port.

@@ -1,7 +1,7 @@
-//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node gave
-//! a client's connection to.
+//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node
+//! gave a client's connection to.
 //!
-//! As with flows (see `flow.rs` and `pending.rs`) a connection begins in the pending table, where the least recently
+//! As with flows (see `flow.rs`) a connection begins in the pending table, where the least recently
 //! used entry makes room, and moves to the established one when both ends have proved that they are there.
 
 use core::mem::offset_of;
@@ -11,32 +11,19 @@ use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
     flow::{Affinity, AffinityKey, flag},
-    headers::ipproto,
     service::Backend,
 };
 
 use crate::{
-    clock, ending, flow,
+    clock, ending,
     maps::{AFFINITY, pending_affinity},
     parse::Packet,
-    pending,
+    proof,
     scratch::{copy, scratch},
     shares,
     skb::Skb,
     verdict,
 };
-
-/// Key of a client's packet.
-#[inline(always)]
-pub(crate) fn key(packet: &Packet) -> AffinityKey {
-    AffinityKey::new((packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
-}
-
-/// Key of the connection that a packet towards the client belongs to.
-#[inline(always)]
-pub(crate) fn key_of_answer(packet: &Packet) -> AffinityKey {
-    AffinityKey::new((packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
-}
 
 /// The entry with this key, in whichever table.
 #[inline(always)]
@@ -74,22 +61,34 @@ pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&
         return Some(known);
     }
     let known = pending(key)?;
-    let proved = known.flags & flag::OWN == 0
-        && pending::client_proves(packet, known.tcp_number, known.flags & flag::REPLIED != 0);
-    if proved && promote(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
+    if proof::client_proves_at_ingress(packet, known) && promote(key, known, ctx.len() as usize) {
+        established(key)
+    } else {
+        Some(known)
+    }
+}
+
+/// Notes what a packet of the client's says about the end of its connection.
+#[inline(always)]
+pub(crate) fn of_client(key: &AffinityKey, packet: &Packet) {
+    if ending::client_ends_at_ingress(packet)
+        && let Some(known) = established(key)
+    {
+        ending::note_client_fin(known, ending::end_of(packet));
+    }
 }
 
 /// Notes a packet from the backend in its connection's entry, as [`find`] has found it.
 #[inline(always)]
 pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut Affinity, bool), packet: &Packet) {
-    ending::of_backend_at_ingress(known, packet.proto, packet.flags, packet.acknowledgement);
-    flow::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
+    ending::of_backend_at_ingress(known, packet);
+    clock::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
     if !is_pending {
         return;
     }
-    if let Some(expected) = pending::expected_ack(packet) {
+    if let Some(expected) = proof::expected_ack(packet) {
         known.tcp_number = expected;
-    } else if pending::server_proves(packet) && established(key).is_none() {
+    } else if proof::server_proves(packet) && established(key).is_none() {
         // Not if another CPU has promoted it since: it would be counted twice.
         promote(key, known, ctx.len() as usize);
     }
@@ -123,16 +122,14 @@ pub(crate) fn insert_pending(key: &AffinityKey, entry: &Affinity) -> Result<(), 
     table.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
 }
 
-/// Moves an entry to the established table, with a packet of `len` bytes. Where it finds no share or no room there it stays where
-/// it is: the connection works as long as nothing displaces it.
+/// Moves an entry to the established table, with a packet of `len` bytes. Where it finds no share or no room there it
+/// stays where it is: the connection works as long as nothing displaces it.
 #[inline(never)]
 pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
     // In scratch memory: XDP has none of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return false };
     copy(known, &mut scratch.affinity);
-    // What the backend may have said to a stranger's segment meanwhile.
-    scratch.affinity.flags &= !(flag::ENDED | flag::AFFINITY_KEPT);
-    scratch.affinity.unspoken = u8::from(key.proto == ipproto::TCP);
+    proof::establish_at_ingress(&mut scratch.affinity, key.proto);
     if !shares::admits_affinity(key) || AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
         if known.flags & flag::AFFINITY_KEPT == 0 {
             known.flags |= flag::AFFINITY_KEPT;

@@ -9,7 +9,7 @@ use dataplane_common::{
 use dataplane_core::PACKET_HOST;
 
 use crate::{
-    flow, fragment, icmp,
+    follow, fragment, icmp,
     nat::{self, Translation},
     parse::{Fragment, Packet},
     scratch::scratch,
@@ -67,7 +67,7 @@ pub(crate) fn restore(ctx: &Skb, net: NetId, packet: &Packet, from_backend: bool
     if !from_backend {
         return Ok(());
     }
-    let Some(to) = flow::reply(ctx, net, packet) else { return Ok(()) };
+    let Some(to) = follow::reply(ctx, net, packet) else { return Ok(()) };
     let decided = Fragmented { src: to.src, dst: to.dst, ..Fragmented::default() };
     fragment::decided(ctx, packet, net, place::FROM_VIP, decided)?;
     nat::rewrite(ctx, packet, &to)

@@ -16,14 +16,15 @@ use dataplane_common::{
 };
 
 use crate::{
-    clock, ending, flow,
+    clock, connection, ending, flow, follow,
     maps::DIRECT_GATE,
     nat::{self, Translation},
+    opening,
     parse::{Fragment, Packet},
     scratch::{NewFlow, scratch},
     service,
     skb::Skb,
-    verdict,
+    succession, verdict,
 };
 
 /// Whether `packet`, which goes directly to `to`, is to be looked at more closely by [`translate`].
@@ -72,14 +73,14 @@ pub(crate) fn translate(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &m
 /// The source port that a connection of which both directions are known has at the backend.
 #[inline(never)]
 fn known(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Option<Port> {
-    let key = flow::key(local.net, packet);
-    let known = flow::forward(ctx, &key, packet)?;
+    let key = connection::flow_key(local.net, packet);
+    let known = follow::forward(ctx, &key, packet)?;
     if known.flags & flag::REPLY != 0 {
         // An answer to a connection that the other side opened, on this very node.
         return Some(packet.sport);
     }
-    if known.tag == backend.tag && !flow::replaces(packet, known) {
-        flow::touch_forward(&key, known, packet);
+    if known.tag == backend.tag && !succession::replaces(packet, known) {
+        follow::touch_forward(&key, known, packet);
         return Some(known.sport);
     }
     flow::forget(&key, known);
@@ -90,11 +91,11 @@ fn known(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Optio
 /// of a VIP.
 #[inline(never)]
 fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result<Option<Port>, DropReason> {
-    let reply_key = flow::key_of_answer(local.net, packet);
+    let reply_key = connection::flow_key_of_answer(local.net, packet);
     if let Some(known) = flow::get(&reply_key) {
         let lone = known.flags & flag::DIRECT != 0 && known.src == packet.dst && known.dport == packet.sport;
         if lone && known.tag == backend.tag {
-            if flow::is_syn(packet) {
+            if connection::is_syn(packet) {
                 known.flags = flag::REPLY | flag::DIRECT;
             }
             if packet.flags & tcpflag::RST != 0
@@ -103,19 +104,19 @@ fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result
             {
                 ending::of_lone_client(known, packet);
             }
-            flow::note(&mut known.last_seen, &mut known.flags, 0);
+            clock::note(&mut known.last_seen, &mut known.flags, 0);
             return Ok(Some(packet.sport));
         }
-        if !flow::may_open(packet) {
+        if !connection::may_open(packet) {
             return Ok(Some(packet.sport));
         }
         if !lone && !flow::outlived(known, local.net, packet.proto) {
             return Ok(None);
         }
-        let forward_key = flow::forward_key(local.net, known, packet.proto);
+        let forward_key = connection::forward_key(local.net, known, packet.proto);
         flow::remove(&reply_key, &forward_key);
     }
-    if !flow::may_open(packet) {
+    if !connection::may_open(packet) {
         return Ok(Some(packet.sport));
     }
     let reply = &mut scratch()?.flow;
@@ -138,7 +139,7 @@ fn another_port(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -
     let to = Translation { src: packet.src, dst: packet.dst, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = NewFlow { zone: local.net, to, tag: backend.tag, peer: [0; 4], task: [0; 4], flags: flag::DIRECT };
-    flow::open(ctx, packet, new)?;
+    opening::open(ctx, packet, new)?;
     if let Some(gate) = DIRECT_GATE.get_ptr_mut(0) {
         // SAFETY: aligned, in a live array map; the agent only reads this field.
         unsafe { service::fetch_add(&raw mut (*gate).created, 1) };

@@ -11,7 +11,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    fib, flow,
+    connection, fib,
     parse::Packet,
     reject,
     skb::Skb,
@@ -50,6 +50,6 @@ pub(crate) fn unserved(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     if verdict::ifindex(ctx) != config.host_ifindex {
         return Ok(Action::Pass);
     }
-    let reason = if flow::may_open(packet) { DropReason::NoBackend } else { DropReason::MeshNoFlow };
+    let reason = if connection::may_open(packet) { DropReason::NoBackend } else { DropReason::MeshNoFlow };
     reject::refuse(ctx, packet, reason)
 }

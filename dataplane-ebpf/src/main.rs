@@ -24,9 +24,9 @@ mod deliver;
 mod direct;
 mod echo;
 mod encap;
-mod ending;
 mod fib;
 mod flow;
+mod follow;
 mod fragment;
 mod gateway;
 mod global;
@@ -41,6 +41,7 @@ mod mesh_ingress;
 mod mesh_stock;
 mod nat;
 mod no_ethernet;
+mod opening;
 mod outside;
 mod path;
 mod pending;
@@ -67,7 +68,9 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{headers::ETH_LEN, mark::l3_program};
-use dataplane_core::{checksum, headers, mss, options, parse, quote, timestamp};
+use dataplane_core::{
+    age, checksum, connection, ending, headers, mss, options, parse, proof, quote, succession, timestamp,
+};
 
 use self::skb::Skb;
 

@@ -13,14 +13,16 @@ use dataplane_common::{
 };
 
 use crate::{
-    deliver, encap, ending, flow, fragment, host, icmp,
+    clock, connection, deliver, encap, ending, flow, follow, fragment, host, icmp,
     maps::{CLIENTS, MESH_TARGETS},
     mesh_direct::{self, Leaves},
     nat::{self, Translation},
+    opening,
     parse::{Fragment, Packet},
     reject, returns,
     scratch::{NewFlow, scratch},
     skb::Skb,
+    succession::{self, Place},
     ttl,
     verdict::{self, Action, Verdict},
 };
@@ -85,7 +87,7 @@ fn asks(ctx: &Skb, packet: &Packet, ifindex: u32) -> bool {
     const CHECKSUM: usize = 16;
     const OFFSET: u16 = 0xf000;
     let Ok(scratch) = scratch() else { return false };
-    scratch.key = flow::key(MESH_ZONE, packet);
+    scratch.key = connection::flow_key(MESH_ZONE, packet);
     let l4 = packet.l4;
     let bare = usize::from(packet.total_len) == l4 - packet.net + usize::from(packet.tcp_len);
     if !bare || packet.fragment != Fragment::Whole || flow::established(&scratch.key).is_none() {
@@ -115,8 +117,8 @@ fn follow(ctx: &Skb, packet: &Packet, task: &Ip4, ingress: &Ip4) -> Result<Port,
 
 #[inline(always)]
 fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Result<Option<Translation>, DropReason> {
-    let key = flow::key(MESH_ZONE, packet);
-    let Some(known) = flow::forward(ctx, &key, packet) else {
+    let key = connection::flow_key(MESH_ZONE, packet);
+    let Some(known) = follow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
     let proved = is_proved(&key, known);
@@ -129,7 +131,7 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
         Place::Taken => return Err(DropReason::FlowCollision),
         Place::None => return Err(DropReason::MeshNoFlow),
     }
-    ending::of_client(&key, known, packet);
+    follow::of_client(&key, known, packet);
     flow::touch(known);
     Ok(Some(flow::translation(known)))
 }
@@ -141,42 +143,15 @@ fn is_proved(key: &FlowKey, known: &Flow) -> bool {
     if flow::established(key).is_some() {
         return true;
     }
-    scratch.reply_key = flow::reply_key(key.zone, known, key.proto);
+    scratch.reply_key = connection::reply_key(key.zone, known, key.proto);
     flow::get(&scratch.reply_key).is_some_and(|reply| reply.flags & flag::KEPT != 0)
 }
 
-/// What a client's packet is to a known connection with the same addresses.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// It belongs to the connection.
-    Own,
-    /// It opens another one in its place.
-    Anothers,
-    /// It would, but the connection is live.
-    Taken,
-    /// Neither.
-    None,
-}
-
-/// What a client's packet through the node `ingress` to the task `tag` is to a known connection with the same addresses. The
-/// client's port may reach another task (its former backend is gone) or another ingress node (a floating address has moved)
-/// under the same addresses: then it is another connection. Where several nodes have the address at once, who came first
-/// keeps it.
+/// See [`succession::place_of`].
 // Not inlined: the verifier walks what follows once instead of once per condition.
 #[inline(never)]
 fn place_of(packet: &Packet, known: &Flow, proved: bool, tag: &Tag, ingress: &Ip4) -> Place {
-    let moved = known.peer != *ingress;
-    if !moved && known.tag == *tag {
-        return if flow::replaces(packet, known) { Place::Anothers } else { Place::Own };
-    }
-    if !flow::may_open(packet) {
-        return Place::None;
-    }
-    // A handshake that nobody goes on with may be a stranger's, to keep the client out.
-    let over = if proved { flow::is_silent(known.last_seen) } else { flow::is_quiet(known.last_seen) };
-    let live = !flow::ended(known) && !over;
-    if moved && live && flow::is_syn(packet) { Place::Taken } else { Place::Anothers }
+    succession::place_of(packet, known, proved, tag, ingress, clock::now)
 }
 
 #[inline(always)]
@@ -188,14 +163,14 @@ fn open(
     task: Ip4,
     ingress: Ip4,
 ) -> Result<Translation, DropReason> {
-    if !flow::may_open(packet) {
+    if !connection::may_open(packet) {
         return Err(DropReason::MeshNoFlow);
     }
     let src = shown_as(ctx, config, packet.src, target, ingress);
     let to = Translation { src, dst: target.ip, sport: packet.sport, dport: target.port };
     let new = &mut scratch()?.new;
     *new = NewFlow { zone: MESH_ZONE, to, tag: target.tag, peer: ingress, task, flags: 0 };
-    flow::open(ctx, packet, new)?;
+    opening::open(ctx, packet, new)?;
     Ok(new.to)
 }
 
@@ -234,11 +209,11 @@ pub(crate) fn reply(ctx: &Skb, config: &Config, tag: Tag, packet: &mut Packet) -
 /// `scratch().fragmented` and `scratch().new.to` then.
 #[inline(never)]
 fn answers(ctx: &Skb, config: &Config, tag: Tag, packet: &Packet) -> bool {
-    let key = flow::key(MESH_ZONE, packet);
+    let key = connection::flow_key(MESH_ZONE, packet);
     let proved =
-        config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !flow::ended(known));
+        config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !ending::ended(known));
     // On a bridge of the engine's the address is what the container says it is: another task's connection is left alone.
-    let Some(known) = flow::backward_if(ctx, &key, packet, |known| known.tag == tag) else { return false };
+    let Some(known) = follow::backward_if(ctx, &key, packet, |known| known.tag == tag) else { return false };
     let Ok(scratch) = scratch() else { return false };
     let way = mesh_direct::way_of(config, packet, known, proved);
     flow::touch(known);

@@ -16,12 +16,12 @@ use dataplane_common::{
 };
 
 use crate::{
-    clock,
+    age, clock, connection,
     fib::{self, Ends, Way},
     flow, host,
     nat::Translation,
     parse::Packet,
-    pending,
+    proof,
     skb::{self, Skb},
     verdict::{self, Action, Verdict},
 };
@@ -59,7 +59,7 @@ fn may_leave(packet: &Packet, known: &Flow) -> bool {
 fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
     // Its end, and what may acknowledge the client's.
     let ends = packet.proto == ipproto::TCP && packet.flags & (tcpflag::FIN | tcpflag::RST) != 0;
-    if ends || (known.flags & (flag::FIN | flag::ENDED) != 0 && !pending::server_proves(packet)) {
+    if ends || (known.flags & (flag::FIN | flag::ENDED) != 0 && !proof::server_proves(packet)) {
         return true;
     }
     // The SYN-ACK says which number proves the client; without connections the first answer does it.
@@ -73,7 +73,7 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
         return true;
     }
     let now = clock::now();
-    if !flow::old(known.last_seen, now) {
+    if !age::old(known.last_seen, now) {
         return false;
     }
     // A client of TCP or SCTP acknowledges what it gets, through the ingress node.
@@ -84,7 +84,7 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
 /// Whether nothing has come from the client for a while.
 #[inline(always)]
 fn silent(packet: &Packet, known: &Flow, now: u64) -> bool {
-    let key = flow::forward_key(MESH_ZONE, known, packet.proto);
+    let key = connection::forward_key(MESH_ZONE, known, packet.proto);
     flow::get(&key).is_none_or(|forward| now.saturating_sub(forward.last_seen) > SILENT_NS)
 }
 

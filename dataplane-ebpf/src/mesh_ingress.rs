@@ -13,7 +13,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    admission, affinity, decap, encap, ending, flow, fragment, host, icmp, left,
+    admission, affinity, clock, connection, decap, encap, fragment, host, icmp, left,
     maps::{self, NODE_ADDRESSES, PORTS},
     mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
@@ -120,7 +120,7 @@ fn is_left(ctx: &Skb, port: &PublishedPort, packet: &Packet) -> Result<bool, Dro
     if !left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src)) {
         return Ok(false);
     }
-    if flow::may_open(packet) && affinity::get(&affinity::key(packet)).is_none() {
+    if connection::may_open(packet) && affinity::get(&connection::affinity_key(packet)).is_none() {
         admission::check_allowed(port, packet)?;
     }
     verdict::count(ctx, Counter::LeftToHost);
@@ -138,16 +138,16 @@ fn affinity(
     elsewhere: bool,
     packet: &Packet,
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
-    let key = affinity::key(packet);
+    let key = connection::affinity_key(packet);
     if let Some(known) = affinity::forward(ctx, &key, packet)
         && admission::goes_on(known, packet)
     {
-        ending::of_client_at_ingress(&key, packet);
-        flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+        affinity::of_client(&key, packet);
+        clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
         let stock = known.flags & flag::STOCK != 0;
         return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
     }
-    if elsewhere || !flow::may_open(packet) || admission::is_martian(config, packet) {
+    if elsewhere || !connection::may_open(packet) || admission::is_martian(config, packet) {
         return Ok(None);
     }
     admission::check_allowed(port, packet)?;

@@ -16,12 +16,13 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, decap, encap, ending, flow, fragment, host, icmp, maps,
+    affinity, connection, decap, encap, ending, flow, follow, fragment, host, icmp, maps,
     nat::{self, Translation},
+    opening,
     parse::{self, Fragment, Packet},
     scratch::{NewFlow, scratch},
     skb::{self, Skb},
-    ttl,
+    succession, ttl,
     verdict::{self, Action, Verdict},
 };
 
@@ -61,14 +62,14 @@ fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
 /// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
 #[inline(never)]
 fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
-    let given = affinity::get(&affinity::key(packet)).ok_or(DropReason::BackendGone)?;
-    let key = flow::key(STOCK_ZONE, packet);
-    if let Some(known) = flow::forward(ctx, &key, packet) {
+    let given = affinity::get(&connection::affinity_key(packet)).ok_or(DropReason::BackendGone)?;
+    let key = connection::flow_key(STOCK_ZONE, packet);
+    if let Some(known) = follow::forward(ctx, &key, packet) {
         let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;
-        if same && !flow::replaces(packet, known) {
-            ending::of_client(&key, known, packet);
+        if same && !succession::replaces(packet, known) {
+            follow::of_client(&key, known, packet);
             flow::touch(known);
-            if flow::ended(known) {
+            if ending::ended(known) {
                 given.flags |= flag::ENDED;
             }
             scratch()?.new.to = flow::translation(known);
@@ -79,7 +80,7 @@ fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Res
     let to = Translation { src: *ingress_ip, dst: given.ip, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
-    flow::open(ctx, packet, new)?;
+    opening::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::MeshStock);
     Ok(())
 }
@@ -142,9 +143,9 @@ fn answers(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> bool {
     if packet.proto == ipproto::ICMP {
         return false;
     }
-    let key = flow::key(STOCK_ZONE, packet);
+    let key = connection::flow_key(STOCK_ZONE, packet);
     // Anybody may send a frame with this VNI: what it says is noted only if it comes from the backend's node.
-    let Some(known) = flow::backward_if(ctx, &key, packet, |known| known.peer == *vtep) else { return false };
+    let Some(known) = follow::backward_if(ctx, &key, packet, |known| known.peer == *vtep) else { return false };
     scratch.new.to = flow::translation(known);
     noted(ctx, packet, known);
     true

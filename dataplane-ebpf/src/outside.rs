@@ -14,7 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, clock, flow,
+    affinity, clock, connection,
     maps::{NODE_ADDRESSES, PORTS, config},
     no_ethernet,
     parse::{self, Fragment, Packet},
@@ -87,10 +87,10 @@ fn own(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
 // Not inlined: rare, and the entry needs stack.
 #[inline(never)]
 fn note(ctx: &Skb, packet: &Packet) {
-    let key = affinity::key_of_answer(packet);
+    let key = connection::affinity_key_of_answer(packet);
     if let Some(known) = affinity::get(&key) {
         if known.flags & flag::OWN != 0 {
-            flow::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+            clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
         }
         return;
     }

@@ -8,7 +8,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    affinity, fragment, icmp,
+    affinity, connection, fragment, icmp,
     parse::{Fragment, Packet},
     scratch::scratch,
     skb::Skb,
@@ -40,7 +40,7 @@ pub(crate) fn check_return(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -
 /// Whether `packet` answers a connection that this node gave to the task with ingress MAC `task` behind `vtep`; notes it.
 #[inline(never)]
 fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
-    let key = affinity::key_of_answer(packet);
+    let key = connection::affinity_key_of_answer(packet);
     let Some(known) = affinity::find(&key).filter(|(known, _)| given_to(known, task, vtep)) else {
         return false;
     };

@@ -13,10 +13,11 @@ use dataplane_common::{
 };
 
 use crate::{
-    arp, deliver, direct, flow, icmp, maps,
+    arp, connection, deliver, direct, flow, icmp, maps,
     parse::{self, Eth, Fragment, Packet},
     reject,
     skb::{self, Skb},
+    succession,
     verdict::{self, Action, Verdict},
     vip,
 };
@@ -81,7 +82,7 @@ fn under_way(local: &Local, packet: &Packet) -> bool {
     if packet.fragment == Fragment::Later {
         return true;
     }
-    flow::get(&flow::key(local.net, packet)).is_some_and(|known| !flow::replaces(packet, known))
+    flow::get(&connection::flow_key(local.net, packet)).is_some_and(|known| !succession::replaces(packet, known))
 }
 
 /// Sends a translated packet, which was for `vip`, on its way to `backend`.

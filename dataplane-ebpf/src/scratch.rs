@@ -16,7 +16,7 @@ use crate::{options::Room, parse::Packet, quote::Quote, timestamp::Walk};
 #[repr(C)]
 pub(crate) struct NewFlow {
     pub zone: NetId,
-    /// Addresses that the backend shall see; the source port may still be changed by `flow::open`.
+    /// Addresses that the backend shall see; the source port may still be changed by `opening::open`.
     pub to: Translation,
     pub tag: Tag,
     /// See [`Flow::peer`].
@@ -52,7 +52,7 @@ pub(crate) struct Scratch {
     /// A connection that is being opened.
     pub(crate) new: NewFlow,
     /// The sequence number of its SYN, whether a source port was found for it, and when the entry whose place it takes was
-    /// made (0: none): see `flow::usable`.
+    /// made (0: none): see `opening.rs`.
     pub(crate) isn: u64,
     pub(crate) port_found: u64,
     pub(crate) displaced: u64,

@@ -8,7 +8,7 @@
 use dataplane_common::{config::Config, drop_reason::DropReason, flow::flag, service::PublishedPort};
 
 use crate::{
-    admission, affinity, flow,
+    admission, affinity, connection,
     parse::Packet,
     reject, reverse, service,
     skb::Skb,
@@ -67,7 +67,7 @@ enum Class {
 // Not inlined, as `lower`.
 #[inline(never)]
 fn class_of(packet: &Packet) -> Class {
-    match affinity::get(&affinity::key(packet)) {
+    match affinity::get(&connection::affinity_key(packet)) {
         Some(known) if admission::goes_on(known, packet) => {
             if known.flags & flag::OWN == 0 {
                 Class::Served
@@ -75,7 +75,7 @@ fn class_of(packet: &Packet) -> Class {
                 Class::Local
             }
         }
-        _ if flow::may_open(packet) => Class::Opening,
+        _ if connection::may_open(packet) => Class::Opening,
         _ => Class::Local,
     }
 }

@@ -9,13 +9,15 @@ use dataplane_common::{
 };
 
 use crate::{
-    echo, encap, flow, fragment, maps,
+    connection, echo, encap, flow, follow, fragment, maps,
     nat::{self, Translation},
+    opening,
     parse::{Fragment, Packet},
     reject,
     scratch::{NewFlow, scratch},
     service,
     skb::Skb,
+    succession,
     verdict::{self, Verdict},
 };
 
@@ -108,17 +110,17 @@ fn established(
     packet: &Packet,
     found: &mut Option<&'static Endpoint>,
 ) -> Result<(), DropReason> {
-    let key = flow::key(local.net, packet);
-    let Some(known) = flow::forward(ctx, &key, packet) else {
+    let key = connection::flow_key(local.net, packet);
+    let Some(known) = follow::forward(ctx, &key, packet) else {
         return Ok(());
     };
-    let fresh_start = flow::replaces(packet, known);
+    let fresh_start = succession::replaces(packet, known);
     // The reply of a hairpin connection also goes to the VIP, and back to its own sender.
     let is_reply = known.flags & flag::REPLY != 0;
     let backend = maps::endpoint(&EndpointKey { net: local.net, ip: known.dst });
     match backend {
         Some(backend) if !fresh_start && backend.tag == known.tag => {
-            flow::touch_forward(&key, known, packet);
+            follow::touch_forward(&key, known, packet);
             scratch()?.new.to = flow::translation(known);
             *found = Some(backend);
             Ok(())
@@ -127,7 +129,7 @@ fn established(
         _ => {
             flow::forget(&key, known);
             // A new connection, or a UDP flow, goes to another backend; TCP in mid-flow cannot.
-            if flow::may_open(packet) { Ok(()) } else { Err(DropReason::BackendGone) }
+            if connection::may_open(packet) { Ok(()) } else { Err(DropReason::BackendGone) }
         }
     }
 }
@@ -141,7 +143,7 @@ fn open(
     packet: &Packet,
     found: &mut Option<&'static Endpoint>,
 ) -> Result<(), DropReason> {
-    if !flow::may_open(packet) {
+    if !connection::may_open(packet) {
         return Err(DropReason::NoFlow);
     }
     let chosen = service::pick(vip.set).ok_or(DropReason::NoBackend)?;
@@ -151,7 +153,7 @@ fn open(
     let to = Translation { src, dst: chosen.ip, sport: packet.sport, dport: packet.dport };
     let new = &mut scratch()?.new;
     *new = NewFlow { zone: local.net, to, tag: chosen.tag, peer: [0; 4], task: [0; 4], flags: 0 };
-    flow::open(ctx, packet, new)?;
+    opening::open(ctx, packet, new)?;
     verdict::count(ctx, Counter::VipFlow);
     *found = Some(backend);
     Ok(())

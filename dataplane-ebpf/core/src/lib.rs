@@ -1,4 +1,4 @@
-//! What the programs make of a packet: its headers, and how they are rewritten.
+//! What the programs make of a packet: its headers, how they are rewritten, and what it says about its connection.
 //!
 //! No aya, and nothing of a hook: a packet is what [`View`] and [`Edit`] say, which the programs are given by the kernel and
 //! tests and fuzz targets by `host::Bytes`. So the code that reads what strangers send runs on the host without
@@ -9,10 +9,13 @@
 // One instruction in `options` that the target's core library does not offer.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-#[cfg(feature = "host")]
+#[cfg(any(test, feature = "host"))]
 extern crate std;
 
+pub mod age;
 pub mod checksum;
+pub mod connection;
+pub mod ending;
 pub mod headers;
 #[cfg(feature = "host")]
 pub mod host;
@@ -20,7 +23,9 @@ pub mod mss;
 pub mod nat;
 pub mod options;
 pub mod parse;
+pub mod proof;
 pub mod quote;
+pub mod succession;
 pub mod timestamp;
 mod view;
 

@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{admission, affinity, clock, ending, flow, maps::NODE_ADDRESSES, path, verdict};
+use crate::{affinity, age, clock, connection, ending, maps::NODE_ADDRESSES, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -41,12 +41,12 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         return None;
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
-    let end = if packet.is_fin() { ending::behind_fin(head::sequence(frame)?, packet.payload()) } else { [0; 3] };
+    let end = if packet.is_fin() { ending::behind_fin(head::sequence(frame)?, packet.payload()) } else { 0 };
     let sent = leave(ctx, frame, config, packet, known, &hop)?;
     if known.generation != asked.generation {
         asked.remember(known);
     }
-    flow::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
+    age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
     if packet.is_fin() {
         ending::note_client_fin(known, end);
     }
@@ -58,7 +58,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
 fn is_martian(src: u32) -> bool {
     let src = src.to_le_bytes();
     // SAFETY: entries are replaced as a whole by the agent.
-    admission::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
+    connection::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
 }
 
 /// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.

@@ -8,7 +8,7 @@ use dataplane_common::{
 };
 
 use super::access::Frame;
-use crate::flow;
+use crate::connection;
 
 /// IPv4, five words of header.
 const VERSION_IHL: u8 = 0x45;
@@ -58,13 +58,13 @@ impl Head {
         PortKey { proto: self.proto, _pad: 0, port: self.dport().to_le_bytes() }
     }
 
-    /// As [`flow::is_syn`].
+    /// As [`connection::is_syn`].
     #[inline(always)]
     pub(super) fn is_syn(&self) -> bool {
-        flow::opens(self.proto, self.flags)
+        connection::opens(self.proto, self.flags)
     }
 
-    /// As [`flow::may_open`]; there are TCP and UDP only.
+    /// As [`connection::may_open`]; there are TCP and UDP only.
     #[inline(always)]
     pub(super) fn may_open(&self) -> bool {
         self.proto == ipproto::UDP || self.is_syn()

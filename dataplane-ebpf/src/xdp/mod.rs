@@ -24,7 +24,7 @@ use dataplane_common::{
 
 use self::access::{Frame, half, word};
 use crate::{
-    flow,
+    age,
     maps::{XDP_DEVICES, config},
 };
 
@@ -78,5 +78,5 @@ const SAMPLED: u64 = 16;
 #[inline(always)]
 fn is_sample(known: &Affinity, now: u64) -> bool {
     // Steps of 4 ms, as fine as the coarse clock gets.
-    flow::old(known.last_seen, now) && (now >> 22).is_multiple_of(SAMPLED)
+    age::old(known.last_seen, now) && (now >> 22).is_multiple_of(SAMPLED)
 }

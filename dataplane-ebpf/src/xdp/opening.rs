@@ -24,9 +24,9 @@ use super::{
     known,
 };
 use crate::{
-    affinity, clock, flow,
+    affinity, age, clock,
     maps::{self, config},
-    path, pending, reverse, service, verdict,
+    path, proof, reverse, service, verdict,
 };
 
 /// How often another CPU may have taken the turn meanwhile.
@@ -67,9 +67,9 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     };
     let answered = known.flags & flag::REPLIED != 0;
     let acknowledgement = || head::acknowledgement(frame);
-    let proved = pending::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
+    let proved = proof::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
     let sent = forward::leave(ctx, frame, config, packet, known, &hop)?;
-    flow::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
+    age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
     if proved {
         affinity::promote(packet.key().get(), known, frame.len());
     }

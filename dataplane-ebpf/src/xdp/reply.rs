@@ -18,7 +18,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, clock, decap, ending, flow, maps, path, pending, verdict};
+use crate::{affinity, age, clock, decap, ending, maps, path, proof, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -60,8 +60,8 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
         return None;
     }
     // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
-    let is_syn_ack = pending::is_syn_ack(inner.proto, inner.flags);
-    let expected = if is_syn_ack { pending::after(head::inner_sequence(frame)?) } else { [0; 3] };
+    let is_syn_ack = proof::is_syn_ack(inner.proto, inner.flags);
+    let expected = if is_syn_ack { proof::after(head::inner_sequence(frame)?) } else { [0; 3] };
     let ends = ending::may_change(known, inner.proto, inner.flags);
     let acknowledgement = if ends { head::inner_acknowledgement(frame)? } else { 0 };
     let len = frame.len() - ENCAP_LEN;
@@ -76,14 +76,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     let Some(head) = Frame::of(ctx).part::<0, ETH_LEN>() else { return Some(hop::broken(len)) };
     hop.address(head);
     if ends {
-        ending::of_backend_at_ingress(known, inner.proto, inner.flags, acknowledgement);
+        ending::change(known, inner.proto, inner.flags, acknowledgement);
     }
-    flow::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
+    age::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
     if !established {
         // As in `affinity::answered`.
         if is_syn_ack {
             known.tcp_number = expected;
-        } else if pending::completes(inner.proto, inner.flags, inner.has_data()) {
+        } else if proof::completes(inner.proto, inner.flags, inner.has_data()) {
             affinity::promote(key.get(), known, frame.len());
         }
     }

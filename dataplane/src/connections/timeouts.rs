@@ -31,7 +31,7 @@ impl Default for Timeouts {
             tcp_half_open: Duration::from_secs(60),
             tcp_established: Duration::from_secs(4 * 3600),
             tcp_half_closed: Duration::from_secs(120),
-            // As long as a backend keeps TIME-WAIT: see TIME_WAIT_NS in the programs' flow.rs.
+            // As long as a backend keeps TIME-WAIT: see TIME_WAIT_NS in dataplane-core's age.rs.
             tcp_closing: Duration::from_secs(61),
             udp_unreplied: Duration::from_secs(30),
             udp_replied: Duration::from_secs(180),
