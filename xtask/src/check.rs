@@ -1,5 +1,6 @@
 //! `cargo xtask check`: everything about the sources that a machine can judge. Runs all of it, then lists what failed.
 
+mod circles;
 mod deny;
 mod direction;
 mod files;
@@ -17,6 +18,7 @@ const CHECKS: &[Check] = &[
     ("clippy, host", lints::clippy_host),
     ("clippy, BPF target", lints::clippy_ebpf),
     ("dependency direction", direction::check),
+    ("circles of modules", circles::check),
     ("licences, bans, sources, advisories", deny::check),
     ("files in git", files::check),
 ];
