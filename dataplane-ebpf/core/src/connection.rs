@@ -148,6 +148,7 @@ mod tests {
             let bare = flags & 0b1_0111 == SYN;
             assert_eq!(opens(ipproto::TCP, flags), bare, "{flags:#x}");
             assert_eq!(opens(ipproto::SCTP, flags), flags == sctpchunk::INIT);
+            assert_eq!(may_open(&packet(ipproto::SCTP, flags)), flags == sctpchunk::INIT);
             assert_eq!(may_open(&packet(ipproto::TCP, flags)), bare);
             assert!(!opens(ipproto::UDP, flags) && may_open(&packet(ipproto::UDP, flags)));
         }
