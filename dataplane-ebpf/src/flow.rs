@@ -4,8 +4,10 @@
 //! A connection begins in `FLOWS_PENDING`, where the least recently used entry makes room, and moves to `FLOWS`, where
 //! nothing is ever displaced, once both ends have proved that they are there (see `pending.rs`). A flood of packets
 //! from invented sources never gets that far. Either entry of a pending connection may be displaced; each can be made
-//! again from the other. What a packet says about its connection is in `dataplane-core` (`connection`, `proof`,
-//! `ending`, `age`); this file, `pending.rs`, `opening.rs` and `follow.rs` have the tables.
+//! again from the other.
+//!
+//! What a packet says about its connection is in `dataplane-core` (`connection`, `proof`, `ending`, `succession`, `age`).
+//! The tables are used here and, on top of this file, by `opening.rs`, `pending.rs` and `follow.rs`.
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
 //! only `last_seen`, `flags` and `tcp_number` change. Who moves an entry puts it into `FLOWS` before it takes it out

@@ -104,12 +104,12 @@ impl Suite {
     fn run(self, tally: &mut Tally) -> Result<()> {
         match self {
             Self::Unit => {
-                // These two are pure, so their integration and documentation tests belong here as well.
-                let pure = ["--package", "hiveway-core", "--package", "dataplane-common"];
-                cargo_test(&pure, &[], tally)?;
-                let others = ["dataplane-ebpf", "hiveway-core", "dataplane-common"];
-                let mut arguments = vec!["--workspace", "--lib", "--bins"];
-                arguments.extend(others.iter().flat_map(|name| ["--exclude", name]));
+                // These are pure, so their integration and documentation tests belong here as well.
+                let pure = ["hiveway-core", "dataplane-common", "dataplane-core"];
+                let packages: Vec<_> = pure.iter().flat_map(|name| ["--package", name]).collect();
+                cargo_test(&packages, &[], tally)?;
+                let mut arguments = vec!["--workspace", "--lib", "--bins", "--exclude", "dataplane-ebpf"];
+                arguments.extend(pure.iter().flat_map(|name| ["--exclude", name]));
                 cargo_test(&arguments, &[], tally)
             }
             Self::Packets => {
