@@ -43,6 +43,8 @@ pub mod decision {
     pub const TAKEN: u32 = 9;
     /// As [`NEIGH`], but the kernel is given the next hop, in `cb[3]`.
     pub const VIA: u32 = 10;
+    /// As [`NEIGH`], but the packet has the next hop's addresses already, as the agent keeps them.
+    pub const ADDRESSED: u32 = 11;
 }
 
 /// Which word of `skb->cb` holds the interface's id (with [`crate::endpoint::SANDBOX_BIT`]) when `from_sandbox` and

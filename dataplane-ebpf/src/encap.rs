@@ -21,7 +21,7 @@ use crate::{
     fib::{self, Ends, Way},
     global::{self, code, context, outcome},
     headers::{ATOMIC, Headers, WORDS, fragmentable},
-    maps, mss,
+    maps, mss, next_hop,
     parse::{Fragment, Packet},
     path,
     scratch::{Buffer, scratch},
@@ -142,7 +142,7 @@ pub(crate) fn encapsulate(
     let second = if may_be_fragmented(config, &vtep) { fragmentable(random()) } else { ATOMIC };
     write_headers(ctx, config, vtep, vni, inner_dst, inner_src, tos, ip_len, second, hash)?;
     verdict::count(ctx, Counter::Encapsulated);
-    Ok(Action::Neigh(out))
+    Ok(if next_hop::address(ctx, vtep, out) { Action::Addressed(out) } else { Action::Neigh(out) })
 }
 
 /// The interface that a tunnel's packet with this hash leaves through.

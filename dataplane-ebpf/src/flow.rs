@@ -108,26 +108,34 @@ pub(crate) fn remove_pending(key: &FlowKey) {
 /// Removes an entry of the connection with this forward key from both tables.
 #[inline(always)]
 pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
-    shares::count_flow(forward_key, shares::taken_out(FLOWS.remove(key)));
+    shares::count_flow(forward_key, take_out(key));
+}
+
+/// The same, not counted: what it changes, see [`shares::taken_out`].
+#[inline(always)]
+fn take_out(key: &FlowKey) -> i64 {
     remove_pending(key);
+    shares::taken_out(FLOWS.remove(key))
 }
 
 /// Forgets a connection by its forward key and entry. Where it has ended, its backend may keep it in TIME-WAIT: then
 /// the reply entry stays and holds its key, until `outlived` or the sweep finds it old enough.
 #[inline(always)]
 pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
-    flow_forget(forward_key, forward);
+    // Counted beside the global function, not by it: the stack has no room for both frames below a program's.
+    shares::count_flow(forward_key, flow_forget(forward_key, forward));
 }
 
-/// Global, see [`global`]; returns 0.
+/// Global, see [`global`]; returns what it changes, see [`shares::taken_out`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> u32 {
+extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> i64 {
     // SAFETY: `forget` passes references.
     let given = unsafe { (forward_key.as_ref(), forward.as_ref()) };
     let (Some(forward_key), Some(forward)) = given else { return 0 };
     let forward_key = &global::key(forward_key);
     let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
+    let mut change = 0;
     if forward_key.proto == ipproto::TCP && ending::ended(forward) {
         if let Some(reply) = get(&reply_key)
             && answers(reply, forward_key)
@@ -135,8 +143,7 @@ extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> 
             reply.flags |= flag::ENDED;
         }
     } else {
-        remove(&reply_key, forward_key);
+        change = take_out(&reply_key);
     }
-    remove(forward_key, forward_key);
-    0
+    change + take_out(forward_key)
 }

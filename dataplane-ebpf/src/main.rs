@@ -40,6 +40,7 @@ mod mesh_direct;
 mod mesh_ingress;
 mod mesh_stock;
 mod nat;
+mod next_hop;
 mod no_ethernet;
 mod opening;
 mod outside;

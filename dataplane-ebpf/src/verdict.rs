@@ -32,6 +32,8 @@ pub(crate) enum Action {
     /// Out of this interface to the next hop that `fib::route` has noted; the kernel resolves it.
     // VERIFIER(6.18): not in here. With another word in this enum the verifier refuses how LLVM keeps it on the stack.
     Via(u32),
+    /// Out of this interface, with the addresses of the next hop that the agent keeps.
+    Addressed(u32),
     /// Out of this interface as it is.
     Device(u32),
     /// Back to its sender: out of the interface it came from, or into the one it was to leave by.
@@ -96,6 +98,11 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
                 // SAFETY: as for `Neigh`.
                 Err(_) => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
             }
+        }
+        Ok(Action::Addressed(ifindex)) => {
+            note(ctx, decision::ADDRESSED, ifindex);
+            // SAFETY: plain helper call.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
         Ok(Action::Device(ifindex)) => {
             note(ctx, decision::DEVICE, ifindex);

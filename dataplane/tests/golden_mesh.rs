@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use dataplane::{
@@ -11,11 +11,13 @@ use dataplane::{
     testing::Decision::{Drop, Neigh, Pass},
 };
 use dataplane_common::{
+    addr::Mac,
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Vtep, vtep_mesh},
     flow::flag,
     mark,
+    xdp::Hop,
 };
 use support::{
     golden::golden,
@@ -253,6 +255,40 @@ fn the_reply_goes_to_the_router_that_the_routing_table_names() -> Result<()> {
         world.state.config.underlay_mac = [0; 6];
         world.harness.apply(&world.state)?;
         assert_eq!(next_hop(world)?, None, "no Ethernet");
+        Ok(())
+    })
+}
+
+/// Clients' packets leave with the addresses that the agent keeps, as long as it may be believed.
+#[test]
+fn a_tunnels_packet_gets_the_next_hop_that_the_agent_keeps() -> Result<()> {
+    world(|world| {
+        opened(world)?;
+        let kept: Mac = [2, 0, 0, 0, 0, 7];
+        let hop = Hop { vtep: PEER, ifindex: world.dev.underlay, src: NODE_MAC, dst: kept, mtu: 1500 };
+        let written = |world: &mut World| -> Result<Option<Mac>> {
+            let data = from_client(&tcp(CLIENT_PORT, PUBLISHED, "PA"));
+            let outcome = underlay(world, "data", data, Neigh(world.dev.underlay)).run(&mut world.harness)?;
+            assert_eq!(outcome.decision, Some(Neigh(world.dev.underlay)));
+            let addresses: [u8; 12] = outcome.packet[..12].try_into()?;
+            assert_eq!(outcome.addressed, addresses == *[kept, NODE_MAC].as_flattened());
+            Ok(outcome.addressed.then_some(kept))
+        };
+        world.harness.hops_valid_for(Duration::ZERO);
+        world.harness.put_hop(PEER, Some(hop))?;
+        assert_eq!(written(world)?, None, "nobody follows it");
+        world.harness.hops_valid_for(Duration::from_secs(3600));
+        assert_eq!(written(world)?, Some(kept));
+        world.harness.put_hop(PEER, Some(Hop { vtep: THIRD, ..hop }))?;
+        assert_eq!(written(world)?, None, "another node's");
+        world.harness.put_hop(PEER, Some(Hop { ifindex: world.dev.client, ..hop }))?;
+        assert_eq!(written(world)?, None, "through another interface");
+        world.harness.put_hop(PEER, None)?;
+        assert_eq!(written(world)?, None, "there is none");
+        world.harness.put_hop(PEER, Some(hop))?;
+        world.harness.hops_valid_for(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(written(world)?, None, "nobody follows it any more");
         Ok(())
     })
 }

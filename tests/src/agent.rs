@@ -170,6 +170,16 @@ impl Agent {
         }
     }
 
+    /// SIGSTOP: it is there and does nothing, until [`Agent::thaw`].
+    pub fn freeze(&self) -> Result<()> {
+        self.lock().as_mut().map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.lock().as_mut().map_or(Ok(()), |process| process.signal(Signal::SIGCONT))
+    }
+
     /// SIGTERM, and waits for its end.
     pub fn terminate(&self) -> Result<()> {
         let mut guard = self.lock();

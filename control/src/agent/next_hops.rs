@@ -1,7 +1,7 @@
-//! Keeps the ways to other nodes: for XDP the next hops, so that it asks neither routes nor neighbours for each packet, and
-//! for all programs the path MTUs that the kernel knows.
+//! Keeps the ways to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for each
+//! packet, and the path MTUs that the kernel knows.
 //!
-//! It follows what the kernel tells of changes, and looks for itself once in a while. XDP believes what is stored for a few
+//! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop for a few
 //! seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
 
 use std::{
@@ -35,11 +35,11 @@ use crate::{
     sysctl,
 };
 
-/// How often neighbours are looked at, and XDP is told that all is well.
+/// How often neighbours are looked at, and the programs are told that all is well.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many such looks after the last one routes are asked for again, whatever was heard.
 const ROUTES: u32 = 5;
-/// For how long XDP believes what it was told.
+/// For how long the programs believe what they were told.
 const VALID: Duration = Duration::from_secs(3);
 /// The least time from asking for them because of what was heard to asking again: one question per node each time.
 const ROUTES_APART: Duration = Duration::from_millis(500);
@@ -57,8 +57,8 @@ pub(super) struct Wanted {
     pub(super) mtu: u32,
     /// Tunnel addresses, and where the next hop of each is stored.
     pub(super) nodes: BTreeMap<Ip4, u16>,
-    /// XDP runs somewhere and needs the next hops.
-    pub(super) xdp: bool,
+    /// The next hops are to be kept: there is one uplink.
+    pub(super) hops: bool,
 }
 
 /// The follower's end that the agent holds.
@@ -207,7 +207,7 @@ impl Follower {
             let ask = asking.now(heard.routes, started);
             let done = self.look(&wanted, ask).await;
             match &done {
-                Ok(()) => self.hops.valid_for(if wanted.xdp { VALID } else { Duration::ZERO }),
+                Ok(()) => self.hops.valid_for(if wanted.hops { VALID } else { Duration::ZERO }),
                 Err(_) => asking.news |= ask,
             }
             self.complain(done);
@@ -218,7 +218,7 @@ impl Follower {
                     Ok(()) => asking.at_once(),
                     Err(_) => return,
                 },
-                // Before what is heard: XDP stops to believe what it is not told in time.
+                // Before what is heard: the programs stop to believe what they are not told in time.
                 _ = tick.tick() => asking.tick(),
                 () = until(asking.due()) => {}
                 _ = paced(&pace, self.heard.changed()) => sleep(SETTLE).await,
@@ -243,7 +243,7 @@ impl Follower {
             self.probed = probed;
             self.limit_paths(wanted)?;
         }
-        if !wanted.xdp {
+        if !wanted.hops {
             return Ok(());
         }
         let neighbours = neighbours(&self.socket, wanted.underlay).await?;
@@ -298,7 +298,7 @@ impl Follower {
         match (done, self.failing) {
             (Err(error), false) => {
                 tracing::warn!(
-                    "ways to other nodes: {error}; path MTUs stay as they are, and XDP asks for each packet"
+                    "ways to other nodes: {error}; path MTUs stay as they are, and the kernel is asked for each packet"
                 );
                 self.failing = true;
             }

@@ -47,7 +47,7 @@ use super::{
     table::Table,
     tags::Tags,
     takeover,
-    xdp::{self, Xdp, XdpStatus},
+    xdp::{self, Xdp},
 };
 use crate::{
     cli::AgentArgs,
@@ -442,7 +442,7 @@ impl Agent {
             &self.socket,
         );
         round.changes += changes;
-        let ways = self.ways(&xdp);
+        let ways = self.ways();
         if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {
             self.next_hops.follow(ways);
         }
@@ -474,13 +474,13 @@ impl Agent {
     }
 
     /// The ways that are to be followed.
-    fn ways(&self, xdp: &[XdpStatus]) -> Result<Wanted, MapFault> {
+    fn ways(&self) -> Result<Wanted, MapFault> {
         Ok(Wanted {
             underlay: self.uplinks.only,
             mtu: self.uplinks.mtu,
             nodes: self.shared.dataplane().hop_numbers()?,
-            // With several uplinks the kernel spreads connections over them: XDP asks it for each packet.
-            xdp: self.uplinks.only != 0 && xdp::kept(xdp).next().is_some(),
+            // With several uplinks the kernel spreads connections over them, and is asked for each packet.
+            hops: self.uplinks.only != 0,
         })
     }
 

@@ -18,7 +18,7 @@ use super::{
     opening,
     tunnel::Tunnel,
 };
-use crate::{affinity, age, clock, connection, ending, maps::NODE_ADDRESSES, path, verdict};
+use crate::{affinity, age, clock, connection, ending, maps::NODE_ADDRESSES, next_hop, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -90,7 +90,7 @@ fn hop(
     (state, number, now): (&XdpState, u16, u64),
 ) -> Option<Hop> {
     let vtep = word(&known.vtep);
-    if let Some(words) = known::kept_hop(state, number, vtep, now) {
+    if let Some(words) = next_hop::kept(state, number, vtep, now) {
         return hop::kept(frame, words, outer_len(frame));
     }
     if is_sample(known, now) {
@@ -106,7 +106,7 @@ fn hop(
 /// The way to the node with the tunnel address `vtep` if the agent keeps it.
 #[inline(always)]
 pub(super) fn kept_hop(frame: Frame, state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<Hop> {
-    hop::kept(frame, known::kept_hop(state, number, vtep, now)?, outer_len(frame))
+    hop::kept(frame, next_hop::kept(state, number, vtep, now)?, outer_len(frame))
 }
 
 /// Length of the outer IP packet.

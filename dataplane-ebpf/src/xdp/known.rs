@@ -6,7 +6,7 @@ use dataplane_common::{
     endpoint::vtep_mesh,
     flow::Affinity,
     service::{PublishedPort, port_flag},
-    xdp::{HopWords, XdpState},
+    xdp::XdpState,
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     left,
-    maps::{self, HOPS, NODE_ADDRESSES, PORTS, XDP_STATE},
+    maps::{self, NODE_ADDRESSES, PORTS, XDP_STATE},
     service,
 };
 
@@ -99,26 +99,4 @@ impl Asked {
         known.generation = self.generation;
         known.hop = self.hop;
     }
-}
-
-/// The way to the node with the tunnel address `vtep` as the agent keeps it. `None`: it does not.
-#[inline(always)]
-pub(super) fn kept_hop(state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<HopWords> {
-    // SAFETY: the reference is valid; the agent stores it as a whole.
-    let until = unsafe { core::ptr::read_volatile(&raw const state.hops_until) };
-    if until < now {
-        return None;
-    }
-    let at = HOPS.get_ptr(number.into())?.cast::<u64>();
-    // SAFETY: four words of a live array map; the agent stores each as a whole.
-    let words = HopWords(unsafe {
-        [
-            core::ptr::read_volatile(at),
-            core::ptr::read_volatile(at.add(1)),
-            core::ptr::read_volatile(at.add(2)),
-            core::ptr::read_volatile(at.add(3)),
-        ]
-    });
-    words.version()?;
-    (words.vtep() == vtep && words.ifindex() != 0).then_some(words)
 }

@@ -30,7 +30,7 @@ use super::{
     context::{Input, SkbContext, XdpContext},
     in_front::{self, Carried},
     loaded::Loaded,
-    outcome::{Outcome, XdpOutcome, decision, deltas, next_hop},
+    outcome::{Outcome, XdpOutcome, addressed, decision, deltas, next_hop},
     shooter::Shooter,
 };
 use crate::{
@@ -177,6 +177,7 @@ impl Harness {
             decision: decision(&context_out.cb),
             packet,
             next_hop: next_hop(&context_out.cb),
+            addressed: addressed(&context_out.cb),
             mark: context_out.mark,
             drops: deltas(&drops, &self.tables.counts.drops()?),
             counters: deltas(&counters, &self.tables.counts.counters()?),

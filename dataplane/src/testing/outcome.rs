@@ -43,6 +43,8 @@ pub struct Outcome {
     pub packet: Vec<u8>,
     /// The next hop that the kernel was given with [`Decision::Neigh`]; `None`: it looks for one itself.
     pub next_hop: Option<Ip4>,
+    /// Whether the packet has the Ethernet addresses of the next hop that the agent keeps, with [`Decision::Neigh`].
+    pub addressed: bool,
     /// `skb->mark` afterwards.
     pub mark: u32,
     /// What was counted under `DROPS`; reasons without change are left out.
@@ -72,7 +74,7 @@ pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
         mark::decision::PASS => Decision::Pass,
         mark::decision::SLOW_PATH => Decision::SlowPath,
         mark::decision::PEER => Decision::Peer(cb[1]),
-        mark::decision::NEIGH | mark::decision::VIA => Decision::Neigh(cb[1]),
+        mark::decision::NEIGH | mark::decision::VIA | mark::decision::ADDRESSED => Decision::Neigh(cb[1]),
         mark::decision::DEVICE => Decision::Device(cb[1]),
         mark::decision::REPLY => Decision::Reply(cb[1]),
         mark::decision::DROP => Decision::Drop(reason(cb[1])?),
@@ -84,6 +86,10 @@ pub(super) fn decision(cb: &[u32; 5]) -> Option<Decision> {
 
 pub(super) fn next_hop(cb: &[u32; 5]) -> Option<Ip4> {
     (cb[0] == mark::DECISION | mark::decision::VIA).then(|| cb[3].to_ne_bytes())
+}
+
+pub(super) fn addressed(cb: &[u32; 5]) -> bool {
+    cb[0] == mark::DECISION | mark::decision::ADDRESSED
 }
 
 fn reason(number: u32) -> Option<DropReason> {

@@ -1,6 +1,10 @@
-//! The ways to other nodes that the agent keeps for XDP: they follow the kernel's, and nobody believes a dead agent's.
+//! The ways to other nodes that the agent keeps: they follow the kernel's, and nobody believes a dead agent's.
 
-use std::{sync::Arc, thread::sleep, time::Duration};
+use std::{
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{
@@ -20,9 +24,14 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// n3 carries in XDP what n2 serves. The last namespace is a router's, which nobody needs yet.
 fn cluster(lab: &Lab) -> Result<(Cluster<'_>, Netns, Netns)> {
+    cluster_with(lab, "native")
+}
+
+/// The same with XDP in this mode.
+fn cluster_with<'l>(lab: &'l Lab, xdp: &str) -> Result<(Cluster<'l>, Netns, Netns)> {
     let client = lab.client()?;
     let table = web_table(&["n2"], &[("udp", 5353, 53)], "n3");
-    let mut cluster = Cluster::start_with(lab, 3, table, &["--xdp", "native"])?;
+    let mut cluster = Cluster::start_with(lab, 3, table, &["--xdp", xdp])?;
     cluster.serve(&["web.1"])?;
     lab.set_offloads(hiveway_tests::lab::Offloads::Off)?;
     lab.pass_at_switch(&["n1", "n2", "n3"])?;
@@ -61,27 +70,59 @@ fn mac(node: &Netns) -> Result<String> {
     Ok(mac.context("no MAC")?.to_owned())
 }
 
+/// n3's way to n2 is changed in all ways, and followed.
+fn moves(lab: &Lab, cluster: &Cluster<'_>, client: &Netns, router: &Netns) -> Result<()> {
+    let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
+    ensure!(!comes_by(lab, router, client)?, "by the router from the start");
+    for (change, by_router) in [
+        (format!("ip route add {N2}/32 via {ROUTER}"), true),
+        (format!("ip route del {N2}/32"), false),
+        (format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(router)?), true),
+        (format!("ip neigh replace {N2} lladdr {} dev eth0 nud reachable", mac(n2)?), false),
+    ] {
+        n3.run(&change)?;
+        sleep(AT_ONCE);
+        ensure!(comes_by(lab, router, client)? == by_router, "{change} was not followed");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_next_hop_that_moves_is_followed_at_once() {
     scenario_alone(|lab| {
         let (cluster, client, router) = cluster(lab)?;
-        let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
         let agent = &cluster.agents[2];
         let before = carried(agent)?;
-        ensure!(!comes_by(lab, &router, &client)?, "by the router from the start");
-        for (change, by_router) in [
-            (format!("ip route add {N2}/32 via {ROUTER}"), true),
-            (format!("ip route del {N2}/32"), false),
-            (format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(&router)?), true),
-            (format!("ip neigh replace {N2} lladdr {} dev eth0 nud reachable", mac(n2)?), false),
-        ] {
-            n3.run(&change)?;
-            sleep(AT_ONCE);
-            ensure!(comes_by(lab, &router, &client)? == by_router, "{change} was not followed");
-        }
+        moves(lab, &cluster, &client, &router)?;
         // XDP did all that, but perhaps a sample or what came before it knew the way.
         let more = carried(agent)? - before;
         ensure!(more >= 20, "XDP has carried only {more} packets");
+        Ok(())
+    });
+}
+
+/// TC takes what the agent keeps, too: as long as it may be believed, and no longer.
+#[test]
+fn without_xdp_next_hops_are_followed_as_well() {
+    scenario_alone(|lab| {
+        let (cluster, client, router) = cluster_with(lab, "off")?;
+        moves(lab, &cluster, &client, &router)?;
+        let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
+        // Who follows nothing, but is alive, is believed for three seconds after the last look, of which there is one a second.
+        cluster.agents[2].freeze()?;
+        let frozen = Instant::now();
+        n3.run(&format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(&router)?))?;
+        let asked = comes_by(lab, &router, &client)?;
+        ensure!(
+            !asked || frozen.elapsed() > Duration::from_secs(2),
+            "the kernel was asked, or the agent is not frozen"
+        );
+        sleep(Duration::from_secs(4));
+        ensure!(comes_by(lab, &router, &client)?, "a frozen agent's way is believed");
+        cluster.agents[2].thaw()?;
+        n3.run(&format!("ip neigh replace {N2} lladdr {} dev eth0 nud reachable", mac(n2)?))?;
+        sleep(AT_ONCE);
+        ensure!(!comes_by(lab, &router, &client)?, "not followed again");
         Ok(())
     });
 }
