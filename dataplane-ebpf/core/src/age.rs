@@ -1,12 +1,14 @@
 //! How old an entry of a connection is, and what that means. Times are `CLOCK_MONOTONIC` (coarse) in nanoseconds. Who
 //! calls passes the time; where most packets do not need it, as a closure, for the kernel's clock is a helper call.
 
+use dataplane_common::flow::TIME_WAIT_SECONDS;
+
 /// Entries are touched at most this often: a shared cache line per packet would cost more than the precision is worth.
 const TOUCH_NS: u64 = 500_000_000;
 
-/// How long a backend may keep an ended connection in TIME-WAIT (Linux: 60 s). Another connection that looks the same
-/// to it would be answered with a challenge instead of a SYN-ACK, and stall the client.
-pub const TIME_WAIT_NS: u64 = 61_000_000_000;
+/// How long a backend may keep an ended connection in TIME-WAIT. Another connection that looks the same to it would be
+/// answered with a challenge instead of a SYN-ACK, and stall the client.
+pub const TIME_WAIT_NS: u64 = TIME_WAIT_SECONDS * 1_000_000_000;
 
 /// How long a connection that has ended must have been silent before a SYN with a suitable sequence number takes its
 /// key: until then a last segment may still be on its way to either end.

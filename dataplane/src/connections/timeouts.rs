@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dataplane_common::headers::ipproto;
+use dataplane_common::{flow::TIME_WAIT_SECONDS, headers::ipproto};
 
 use super::state::State;
 
@@ -31,8 +31,7 @@ impl Default for Timeouts {
             tcp_half_open: Duration::from_secs(60),
             tcp_established: Duration::from_secs(4 * 3600),
             tcp_half_closed: Duration::from_secs(120),
-            // As long as a backend keeps TIME-WAIT: see TIME_WAIT_NS in dataplane-core's age.rs.
-            tcp_closing: Duration::from_secs(61),
+            tcp_closing: Duration::from_secs(TIME_WAIT_SECONDS),
             udp_unreplied: Duration::from_secs(30),
             udp_replied: Duration::from_secs(180),
             icmp: Duration::from_secs(30),

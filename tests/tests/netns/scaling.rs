@@ -69,8 +69,8 @@ fn scaling_up_and_down_breaks_no_request_and_no_connection() {
             pause(&loops)?;
             // While they are all there: exact, and connections that will have to survive the way down.
             let kept = [
-                LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 6, true)?,
-                LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 6, true)?,
+                LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 12, true)?,
+                LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 12, true)?,
             ];
             pause(&kept)?;
             // 6 to 2: four drain for a moment, then they are gone.
@@ -81,7 +81,8 @@ fn scaling_up_and_down_breaks_no_request_and_no_connection() {
                 let tally = kept.stop()?;
                 ensure!(tally.failed == 0, "draining broke connections: {tally:?}");
                 let drained = names(2..6).iter().filter(|&&name| tally.names.contains_key(name)).count();
-                ensure!(drained >= 2, "no kept connection was on a draining task: {tally:?}");
+                // Others take turns meanwhile: who gets which is chance.
+                ensure!(drained >= 1, "no kept connection was on a draining task: {tally:?}");
             }
             cluster.change(|table| names(2..6).iter().for_each(|task| table.remove("tasks", task)))?;
             names(2..6).iter().for_each(|task| cluster.end_task(task));

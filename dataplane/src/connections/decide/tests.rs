@@ -88,9 +88,9 @@ fn every_state_of_an_established_connection_has_its_own_time() {
             (TCP, flag::FIN, flag::SEEN, 4 * 3600),
             (TCP, 0, flag::SEEN | flag::FIN, 120),
             (TCP, flag::FIN, flag::SEEN | flag::FIN, 120),
-            (TCP, flag::FIN | flag::ENDED, flag::SEEN | flag::FIN | flag::ENDED, 61),
-            (TCP, flag::ENDED, flag::SEEN, 61),
-            (TCP, 0, flag::SEEN | flag::ENDED, 61),
+            (TCP, flag::FIN | flag::ENDED, flag::SEEN | flag::FIN | flag::ENDED, 66),
+            (TCP, flag::ENDED, flag::SEEN, 66),
+            (TCP, 0, flag::SEEN | flag::ENDED, 66),
             (UDP, 0, flag::SEEN, 180),
             (ipproto::ICMP, 0, flag::SEEN, 30),
             (ipproto::SCTP, 0, flag::SEEN, 180),
@@ -106,7 +106,7 @@ fn what_has_proved_nothing_goes_soon() {
             (TCP, 0, 0, 60),
             // A SYN-ACK, or a hundred, prove nothing about the client.
             (TCP, 0, flag::SEEN, 60),
-            (TCP, flag::ENDED, 0, 61),
+            (TCP, flag::ENDED, 0, 66),
             (UDP, 0, 0, 30),
             (UDP, 0, flag::SEEN, 180),
             (ipproto::ICMP, 0, 0, 30),
@@ -159,9 +159,9 @@ fn an_established_reply_entry_without_its_forward_entry_goes_once_it_is_no_longe
 #[test]
 fn what_an_ended_connection_has_left_expires_with_its_time_wait() {
     for flags in [flag::FIN | flag::ENDED, flag::ENDED] {
-        let [_, kept] = connection(TCP, 1, 0, flag::SEEN | flags, 60);
+        let [_, kept] = connection(TCP, 1, 0, flag::SEEN | flags, 66);
         assert_eq!(swept(Stage::Established, &[kept]), []);
-        let [_, old] = connection(TCP, 1, 0, flag::SEEN | flags, 62);
+        let [_, old] = connection(TCP, 1, 0, flag::SEEN | flags, 67);
         assert_eq!(swept(Stage::Established, &[old]), [(old.0, Reason::Expired)]);
     }
 }
@@ -186,7 +186,7 @@ fn a_direct_connection_needs_one_entry_only() {
         (Stage::Pending, 0, 60),
         (Stage::Established, flag::SEEN, 4 * 3600),
         (Stage::Established, flag::SEEN | flag::FIN, 120),
-        (Stage::Established, flag::SEEN | flag::ENDED, 61),
+        (Stage::Established, flag::SEEN | flag::ENDED, 66),
     ] {
         assert_eq!(swept(stage, &direct(flags, seconds)), []);
         let late = direct(flags, seconds + 1);
@@ -216,7 +216,7 @@ fn affinity_expires_by_state() {
         (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::FIN, 4 * 3600),
         (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::BACKEND_FIN, 120),
         (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::FIN | flag::BACKEND_FIN, 120),
-        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::ENDED, 61),
+        (Stage::Established, TCP, flag::SEEN | flag::REPLIED | flag::ENDED, 66),
         (Stage::Pending, UDP, flag::SEEN, 30),
         (Stage::Pending, UDP, flag::SEEN | flag::REPLIED, 180),
         (Stage::Pending, UDP, own, 180),
