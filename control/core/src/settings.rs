@@ -1,6 +1,9 @@
 //! What the agent's command line and the kernel add to the table.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 
@@ -98,6 +101,9 @@ impl Settings {
 pub struct Facts {
     /// Indices of the interfaces that exist, ours at least.
     pub ifindex: BTreeMap<IfName, u32>,
+    /// Those of tasks' interfaces (their ends on this node) that have not been up yet: a container can be reached by
+    /// them and cannot answer.
+    pub unopened: BTreeSet<IfName>,
     /// Index of the interface that carries the VTEP.
     pub underlay_ifindex: u32,
     /// Its MTU.

@@ -305,6 +305,31 @@ fn interfaces_that_do_not_exist_yet() {
     assert_eq!(set(&no_gateway, vip(APP1, [10, 0, 1, 2])).len(), 3, "the overlay does not need it");
 }
 
+/// Containers hear before they can speak: this node leads nobody to one whose interface has not been up yet. The
+/// entries are there, for what it sends then is answered.
+#[test]
+fn interfaces_that_have_not_been_up_yet() {
+    let model = capture("02b-web3-running").model;
+    let whole = maps(&model, "n1");
+    let [app, gateway] = [NET_APP1, names::GATEWAY].map(|network| {
+        maps_with(&model, "n1", |_, facts| {
+            facts.unopened.insert(names::veth(TASK_N1, network));
+        })
+    });
+    for state in [&app, &gateway] {
+        assert_eq!((&state.locals, &state.endpoints), (&whole.locals, &whole.endpoints));
+        assert_eq!((&state.targets, &state.clients), (&whole.targets, &whole.clients));
+    }
+    assert_eq!(set(&app, vip(APP1, [10, 0, 1, 2])), ["10.0.1.3@13", "10.0.1.5@12"]);
+    assert_eq!(set(&app, port(6, 8080)).len(), 3, "the port does not need it");
+    assert_eq!(set(&gateway, port(6, 8080)), ["10.0.0.6@13", "10.0.0.8@12"]);
+    assert_eq!(set(&gateway, vip(APP1, [10, 0, 1, 2])).len(), 3, "the overlay does not need it");
+    let elsewhere = maps_with(&model, "n2", |_, facts| {
+        facts.unopened.insert(names::veth(TASK_N1, NET_APP1));
+    });
+    assert_eq!(set(&elsewhere, vip(APP1, [10, 0, 1, 2])).len(), 3, "an interface is its own node's");
+}
+
 #[test]
 fn own_vtep_from_the_settings() {
     let model = table(BASE);

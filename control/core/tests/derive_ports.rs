@@ -132,6 +132,11 @@ fn without_an_interface_there_is_nobody_behind_the_port() {
         maps_with(&model, "n1", |_, f| f.ifindex.retain(|name, _| *name != names::veth("web.1", names::GATEWAY)));
     assert_eq!(set(&state, port(6, 8080)), [""; 0]);
     assert!(state.targets.is_empty());
+    let unopened = maps_with(&model, "n1", |_, f| {
+        f.unopened.insert(names::veth("web.1", names::GATEWAY));
+    });
+    assert_eq!(set(&unopened, port(6, 8080)), [""; 0]);
+    assert_eq!(unopened.targets.len(), 1);
     let internal = BASE.replace(PORTS, HOST_MODE).replace("internal: false", "internal: true");
     let model = table(&internal.replace(", ingress: 10.0.0.6", ""));
     assert_eq!(published(&model, "n1"), []);

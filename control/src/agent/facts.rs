@@ -1,6 +1,9 @@
 //! What only the kernel knows, taken from what was observed.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use dataplane_common::mesh::MAX_NODE_ADDRESSES;
 use hiveway_core::{
@@ -123,7 +126,7 @@ pub(super) fn underlay(
     down.map_or(Ok(()), |name| Err(format!("interface {name} is down")))
 }
 
-/// Interface indices and the addresses that clients talk to.
+/// Interface indices and the addresses that clients talk to, as if all of tasks' interfaces had been up.
 ///
 /// # Errors
 /// When the interfaces that `--underlay` names are gone.
@@ -146,6 +149,7 @@ pub(super) fn facts(
     }
     Ok(Facts {
         ifindex: links.iter().map(|(name, link)| (name.clone(), link.index)).collect(),
+        unopened: BTreeSet::new(),
         underlay_ifindex: uplinks.only,
         underlay_mac: uplinks.mac,
         underlay_mtu: u16::try_from(uplinks.mtu).unwrap_or(u16::MAX),

@@ -9,6 +9,7 @@ pub mod host_rules;
 mod memory;
 mod newcomer;
 mod next_hops;
+mod opened;
 mod own_port;
 mod own_uplinks;
 mod pace;

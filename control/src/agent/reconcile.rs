@@ -17,7 +17,7 @@ use std::{
 
 use dataplane::{MapFault, Program};
 use hiveway_core::{
-    Desired, GatewayAddresses, Settings,
+    Desired, Facts, GatewayAddresses, Settings,
     change::Programmed,
     derive, map_state, names,
     observed::{HostEnd, Link, Observed, Replies},
@@ -36,6 +36,7 @@ use super::{
     memory,
     newcomer::Newcomer,
     next_hops::{NextHops, Wanted},
+    opened::Opened,
     pace::Foreign,
     pins,
     probes::{self, Probing},
@@ -93,6 +94,8 @@ pub(super) struct Agent {
     pub(super) missing: Vec<PathBuf>,
     /// Which namespace is looked into first: the one that the last round has not come to.
     pub(super) first_look: usize,
+    /// Tasks' interfaces that have been up.
+    pub(super) opened: Opened,
     /// Namespaces whose last looks have failed, by path.
     pub(super) looks: Backoff,
     /// Tasks of whose namespaces was said that not everything could be read.
@@ -274,6 +277,7 @@ impl Agent {
         // Programs and maps know the host link now: the node's own connections may be led into it.
         self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);
         round.run(&mut self.backoff, &self.strays, &plan, Stage::Finish, &self.socket, &spaces).await;
+        self.open(&desired, &settings, &gateway, round).await?;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
         if cause != Cause::Kernel && !early {
             self.sweep(cause, round);
@@ -386,6 +390,7 @@ impl Agent {
         if !round.may(&self.backoff, "maps") {
             return;
         }
+        let facts = Facts { unopened: self.opened.others(desired, links), ..facts };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);
@@ -402,6 +407,22 @@ impl Agent {
                 round.note::<(), _>(&mut self.backoff, "maps", Err(why));
             }
         }
+    }
+
+    /// Leads clients to tasks whose interfaces were not up when the maps were written.
+    async fn open(
+        &mut self,
+        desired: &Desired,
+        settings: &Settings,
+        gateway: &Gateway,
+        round: &mut Round,
+    ) -> anyhow::Result<()> {
+        if self.opened.is_all() {
+            return Ok(());
+        }
+        let links = observe_links(&self.socket).await?;
+        block_in_place(|| self.maps(desired, settings, &links, gateway, round));
+        Ok(())
     }
 
     /// Interfaces where clients arrive.

@@ -98,6 +98,39 @@ fn scaling_up_and_down_breaks_no_request_and_no_connection() {
     });
 }
 
+#[test]
+fn a_node_leads_nobody_to_a_task_that_it_is_still_connecting() {
+    with_and_without_offloads(|lab| {
+        let client = lab.client()?;
+        let count = 12;
+        let task = |number: usize| format!("web.{number}");
+        let with = |table: Table, number: usize| {
+            let ips = [format!("10.0.0.{}", 20 + number), format!("10.0.1.{}", 20 + number)];
+            table.task(&task(number), "web", "n1", &[("ingress", &ips[0]), ("app", &ips[1])])
+        };
+        let base = Table::with_nodes(1).ingress().network("app", "10.0.1", 4097);
+        let base = base.service("web").vip("ingress", "10.0.0.5").vip("app", "10.0.1.2").publish("tcp", 8080, 80);
+        let base = base.service("user").task("user.1", "user", "n1", &[("app", "10.0.1.9")]);
+        let mut cluster = Cluster::start(lab, 1, with(base, 0))?;
+        cluster.serve(&[&task(0)])?;
+        let loops = vec![
+            LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 2, false)?,
+            LoadLoop::tcp(lab, cluster.task("user.1"), "10.0.1.2:80", 2, false)?,
+        ];
+        for number in 1..=count {
+            // It runs, and listens, before anything connects it.
+            cluster.table = with(cluster.table.clone(), number);
+            cluster.create_task_namespaces()?;
+            cluster.serve(&[&task(number)])?;
+            cluster.change(|_| {})?;
+        }
+        check_loops(loops, [&client, cluster.task("user.1")])?;
+        let names: Vec<_> = (0..=count).map(task).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        assert_even(&peer::tcp_load(&client, "192.168.77.11:8080", 26, 1)?, &names, 2)
+    });
+}
+
 /// No request of the loops failed, and no SYN of the clients was lost.
 fn check_loops(loops: Vec<LoadLoop>, clients: [&Netns; 2]) -> Result<()> {
     for running in loops {

@@ -136,7 +136,7 @@ impl<'l> Cluster<'l> {
         Ok(())
     }
 
-    /// Waits until every agent reports exactly the table's backends, and every local task has its interfaces.
+    /// Waits until every agent reports exactly the table's backends, and every local task is connected.
     pub(crate) fn settle(&self) -> Result<()> {
         let expected = expected_backends(self.table.value());
         for agent in &self.agents {
@@ -161,6 +161,10 @@ impl<'l> Cluster<'l> {
                 wait_for(&format!("{} to have {address}", netns.label()), PATIENCE, || {
                     let addresses = netns.run("ip -4 -br addr")?;
                     ensure!(addresses.contains(&format!("{address}/")), "it has {addresses}");
+                    // Addresses come before the agent sets up the other ends: until then nothing can be sent.
+                    let mut interfaces = addresses.lines().filter(|line| line.starts_with("eth"));
+                    let up = interfaces.all(|line| line.split_whitespace().nth(1) == Some("UP"));
+                    ensure!(up, "not all is connected: {addresses}");
                     Ok(())
                 })?;
             }
@@ -172,7 +176,7 @@ impl<'l> Cluster<'l> {
         self.agents.iter().any(|agent| task["node_id"] == agent.netns().label())
     }
 
-    fn create_task_namespaces(&mut self) -> Result<()> {
+    pub(crate) fn create_task_namespaces(&mut self) -> Result<()> {
         let mut missing = Vec::new();
         for task in self.table.value()["tasks"].as_array().into_iter().flatten() {
             let id = task["id"].as_str().context("a task without an id")?;

@@ -31,7 +31,8 @@ pub(super) use access::{restricted, without_class};
 use mesh::GatewayEnd;
 
 /// Everything in the maps that packets don't write themselves. `desired` must have been derived from the same `model`
-/// and `settings`. What needs an interface that `facts` does not have yet is left out, and so are backends behind it.
+/// and `settings`. What needs an interface that `facts` does not have yet is left out, and so are backends behind it or
+/// behind one that has not been up.
 pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &Facts) -> MapState {
     let vtep = desired.vtep.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let topology = Topology::new(model, settings, &desired.node, vtep);
@@ -251,10 +252,18 @@ impl Maps<'_> {
             .filter_map(|(placed, address)| {
                 let (tag, ip) = (tag(&placed.task.id), address.ip.octets());
                 let endpoint = self.state.endpoints.get(&EndpointKey { net: network.net_id(), ip })?;
-                (endpoint.tag == tag).then_some(Backend { tag, ip, vtep: placed.vtep.octets() })
+                let open = !placed.local || self.is_open(&placed.task.id, &network.id);
+                (open && endpoint.tag == tag).then_some(Backend { tag, ip, vtep: placed.vtep.octets() })
             })
             .collect();
         backends.sort_by_key(|b| (b.ip, b.tag));
         backends
+    }
+
+    /// Whether what is sent to a task of this node by its interface on a network can be answered. Until then it has its
+    /// entries, for it may send as soon as the interface is up, but nobody here is led to it.
+    fn is_open(&self, task: &str, network: &str) -> bool {
+        let unopened = &self.facts.unopened;
+        unopened.is_empty() || !unopened.contains(&names::veth(task, network))
     }
 }

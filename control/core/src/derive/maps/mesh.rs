@@ -14,6 +14,7 @@ use super::Maps;
 use crate::{
     desired::{LocalTask, Role},
     model::{Access, Network, Protocol, Task},
+    names,
     tag::tag,
     topology::Placed,
 };
@@ -134,7 +135,7 @@ impl Maps<'_> {
         let ip = gateway.address.addr();
         let target = self.state.targets.get(&target_key(key, ip))?;
         let backend = Backend { tag: task.tag, ip: ip.octets(), vtep: self.topology.vtep.octets() };
-        (target.tag == task.tag).then_some(backend)
+        (target.tag == task.tag && self.is_open(&task.id, names::GATEWAY)).then_some(backend)
     }
 
     fn port(&mut self, (proto, port): (u8, u16), set: Vec<Backend>) {
@@ -152,7 +153,8 @@ impl Maps<'_> {
     }
 
     fn has_target(&self, task: &Task, key: (u8, u16), ip: Ipv4Addr) -> bool {
-        self.state.targets.get(&target_key(key, ip)).is_some_and(|t| t.tag == tag(&task.id))
+        self.is_open(&task.id, names::GATEWAY)
+            && self.state.targets.get(&target_key(key, ip)).is_some_and(|t| t.tag == tag(&task.id))
     }
 }
 
