@@ -94,7 +94,7 @@ pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut 
     }
 }
 
-/// Enters a new connection. `backend`: in its map.
+/// Enters a new connection, where none is established (see [`clear`]). `backend`: in its map.
 #[inline(never)]
 pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(), DropReason> {
     const {
@@ -110,9 +110,13 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
     let entry = [now, now, tag, place, flags.into(), 0];
     // SAFETY: as asserted above; any bytes are valid.
     let entry = unsafe { &*entry.as_ptr().cast::<Affinity>() };
-    // A connection from the same port that has ended.
-    shares::count_affinity(key, shares::taken_out(AFFINITY.remove(key)));
     insert_pending(key, entry)
+}
+
+/// Takes the established entry out, if there is one: of a connection from the same port that has ended.
+#[inline(never)]
+pub(crate) fn clear(key: &AffinityKey) {
+    shares::count_affinity(key, shares::taken_out(AFFINITY.remove(key)));
 }
 
 /// Puts an entry into the pending table of its protocol.

@@ -139,7 +139,9 @@ fn affinity(
     packet: &Packet,
 ) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
     let key = connection::affinity_key(packet);
-    if let Some(known) = affinity::forward(ctx, &key, packet)
+    let known = affinity::forward(ctx, &key, packet);
+    let replaced = known.is_some();
+    if let Some(known) = known
         && admission::goes_on(known, packet)
     {
         affinity::of_client(&key, packet);
@@ -158,6 +160,9 @@ fn affinity(
         return Ok(None);
     };
     let stock = maps::is_stock(&backend.vtep);
+    if replaced {
+        affinity::clear(&key);
+    }
     affinity::enter(&key, backend, flag::SEEN | if stock { flag::STOCK } else { 0 })?;
     verdict::count(ctx, Counter::MeshFlow);
     Ok(Some((backend.ip, backend.vtep, stock)))

@@ -56,6 +56,8 @@ pub(crate) struct Scratch {
     pub(crate) isn: u64,
     pub(crate) port_found: u64,
     pub(crate) displaced: u64,
+    /// For an instruction that orders what this CPU reads, and changes nothing: always 0.
+    pub(crate) fence: u64,
     /// A walk through the options of its SYN.
     pub(crate) options: Walk,
     /// IPv4 options that are looked through.

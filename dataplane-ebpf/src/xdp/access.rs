@@ -128,12 +128,13 @@ pub(super) fn mac(bytes: &Mac) -> [u32; 2] {
 const _: () = {
     use core::mem::offset_of;
 
-    use dataplane_common::{config::Config, flow::Affinity, xdp::XdpDevice};
+    use dataplane_common::{config::Config, flow::Affinity, service::Backend, xdp::XdpDevice};
 
     assert!(align_of::<Config>() == 4 && align_of::<Affinity>() == 8);
     assert!(offset_of!(Config, vtep).is_multiple_of(4) && offset_of!(Config, host_ip).is_multiple_of(4));
     assert!(offset_of!(Config, mesh_vni).is_multiple_of(4) && offset_of!(Config, vxlan_port).is_multiple_of(2));
     assert!(offset_of!(Affinity, ip).is_multiple_of(4) && offset_of!(Affinity, vtep).is_multiple_of(4));
+    assert!(offset_of!(Backend, ip).is_multiple_of(4) && offset_of!(Backend, vtep).is_multiple_of(4));
     assert!(offset_of!(Config, underlay_mac).is_multiple_of(4) && offset_of!(XdpDevice, mac).is_multiple_of(4));
     assert!(cfg!(target_endian = "little"));
 };

@@ -16,7 +16,7 @@ use super::{
     is_sample,
     known::{self, Asked},
     opening,
-    tunnel::Tunnel,
+    tunnel::{Backend, Tunnel},
 };
 use crate::{affinity, age, clock, connection, ending, maps::NODE_ADDRESSES, next_hop, path, verdict};
 
@@ -42,7 +42,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
     let end = if packet.is_fin() { ending::behind_fin(head::sequence(frame)?, packet.payload()) } else { 0 };
-    let sent = leave(ctx, frame, config, packet, known, &hop)?;
+    let sent = leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     if known.generation != asked.generation {
         asked.remember(known);
     }
@@ -122,7 +122,7 @@ pub(super) fn leave(
     frame: Frame,
     config: &Config,
     packet: &Head,
-    known: &Affinity,
+    backend: &Backend,
     hop: &Hop,
 ) -> Option<u32> {
     let len = frame.len();
@@ -131,7 +131,7 @@ pub(super) fn leave(
         return None;
     }
     let Some(head) = Frame::of(ctx).part::<0, { INNER_NET + IPV4_LEN }>() else { return Some(hop::broken(len)) };
-    let tunnel = Tunnel { vtep: word(&known.vtep), task: word(&known.ip), ip_len: outer_len(frame) };
+    let tunnel = Tunnel { backend: *backend, ip_len: outer_len(frame) };
     head.put_headers(config, hop, &tunnel, packet);
     head.lower_ttl();
     verdict::count_of(Counter::XdpForward, len);

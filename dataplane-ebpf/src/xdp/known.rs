@@ -16,6 +16,7 @@ use super::{
 use crate::{
     left,
     maps::{self, NODE_ADDRESSES, PORTS, XDP_STATE},
+    scratch::scratch,
     service,
 };
 
@@ -84,12 +85,13 @@ pub(super) fn published(packet: &Head) -> Option<&'static PublishedPort> {
 /// The generation before any question is asked; 0 while the agent takes something back.
 #[inline(always)]
 fn ordered_generation() -> Option<u32> {
-    let state = XDP_STATE.get_ptr_mut(0)?;
+    let generation = generation(state()?);
     // The agent first takes back, then raises the number. Who reads the number must not have asked before: on processors
-    // that read ahead, only an atomic instruction that returns something orders the two.
-    // SAFETY: into a live array map, aligned to 8; adding nothing changes nothing.
-    let generation = unsafe { service::fetch_add(&raw mut (*state).generation, 0) };
-    Some(if generation & 1 == 0 { generation as u32 } else { 0 })
+    // that read ahead, only an atomic instruction that returns something orders the two, wherever it adds: on memory of
+    // this CPU's, for all CPUs read the number.
+    // SAFETY: into this CPU's scratch slot, aligned to 8; adding nothing changes nothing.
+    unsafe { service::fetch_add(&raw mut scratch().ok()?.fence, 0) };
+    Some(if generation & 1 == 0 { generation } else { 0 })
 }
 
 impl Asked {

@@ -22,6 +22,7 @@ use super::{
     head::{self, Head},
     hop::Hop,
     known,
+    tunnel::Backend,
 };
 use crate::{
     affinity, age, clock,
@@ -55,20 +56,18 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     }
     let port = known::published(packet)?;
     let now = clock::now();
-    let (known, hop) = match affinity::pending(packet.key().get()) {
-        Some(known) => {
-            if port.flags & port_flag::LEFT != 0 {
-                return None;
-            }
-            let hop = way_of(frame, config, packet, known, now)?;
-            (known, hop)
-        }
-        None => open(frame, config, packet, port, now)?,
+    let Some(known) = affinity::pending(packet.key().get()) else {
+        let (backend, hop) = open(frame, config, packet, port, now)?;
+        return forward::leave(ctx, frame, config, packet, &backend, &hop);
     };
+    if port.flags & port_flag::LEFT != 0 {
+        return None;
+    }
+    let hop = way_of(frame, config, packet, known, now)?;
     let answered = known.flags & flag::REPLIED != 0;
     let acknowledgement = || head::acknowledgement(frame);
     let proved = proof::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
-    let sent = forward::leave(ctx, frame, config, packet, known, &hop)?;
+    let sent = forward::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
     if proved {
         affinity::promote(packet.key().get(), known, frame.len());
@@ -88,16 +87,10 @@ fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u
     forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
-/// The first packet of a connection: its new entry, and its way. Where anything is left to the host, or sources are checked, TC
-/// opens connections.
+/// The first packet of a connection, which is entered: who serves it, and the way there. Where anything is left to the host, or
+/// sources are checked, TC opens connections.
 #[inline(always)]
-fn open(
-    frame: Frame,
-    config: &Config,
-    packet: &Head,
-    port: &PublishedPort,
-    now: u64,
-) -> Option<(&'static mut Affinity, Hop)> {
+fn open(frame: Frame, config: &Config, packet: &Head, port: &PublishedPort, now: u64) -> Option<(Backend, Hop)> {
     if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND | port_flag::LEFT) != 0 {
         return None;
     }
@@ -107,20 +100,19 @@ fn open(
     }
     for _ in 0..TRIES {
         let turn = service::peek(port.set)?;
-        let to = &turn.backend.vtep;
-        let vtep = maps::vtep(to).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
-        if !forward::is_ours(config, packet, 0, u32::from_le_bytes(*to)) {
+        let vtep = maps::vtep(&turn.backend.vtep).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
+        let backend = Backend { vtep: word(&turn.backend.vtep), task: word(&turn.backend.ip) };
+        if !forward::is_ours(config, packet, 0, backend.vtep) {
             return None;
         }
-        let hop = forward::kept_hop(frame, known::state()?, vtep.hop, u32::from_le_bytes(*to), now)?;
+        let hop = forward::kept_hop(frame, known::state()?, vtep.hop, backend.vtep, now)?;
         if !turn.take() {
             continue;
         }
         // From here on it is entered: if the packet were left to TC, that would find the entry.
-        let key = packet.key();
-        affinity::enter(key.get(), turn.backend, flag::SEEN).ok()?;
+        affinity::enter(packet.key().get(), turn.backend, flag::SEEN).ok()?;
         verdict::count_of(Counter::MeshFlow, frame.len());
-        return Some((affinity::pending(key.get())?, hop));
+        return Some((backend, hop));
     }
     None
 }

@@ -3,6 +3,7 @@
 use dataplane_common::{
     addr::{NODE_MAC_PREFIX, TASK_MAC_PREFIX},
     config::Config,
+    flow::Affinity,
     hash,
     headers::{INNER_NET, IPV4_LEN},
 };
@@ -17,12 +18,26 @@ use crate::{
     headers::{ATOMIC, Headers},
 };
 
+/// Who serves a connection.
+#[derive(Clone, Copy)]
+pub(super) struct Backend {
+    /// Its node.
+    pub vtep: u32,
+    /// Its ingress address.
+    pub task: u32,
+}
+
+impl Backend {
+    /// Who serves the connection `known`.
+    #[inline(always)]
+    pub(super) fn of(known: &Affinity) -> Self {
+        Self { vtep: word(&known.vtep), task: word(&known.ip) }
+    }
+}
+
 /// What differs between packets of one node.
 pub(super) struct Tunnel {
-    /// Backend's node.
-    pub vtep: u32,
-    /// Backend's ingress address.
-    pub task: u32,
+    pub backend: Backend,
     /// Length of the outer IP packet.
     pub ip_len: u16,
 }
@@ -35,14 +50,14 @@ impl Part<{ INNER_NET + IPV4_LEN }> {
         const NODE: u64 = u16::from_le_bytes(NODE_MAC_PREFIX) as u64;
         let headers = Headers {
             eth: (hop.first, hop.second),
-            vtep: tunnel.vtep,
+            vtep: tunnel.backend.vtep,
             tos: inner.tos,
             ip_len: tunnel.ip_len,
             // Connections to backends on nodes without Hiveway are opened, and carried, by TC.
             second: ATOMIC,
             sport: encap::source_port(hash::flow_of_words(inner.src, inner.dst, inner.ports, inner.proto)),
             vni: word(&config.mesh_vni),
-            inner_dst: TASK | u64::from(tunnel.task) << 16,
+            inner_dst: TASK | u64::from(tunnel.backend.task) << 16,
             inner_src: NODE | u64::from(word(&config.vtep)) << 16,
         };
         let words = headers.words(config, word(&config.underlay_ip));
