@@ -4,12 +4,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ip4, NetId, Port, Tag};
 
-/// For how long a backend may hold an ended connection in TIME-WAIT, in seconds from [`Flow::last_seen`] of the entry. In
-/// Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 512 ticks, 5.1 s at
+/// For how long a backend may hold an ended connection in TIME-WAIT, in seconds from [`Flow::last_seen`] of the entry.
+/// In Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 5.1 s, at
 /// 100 Hz); and half a second, because entries are not touched for every packet.
 pub const TIME_WAIT_SECONDS: u64 = 66;
-/// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for [`TIME_WAIT_SECONDS`], so this
-/// bounds the sustained rate of short connections: 7,900 per second and node.
+/// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for [`TIME_WAIT_SECONDS`], so
+/// this bounds the sustained rate of short connections: 7,900 per second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
 /// Size of `FLOWS_PENDING` (two entries per connection), of `AFFINITY_PENDING` and of their twins for what is not TCP:
 /// connections that have not proved yet that somebody is there, and those that have found no share of the established

@@ -1,4 +1,5 @@
-//! Maps `XDP_DEVICES`, `XDP_STATE` and `HOPS`: what XDP needs to know besides what TC knows.
+//! Maps `XDP_DEVICES`, `XDP_STATE` and `HOPS`: what XDP needs to know besides what TC knows, and the next hops, which both
+//! use.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -112,7 +112,7 @@ pub(crate) fn own_hash_apart(packet: &Packet) -> u32 {
 }
 
 /// Puts outer headers around the packet and sends it to `vtep`. The inner Ethernet header gets the given addresses; the
-/// outer one is written by the kernel when it has resolved the next hop.
+/// outer one those of the next hop that the agent keeps, or the kernel writes them when it has resolved one.
 ///
 /// Outer: source port from `hash`; the rest as [`Headers::words`] says.
 #[inline(always)]
@@ -142,7 +142,7 @@ pub(crate) fn encapsulate(
     let second = if may_be_fragmented(config, &vtep) { fragmentable(random()) } else { ATOMIC };
     write_headers(ctx, config, vtep, vni, inner_dst, inner_src, tos, ip_len, second, hash)?;
     verdict::count(ctx, Counter::Encapsulated);
-    Ok(if next_hop::address(ctx, vtep, out) { Action::Addressed(out) } else { Action::Neigh(out) })
+    Ok(next_hop::towards(ctx, vtep, out))
 }
 
 /// The interface that a tunnel's packet with this hash leaves through.
@@ -171,7 +171,7 @@ pub(crate) fn write_headers(
     hash: u32,
 ) -> Result<(), DropReason> {
     let headers = Headers {
-        // The kernel writes them when it has resolved the next hop.
+        // Later: see `encapsulate`.
         eth: (0, 0),
         vtep: u32::from_le_bytes(vtep),
         tos,

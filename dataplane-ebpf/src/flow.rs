@@ -6,8 +6,8 @@
 //! from invented sources never gets that far. Either entry of a pending connection may be displaced; each can be made
 //! again from the other.
 //!
-//! What a packet says about its connection is in `dataplane-core` (`connection`, `proof`, `ending`, `succession`, `age`).
-//! The tables are used here and, on top of this file, by `opening.rs`, `pending.rs` and `follow.rs`.
+//! What a packet says about its connection is in `dataplane-core` (`connection`, `proof`, `ending`, `succession`,
+//! `age`). The tables are used here and, on top of this file, by `opening.rs`, `pending.rs` and `follow.rs`.
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
 //! only `last_seen`, `flags` and `tcp_number` change. Who moves an entry puts it into `FLOWS` before it takes it out

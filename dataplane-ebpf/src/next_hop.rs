@@ -1,5 +1,5 @@
-//! The next hops that the agent keeps ([ADR 15](../../docs/adr/0015-next-hops-and-generations.md)): where a tunnel's packet
-//! goes is one look into an array instead of a route and a neighbour looked up by the kernel.
+//! The next hops that the agent keeps ([ADR 15](../../docs/adr/0015-next-hops-and-generations.md)): where a tunnel's
+//! packet goes is one look into an array instead of a route and a neighbour looked up by the kernel.
 
 use aya_ebpf::bindings::__sk_buff;
 use dataplane_common::{addr::Ip4, xdp::HopWords, xdp::XdpState};
@@ -10,10 +10,11 @@ use crate::{
     maps::{self, HOPS, XDP_STATE},
     scratch::scratch,
     skb::Skb,
+    verdict::Action,
 };
 
-/// The next hop towards the node with the tunnel address `vtep`, whose number is that. `None`: the agent keeps none, or has not
-/// looked for longer than it may be believed.
+/// The next hop towards the node with the tunnel address `vtep`, whose number is that. `None`: the agent keeps none, or
+/// has not looked for longer than it may be believed.
 #[inline(always)]
 pub(crate) fn kept(state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<HopWords> {
     // SAFETY: the reference is valid; the agent stores it as a whole.
@@ -35,14 +36,17 @@ pub(crate) fn kept(state: &XdpState, number: u16, vtep: u32, now: u64) -> Option
     (words.vtep() == vtep && words.ifindex() != 0).then_some(words)
 }
 
-/// Writes the Ethernet addresses of a tunnel's packet to `vtep` that leaves through the interface `out`, if the next hop is
-/// kept. Whether it is: then the packet can leave as it is.
+/// Sends a tunnel's packet to `vtep` through the interface `out`: with the addresses of the next hop if that is kept, else
+/// the kernel finds one.
 #[inline(always)]
-pub(crate) fn address(ctx: &Skb, vtep: Ip4, out: u32) -> bool {
-    next_hop_address(ctx.skb.skb, u32::from_le_bytes(vtep), out)
+pub(crate) fn towards(ctx: &Skb, vtep: Ip4, out: u32) -> Action {
+    match next_hop_address(ctx.skb.skb, u32::from_le_bytes(vtep), out) {
+        true => Action::Addressed(out),
+        false => Action::Neigh(out),
+    }
 }
 
-/// Global, see [`crate::global`].
+/// Global, see [`crate::global`]: writes the Ethernet addresses, if the next hop is kept. Whether it is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn next_hop_address(ctx: *mut __sk_buff, vtep: u32, out: u32) -> bool {

@@ -25,6 +25,7 @@ use crate::{
     checksum, encap,
     headers::ATOMIC,
     maps::{self, PROBES},
+    next_hop,
     parse::{self, Copied, Eth, Fragment, Packet},
     path,
     scratch::{SCRATCH_PACKET, scratch},
@@ -235,7 +236,8 @@ fn answer(ctx: &Skb, config: &Config, outer: &Packet, inner: &Packet) -> Verdict
     ctx.store(PROBE, probe, 0).map_err(failed)?;
     // As all that goes to that node: of several uplinks the way back may be another than the request's. The kernel may
     // refuse to say, as an interface that forwards nothing makes it.
-    Ok(Action::Neigh(encap::uplink(ctx, config, &outer.src, hash).unwrap_or(verdict::ifindex(ctx))))
+    let out = encap::uplink(ctx, config, &outer.src, hash).unwrap_or(verdict::ifindex(ctx));
+    Ok(next_hop::towards(ctx, outer.src, out))
 }
 
 /// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its own.

@@ -75,7 +75,7 @@ impl Hops {
         HopWords(std::array::from_fn(|word| self.words.load(at * WORDS + word as u32)))
     }
 
-    /// XDP may use what is stored for so long from now on; zero: not any more.
+    /// The programs may use what is stored for so long from now on; zero: not any more.
     pub fn valid_for(&self, time: Duration) {
         let until = match time.is_zero() {
             true => 0,

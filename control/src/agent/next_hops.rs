@@ -1,8 +1,8 @@
-//! Keeps the ways to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for each
-//! packet, and the path MTUs that the kernel knows.
+//! Keeps the ways to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for
+//! each packet, and the path MTUs that the kernel knows.
 //!
-//! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop for a few
-//! seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
+//! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop for
+//! a few seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,6 +53,8 @@ const AT_ONCE: usize = 64;
 pub(super) struct Wanted {
     /// Index of the only uplink; 0: there are several, and the kernel is asked for each packet.
     pub(super) underlay: u32,
+    /// The own address that tunnels leave with. Routing rules may ask for it.
+    pub(super) from: Ip4,
     /// The smallest MTU of the uplinks.
     pub(super) mtu: u32,
     /// Tunnel addresses, and where the next hop of each is stored.
@@ -285,9 +287,9 @@ impl Follower {
 
     async fn ask_ways(&self, wanted: &Wanted) -> Result<BTreeMap<Ip4, Way>, Error> {
         let socket = &self.socket;
-        let underlay = wanted.underlay;
+        let (from, underlay) = (Ipv4Addr::from(wanted.from), wanted.underlay);
         let questions: Vec<_> = (wanted.nodes.keys().copied())
-            .map(|vtep| async move { way(socket, vtep.into(), underlay).await.map(|way| (vtep, way)) })
+            .map(|vtep| async move { way(socket, from, vtep.into(), underlay).await.map(|way| (vtep, way)) })
             .collect();
         let found: Vec<_> = futures::stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(found.into_iter().filter_map(|(vtep, way)| Some((vtep, way?))).collect())

@@ -498,6 +498,7 @@ impl Agent {
     fn ways(&self) -> Result<Wanted, MapFault> {
         Ok(Wanted {
             underlay: self.uplinks.only,
+            from: self.local().octets(),
             mtu: self.uplinks.mtu,
             nodes: self.shared.dataplane().hop_numbers()?,
             // With several uplinks the kernel spreads connections over them, and is asked for each packet.

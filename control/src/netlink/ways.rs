@@ -44,12 +44,14 @@ pub async fn underlay(socket: &Socket, index: u32) -> Result<Option<Underlay>, E
     Ok(Some(underlay))
 }
 
-/// Where a packet to `to` goes that has to leave through the interface, as the tunnel's do. `None`: nowhere.
+/// Where a packet from `from`, an address of this node, to `to` goes that has to leave through the interface, as the
+/// tunnel's do. `None`: nowhere.
 ///
 /// # Errors
 /// When the request fails; that there is no route is no error.
-pub async fn way(socket: &Socket, to: Ipv4Addr, interface: u32) -> Result<Option<Way>, Error> {
-    let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).output_interface(interface).build();
+pub async fn way(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr, interface: u32) -> Result<Option<Way>, Error> {
+    let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).source_prefix(from, 32);
+    let request = request.output_interface(interface).build();
     let mut answer = socket.handle().route().get(request).execute();
     let what = format!("ask for the route to {to}");
     let route = match socket.next(&what, &mut answer).await? {

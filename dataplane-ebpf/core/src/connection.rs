@@ -1,8 +1,8 @@
 //! Which packets are a connection's: what opens one, the keys of its entries, and which entries belong together.
 //!
 //! These modules are the rules of a connection's life, without the tables that its entries are in: this one,
-//! [`crate::proof`], [`crate::ending`] and [`crate::age`]. TC and XDP programs, tests on the host and fuzz targets all
-//! run them.
+//! [`crate::proof`], [`crate::ending`], [`crate::succession`] and [`crate::age`]. TC and XDP programs and tests on the
+//! host run them.
 
 use dataplane_common::{
     addr::NetId,

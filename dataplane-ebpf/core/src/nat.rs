@@ -52,7 +52,7 @@ fn change(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), Fa
         frame.l3_csum_replace(packet.net + IP_CHECKSUM, 0, addresses.into(), 0)?;
     }
     let (at, flags) = match packet.proto {
-        // No checksum but the IP header's covers the addresses. No caller asks for other ports: `flow::open` rather refuses a
+        // No checksum but the IP header's covers the addresses. No caller asks for other ports: `opening::open` rather refuses a
         // connection that would need one, and `mesh_backend::to_task` a target that has one.
         _ if packet.fragment == Fragment::Later => return store_addresses(frame, packet, to, moved),
         ipproto::TCP => (packet.l4 + 16, 0),

@@ -184,7 +184,8 @@ proptest! {
         let expected = server.wrapping_add(1);
         for ((flags, sequence, acknowledgement, payload, later), answer) in flood.into_iter().zip(answers) {
             nodes.pass(later);
-            let guess = if (acknowledgement ^ expected) & 0xff_ffff == 0 { acknowledgement ^ 1 } else { acknowledgement };
+            let right = (acknowledgement ^ expected) & 0xff_ffff == 0;
+            let guess = if right { acknowledgement ^ 1 } else { acknowledgement };
             nodes.of_client(&tcp(flags, sequence, guess, payload));
             // As a TCP in SYN-RECEIVED or LISTEN answers.
             nodes.of_backend(&tcp(answer, if answer & SYN != 0 { server } else { expected }, sequence, 0));

@@ -79,8 +79,10 @@ fn moves(lab: &Lab, cluster: &Cluster<'_>, client: &Netns, router: &Netns) -> Re
         (format!("ip route del {N2}/32"), false),
         (format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(router)?), true),
         (format!("ip neigh replace {N2} lladdr {} dev eth0 nud reachable", mac(n2)?), false),
+        (format!("ip route add {N2}/32 via {ROUTER} table 100; ip rule add from 192.168.77.13 lookup 100"), true),
+        ("ip rule del from 192.168.77.13 lookup 100".to_owned(), false),
     ] {
-        n3.run(&change)?;
+        n3.shell(&change)?;
         sleep(AT_ONCE);
         ensure!(comes_by(lab, router, client)? == by_router, "{change} was not followed");
     }
@@ -108,7 +110,7 @@ fn without_xdp_next_hops_are_followed_as_well() {
         let (cluster, client, router) = cluster_with(lab, "off")?;
         moves(lab, &cluster, &client, &router)?;
         let (n2, n3) = (&cluster.nodes[1], &cluster.nodes[2]);
-        // Who follows nothing, but is alive, is believed for three seconds after the last look, of which there is one a second.
+        // Who follows nothing, but is alive, is believed for three seconds after the last look; there is one a second.
         cluster.agents[2].freeze()?;
         let frozen = Instant::now();
         n3.run(&format!("ip neigh replace {N2} lladdr {} dev eth0 nud permanent", mac(&router)?))?;

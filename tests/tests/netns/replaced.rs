@@ -43,8 +43,8 @@ fn plug(lab: &Lab, node: &Netns, interface: &str, port: &str, address: &str) -> 
     node.run(&format!("ip link set {interface} up")).map(drop)
 }
 
-/// n3 uses `interface` as its uplink and serves clients on it, at its address: one that is named is the uplink before it has
-/// any.
+/// n3 uses `interface` as its uplink and serves clients on it, at its address: one that is named is the uplink before it
+/// has any.
 fn taken(cluster: &Cluster<'_>, interface: &str) -> Result<Value> {
     let status = cluster.agents[2].json(&["status"])?;
     let node = &status["node"];
