@@ -10,6 +10,7 @@ use aya_ebpf::{
 use dataplane_common::{addr::Ip4, config::Config, drop_reason::DropReason};
 
 use crate::{
+    clock,
     parse::Packet,
     scratch::scratch,
     skb::{self, Skb},
@@ -20,8 +21,9 @@ const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
 ///
-/// The next hop is given to the kernel, which else would look the route up once more. Only on an uplink with an Ethernet
-/// header: some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set then.
+/// With the Ethernet addresses that come with the answer, or for the neighbours' sake once in a while with the next hop,
+/// whose address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
+/// some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set then.
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
@@ -33,9 +35,13 @@ pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
         way => way,
     };
     match way {
-        Way::Interface { index, via: Some(via) }
+        Way::Interface { index, via: Some(via), known }
             if index == config.underlay_ifindex && config.underlay_mac != [0; 6] =>
         {
+            if known && !is_sample(clock::now()) {
+                address(ctx)?;
+                return Ok(Action::Addressed(index));
+            }
             note_next_hop(via)?;
             Ok(Action::Via(index))
         }
@@ -49,12 +55,35 @@ pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
 /// What the routing table says of a destination.
 pub(crate) enum Way {
     /// Out of the interface with this index; `via`: the next router, or the destination itself; `None`: a router with an
-    /// IPv6 address.
-    Interface { index: u32, via: Option<Ip4> },
+    /// IPv6 address. `known`: the kernel knows its Ethernet address, which the answer has.
+    Interface { index: u32, via: Option<Ip4>, known: bool },
     /// The way takes no more than this.
     TooNarrow(u16),
     /// To this node itself, or nowhere.
     None,
+}
+
+/// One in so many steps of 4 ms, as fine as the coarse clock gets, belongs to the neighbours.
+const SAMPLED: u64 = 16;
+
+/// Whether a packet at `now` is sent by the kernel's neighbour, which it so sees used: it asks whether one is still there only
+/// then, and one that is never used would keep a dead one's address.
+#[inline(always)]
+pub(crate) fn is_sample(now: u64) -> bool {
+    (now >> 22).is_multiple_of(SAMPLED)
+}
+
+/// Writes the Ethernet addresses of the last answer.
+#[inline(always)]
+fn address(ctx: &Skb) -> Result<(), DropReason> {
+    let params = &mut scratch()?.fib;
+    // The header has them the other way round.
+    let (to, from) = (params.dmac, params.smac);
+    let addresses = &mut scratch()?.packet.0;
+    addresses[..6].copy_from_slice(&to);
+    addresses[6..12].copy_from_slice(&from);
+    let addresses = addresses.first_chunk::<12>().ok_or(DropReason::RewriteFailed)?;
+    ctx.store(0, addresses, 0).map_err(|_| DropReason::RewriteFailed)
 }
 
 /// Notes the next hop for [`Action::Via`].
@@ -122,7 +151,8 @@ pub(crate) fn ask(ctx: &Skb, ends: &Ends, len: u16) -> Result<Way, DropReason> {
     Ok(if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
         // SAFETY: the kernel has written it, or left our own bytes; any are valid.
         let via = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
-        Way::Interface { index: params.ifindex, via: (params.family == AF_INET).then_some(via) }
+        let known = result == BPF_FIB_LKUP_RET_SUCCESS as i64;
+        Way::Interface { index: params.ifindex, via: (params.family == AF_INET).then_some(via), known }
     } else if result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
         // SAFETY: the kernel has written it; any bytes are valid.
         Way::TooNarrow(unsafe { params.__bindgen_anon_1.mtu_result })

@@ -24,7 +24,7 @@ use dataplane_common::{
 
 use self::access::{Frame, half, word};
 use crate::{
-    age,
+    age, fib,
     maps::{XDP_DEVICES, config},
 };
 
@@ -69,14 +69,9 @@ fn own(frame: Frame, config: &Config) -> Option<bool> {
     (to.four::<0>() == first && u32::from(to.two::<4>()) == second).then_some(uplink)
 }
 
-/// One in so many of the packets that would renew an entry's time goes to TC, which does that too.
-const SAMPLED: u64 = 16;
-
-/// Whether the TC programs shall see this packet of a connection for the neighbours' sake: the kernel asks whether a
-/// neighbour is still there only when it sends to it itself, and a connection that never leaves XDP would keep a dead
-/// one's address. Where the agent keeps the next hop it sees to that.
+/// Whether the TC programs shall see this packet of a connection for the neighbours' sake, see [`fib::is_sample`]: of those
+/// that would renew an entry's time, which TC does, too. Where the agent keeps the next hop it sees to that.
 #[inline(always)]
 fn is_sample(known: &Affinity, now: u64) -> bool {
-    // Steps of 4 ms, as fine as the coarse clock gets.
-    age::old(known.last_seen, now) && (now >> 22).is_multiple_of(SAMPLED)
+    age::old(known.last_seen, now) && fib::is_sample(now)
 }

