@@ -10,7 +10,7 @@ use aya_ebpf::{
 use dataplane_common::{addr::Ip4, config::Config, drop_reason::DropReason};
 
 use crate::{
-    clock,
+    clock, ending,
     parse::Packet,
     scratch::scratch,
     skb::{self, Skb},
@@ -21,8 +21,8 @@ const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
 ///
-/// With the Ethernet addresses that come with the answer, or for the neighbours' sake once in a while with the next hop,
-/// whose address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
+/// With the Ethernet addresses that come with the answer, or for the neighbours' sake now and then with the next hop, whose
+/// address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
 /// some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set then.
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
@@ -38,7 +38,7 @@ pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
         Way::Interface { index, via: Some(via), known }
             if index == config.underlay_ifindex && config.underlay_mac != [0; 6] =>
         {
-            if known && !is_sample(clock::now()) {
+            if known && !begins(packet) && !is_sample(clock::now()) {
                 address(ctx)?;
                 return Ok(Action::Addressed(index));
             }
@@ -71,6 +71,13 @@ const SAMPLED: u64 = 16;
 #[inline(always)]
 pub(crate) fn is_sample(now: u64) -> bool {
     (now >> 22).is_multiple_of(SAMPLED)
+}
+
+/// Whether a backend accepts a connection with the packet: its client's address may be another machine's by now, and must be
+/// asked about soon, whatever the samples.
+#[inline(always)]
+fn begins(packet: &Packet) -> bool {
+    ending::begins(packet.proto, packet.flags)
 }
 
 /// Writes the Ethernet addresses of the last answer.
@@ -151,7 +158,8 @@ pub(crate) fn ask(ctx: &Skb, ends: &Ends, len: u16) -> Result<Way, DropReason> {
     Ok(if result == BPF_FIB_LKUP_RET_SUCCESS as i64 || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
         // SAFETY: the kernel has written it, or left our own bytes; any are valid.
         let via = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
-        let known = result == BPF_FIB_LKUP_RET_SUCCESS as i64;
+        // No address (Linux before 6.1.15): the kernel is asking for it.
+        let known = result == BPF_FIB_LKUP_RET_SUCCESS as i64 && params.dmac != [0; 6];
         Way::Interface { index: params.ifindex, via: (params.family == AF_INET).then_some(via), known }
     } else if result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
         // SAFETY: the kernel has written it; any bytes are valid.

@@ -92,7 +92,7 @@ fn admits(shares: *mut Shares, place: &Place) -> bool {
 
 #[inline(always)]
 fn add(shares: *mut Shares, place: &Place, entries: i64) {
-    // Every opening takes an entry out, and most find none: in a flood CPUs shall not fight for these words.
+    // Many take an entry out and find none: in a flood CPUs shall not fight for these words.
     if entries == 0 {
         return;
     }

@@ -32,7 +32,7 @@ pub(crate) enum Action {
     /// Out of this interface to the next hop that `fib::route` has noted; the kernel resolves it.
     // VERIFIER(6.18): not in here. With another word in this enum the verifier refuses how LLVM keeps it on the stack.
     Via(u32),
-    /// Out of this interface, with the addresses of the next hop that the agent keeps.
+    /// Out of this interface, with the Ethernet addresses of the next hop, which are written.
     Addressed(u32),
     /// Out of this interface as it is.
     Device(u32),

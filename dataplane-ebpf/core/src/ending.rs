@@ -85,7 +85,7 @@ fn is_over(proto: u8, flags: u8) -> bool {
 
 /// Whether a packet of the backend's, with these [`Packet::flags`], begins a connection.
 #[inline(always)]
-fn begins(proto: u8, flags: u8) -> bool {
+pub fn begins(proto: u8, flags: u8) -> bool {
     match proto {
         ipproto::TCP => flags & (tcpflag::SYN | tcpflag::ACK) == tcpflag::SYN | tcpflag::ACK,
         ipproto::SCTP => flags == sctpchunk::INIT_ACK,

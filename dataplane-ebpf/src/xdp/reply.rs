@@ -61,6 +61,10 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
     let is_syn_ack = proof::is_syn_ack(inner.proto, inner.flags);
+    // A client that does not answer the first one may be another machine by now: see `fib::route`.
+    if is_syn_ack && known.flags & flag::REPLIED != 0 {
+        return None;
+    }
     let expected = if is_syn_ack { proof::after(head::inner_sequence(frame)?) } else { [0; 3] };
     let ends = ending::may_change(known, inner.proto, inner.flags);
     let acknowledgement = if ends { head::inner_acknowledgement(frame)? } else { 0 };

@@ -16,7 +16,7 @@ use super::{
     dissect,
     icmp::sum,
     pcap,
-    world::{NODE_MAC, PEER_MAC, ROUTER_MAC},
+    world::{NODE_MAC, PEER, PEER_MAC, ROUTER_MAC},
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides.
@@ -145,8 +145,8 @@ impl Golden {
         let mut expected = self.packet.clone().unwrap_or_else(|| self.input.packet.clone());
         // Now, or by the kernel later.
         if outcome.addressed {
-            let to = [PEER_MAC, ROUTER_MAC].iter().find(|mac| outcome.packet.starts_with(*mac)).unwrap_or(&PEER_MAC);
-            expected.splice(..12, [*to, NODE_MAC].concat());
+            let to_peer = outcome.packet[30..34] == PEER;
+            expected.splice(..12, [if to_peer { PEER_MAC } else { ROUTER_MAC }, NODE_MAC].concat());
         }
         let expected = &expected;
         if *expected != outcome.packet && !dropped {
