@@ -277,7 +277,7 @@ impl Agent {
         // Programs and maps know the host link now: the node's own connections may be led into it.
         self.guard(&desired, &settings, &gateway, &links, Cause::Kernel, round);
         round.run(&mut self.backoff, &self.strays, &plan, Stage::Finish, &self.socket, &spaces).await;
-        self.open(&desired, &settings, &gateway, round).await?;
+        self.open(&desired, &settings, &gateway, round).await;
         round.fill(&mut self.backoff, &plan, &self.socket, &links).await;
         if cause != Cause::Kernel && !early {
             self.sweep(cause, round);
@@ -387,10 +387,21 @@ impl Agent {
             Ok(facts) => facts,
             Err(why) => return round.lacks(&mut self.backoff, "maps", &why),
         };
-        if !round.may(&self.backoff, "maps") {
-            return;
+        if round.may(&self.backoff, "maps") {
+            self.write_maps(desired, settings, facts, links, round);
         }
-        let facts = Facts { unopened: self.opened.others(desired, links), ..facts };
+    }
+
+    /// As `map_state` has them, but for tasks' interfaces that have not been up.
+    fn write_maps(
+        &mut self,
+        desired: &Desired,
+        settings: &Settings,
+        facts: Facts,
+        links: &BTreeMap<String, Link>,
+        round: &mut Round,
+    ) {
+        let facts = Facts { unopened: self.opened.others(desired, links).clone(), ..facts };
         let want = map_state(&self.table.model, desired, settings, &facts);
         let before = self.programmed.take();
         let applied = self.shared.dataplane().apply(&want);
@@ -409,20 +420,24 @@ impl Agent {
         }
     }
 
-    /// Leads clients to tasks whose interfaces were not up when the maps were written.
-    async fn open(
-        &mut self,
-        desired: &Desired,
-        settings: &Settings,
-        gateway: &Gateway,
-        round: &mut Round,
-    ) -> anyhow::Result<()> {
+    /// Leads clients to tasks whose interfaces have come up since the maps were written. That is written even if another
+    /// entry could not be. What fails here the next round does.
+    async fn open(&mut self, desired: &Desired, settings: &Settings, gateway: &Gateway, round: &mut Round) {
         if self.opened.is_all() {
-            return Ok(());
+            return;
         }
-        let links = observe_links(&self.socket).await?;
-        block_in_place(|| self.maps(desired, settings, &links, gateway, round));
-        Ok(())
+        let links = match observe_links(&self.socket).await {
+            Ok(links) => links,
+            Err(error) => return tracing::debug!("which interfaces are up: {error}"),
+        };
+        if !self.opened.has_news(desired, &links) {
+            return;
+        }
+        let left = self.host_rules.entries(&links);
+        let facts = facts(&self.args, &links, gateway, &self.sandboxes, &self.uplinks, &self.replies, left);
+        if let Ok(facts) = facts {
+            block_in_place(|| self.write_maps(desired, settings, facts, &links, round));
+        }
     }
 
     /// Interfaces where clients arrive.
