@@ -43,7 +43,7 @@ pub mod decision {
     pub const TAKEN: u32 = 9;
     /// As [`NEIGH`], but the kernel is given the next hop, in `cb[3]`.
     pub const VIA: u32 = 10;
-    /// As [`NEIGH`], but the packet has the next hop's addresses already, as the agent keeps them.
+    /// As [`NEIGH`], but the packet has the next hop's Ethernet addresses already.
     pub const ADDRESSED: u32 = 11;
 }
 

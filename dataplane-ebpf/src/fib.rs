@@ -21,9 +21,10 @@ const AF_INET: u8 = 2;
 
 /// Sends the packet out of the interface that the main routing table names.
 ///
-/// With the Ethernet addresses that come with the answer, or for the neighbours' sake now and then with the next hop, whose
-/// address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
-/// some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set then.
+/// With the Ethernet addresses that come with the answer, or for the neighbours' sake now and then with the next hop,
+/// whose address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
+/// some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set
+/// then.
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
@@ -66,15 +67,15 @@ pub(crate) enum Way {
 /// One in so many steps of 4 ms, as fine as the coarse clock gets, belongs to the neighbours.
 const SAMPLED: u64 = 16;
 
-/// Whether a packet at `now` is sent by the kernel's neighbour, which it so sees used: it asks whether one is still there only
-/// then, and one that is never used would keep a dead one's address.
+/// Whether a packet at `now` is sent through the kernel's neighbour entry: the kernel asks whether a neighbour is still
+/// there only when its entry is used, and one that is never used would keep a dead one's address.
 #[inline(always)]
 pub(crate) fn is_sample(now: u64) -> bool {
     (now >> 22).is_multiple_of(SAMPLED)
 }
 
-/// Whether a backend accepts a connection with the packet: its client's address may be another machine's by now, and must be
-/// asked about soon, whatever the samples.
+/// Whether a backend accepts a connection with the packet: its client's address may be another machine's by now, and must
+/// be asked about soon, whatever the samples.
 #[inline(always)]
 fn begins(packet: &Packet) -> bool {
     ending::begins(packet.proto, packet.flags)

@@ -69,8 +69,8 @@ fn own(frame: Frame, config: &Config) -> Option<bool> {
     (to.four::<0>() == first && u32::from(to.two::<4>()) == second).then_some(uplink)
 }
 
-/// Whether the TC programs shall see this packet of a connection for the neighbours' sake, see [`fib::is_sample`]: of those
-/// that would renew an entry's time, which TC does, too. Where the agent keeps the next hop it sees to that.
+/// Whether the TC programs shall see this packet of a connection for the neighbours' sake, see [`fib::is_sample`]: only
+/// one that would renew an entry's time, which TC does, too. Where the agent keeps the next hop it sees to that.
 #[inline(always)]
 fn is_sample(known: &Affinity, now: u64) -> bool {
     age::old(known.last_seen, now) && fib::is_sample(now)
