@@ -231,15 +231,16 @@ pub fn change(known: &mut Affinity, proto: u8, flags: u8, acknowledgement: u32) 
 
 #[cfg(test)]
 mod tests {
-    use dataplane_common::headers::{IPV4_LEN, TCP_LEN};
+    use dataplane_common::{
+        flow::flag::ENDED,
+        headers::{
+            IPV4_LEN, TCP_LEN,
+            tcpflag::{ACK, FIN, RST, SYN},
+        },
+    };
 
     use super::*;
 
-    const SYN: u8 = tcpflag::SYN;
-    const ACK: u8 = tcpflag::ACK;
-    const RST: u8 = tcpflag::RST;
-    const FIN: u8 = tcpflag::FIN;
-    const ENDED: u8 = flag::ENDED;
     /// What the backend has acknowledged, and its upper 24 bits.
     const WAITS_FOR: u32 = 0x0102_0380;
     const UPPER: [u8; 3] = [1, 2, 3];

@@ -128,14 +128,12 @@ pub fn establish_at_ingress(known: &mut Affinity, proto: u8) {
 
 #[cfg(test)]
 mod tests {
-    use dataplane_common::headers::{IPV4_LEN, TCP_LEN, sctpchunk};
+    use dataplane_common::headers::{
+        IPV4_LEN, TCP_LEN, sctpchunk,
+        tcpflag::{ACK, FIN, RST, SYN},
+    };
 
     use super::*;
-
-    const SYN: u8 = tcpflag::SYN;
-    const ACK: u8 = tcpflag::ACK;
-    const RST: u8 = tcpflag::RST;
-    const FIN: u8 = tcpflag::FIN;
 
     /// A TCP segment with so many bytes of payload.
     fn segment(flags: u8, payload: usize) -> Packet {

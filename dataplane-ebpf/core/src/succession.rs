@@ -119,16 +119,17 @@ pub fn place_of(
 
 #[cfg(test)]
 mod tests {
-    use dataplane_common::headers::{sctpchunk, tcpflag};
+    use dataplane_common::{
+        flow::flag::ENDED,
+        headers::{
+            sctpchunk,
+            tcpflag::{ACK, FIN, RST, SYN},
+        },
+    };
 
     use super::*;
     use crate::age::{QUIET_NS, TIME_WAIT_NS};
 
-    const SYN: u8 = tcpflag::SYN;
-    const ACK: u8 = tcpflag::ACK;
-    const RST: u8 = tcpflag::RST;
-    const FIN: u8 = tcpflag::FIN;
-    const ENDED: u8 = flag::ENDED;
     /// What the backend has acknowledged, and its upper 24 bits.
     const WAITS_FOR: u32 = 0x0102_0380;
     const UPPER: [u8; 3] = [1, 2, 3];
