@@ -259,6 +259,11 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("hiveway {} --json said {text}", what.join(" ")))
     }
 
+    /// Waits until `status` is as `check` wants it: what takes long to read (sockets, the firewall) may be the last answer.
+    pub fn wait_status(&self, what: &str, check: impl Fn(&Value) -> Result<()>) -> Result<()> {
+        wait_for(&format!("status to say {what}"), PATIENCE, || check(&self.json(&["status"])?))
+    }
+
     /// Packets dropped for a reason so far.
     pub fn dropped(&self, reason: &str) -> Result<u64> {
         let drops = self.json(&["drops"])?;

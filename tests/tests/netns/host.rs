@@ -184,12 +184,14 @@ fn what_nobody_serves_is_refused_and_an_unpublished_port_is_the_nodes_own_again(
         // A process of the node on the same port: hidden by the service.
         let _own = peer::http_server(lab, &cluster.nodes[2], 8080, "node")?;
         let own_udp = peer::udp_server(lab, &cluster.nodes[2], 5353, "node")?;
-        let status = cluster.agents[2].json(&["status"])?;
-        let shadowed = status["shadowed"].as_array().context("no list of shadowed sockets")?;
-        let brief: Vec<_> =
-            shadowed.iter().map(|s| format!("{}/{} {}", s["port"], s["protocol"], s["process"])).collect();
-        let want = ["8080/\"tcp\" \"hw-lab-peer\"", "5353/\"udp\" \"hw-lab-peer\""];
-        ensure!(brief == want, "{brief:?}");
+        cluster.agents[2].wait_status("which sockets are shadowed", |status| {
+            let shadowed = status["shadowed"].as_array().context("no list of shadowed sockets")?;
+            let brief: Vec<_> =
+                shadowed.iter().map(|s| format!("{}/{} {}", s["port"], s["protocol"], s["process"])).collect();
+            let want = ["8080/\"tcp\" \"hw-lab-peer\"", "5353/\"udp\" \"hw-lab-peer\""];
+            ensure!(brief == want, "{brief:?}");
+            Ok(())
+        })?;
         ensure!(cluster.agents[0].json(&["status"])?["shadowed"].as_array().is_some_and(Vec::is_empty), "on n1");
         for address in ["127.0.0.1", "192.168.77.13"] {
             answers(&cluster.nodes[2], address, "192.168.77.13")?;
@@ -247,7 +249,10 @@ fn settings_of_the_node_that_are_in_the_way_are_named() {
         }
         for (value, want) in [("1", true), ("0", false)] {
             node.run(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={value}"))?;
-            ensure!(said("bridge-nf-call-iptables")? == want, "with {value}");
+            wait_for(&format!("bridge-nf-call-iptables={value} to be read"), PATIENCE, || {
+                ensure!(said("bridge-nf-call-iptables")? == want, "with {value}");
+                Ok(())
+            })?;
         }
         Ok(())
     });
@@ -388,16 +393,20 @@ fn ipv6_clients_are_said_not_to_be_served_and_listeners_for_them_alone_are_not_s
     scenario(|lab| {
         let cluster = Cluster::start(lab, 1, web_table(&["n1", "n1"], &[("tcp", 8080, 80)], "n1"))?;
         let node = &cluster.nodes[0];
-        let status = || cluster.agents[0].json(&["status"]);
-        ensure!(status()?["ipv6"].is_null(), "{:#}", status()?["ipv6"]);
+        let agent = &cluster.agents[0];
+        let status = agent.json(&["status"])?;
+        ensure!(status["ipv6"].is_null(), "{:#}", status["ipv6"]);
         node.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0")?;
         node.run("ip addr add 2001:db8::11/64 dev eth0 nodad")?;
-        let text = cluster.agents[0].cli(&["status"])?;
+        agent.wait_status("which addresses are not served", |status| {
+            ensure!(status["ipv6"]["addresses"] == json!(["2001:db8::11"]), "{:#}", status["ipv6"]);
+            Ok(())
+        })?;
+        let text = agent.cli(&["status"])?;
         ensure!(
             text.contains("NOT served: published ports answer at IPv4 addresses only; not at 2001:db8::11"),
             "{text}"
         );
-        ensure!(status()?["ipv6"]["addresses"] == json!(["2001:db8::11"]), "{:#}", status()?["ipv6"]);
         Ok(())
     });
 }
