@@ -11,19 +11,19 @@ pub const TIME_WAIT_SECONDS: u64 = 66;
 /// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for [`TIME_WAIT_SECONDS`], so
 /// this bounds the sustained rate of short connections: 7,900 per second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
-/// Size of `FLOWS_PENDING` (two entries per connection), of `AFFINITY_PENDING` and of their twins for what is not TCP:
+/// Size of `FLOWS_PENDING` (two entries per connection), of its twin for what is not TCP, and of each half of `AFFINITY_LINES`:
 /// connections that have not proved yet that somebody is there, and those that have found no share of the established
 /// tables (see [`crate::shares`]). Least recently used entries make room, so a flood only ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
 
 /// The tables of pending connections: one for TCP, one for all else, so that neither displaces the other's. Indices of
-/// `FLOWS_PENDING_BY` and `AFFINITY_PENDING_BY`.
+/// `FLOWS_PENDING_BY`, and halves of `AFFINITY_LINES`.
 pub mod pending {
     use crate::headers::ipproto;
 
-    /// `FLOWS_PENDING` and `AFFINITY_PENDING`.
+    /// `FLOWS_PENDING`, and the first half.
     pub const TCP: u32 = 0;
-    /// `FLOWS_PENDING_OTHER` and `AFFINITY_PENDING_OTHER`.
+    /// `FLOWS_PENDING_OTHER`, and the second half.
     pub const OTHER: u32 = 1;
     /// Their number.
     pub const COUNT: u32 = 2;
@@ -162,7 +162,7 @@ pub mod flag {
     pub const BACKEND_FIN: u8 = 1 << 0;
     /// Pending entries in `FLOWS_PENDING` and its twin: the connection has proved itself, and found no share or no room.
     pub const KEPT: u8 = 1 << 6;
-    /// The same in `AFFINITY_PENDING` and its twin.
+    /// The same in `AFFINITY_LINES`.
     pub const AFFINITY_KEPT: u8 = 1 << 5;
     /// `FLOWS` only: a connection made directly to a task that is also a VIP's backend. Alone under its reply key it
     /// changes nothing and only keeps the key; with a forward entry the source port is translated.
@@ -222,7 +222,7 @@ pub struct Affinity {
     pub vtep: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Of TCP. In `AFFINITY_PENDING`: as [`Flow::tcp_number`] of reply entries. In `AFFINITY` with [`flag::FIN`]: the upper
+    /// Of TCP. In `AFFINITY_LINES`: as [`Flow::tcp_number`] of reply entries. In `AFFINITY` with [`flag::FIN`]: the upper
     /// 24 bits of the sequence number behind the client's FIN, big endian.
     pub tcp_number: [u8; 3],
     /// [`crate::xdp::XdpState::generation`] under which XDP last asked everything that it asks besides this entry; 0: never.

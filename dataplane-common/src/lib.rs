@@ -22,6 +22,7 @@ pub mod fragment;
 pub mod group;
 pub mod hash;
 pub mod headers;
+pub mod line;
 pub mod mark;
 pub mod mesh;
 pub mod path;

@@ -11,6 +11,7 @@ use crate::{
     addr::NetId,
     flow::{AffinityKey, FlowKey, MESH_ZONE, STOCK_ZONE},
     headers::ipproto,
+    line::mix,
 };
 
 /// Numbers of services; several may share one.
@@ -152,14 +153,6 @@ const fn word(bytes: [u8; 4]) -> u32 {
 #[inline(always)]
 const fn port([a, b]: [u8; 2], proto: u8) -> u32 {
     word([a, b, proto, 0])
-}
-
-/// The finalizer of splitmix64: a bijection, all of whose bits depend on all bits of `x`.
-#[inline(always)]
-const fn mix(mut x: u64) -> u64 {
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! The tables `AFFINITY` and `AFFINITY_PENDING` (with its twin for what is not TCP): which backend the ingress node
-//! gave a client's connection to.
+//! The tables `AFFINITY` and `AFFINITY_LINES`: which backend the ingress node gave a client's connection to.
 //!
-//! As with flows (see `flow.rs`) a connection begins in the pending table, where the least recently
-//! used entry makes room, and moves to the established one when both ends have proved that they are there.
+//! As with flows (see `flow.rs`) a connection begins in the pending table, the lines, where one that was silent for longer
+//! makes room, and moves to the established one when both ends have proved that they are there.
 
 use core::mem::offset_of;
 
@@ -15,13 +14,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    clock, ending,
-    maps::{AFFINITY, pending_affinity},
-    parse::Packet,
-    proof,
-    scratch::{copy, scratch},
-    shares,
-    skb::Skb,
+    client_lines, clock, connection, ending, maps::AFFINITY, parse::Packet, proof, scratch::scratch, shares, skb::Skb,
     verdict,
 };
 
@@ -31,7 +24,14 @@ pub(crate) fn get(key: &AffinityKey) -> Option<&'static mut Affinity> {
     find(key).map(|found| found.0)
 }
 
-/// The same, and whether it is still pending.
+/// The entry of a client's packet, in whichever table.
+// Not inlined: the callers have no stack to spare for another key.
+#[inline(never)]
+pub(crate) fn of_packet(packet: &Packet) -> Option<&'static mut Affinity> {
+    get(&connection::affinity_key(packet))
+}
+
+/// The entry with this key, and whether it is still pending.
 #[inline(always)]
 pub(crate) fn find(key: &AffinityKey) -> Option<(&'static mut Affinity, bool)> {
     match established(key) {
@@ -47,11 +47,10 @@ pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
-/// The entry with this key in the pending table of its protocol.
+/// The entry with this key in the pending table.
 #[inline(always)]
 pub(crate) fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
-    // SAFETY: as above.
-    pending_affinity(key.proto)?.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    client_lines::find(key)
 }
 
 /// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
@@ -61,11 +60,15 @@ pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&
         return Some(known);
     }
     let known = pending(key)?;
-    if proof::client_proves_at_ingress(packet, known) && promote(key, known, ctx.len() as usize) {
-        established(key)
-    } else {
-        Some(known)
+    clock::renew(&mut known.last_seen);
+    if !proof::client_proves_at_ingress(packet, known) {
+        return Some(known);
     }
+    // Displaced a moment ago: as if it had not been found.
+    if !copied(key, known) {
+        return None;
+    }
+    if establish(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
 }
 
 /// Notes what a packet of the client's says about the end of its connection.
@@ -86,6 +89,7 @@ pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut 
     if !is_pending {
         return;
     }
+    clock::renew(&mut known.last_seen);
     if let Some(expected) = proof::expected_ack(packet) {
         known.tcp_number = expected;
     } else if proof::server_proves(packet) && established(key).is_none() {
@@ -107,9 +111,10 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
     // In words: field by field it takes LLVM three times as much of the stack.
     // SAFETY: values of array maps are aligned to 8; as many plain bytes.
     let [tag, place] = unsafe { core::ptr::read(core::ptr::from_ref(backend).cast::<[u64; 2]>()) };
-    let entry = [now, now, tag, place, flags.into(), 0];
+    // In scratch memory: XDP has none of the stack to spare.
+    let entry = &mut scratch()?.affinity;
     // SAFETY: as asserted above; any bytes are valid.
-    let entry = unsafe { &*entry.as_ptr().cast::<Affinity>() };
+    unsafe { core::ptr::from_mut(entry).cast::<[u64; 6]>().write([now, now, tag, place, flags.into(), 0]) };
     insert_pending(key, entry)
 }
 
@@ -119,20 +124,30 @@ pub(crate) fn clear(key: &AffinityKey) {
     shares::count_affinity(key, shares::taken_out(AFFINITY.remove(key)));
 }
 
-/// Puts an entry into the pending table of its protocol.
+/// Puts an entry into the pending table.
 #[inline(always)]
 pub(crate) fn insert_pending(key: &AffinityKey, entry: &Affinity) -> Result<(), DropReason> {
-    let table = pending_affinity(key.proto).ok_or(DropReason::FlowTableFull)?;
-    table.insert(key, entry, BPF_ANY as u64).map_err(|_| DropReason::FlowTableFull)
+    if client_lines::put(key, entry) { Ok(()) } else { Err(DropReason::FlowTableFull) }
 }
 
 /// Moves an entry to the established table, with a packet of `len` bytes. Where it finds no share or no room there it
 /// stays where it is: the connection works as long as nothing displaces it.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
+    // One after the other: the stack has no room for both.
+    copied(key, known) && establish(key, known, len)
+}
+
+/// Copies a pending entry to scratch memory. Not if another connection has taken its place since it was found.
+#[inline(never)]
+fn copied(key: &AffinityKey, known: &mut Affinity) -> bool {
+    scratch().is_ok_and(|scratch| client_lines::copied(key, known, &mut scratch.affinity))
+}
+
+#[inline(never)]
+fn establish(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
     // In scratch memory: XDP has none of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return false };
-    copy(known, &mut scratch.affinity);
     proof::establish_at_ingress(&mut scratch.affinity, key.proto);
     if !shares::admits_affinity(key) || AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
         if known.flags & flag::AFFINITY_KEPT == 0 {
@@ -142,9 +157,7 @@ pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bo
         return false;
     }
     shares::count_affinity(key, 1);
-    if let Some(table) = pending_affinity(key.proto) {
-        let _ = table.remove(key);
-    }
+    client_lines::remove(key, known);
     verdict::count_of(Counter::FlowPromoted, len);
     true
 }

@@ -11,6 +11,12 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// Notes that a packet went by a pending entry: who is silent makes room for others there.
+#[inline(always)]
+pub(crate) fn renew(last_seen: &mut u64) {
+    *last_seen = now();
+}
+
 /// Notes that a packet that adds `bits` went by an entry.
 #[inline(always)]
 pub(crate) fn note(last_seen: &mut u64, flags: &mut u8, bits: u8) {

@@ -16,13 +16,12 @@ use dataplane_common::{
 };
 
 use crate::{
-    clock, connection, ending, flow, follow,
+    atomics, clock, connection, ending, flow, follow,
     maps::DIRECT_GATE,
     nat::{self, Translation},
     opening,
     parse::{Fragment, Packet},
     scratch::{NewFlow, scratch},
-    service,
     skb::Skb,
     succession, verdict,
 };
@@ -142,7 +141,7 @@ fn another_port(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -
     opening::open(ctx, packet, new)?;
     if let Some(gate) = DIRECT_GATE.get_ptr_mut(0) {
         // SAFETY: aligned, in a live array map; the agent only reads this field.
-        unsafe { service::fetch_add(&raw mut (*gate).created, 1) };
+        unsafe { atomics::fetch_add(&raw mut (*gate).created, 1) };
     }
     verdict::count(ctx, Counter::DirectTranslated);
     Ok(new.to.sport)

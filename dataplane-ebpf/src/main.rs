@@ -16,7 +16,9 @@
 mod admission;
 mod affinity;
 mod arp;
+mod atomics;
 mod client;
+mod client_lines;
 mod clock;
 mod container;
 mod decap;
@@ -70,7 +72,7 @@ use aya_ebpf::{
 };
 use dataplane_common::{headers::ETH_LEN, mark::l3_program};
 use dataplane_core::{
-    age, checksum, connection, ending, headers, mss, options, parse, proof, quote, succession, timestamp,
+    age, checksum, connection, ending, headers, lines, mss, options, parse, proof, quote, succession, timestamp,
 };
 
 use self::skb::Skb;

@@ -17,6 +17,7 @@ use dataplane_common::{
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
     headers::ipproto,
+    line::{self, Bucket},
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
@@ -59,21 +60,20 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING>
 #[btf_map]
 pub(crate) static SHARES: Array<Shares, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Connections that have proved nothing yet.
-type PendingAffinity = LruHashMap<AffinityKey, Affinity, { MAX_PENDING as usize }>;
+/// Clients' connections that have proved nothing yet.
+// Memory-mapped for its alignment, too: the elements of other arrays lie across two cache lines each.
+#[btf_map]
+pub(crate) static AFFINITY_LINES: Array<Bucket, { line::buckets(MAX_PENDING) as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// Translated connections that have proved nothing yet.
 type PendingFlows = LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }>;
-#[btf_map]
-pub(crate) static AFFINITY_PENDING: PendingAffinity = LruHashMap::new();
-#[btf_map]
-pub(crate) static AFFINITY_PENDING_OTHER: PendingAffinity = LruHashMap::new();
 #[btf_map]
 pub(crate) static FLOWS_PENDING: PendingFlows = LruHashMap::new();
 #[btf_map]
 pub(crate) static FLOWS_PENDING_OTHER: PendingFlows = LruHashMap::new();
-// What programs reach those four through; filled before any is attached, and not pinned.
+// What programs reach those two through; filled before any is attached, and not pinned.
 // VERIFIER: were the table chosen by a branch, all that follows a look-up would be verified once for each table.
-#[btf_map]
-static AFFINITY_PENDING_BY: ArrayOfMaps<PendingAffinity, { pending::COUNT as usize }> = ArrayOfMaps::new();
 #[btf_map]
 static FLOWS_PENDING_BY: ArrayOfMaps<PendingFlows, { pending::COUNT as usize }> = ArrayOfMaps::new();
 #[btf_map]
@@ -120,12 +120,6 @@ pub(crate) fn config() -> Result<&'static Config, DropReason> {
     CONFIG.get(0).ok_or(DropReason::NotConfigured)
 }
 
-/// The table of pending clients' connections of this protocol.
-#[inline(always)]
-pub(crate) fn pending_affinity(proto: u8) -> Option<&'static PendingAffinity> {
-    AFFINITY_PENDING_BY.get(kind(proto))
-}
-
 /// The table of pending translated connections of this protocol.
 #[inline(always)]
 pub(crate) fn pending_flows(proto: u8) -> Option<&'static PendingFlows> {
@@ -135,7 +129,7 @@ pub(crate) fn pending_flows(proto: u8) -> Option<&'static PendingFlows> {
 /// [`pending::of`], without a branch.
 // VERIFIER: LLVM makes a jump of any comparison, and all that follows would be verified twice.
 #[inline(always)]
-fn kind(proto: u8) -> u32 {
+pub(crate) fn kind(proto: u8) -> u32 {
     const { assert!(pending::of(ipproto::TCP) == 0 && pending::of(ipproto::UDP) == 1) };
     let mut differs = u64::from(proto ^ ipproto::TCP);
     // SAFETY: two instructions on a register: the sign of its negative.

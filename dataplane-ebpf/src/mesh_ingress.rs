@@ -120,7 +120,7 @@ fn is_left(ctx: &Skb, port: &PublishedPort, packet: &Packet) -> Result<bool, Dro
     if !left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src)) {
         return Ok(false);
     }
-    if connection::may_open(packet) && affinity::get(&connection::affinity_key(packet)).is_none() {
+    if connection::may_open(packet) && affinity::of_packet(packet).is_none() {
         admission::check_allowed(port, packet)?;
     }
     verdict::count(ctx, Counter::LeftToHost);

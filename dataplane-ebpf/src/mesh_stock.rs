@@ -62,7 +62,7 @@ fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
 /// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
 #[inline(never)]
 fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
-    let given = affinity::get(&connection::affinity_key(packet)).ok_or(DropReason::BackendGone)?;
+    let given = affinity::of_packet(packet).ok_or(DropReason::BackendGone)?;
     let key = connection::flow_key(STOCK_ZONE, packet);
     if let Some(known) = follow::forward(ctx, &key, packet) {
         let same = known.flags & flag::REPLY == 0 && known.tag == given.tag && known.peer == *vtep;

@@ -91,6 +91,7 @@ fn note(ctx: &Skb, packet: &Packet) {
     if let Some(known) = affinity::get(&key) {
         if known.flags & flag::OWN != 0 {
             clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+            clock::renew(&mut known.last_seen);
         }
         return;
     }

@@ -8,7 +8,7 @@ use dataplane_common::{
     shares::{Held, Place, Shares},
 };
 
-use crate::{maps::SHARES, service::fetch_add};
+use crate::{atomics::fetch_add, maps::SHARES};
 
 /// Whether there is a share for the connection of this entry of `AFFINITY`.
 #[inline(always)]

@@ -67,7 +67,7 @@ enum Class {
 // Not inlined, as `lower`.
 #[inline(never)]
 fn class_of(packet: &Packet) -> Class {
-    match affinity::get(&connection::affinity_key(packet)) {
+    match affinity::of_packet(packet) {
         Some(known) if admission::goes_on(known, packet) => {
             if known.flags & flag::OWN == 0 {
                 Class::Served

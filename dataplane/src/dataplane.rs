@@ -24,7 +24,7 @@ use crate::{
     apply::ApplyError,
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, Unpinned, XdpMode},
     changes::Changes,
-    connections::{Connections, PerTable},
+    connections::{Connections, Earlier, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
     lock::{Lock, LockError},
@@ -137,6 +137,8 @@ impl Dataplane {
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let mut tables = Tables::take(&mut ebpf)?;
+        tables.connections.earlier = Earlier::pinned(bpffs);
+        tables.connections.affinity_pending.reclaim();
         tables.connections.sort_pending(false)?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
@@ -233,7 +235,17 @@ impl Dataplane {
         let pin = self.hook.directory(&self.bpffs).join(name.to_string());
         let attached = self.pins.hold_links(&self.bpffs, [pin], &unpinned, attached)?;
         self.attached.insert(name, ifindex);
+        self.hand_over(attached);
         Ok(attached)
+    }
+
+    /// After a program has taken an earlier version's place: what that has entered until now is wanted at once.
+    fn hand_over(&self, attached: Attached) {
+        if attached == Attached::Replaced
+            && let Err(error) = self.tables.connections.hand_over(false)
+        {
+            tracing::warn!("connections of an earlier version are not taken over: {error}");
+        }
     }
 
     /// See [`attach::follow_rename`].
@@ -273,6 +285,7 @@ impl Dataplane {
         if before != Some(device) {
             devices.put(ifindex, device).map_err(map)?;
         }
+        self.hand_over(attached);
         Ok(attached)
     }
 

@@ -111,10 +111,7 @@ pub(crate) fn program(ebpf: &mut Ebpf, program: Program) -> Result<(), LoadError
 
 /// Puts the tables of pending connections where the programs look for the one of a protocol.
 fn by_protocol(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    for (outer, [tcp, other]) in [
-        ("FLOWS_PENDING_BY", [MapName::FlowsPending, MapName::FlowsPendingOther]),
-        ("AFFINITY_PENDING_BY", [MapName::AffinityPending, MapName::AffinityPendingOther]),
-    ] {
+    for (outer, [tcp, other]) in [("FLOWS_PENDING_BY", [MapName::FlowsPending, MapName::FlowsPendingOther])] {
         let fault = |map| move |source| MapFault { map, source };
         for (index, inner) in [(pending::TCP, tcp), (pending::OTHER, other)] {
             let missing = || MapError::InvalidName { name: inner.name().to_owned() };

@@ -31,12 +31,10 @@ pub enum MapName {
     Affinity,
     /// Connections that are translated here.
     Flows,
-    /// As `Affinity`, of connections that have not proved themselves yet.
-    AffinityPending,
+    /// As `Affinity`, of connections that have not proved themselves yet: in lines of memory.
+    AffinityLines,
     /// As `Flows`, of connections that have not proved themselves yet.
     FlowsPending,
-    /// As `AffinityPending`, of what is not TCP.
-    AffinityPendingOther,
     /// As `FlowsPending`, of what is not TCP.
     FlowsPendingOther,
     /// How much of `Affinity` and `Flows` each service and each client prefix holds.
@@ -73,6 +71,9 @@ pub enum MapName {
     Counters,
 }
 
+/// Maps that earlier versions have pinned and this one does not: `AFFINITY_LINES` has taken their place.
+pub(crate) const RETIRED: [&str; 2] = ["AFFINITY_PENDING", "AFFINITY_PENDING_OTHER"];
+
 impl MapName {
     /// All maps that are pinned.
     pub const ALL: &'static [Self] = &[
@@ -89,9 +90,8 @@ impl MapName {
         Self::MeshTargets,
         Self::Affinity,
         Self::Flows,
-        Self::AffinityPending,
+        Self::AffinityLines,
         Self::FlowsPending,
-        Self::AffinityPendingOther,
         Self::FlowsPendingOther,
         Self::Shares,
         Self::DirectGate,
@@ -127,9 +127,8 @@ impl MapName {
             Self::MeshTargets => "MESH_TARGETS",
             Self::Affinity => "AFFINITY",
             Self::Flows => "FLOWS",
-            Self::AffinityPending => "AFFINITY_PENDING",
+            Self::AffinityLines => "AFFINITY_LINES",
             Self::FlowsPending => "FLOWS_PENDING",
-            Self::AffinityPendingOther => "AFFINITY_PENDING_OTHER",
             Self::FlowsPendingOther => "FLOWS_PENDING_OTHER",
             Self::Shares => "SHARES",
             Self::DirectGate => "DIRECT_GATE",

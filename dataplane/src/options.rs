@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use dataplane_common::flow::{MAX_FLOWS, MAX_PENDING};
+use dataplane_common::{
+    flow::{MAX_FLOWS, MAX_PENDING},
+    line,
+};
 
 use crate::{MapName, PerTable};
 
@@ -31,7 +34,7 @@ impl Options {
 pub struct Sizes {
     /// `FLOWS` (two entries per connection) and `AFFINITY`.
     pub max_flows: u32,
-    /// `FLOWS_PENDING` (two entries per connection) and `AFFINITY_PENDING`, for TCP, and their twins for all else.
+    /// `FLOWS_PENDING` (two entries per connection), for TCP, its twin for all else, and each half of `AFFINITY_LINES`.
     pub max_pending: u32,
 }
 
@@ -42,14 +45,13 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn by_map(self) -> [(MapName, u32); 6] {
+    pub(crate) fn by_map(self) -> [(MapName, u32); 5] {
         [
             (MapName::Flows, self.max_flows),
             (MapName::Affinity, self.max_flows),
             (MapName::FlowsPending, self.max_pending),
-            (MapName::AffinityPending, self.max_pending),
+            (MapName::AffinityLines, line::buckets(self.max_pending)),
             (MapName::FlowsPendingOther, self.max_pending),
-            (MapName::AffinityPendingOther, self.max_pending),
         ]
     }
 }
@@ -60,9 +62,9 @@ impl From<Sizes> for PerTable<u32> {
             flows: sizes.max_flows,
             affinity: sizes.max_flows,
             flows_pending: sizes.max_pending,
-            affinity_pending: sizes.max_pending,
+            affinity_pending: sizes.max_pending.next_multiple_of(line::SLOTS as u32),
             flows_pending_other: sizes.max_pending,
-            affinity_pending_other: sizes.max_pending,
+            affinity_pending_other: sizes.max_pending.next_multiple_of(line::SLOTS as u32),
         }
     }
 }

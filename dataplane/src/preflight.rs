@@ -184,12 +184,8 @@ pub fn try_clsact() -> io::Result<()> {
 }
 
 /// Maps whose memory is taken at once.
-const SMALL: [(MapName, u32); 4] = [
-    (MapName::FlowsPending, 1024),
-    (MapName::AffinityPending, 1024),
-    (MapName::FlowsPendingOther, 1024),
-    (MapName::AffinityPendingOther, 1024),
-];
+const SMALL: [(MapName, u32); 3] =
+    [(MapName::FlowsPending, 1024), (MapName::AffinityLines, 257), (MapName::FlowsPendingOther, 1024)];
 
 /// The beginning and the end of a verifier's log.
 fn shortened(text: &str) -> String {

@@ -179,7 +179,8 @@ fn map_data(map: &Map) -> Option<&MapData> {
     }
 }
 
-fn data(name: MapName, map: &Map) -> Result<&MapData, MapFault> {
+/// The map itself.
+pub(crate) fn data(name: MapName, map: &Map) -> Result<&MapData, MapFault> {
     let wrong = || MapFault { map: name, source: MapError::InvalidMapType { map_type: 0 } };
     map_data(map).ok_or_else(wrong)
 }

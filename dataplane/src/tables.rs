@@ -20,7 +20,8 @@ use dataplane_common::{
 
 use crate::{
     MapName,
-    connections::{ByProtocol, Connections, Shares},
+    client_lines::ClientLines,
+    connections::{ByProtocol, Connections, Earlier, Shares},
     gate::Gate,
     hops::Hops,
     paths::Paths,
@@ -107,10 +108,8 @@ impl Tables {
                     tcp: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
                     other: Table::new(MapName::FlowsPendingOther, take(MapName::FlowsPendingOther)?)?,
                 },
-                affinity_pending: ByProtocol {
-                    tcp: Table::new(MapName::AffinityPending, take(MapName::AffinityPending)?)?,
-                    other: Table::new(MapName::AffinityPendingOther, take(MapName::AffinityPendingOther)?)?,
-                },
+                affinity_pending: ClientLines::new(&take(MapName::AffinityLines)?)?,
+                earlier: Earlier::default(),
                 shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, room)?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,
             },

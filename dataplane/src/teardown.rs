@@ -10,6 +10,7 @@ use crate::{
     adopt::pin_path,
     attach::{self, Hook},
     lock::{Lock, LockError},
+    map_name::RETIRED,
     preflight::{PreflightError, check_bpffs, check_privilege},
     sandbox,
 };
@@ -75,6 +76,14 @@ pub fn teardown(bpffs: &Path) -> Result<TeardownReport, TeardownError> {
             Ok(()) => report.maps.push(*map),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => report.failures.push(format!("{}: {error}", path.display())),
+        }
+    }
+    for path in RETIRED.map(|name| bpffs.join("maps").join(name)) {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                report.failures.push(format!("{}: {error}", path.display()));
+            }
+            _ => {}
         }
     }
     let inner = Hook::ALL.map(|hook| hook.directory(bpffs));

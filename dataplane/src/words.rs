@@ -8,6 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use dataplane_common::line::{SLOTS, WORDS};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The words of a map.
@@ -39,6 +40,13 @@ impl Words {
         // SAFETY: the index lies inside the mapping, which lives as long as `self`; pages are aligned for u64; both
         // the programs and we access the words as wholes.
         (index < self.count).then(|| unsafe { self.start.add(index).as_ref() })
+    }
+
+    /// A bucket of lines, by its number.
+    pub(crate) fn bucket(&self, index: u32) -> Option<&[[AtomicU64; WORDS]; SLOTS]> {
+        let first = index as usize * WORDS * SLOTS;
+        // SAFETY: as in `word`, for all of them.
+        (first + WORDS * SLOTS <= self.count).then(|| unsafe { self.start.add(first).cast().as_ref() })
     }
 
     /// A word; zero for a number that is too high.

@@ -104,7 +104,7 @@ impl<'a> Clients<'a> {
 
 /// A node with room for a few seconds of changes, whose slots rest before they are used again.
 fn node(world: &mut World) -> Result<Shooter> {
-    let sizes = [(MapName::Backends, 262_144), (MapName::AffinityPending, 1 << 17)];
+    let sizes = [(MapName::Backends, 262_144), (MapName::AffinityLines, (1 << 16) + 1)];
     world.harness = Harness::with_sizes(&sizes)?;
     let changes = world.harness.apply(&with_sets(&world.state, [0, 0]))?;
     ensure!(changes.failures.is_empty(), "{:?}", changes.failures);

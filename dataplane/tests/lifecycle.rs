@@ -325,6 +325,80 @@ fn pending_connections_of_an_earlier_version_find_the_table_of_their_protocol() 
     })
 }
 
+/// Its programs kept clients' pending connections in LRU hashes, one for TCP and one for all else.
+#[test]
+fn clients_pending_with_an_earlier_version_are_taken_over_and_its_maps_go() -> Result<()> {
+    sandbox(|bpffs| {
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        let started = dataplane::monotonic_now();
+        let maps = bpffs.join("hiveway/maps");
+        let earlier = [("AFFINITY_PENDING", 6), ("AFFINITY_PENDING_OTHER", 17)];
+        for (name, proto) in earlier {
+            let mut table = pinned_lru::<16, 48>(&maps.join(name))?;
+            for client in 1..=100u8 {
+                let (mut key, mut value) = ([0u8; 16], [0u8; 48]);
+                key[3] = client;
+                key[12] = proto;
+                value[..8].copy_from_slice(&started.to_ne_bytes());
+                value[8..16].copy_from_slice(&started.to_ne_bytes());
+                value[16..24].copy_from_slice(&[7; 8]);
+                table.insert(key, value, 0)?;
+            }
+        }
+        drop(dataplane);
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        let mut connections = dataplane.connections()?;
+        assert_eq!(connections.rows()?.iter().filter(|row| row.tag == [7; 8]).count(), 200);
+        // What the old programs enter until the new ones are attached.
+        let mut late = [0; 48];
+        late[..8].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
+        late[8..16].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
+        let key = [9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0];
+        pinned::<16, 48>(&maps.join("AFFINITY_PENDING"))?.insert(key, late, 0)?;
+        let mut sweep = || -> Result<_> {
+            let report = connections.sweep(&Live::default(), started - 1, &Timeouts::default(), &|| ())?;
+            Ok((report.left.affinity_pending, report.left.affinity_pending_other))
+        };
+        assert_eq!(sweep()?, (101, 100));
+        assert!(earlier.iter().all(|(name, _)| maps.join(name).exists()), "somebody was there a moment ago");
+        // Entries are touched every half second, so a second is taken for a moment.
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+        assert_eq!((sweep()?, sweep()?), ((101, 100), (101, 100)));
+        assert!(earlier.iter().all(|(name, _)| !maps.join(name).exists()), "they are gone");
+        drop((connections, dataplane));
+        let connections = Dataplane::open(&options(bpffs))?.connections()?;
+        assert_eq!(connections.rows()?.len(), 201, "the lines are adopted");
+        drop(connections);
+        pinned_lru::<16, 48>(&maps.join("AFFINITY_PENDING"))?;
+        teardown(&bpffs.join("hiveway"))?;
+        assert!(!maps.exists(), "teardown knows them");
+        Ok(())
+    })
+}
+
+/// A new LRU hash, pinned.
+fn pinned_lru<const KEY: usize, const VALUE: usize>(path: &Path) -> Result<HashMap<MapData, [u8; KEY], [u8; VALUE]>> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_OBJ_PIN: libc::c_int = 6;
+    const LRU_HASH: u32 = 9;
+    let bpf = |command: libc::c_int, words: &[u32]| {
+        // SAFETY: the kernel reads so many bytes of the attributes, as <linux/bpf.h> defines them.
+        let got = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+        if got < 0 { Err(std::io::Error::last_os_error()) } else { Ok(got as u32) }
+    };
+    let fd = bpf(BPF_MAP_CREATE, &[LRU_HASH, KEY as u32, VALUE as u32, 1024, 0])?;
+    let name = std::ffi::CString::new(path.to_str().unwrap())?;
+    let at = name.as_ptr() as u64;
+    bpf(BPF_OBJ_PIN, &[at as u32, (at >> 32) as u32, fd, 0])?;
+    // SAFETY: ours, and not used any more: the pin holds the map.
+    unsafe { libc::close(fd as libc::c_int) };
+    pinned(path)
+}
+
+fn pinned<const KEY: usize, const VALUE: usize>(path: &Path) -> Result<HashMap<MapData, [u8; KEY], [u8; VALUE]>> {
+    Ok(Map::LruHashMap(MapData::from_pin(path)?).try_into()?)
+}
+
 /// `FLOWS` or `FLOWS_PENDING`.
 fn flows(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, [u8; 20], [u8; 48]>> {
     let data = MapData::from_pin(bpffs.join("hiveway/maps").join(map.name()))?;

@@ -10,6 +10,8 @@ use dataplane::Sizes;
 
 /// What an entry takes when it is used, in bytes, measured.
 const ENTRY: u64 = 140;
+/// What a pending connection of a client's takes, used or not.
+const LINE: u64 = 64;
 /// What its place in the tables of established connections takes when it is not; in those of pending ones that is as much.
 const FREE: u64 = 16;
 /// What agent, programs and all other maps take, in bytes.
@@ -67,9 +69,9 @@ fn start_on(release: &str) -> u64 {
 /// When not even empty ones do, with the remedy. What is returned otherwise is a warning that full ones do not.
 pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
     let Some((limit, file)) = limit else { return Ok(None) };
-    // For TCP and for all else.
-    let (flows, pending) = (2 * u64::from(sizes.max_flows), 4 * u64::from(sizes.max_pending));
-    let fixed = REST + pending * ENTRY;
+    // Pending ones: for TCP and for all else, a client's and a translated one.
+    let (flows, pending) = (2 * u64::from(sizes.max_flows), 2 * u64::from(sizes.max_pending));
+    let fixed = REST + pending * (ENTRY + LINE);
     let (begins, full) = (fixed + start + flows * FREE, fixed + flows * ENTRY);
     if full.max(begins) <= limit {
         return Ok(None);
@@ -78,7 +80,7 @@ pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> R
     let most = (room / ENTRY).min(room.saturating_sub(start) / FREE) / 2;
     let enough = full.max(begins).div_ceil(MIB);
     let remedy = match most {
-        0..1024 if REST + start + 4096 * ENTRY <= limit => {
+        0..1024 if REST + start + 2048 * (ENTRY + LINE) <= limit => {
             format!("lower --max-pending and --max-flows, or raise the limit to {enough} MiB")
         }
         0..1024 => format!("raise the limit to {enough} MiB"),
@@ -132,7 +134,7 @@ mod tests {
             assert_eq!(start_on(release), more, "{release}");
         }
         let error = judged(1 << 20, START, 160).unwrap_err();
-        assert!(error.contains("takes 179 MiB") && error.contains("has 160 MiB"), "{error}");
+        assert!(error.contains("takes 170 MiB") && error.contains("has 160 MiB"), "{error}");
         assert_eq!(judged(advised(&error), START, 160), Ok(None), "what it advises does");
         let error = judged(1 << 20, START, 128).unwrap_err();
         assert!(error.contains("lower --max-pending and --max-flows"), "{error}");

@@ -19,6 +19,7 @@ pub mod ending;
 pub mod headers;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod lines;
 pub mod mss;
 pub mod nat;
 pub mod options;

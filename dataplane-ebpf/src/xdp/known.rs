@@ -14,10 +14,9 @@ use super::{
     head::{self, Head},
 };
 use crate::{
-    left,
+    atomics, left,
     maps::{self, NODE_ADDRESSES, PORTS, XDP_STATE},
     scratch::scratch,
-    service,
 };
 
 /// What XDP was told, and when.
@@ -90,7 +89,7 @@ fn ordered_generation() -> Option<u32> {
     // that read ahead, only an atomic instruction that returns something orders the two, wherever it adds: on memory of
     // this CPU's, for all CPUs read the number.
     // SAFETY: into this CPU's scratch slot, aligned to 8; adding nothing changes nothing.
-    unsafe { service::fetch_add(&raw mut scratch().ok()?.fence, 0) };
+    unsafe { atomics::fetch_add(&raw mut scratch().ok()?.fence, 0) };
     Some(if generation & 1 == 0 { generation } else { 0 })
 }
 

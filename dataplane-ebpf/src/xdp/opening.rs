@@ -69,6 +69,7 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     let proved = proof::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
     let sent = forward::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
+    known.last_seen = now;
     if proved {
         affinity::promote(packet.key().get(), known, frame.len());
     }

@@ -84,6 +84,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     age::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
     if !established {
+        known.last_seen = now;
         // As in `affinity::answered`.
         if is_syn_ack {
             known.tcp_number = expected;

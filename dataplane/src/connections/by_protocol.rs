@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use dataplane_common::flow::{AffinityKey, FlowKey, pending};
+use dataplane_common::flow::{FlowKey, pending};
 
 use crate::{
     pod::Plain,
@@ -18,12 +18,6 @@ pub(crate) trait OfProtocol {
 }
 
 impl OfProtocol for FlowKey {
-    fn proto(&self) -> u8 {
-        self.proto
-    }
-}
-
-impl OfProtocol for AffinityKey {
     fn proto(&self) -> u8 {
         self.proto
     }

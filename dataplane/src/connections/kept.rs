@@ -63,7 +63,7 @@ impl Count {
         self.add(service, clients);
     }
 
-    /// An entry of `AFFINITY_PENDING`.
+    /// An entry of `AFFINITY_LINES`.
     pub(super) fn affinity(&mut self, key: &AffinityKey) {
         let [a, b, c, _] = key.client;
         self.add(port(key.proto, key.port), KeptClients::Prefix([a, b, c, 0].into()));

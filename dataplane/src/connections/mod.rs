@@ -5,6 +5,7 @@
 
 mod by_protocol;
 mod decide;
+mod earlier;
 mod kept;
 mod live;
 mod pairs;
@@ -19,7 +20,7 @@ use std::ops::ControlFlow;
 use dataplane_common::flow::{Affinity, AffinityKey, Flow, FlowKey};
 
 use self::pairs::Half;
-pub(crate) use self::{by_protocol::ByProtocol, shares::Shares};
+pub(crate) use self::{by_protocol::ByProtocol, earlier::Earlier, shares::Shares};
 pub use self::{
     kept::{Kept, KeptClients, KeptService},
     live::Live,
@@ -29,6 +30,7 @@ pub use self::{
     timeouts::Timeouts,
 };
 use crate::{
+    client_lines::ClientLines,
     gate::Gate,
     table::{MapFault, Table},
 };
@@ -38,7 +40,8 @@ pub struct Connections {
     pub(crate) flows: Table<FlowKey, Flow>,
     pub(crate) affinity: Table<AffinityKey, Affinity>,
     pub(crate) flows_pending: ByProtocol<FlowKey, Flow>,
-    pub(crate) affinity_pending: ByProtocol<AffinityKey, Affinity>,
+    pub(crate) affinity_pending: ClientLines,
+    pub(crate) earlier: Earlier,
     pub(crate) shares: Shares,
     pub(crate) gate: Gate,
 }
@@ -52,11 +55,11 @@ pub struct PerTable<T> {
     pub affinity: T,
     /// `FLOWS_PENDING`.
     pub flows_pending: T,
-    /// `AFFINITY_PENDING`.
+    /// TCP's half of `AFFINITY_LINES`.
     pub affinity_pending: T,
     /// `FLOWS_PENDING_OTHER`.
     pub flows_pending_other: T,
-    /// `AFFINITY_PENDING_OTHER`.
+    /// The other half of `AFFINITY_LINES`.
     pub affinity_pending_other: T,
 }
 
@@ -90,7 +93,8 @@ impl Connections {
             flows: self.flows.try_clone()?,
             affinity: self.affinity.try_clone()?,
             flows_pending: self.flows_pending.try_clone()?,
-            affinity_pending: self.affinity_pending.try_clone()?,
+            affinity_pending: self.affinity_pending.clone(),
+            earlier: self.earlier.clone(),
             shares: self.shares.clone(),
             gate: self.gate.clone(),
         })
@@ -99,7 +103,12 @@ impl Connections {
     /// Puts pending connections of an earlier version's programs into the tables of their protocols; see [`ByProtocol::sort`].
     pub(crate) fn sort_pending(&mut self, remove: bool) -> Result<(), MapFault> {
         self.flows_pending.sort(remove)?;
-        self.affinity_pending.sort(remove)
+        self.hand_over(remove)
+    }
+
+    /// See [`Earlier::hand_over`].
+    pub(crate) fn hand_over(&self, remove: bool) -> Result<(), MapFault> {
+        self.earlier.hand_over(&self.affinity_pending, &self.affinity, remove)
     }
 
     /// What is in force under a key of the tables of translated connections.
@@ -136,9 +145,9 @@ impl Connections {
             flows: self.flows.capacity(),
             affinity: self.affinity.capacity(),
             flows_pending: self.flows_pending.tcp.capacity(),
-            affinity_pending: self.affinity_pending.tcp.capacity(),
+            affinity_pending: self.affinity_pending.capacity(),
             flows_pending_other: self.flows_pending.other.capacity(),
-            affinity_pending_other: self.affinity_pending.other.capacity(),
+            affinity_pending_other: self.affinity_pending.capacity(),
         }
     }
 }

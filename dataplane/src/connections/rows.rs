@@ -109,7 +109,7 @@ fn flow_row<E>(
     Ok(pair(here, get)?.map(|pair| translated(&pair)))
 }
 
-/// The row of an entry in `AFFINITY` or `AFFINITY_PENDING`, unless the connection is delivered here: then entries in `FLOWS` tell
+/// The row of an entry in `AFFINITY` or `AFFINITY_LINES`, unless the connection is delivered here: then entries in `FLOWS` tell
 /// of it.
 fn affinity_row<E>(
     key: &AffinityKey,

@@ -4,7 +4,7 @@ use std::{io, mem::offset_of, os::fd::BorrowedFd, sync::Arc};
 
 use dataplane_common::shares::{AFFINITY, FLOWS, PREFIXES, Place, SERVICES, Shares as Value};
 
-use crate::{MapName, table::MapFault, words::Words};
+use crate::{MapName, random::random, table::MapFault, words::Words};
 
 const WORD: usize = size_of::<u64>();
 const WORDS: usize = size_of::<Value>() / WORD;
@@ -98,13 +98,4 @@ fn words_of(place: &Place) -> [usize; 4] {
         offset_of!(Value, services) / WORD + place.service % SERVICES,
         offset_of!(Value, prefixes) / WORD + place.prefix % PREFIXES,
     ]
-}
-
-/// Never zero.
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; WORD];
-    // SAFETY: the buffer is that long.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    // So few bytes come at once or not at all (getrandom(2)).
-    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from_ne_bytes(bytes) | 1) }
 }

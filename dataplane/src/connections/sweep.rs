@@ -119,7 +119,7 @@ impl Connections {
         let mut holds_gate = false;
         // Handles of the same tables to remove through, while the others read.
         let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
-        let (mut affinity, mut affinity_pending) = (self.affinity.try_clone()?, self.affinity_pending.try_clone()?);
+        let mut affinity = self.affinity.try_clone()?;
 
         let mut hidden = Vec::new();
         let _ = self.flows_pending.for_each(progress, |key, then| hide(&self.flows, &mut hidden, key, &then))?;
@@ -157,13 +157,16 @@ impl Connections {
         })?;
         self.close_gate(translated, holds_gate);
 
-        let mut hidden = Vec::new();
-        let _ = self.affinity_pending.for_each(progress, |key, entry| {
+        let lines = &self.affinity_pending;
+        let _ = lines.for_each(progress, |key, entry| {
+            let then = entry.stamps();
             if self.affinity.get(&key)?.is_some() {
-                return hide(&self.affinity, &mut hidden, key, &entry);
+                // Nobody reads it.
+                lines.remove_if(&key, |now| now.created == entry.created);
+                return Ok(ControlFlow::Continue(()));
             }
             match decide::affinity(&key, Stage::Pending, &entry, &rules) {
-                Some(reason) if remove(&mut affinity_pending, &key, reason, entry.stamps())? => removed.count(reason),
+                Some(reason) if lines.remove_if(&key, |now| still(reason, then, now.stamps())) => removed.count(reason),
                 None if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(&key),
                 _ => {}
             }
@@ -178,14 +181,14 @@ impl Connections {
             Ok(ControlFlow::Continue(()))
         })?;
         self.shares.correct(&recount);
-        remove_hidden(&mut affinity_pending, hidden)?;
+        let [affinity_pending, affinity_pending_other] = lines.count(progress)?;
         let left = PerTable {
             flows: self.flows.count(progress)?,
             affinity: self.affinity.count(progress)?,
             flows_pending: self.flows_pending.tcp.count(progress)?,
-            affinity_pending: self.affinity_pending.tcp.count(progress)?,
+            affinity_pending,
             flows_pending_other: self.flows_pending.other.count(progress)?,
-            affinity_pending_other: self.affinity_pending.other.count(progress)?,
+            affinity_pending_other,
         };
         Ok(SweepReport { left, removed, kept: kept.result() })
     }

@@ -68,7 +68,7 @@ impl Harness {
         self.tables.connections.shares.entries(shares::AFFINITY)
     }
 
-    /// What `AFFINITY` and `AFFINITY_PENDING` hold; an established entry hides a pending one.
+    /// What `AFFINITY` and `AFFINITY_LINES` hold; an established entry hides a pending one.
     pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
         let mut affinity = self.pending_affinity()?;
         affinity.extend(self.established_affinity()?);
@@ -80,7 +80,7 @@ impl Harness {
         Ok(self.tables.connections.affinity.read()?)
     }
 
-    /// What `AFFINITY_PENDING` and its twin hold.
+    /// What `AFFINITY_LINES` holds.
     pub fn pending_affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>, HarnessError> {
         Ok(self.tables.connections.affinity_pending.read()?)
     }
@@ -100,9 +100,10 @@ impl Harness {
         self.tables.connections.gate.open();
     }
 
-    /// Puts an entry into `AFFINITY_PENDING`, as packets do.
+    /// Puts an entry into `AFFINITY_LINES`, as packets do.
     pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        Ok(self.tables.connections.affinity_pending.put(key, affinity)?)
+        self.tables.connections.affinity_pending.put(&key, affinity);
+        Ok(())
     }
 
     /// Forgets all connections.
@@ -113,8 +114,8 @@ impl Harness {
         for pending in [&mut tables.flows_pending.tcp, &mut tables.flows_pending.other] {
             forget(pending)?;
         }
-        for pending in [&mut tables.affinity_pending.tcp, &mut tables.affinity_pending.other] {
-            forget(pending)?;
+        for key in tables.affinity_pending.read()?.keys() {
+            tables.affinity_pending.remove_if(key, |_| true);
         }
         tables.gate.clear(tables.gate.read().created);
         Ok(())

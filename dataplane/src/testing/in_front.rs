@@ -122,10 +122,12 @@ impl State {
             tables.affinity.remove(key)?;
         }
         for key in tables.affinity_pending.read()?.keys().filter(|key| !self.pending.contains_key(key)) {
-            tables.affinity_pending.remove(key)?;
+            tables.affinity_pending.remove_if(key, |_| true);
         }
         self.established.into_iter().try_for_each(|(key, entry)| tables.affinity.put(key, entry))?;
-        self.pending.into_iter().try_for_each(|(key, entry)| tables.affinity_pending.put(key, entry))?;
+        for (key, entry) in self.pending {
+            tables.affinity_pending.put(&key, entry);
+        }
         tables.shares.restore(&self.shares);
         for (at, cursor) in (0..).zip(self.cursors) {
             harness.cursors.set(at, cursor, 0).map_err(of_cursors)?;

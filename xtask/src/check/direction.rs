@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dataplane-common", &[]),
     ("dataplane-core", &["dataplane-common"]),
     ("dataplane-ebpf", &["dataplane-common", "dataplane-core"]),
-    ("dataplane", &["dataplane-common"]),
+    ("dataplane", &["dataplane-common", "dataplane-core"]),
     ("hiveway-core", &["dataplane-common"]),
     ("hiveway-proto", &[]),
     ("control", &["dataplane", "dataplane-common", "hiveway-core", "hiveway-proto"]),

@@ -1,0 +1,242 @@
+//! The table of connections in lines against what it promises: a key has its value or has been displaced, and what makes
+//! room is what was silent for longest where the new one may be.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use dataplane_common::line::{self, SLOTS, STATE, WORDS, header, state};
+use dataplane_core::lines::{self, Key, Lines, Value};
+use proptest::prelude::*;
+
+type Line = [AtomicU64; WORDS];
+
+struct Table(Vec<[Line; SLOTS]>);
+
+impl<'a> Lines for &'a Table {
+    type Line = &'a Line;
+    type Bucket = &'a [Line; SLOTS];
+
+    fn bucket(&self, index: u32) -> Option<Self::Bucket> {
+        self.0.get(index as usize)
+    }
+
+    fn line(&self, bucket: Self::Bucket, slot: usize) -> Self::Line {
+        &bucket[slot]
+    }
+}
+
+impl Table {
+    /// With so many buckets in each half.
+    fn new(count: u32, seed: u64) -> Self {
+        let bucket = || std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        let table = Self((0..2 * count + 1).map(|_| bucket()).collect());
+        table.0[0][0][header::SEED].store(seed, Relaxed);
+        table.0[0][0][header::COUNT].store(count.into(), Relaxed);
+        table
+    }
+
+    fn put(&self, key: &Key, value: &Value) -> bool {
+        lines::put(&self, key, value)
+    }
+
+    fn find(&self, key: &Key) -> Option<&Line> {
+        lines::find(&self, key).map(|found| &self.0[found.bucket as usize][found.slot])
+    }
+
+    fn get(&self, key: &Key) -> Option<Value> {
+        let (words, value, _) = lines::read(self.find(key)?)?;
+        assert_eq!(words, key.words);
+        Some(value)
+    }
+
+    fn remove(&self, key: &Key) -> bool {
+        self.find(key).is_some_and(|line| lines::remove_from(line, key))
+    }
+
+    /// When the connections were last seen that are where this one may be.
+    fn seen_at(&self, key: &Key) -> Vec<u64> {
+        let buckets = lines::places(&self, key).unwrap().map(|place| &self.0[place as usize]);
+        buckets.into_iter().flatten().filter_map(lines::read).map(|(_, value, _)| value[0]).collect()
+    }
+
+    fn used(&self, half: u32, count: u32) -> usize {
+        let buckets = &self.0[1 + (half * count) as usize..][..count as usize];
+        buckets.iter().flatten().filter(|line| line[STATE].load(Relaxed) & state::BITS == state::USED).count()
+    }
+}
+
+fn key(number: u64, half: u32) -> Key {
+    Key { words: [number.wrapping_mul(0x1_0000_0001), number & state::KEY_BITS], half }
+}
+
+/// Seen at `at`.
+fn value(at: u64, number: u64) -> Value {
+    [at, number, 0, 0, 0, !number]
+}
+
+#[test]
+fn a_table_that_is_not_ready_holds_nothing() {
+    let table = Table::new(0, 5);
+    assert!(!table.put(&key(1, 0), &value(1, 1)) && table.get(&key(1, 0)).is_none());
+    let empty = Table(Vec::new());
+    assert!(!empty.put(&key(1, 0), &value(1, 1)) && empty.find(&key(1, 0)).is_none());
+}
+
+#[test]
+fn a_flood_displaces_its_like_and_nothing_of_the_other_half() {
+    const COUNT: u32 = 64;
+    let table = Table::new(COUNT, 99);
+    for number in 0..64 {
+        assert!(table.put(&key(number, 0), &value(1000 + number, number)));
+    }
+    let before: Vec<_> = (0..64).filter(|number| table.get(&key(*number, 0)).is_some()).collect();
+    for number in 0..10_000 {
+        assert!(table.put(&key(number, 1), &value(2000 + number, number)));
+        assert!(table.get(&key(number, 1)).is_some(), "the last one is always there");
+    }
+    let after: Vec<_> = (0..64).filter(|number| table.get(&key(*number, 0)).is_some()).collect();
+    assert!(before == after && before.len() == 64, "{before:?}, {after:?}");
+    assert_eq!(table.used(1, COUNT), SLOTS * COUNT as usize, "no line stays unused");
+}
+
+/// With an LRU list an entry lasts until as many new ones have come as there is room.
+#[test]
+fn in_a_flood_entries_last_until_half_as_many_have_come_as_there_are_lines() {
+    const COUNT: u32 = 1024;
+    const ROOM: u64 = COUNT as u64 * SLOTS as u64;
+    let table = Table::new(COUNT, 0x5eed);
+    let flood = ROOM * 8;
+    for number in 0..flood {
+        table.put(&key(number, 0), &value(number + 10, number));
+    }
+    let last = |share: u64| (flood - ROOM / share..flood).collect::<Vec<_>>();
+    let kept = |numbers: &[u64]| {
+        let kept = numbers.iter().filter(|number| table.get(&key(**number, 0)).is_some()).count();
+        100 * kept / numbers.len()
+    };
+    let (all, half, quarter) = (kept(&last(1)), kept(&last(2)), kept(&last(4)));
+    assert!(all >= 88 && half >= 99 && quarter == 100, "{all} %, {half} %, {quarter} %");
+    let around_half: Vec<_> = (flood - ROOM * 52 / 100..flood - ROOM / 2).collect();
+    assert!(kept(&around_half) >= 96, "{} %", kept(&around_half));
+}
+
+#[test]
+fn who_takes_the_place_of_a_younger_one_is_known_before() {
+    let table = Table::new(1, 3);
+    for number in 0..SLOTS as u64 {
+        assert!(!lines::displaces_younger(lines::choose(&&table, &key(number, 0)), 1 << 20), "there is room");
+        assert!(table.put(&key(number, 0), &value((number + 1) << 20, number)));
+    }
+    let choice = lines::choose(&&table, &key(99, 0));
+    for (seen, younger) in [(0, true), (1 << 20, true), (2 << 20, false), (9 << 20, false)] {
+        assert_eq!(lines::displaces_younger(choice, seen), younger, "{seen}");
+    }
+    assert!(!lines::displaces_younger(lines::choose(&&table, &key(2, 0)), 0), "its own");
+}
+
+#[test]
+fn what_is_copied_is_of_the_connection_that_was_found() {
+    let table = Table::new(1, 3);
+    assert!(table.put(&key(1, 0), &value(10, 1)));
+    let line = table.find(&key(1, 0)).unwrap();
+    assert!(lines::copied(line, &key(1, 0), || ()));
+    assert!(!lines::copied(line, &key(2, 0), || panic!("another's")));
+    // Given to another one meanwhile, and even to the same one again.
+    for number in [2, 1] {
+        assert!(!lines::copied(line, &key(1, 0), || {
+            lines::remove_from(line, &key(1, 0));
+            assert!(table.put(&key(number, 0), &value(11, number)));
+        }));
+        table.remove(&key(2, 0));
+        table.put(&key(1, 0), &value(12, 1));
+    }
+}
+
+#[test]
+fn a_line_that_an_agent_was_writing_when_it_was_ended_is_free_again() {
+    let table = Table::new(1, 3);
+    let line = &table.0[1][0];
+    for (claimed, freed) in [(state::CLAIMED, false), (state::CLAIMED_BY_AGENT, true)] {
+        line[STATE].store(claimed | state::ONE_CLAIM, Relaxed);
+        assert_eq!(lines::reclaim(line), freed);
+    }
+    assert!(!lines::reclaim(line) && table.put(&key(1, 0), &value(1, 1)));
+    assert!(line[STATE].load(Relaxed) & state::BITS == state::USED && !lines::reclaim(line), "somebody is there");
+}
+
+/// Of 100,000 keys that fill tables to a tenth: ports of one client in order. With buckets of one line it is 300.
+#[test]
+fn while_there_is_much_room_hardly_anybody_has_to_make_some() {
+    const COUNT: u32 = 1 << 14;
+    let mut displaced = 0;
+    for seed in 1..=16 {
+        let table = Table::new(COUNT, seed);
+        let tenth = u64::from(COUNT) * SLOTS as u64 / 10;
+        (0..tenth).for_each(|number| assert!(table.put(&key(number, 0), &value(number + 2, number))));
+        displaced += tenth - table.used(0, COUNT) as u64;
+    }
+    assert!(displaced <= 3, "{displaced}");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Put(u64),
+    Remove(u64),
+    See(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let number = 0..40u64;
+    let step = prop_oneof![
+        3 => number.clone().prop_map(Step::Put),
+        1 => number.clone().prop_map(Step::Remove),
+        2 => number.prop_map(Step::See),
+    ];
+    prop::collection::vec(step, 1..200)
+}
+
+proptest! {
+    #[test]
+    fn a_key_has_its_value_or_has_made_room(seed: u64, count in 1..32u32, steps in steps()) {
+        let table = Table::new(count, seed);
+        let mut model = BTreeMap::new();
+        for (at, step) in (2..).map(|at| 16 * at).zip(&steps) {
+            match *step {
+                Step::Put(number) => {
+                    let known = model.contains_key(&number);
+                    let used = table.used(0, count);
+                    let places = table.seen_at(&key(number, 0));
+                    prop_assert!(table.put(&key(number, 0), &value(at, number)));
+                    model.insert(number, at);
+                    let gone: Vec<_> =
+                        model.keys().copied().filter(|number| table.get(&key(*number, 0)).is_none()).collect();
+                    // One makes room at most, and none where the key was there.
+                    prop_assert!(gone.len() <= usize::from(!known) && used + 1 >= table.used(0, count));
+                    // No older one was where the new one may be. Times are told apart to eight nanoseconds.
+                    for number in gone {
+                        let seen = model.remove(&number);
+                        prop_assert!(places.iter().all(|other| Some(*other & !7) >= seen.map(|seen| seen & !7)));
+                    }
+                }
+                Step::Remove(number) => {
+                    prop_assert_eq!(table.remove(&key(number, 0)), model.remove(&number).is_some());
+                }
+                Step::See(number) => {
+                    let line = table.find(&key(number, 0));
+                    prop_assert_eq!(line.is_some(), model.contains_key(&number));
+                    if let Some(line) = line {
+                        line[line::VALUE].store(at, Relaxed);
+                        model.insert(number, at);
+                    }
+                }
+            }
+            for (number, seen) in &model {
+                prop_assert_eq!(table.get(&key(*number, 0)), Some(value(*seen, *number)));
+            }
+            prop_assert_eq!(table.used(0, count), model.len());
+        }
+        prop_assert_eq!(table.used(1, count), 0);
+    }
+}

@@ -1,0 +1,203 @@
+//! The orders in which two CPUs can use the lines of connections, as loom finds them: also those of processors that reorder what
+//! they read and write. All those in which a thread is interrupted twice at most.
+
+use dataplane_common::line::{STATE, VALUE, WORDS, header, state};
+use dataplane_core::lines::{self, Key, Line, Lines, Value};
+use loom::{
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, SeqCst},
+            fence,
+        },
+    },
+    thread,
+};
+
+/// As `dataplane_core` has it of the standard library's atomics.
+#[derive(Clone, Copy)]
+struct Modelled<'a>(&'a [AtomicU64; WORDS]);
+
+impl Line for Modelled<'_> {
+    fn load(self, word: usize) -> u64 {
+        self.0[word].load(Relaxed)
+    }
+
+    fn load_after(self, word: usize, _: u64) -> u64 {
+        fence(Acquire);
+        self.0[word].load(Relaxed)
+    }
+
+    fn store(self, word: usize, value: u64) {
+        self.0[word].store(value, Relaxed);
+    }
+
+    fn replace_state(self, from: u64, to: u64) -> bool {
+        fence(SeqCst);
+        let replaced = self.0[STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
+        fence(SeqCst);
+        replaced
+    }
+}
+
+/// A header and one bucket or two.
+struct Table<const SLOTS: usize>(Vec<[[AtomicU64; WORDS]; SLOTS]>);
+
+impl<const SLOTS: usize> Table<SLOTS> {
+    fn new(count: u32) -> Arc<Self> {
+        let bucket = || std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        let table = Self((0..=count).map(|_| bucket()).collect());
+        table.0[0][0][header::SEED].store(SEED, Relaxed);
+        table.0[0][0][header::COUNT].store(count.into(), Relaxed);
+        Arc::new(table)
+    }
+
+    fn find(&self, key: &Key) -> Option<Modelled<'_>> {
+        lines::find(&self, key).map(|found| Modelled(&self.0[found.bucket as usize][found.slot]))
+    }
+
+    /// What is under a key, if its line is still the same connection's afterwards, as the agent reads it.
+    fn get(&self, key: &Key) -> Option<Value> {
+        lines::read(self.find(key)?).filter(|(words, ..)| *words == key.words).map(|(_, value, _)| value)
+    }
+
+    fn used(&self) -> usize {
+        self.0[1..].iter().flatten().filter(|line| line[STATE].load(Relaxed) & state::BITS == state::USED).count()
+    }
+}
+
+impl<'a, const SLOTS: usize> Lines for &'a Table<SLOTS> {
+    type Line = Modelled<'a>;
+    type Bucket = &'a [[AtomicU64; WORDS]; SLOTS];
+    const SLOTS: usize = SLOTS;
+
+    fn bucket(&self, index: u32) -> Option<Self::Bucket> {
+        self.0.get(index as usize)
+    }
+
+    fn line(&self, bucket: Self::Bucket, slot: usize) -> Modelled<'a> {
+        Modelled(&bucket[slot])
+    }
+}
+
+/// All orders in which a thread is interrupted no more than so often: loom's authors have found two or three to be enough for
+/// most faults, and without a bound it takes hours.
+fn every_order(run: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(run);
+}
+
+/// With this one key 1 has two places in a table of two buckets.
+const SEED: u64 = 2;
+
+fn key(number: u64) -> Key {
+    Key { words: [number, number], half: 0 }
+}
+
+fn value(number: u64) -> Value {
+    [number; _]
+}
+
+/// The whole of a value, of whichever connection, or nothing: never half of one.
+fn is_whole(found: Option<Value>, wanted: &[u64]) {
+    if let Some(found) = found {
+        assert!(found.iter().all(|word| *word == found[0]) && wanted.contains(&found[0]), "{found:?}");
+    }
+}
+
+#[test]
+fn what_is_read_is_one_connections_while_its_line_is_given_to_another() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let writer = {
+            let table = table.clone();
+            thread::spawn(move || assert!(lines::put(&&*table, &key(2), &value(2))))
+        };
+        is_whole(table.get(&key(1)), &[1]);
+        is_whole(table.get(&key(2)), &[2]);
+        writer.join().unwrap();
+        assert_eq!((table.get(&key(1)), table.get(&key(2))), (None, Some(value(2))));
+    });
+}
+
+#[test]
+fn half_of_a_key_is_nobodys() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        // Together the two have the words of the third.
+        assert!(lines::put(&&*table, &Key { words: [7, 1], half: 0 }, &value(1)));
+        let writer = {
+            let table = table.clone();
+            thread::spawn(move || lines::put(&&*table, &Key { words: [8, 2], half: 0 }, &value(2)))
+        };
+        for words in [[7, 2], [8, 1]] {
+            assert!(table.find(&Key { words, half: 0 }).is_none(), "{words:?}");
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// In one bucket of two lines, and in two buckets of one.
+#[test]
+fn a_connection_that_two_enter_at_once_is_there_once() {
+    every_order(|| both_enter(&Table::<2>::new(1)));
+    every_order(|| {
+        let table = Table::<1>::new(2);
+        let [one, other] = lines::places(&&*table, &key(1)).unwrap();
+        assert_ne!(one, other, "another seed is needed");
+        both_enter(&table);
+    });
+}
+
+fn both_enter<const SLOTS: usize>(table: &Arc<Table<SLOTS>>) {
+    let other = {
+        let table = table.clone();
+        thread::spawn(move || lines::put(&&*table, &key(1), &value(2)))
+    };
+    let entered = lines::put(&&**table, &key(1), &value(1));
+    let entered = [entered, other.join().unwrap()];
+    is_whole(table.get(&key(1)), &[1, 2]);
+    assert!(entered.contains(&true) && table.get(&key(1)).is_some(), "{entered:?}");
+    assert_eq!(table.used(), 1);
+}
+
+#[test]
+fn what_is_taken_out_while_another_takes_its_place_takes_nothing_else_with_it() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let sweep = {
+            let table = table.clone();
+            thread::spawn(move || {
+                if let Some(line) = table.find(&key(1)) {
+                    lines::remove_from(line, &key(1));
+                }
+            })
+        };
+        let entered = lines::put(&&*table, &key(2), &value(2));
+        sweep.join().unwrap();
+        assert_eq!(table.get(&key(1)), None);
+        assert_eq!(table.get(&key(2)).is_some(), entered);
+    });
+}
+
+#[test]
+fn what_is_copied_is_one_connections_while_its_line_is_given_to_another() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let writer = {
+            let table = table.clone();
+            thread::spawn(move || lines::put(&&*table, &key(2), &value(2)))
+        };
+        if let Some(line) = table.find(&key(1)) {
+            let mut seen = value(0);
+            let copied = lines::copied(line, &key(1), || seen = std::array::from_fn(|at| line.load(VALUE + at)));
+            is_whole(copied.then_some(seen), &[1]);
+        }
+        writer.join().unwrap();
+    });
+}
