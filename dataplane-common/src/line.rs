@@ -1,9 +1,8 @@
 //! Map `AFFINITY_LINES`: an array of buckets of four cache lines, each of which holds one connection, or nothing.
 //!
-//! A connection has its place in one of two buckets, which its key and a secret seed give. It takes the first line that is
-//! free there; where none is, that of the connection which was silent for longest. So a look-up that finds something mostly
-//! reads one line, nothing is ever moved, and connections displace one another only where the table is well filled (ADR 29
-//! has figures). The agent maps the array: it reads and empties lines without a system call.
+//! A key and a secret seed give two buckets. A connection takes the first free line; if none is free, it displaces
+//! the entry that was last seen before all others. Entries never move. In a sparse table a look-up that hits mostly
+//! reads the header and one line (ADR 29). The agent reads, inserts and frees through its mapping.
 //!
 //! Line 0 of bucket 0 is the [`header`]. The buckets behind it are in two halves, one for TCP and one for all else (see
 //! [`crate::flow::pending`]), so that neither displaces the other's.
@@ -26,7 +25,7 @@ pub struct Bucket {
 
 /// Words of the first line.
 pub mod header {
-    /// A secret: who does not know it cannot find connections that share their places.
+    /// A secret: without it, keys that share buckets cannot be computed.
     pub const SEED: usize = 0;
     /// Buckets in each half; 0: the map is not ready.
     pub const COUNT: usize = 1;
@@ -36,7 +35,7 @@ pub mod header {
 pub const KEY: usize = 0;
 /// Word of the upper eight bytes of the key, whose last three, which are padding, hold the line's [`state`].
 pub const STATE: usize = 1;
-/// First word of the value. It begins with when a packet was last seen.
+/// First word of the value: when a packet was last seen.
 pub const VALUE: usize = 2;
 
 /// What word [`STATE`] holds beside the key.

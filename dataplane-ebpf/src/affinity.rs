@@ -64,11 +64,11 @@ pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&
     if !proof::client_proves_at_ingress(packet, known) {
         return Some(known);
     }
-    // Displaced a moment ago: as if it had not been found.
-    if !copied(key, known) {
-        return None;
+    if copied(key, known) && !establish(key, known, ctx.len() as usize) {
+        return Some(known);
     }
-    if establish(key, known, ctx.len() as usize) { established(key) } else { Some(known) }
+    // Where it could not be copied another CPU has promoted it since it was found, or it was displaced.
+    established(key)
 }
 
 /// Notes what a packet of the client's says about the end of its connection.

@@ -25,8 +25,8 @@ impl Line for MapLine {
         unsafe { self.0.add(word).read_volatile() }
     }
 
-    // The address depends on what was read: no processor reads it earlier, and it costs no barrier, which programs have from
-    // kernel 6.15 on only.
+    // The address depends on what was read: no processor reads it earlier, and it costs no barrier, which programs
+    // have from kernel 6.15 on only.
     #[inline(always)]
     fn load_after(self, word: usize, seen: u64) -> u64 {
         // SAFETY: as above; nothing is added.
@@ -73,13 +73,13 @@ impl Lines for Clients {
     }
 }
 
-/// The entry of a client's connection.
+/// Looks up the pending entry of a client's connection.
 #[inline(always)]
 pub(crate) fn find(key: &AffinityKey) -> Option<&'static mut Affinity> {
     let found = client_lines_find(key);
     let line = Clients.line(Clients.bucket(found / SLOTS as u32)?, found as usize);
-    // SAFETY: the value lies behind the key in the line, which stays mapped. Entries change under their readers, as those of hash
-    // maps do: their fields are read as wholes.
+    // SAFETY: the value lies behind the key in the line, which stays mapped. Entries change under their readers, as
+    // those of hash maps do: their fields are read as wholes.
     let entry = unsafe { line.0.add(VALUE).cast::<Affinity>().as_mut() };
     if found == 0 { None } else { entry }
 }
@@ -90,7 +90,7 @@ pub(crate) fn find(key: &AffinityKey) -> Option<&'static mut Affinity> {
 extern "C" fn client_lines_find(key: *const AffinityKey) -> u32 {
     // SAFETY: `find` passes a reference.
     let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-    // With it the entry is read after the key.
+    // The added 0 depends on the state, so the entry is read after the key.
     let number = |found: Found| found.bucket * SLOTS as u32 + found.slot as u32 + nothing(found.seen) as u32;
     lines::find(&Clients, &of(key)).map_or(0, number)
 }
@@ -132,13 +132,13 @@ extern "C" fn client_lines_keep_first(key: *const AffinityKey) -> u32 {
     0
 }
 
-/// Copies an entry that [`find`] has given. Whether what was copied is this connection's.
+/// Copies an entry that [`find`] returned. False if its line was given to another connection meanwhile.
 #[inline(always)]
 pub(crate) fn copied(key: &AffinityKey, entry: &mut Affinity, to: &mut Affinity) -> bool {
     lines::copied(line_of(entry), &of(key), || copy(entry, to))
 }
 
-/// Takes a connection out whose entry [`find`] has given.
+/// Frees the line of an entry that [`find`] returned, if it still holds this key.
 #[inline(always)]
 pub(crate) fn remove(key: &AffinityKey, entry: &mut Affinity) {
     lines::remove_from(line_of(entry), &of(key));

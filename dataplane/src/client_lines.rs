@@ -27,7 +27,7 @@ use crate::{
 /// Between two calls of `progress`.
 const BATCH: u32 = 1 << 12;
 
-/// The connections. Clones are of the handle.
+/// The mapped table; clones share the mapping.
 #[derive(Clone)]
 pub(crate) struct ClientLines {
     mapped: Arc<Words>,
@@ -66,7 +66,7 @@ impl ClientLines {
         Ok(Self { mapped: Arc::new(mapped), count })
     }
 
-    /// Frees lines that an agent was writing when it was ended. There must be no other agent.
+    /// Frees lines that a killed agent had claimed. The caller holds the lock: there is no other agent.
     pub(crate) fn reclaim(&self) {
         let freed = self.all().filter(|line| lines::reclaim(*line)).count();
         if freed > 0 {
@@ -86,7 +86,7 @@ impl ClientLines {
     pub(crate) fn get(&self, key: &AffinityKey) -> Option<Affinity> {
         let wanted = of(key);
         let (words, value, _) = lines::read(self.find(&wanted)?)?;
-        // It may have been given to another connection between the two.
+        // The line may have been given to another connection since the look-up.
         (words == wanted.words).then(|| transmute!(value))
     }
 
@@ -100,8 +100,8 @@ impl ClientLines {
         lines::put(&self, &of(key), &transmute!(entry))
     }
 
-    /// Enters what an earlier version's map has, unless it would take the place of a younger connection. Of one that is here already,
-    /// what it says besides is added: programs of both versions may have seen its packets.
+    /// Takes over an earlier map's entry, unless it would displace a younger one. An entry that is here already is
+    /// merged with it: programs of both versions may have seen its packets.
     pub(crate) fn take_over(&self, key: &AffinityKey, entry: Affinity) {
         if lines::displaces_younger(lines::choose(&self, &of(key)), entry.last_seen) {
             return;
@@ -122,7 +122,7 @@ impl ClientLines {
         }
     }
 
-    /// Takes a connection out if it is still as `is_meant` wants it. Whether it was.
+    /// Frees the entry's line if `is_meant` accepts its present value. Whether it did.
     pub(crate) fn remove_if(&self, key: &AffinityKey, is_meant: impl Fn(&Affinity) -> bool) -> bool {
         let wanted = of(key);
         let Some(line) = self.find(&wanted) else { return false };

@@ -235,11 +235,14 @@ impl Dataplane {
         let pin = self.hook.directory(&self.bpffs).join(name.to_string());
         let attached = self.pins.hold_links(&self.bpffs, [pin], &unpinned, attached)?;
         self.attached.insert(name, ifindex);
-        self.hand_over(attached);
+        if matches!(program, Program::FromUnderlay | Program::FromClient) {
+            self.hand_over(attached);
+        }
         Ok(attached)
     }
 
-    /// After a program has taken an earlier version's place: what that has entered until now is wanted at once.
+    /// After a program that looks for clients' connections has replaced an earlier version's: takes over what that one has entered
+    /// until now.
     fn hand_over(&self, attached: Attached) {
         if attached == Attached::Replaced
             && let Err(error) = self.tables.connections.hand_over(false)

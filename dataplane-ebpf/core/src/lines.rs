@@ -1,16 +1,15 @@
 //! A table of connections in cache lines (see `dataplane_common::line`): how one is found, entered and taken out while
 //! other CPUs and the agent do the same.
 //!
-//! Who wants to write a line claims it by compare-and-exchange, writes, and publishes it likewise. Each claim raises the
-//! line's version, so whoever compares the whole word sees that the line was another's meanwhile. A reader gets a line only if
-//! its key was there at one moment, all of it. What is done with the value after that is the caller's matter, as with an element of
-//! the kernel's LRU hash: the line may have been given to another connection since.
+//! A writer claims a line by compare-and-exchange, writes it and publishes it by another. Each claim raises the
+//! version, so comparing the whole state word shows any claim in between. A look-up accepts a line only if both words
+//! of the key belong to one claim. Afterwards the line may be given to another connection: see [`copied`].
 //!
 //! The same code runs in the programs, in the agent, and under loom (`tests/lines_loom.rs`).
 
 use dataplane_common::line::{KEY, SLOTS, STATE, VALUE, WORDS, header, mix, state};
 
-/// A line's words. Copies are of the reference.
+/// A line's words. A copy refers to the same line.
 pub trait Line: Copy {
     /// Reads a word, in no order with anything.
     fn load(self, word: usize) -> u64;
@@ -21,14 +20,14 @@ pub trait Line: Copy {
     /// Writes a word, in no order with anything.
     fn store(self, word: usize, value: u64);
 
-    /// Writes word [`STATE`] if it still is `from`. What is read or written before it stays before it, and what comes after it
-    /// after it, on every processor.
+    /// Writes word [`STATE`] if it still is `from`. What is read or written before it stays before it, and what comes
+    /// after it after it, on every processor.
     fn replace_state(self, from: u64, to: u64) -> bool;
 }
 
 /// The table.
 pub trait Lines {
-    /// What a line that is being written says: who can be ended meanwhile says so.
+    /// State of a line while it is written. The agent has its own: it can be killed before it publishes.
     const CLAIM: u64 = state::CLAIMED;
     /// A line.
     type Line: Line;
@@ -44,7 +43,7 @@ pub trait Lines {
     fn line(&self, bucket: Self::Bucket, slot: usize) -> Self::Line;
 }
 
-/// Whose line it is.
+/// A connection's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Its 16 bytes, of which the last three are zero.
@@ -111,15 +110,14 @@ fn is_of(seen: u64, key: &Key) -> bool {
     seen & !state::VERSION == key.words[1] | state::USED
 }
 
-/// Enters a connection, in the place of an entry with the same key, or where there is room, or in the place of whoever was
-/// silent for longest. Whether it is in the table; otherwise other CPUs were faster with the same lines, twice, or the table is
-/// not ready.
+/// Inserts a connection: over the entry with the same key, else into a free line, else over the entry that was last
+/// seen before all others. False if the table is not ready, or no line could be claimed in two attempts.
 #[inline(always)]
 pub fn put<L: Lines>(lines: &L, key: &Key, value: &Value) -> bool {
     put_by(|| choose(lines, key), |choice| write(lines, key, choice, value), || keep_first(lines, key))
 }
 
-/// The steps of [`put`], for who has no stack for all of them at once.
+/// The steps of [`put`], for callers whose stack cannot hold all of them at once.
 #[inline(always)]
 pub fn put_by(choose: impl Fn() -> Choice, write: impl Fn(Choice) -> bool, keep_first: impl FnOnce()) -> bool {
     if !write(choose()) && !write(choose()) {
@@ -129,26 +127,25 @@ pub fn put_by(choose: impl Fn() -> Choice, write: impl Fn(Choice) -> bool, keep_
     true
 }
 
-/// Whether who takes this line takes the place of a connection that was seen at `than` or later.
+/// Whether writing to this line displaces an entry that was last seen at `than` or later.
 #[must_use]
 pub fn displaces_younger(choice: Choice, than: u64) -> bool {
     choice >= SEEN && choice & !INDEX >= than & !INDEX
 }
 
-/// Which of the lines a connection takes: its rank, with the line's index among the connection's in the last bits. The lowest one
-/// is taken.
-// VERIFIER: one number, of which it knows nothing: who kept the line itself would have all that follows verified for each line.
+/// Rank of a line, with its index among the connection's eight in the last bits. The lowest is chosen.
+// VERIFIER: a scalar of unknown value. With the line itself all that follows would be verified once for each line.
 pub type Choice = u64;
 
 /// Bits of a [`Choice`] that are the index.
 const INDEX: Choice = 2 * SLOTS as u64 - 1;
-/// The connection is there already.
+/// The line holds this key.
 const OWN: Choice = 0;
 const FREE: Choice = INDEX + 1;
-/// From here on a connection is there that was last seen at that time, in nanoseconds since the machine started.
+/// From here on: when the entry in the line was last seen, in nanoseconds since the machine started.
 const SEEN: Choice = 2 * FREE;
 const LATEST: Choice = NONE - 2 * INDEX - 1;
-/// None: the table is not ready, or others are writing all lines.
+/// No line: the table is not ready, or all lines are claimed.
 pub const NONE: Choice = u64::MAX;
 
 /// Chooses a line for [`write`].
@@ -175,7 +172,7 @@ fn rank(line: impl Line, seen: u64, key: &Key) -> Choice {
         state::USED if is_of(seen, key) && line.load_after(KEY, seen) == key.words[0] => OWN,
         state::USED => (line.load_after(VALUE, seen) & !INDEX).clamp(SEEN, LATEST),
         state::FREE => FREE,
-        // Somebody is writing there.
+        // Claimed.
         _ => NONE,
     }
 }
@@ -203,7 +200,8 @@ pub fn write<L: Lines>(lines: &L, key: &Key, choice: Choice, value: &Value) -> b
     line.replace_state(version | L::CLAIM, version | state::USED | key.words[1])
 }
 
-/// Two CPUs may have entered one connection at once, each in another line: whoever finishes last leaves the first of them.
+/// Two CPUs may insert one connection into two lines. Each calls this after it has published: the first line keeps
+/// the entry, the others are freed.
 #[inline(always)]
 pub fn keep_first<L: Lines>(lines: &L, key: &Key) {
     let Some([one, other]) = places(lines, key) else { return };
@@ -238,8 +236,7 @@ pub fn free(line: impl Line, seen: u64) -> bool {
     line.replace_state(seen, seen & state::VERSION)
 }
 
-/// Reads the value of a connection that was found by way of `copy`. Whether it is that connection's: the line may have been given
-/// to another one since it was found.
+/// Runs `copy`. Whether the line held this connection's entry from before it until after it.
 #[inline(always)]
 pub fn copied(line: impl Line, key: &Key, copy: impl FnOnce()) -> bool {
     let seen = line.load(STATE);
@@ -254,14 +251,14 @@ pub fn copied(line: impl Line, key: &Key, copy: impl FnOnce()) -> bool {
     line.replace_state(seen, seen)
 }
 
-/// Frees a line if an agent was writing it, for one that knows that there is no other any more. Whether it was.
+/// Frees a line that an agent had claimed; no other agent may run. Whether it was.
 pub fn reclaim(line: impl Line) -> bool {
     let seen = line.load(STATE);
     seen & state::BITS == state::CLAIMED_BY_AGENT && free(line, seen)
 }
 
-/// What is in a line, and its state then; `None`: nothing, or it is being written. The words of the value are each read as a whole;
-/// the programs may change them at any time.
+/// What is in a line, and its state then; `None`: nothing, or it is being written. The words of the value are each
+/// read as a whole; the programs may change them at any time.
 #[inline(always)]
 pub fn read(line: impl Line) -> Option<([u64; 2], Value, u64)> {
     let seen = line.load(STATE);

@@ -1,5 +1,5 @@
-//! The table of connections in lines against what it promises: a key has its value or has been displaced, and what makes
-//! room is what was silent for longest where the new one may be.
+//! The table of connections in lines against what it promises: a key has its value or has been displaced, and what
+//! makes room is what was silent for longest where the new one may be.
 
 use std::{
     collections::BTreeMap,

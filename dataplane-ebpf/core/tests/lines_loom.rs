@@ -1,5 +1,5 @@
-//! The orders in which two CPUs can use the lines of connections, as loom finds them: also those of processors that reorder what
-//! they read and write. All those in which a thread is interrupted twice at most.
+//! The orders in which two CPUs can use the lines of connections, as loom finds them: also those of processors that
+//! reorder what they read and write. At most two preemptions per run.
 
 use dataplane_common::line::{STATE, VALUE, WORDS, header, state};
 use dataplane_core::lines::{self, Key, Line, Lines, Value};
@@ -81,8 +81,8 @@ impl<'a, const SLOTS: usize> Lines for &'a Table<SLOTS> {
     }
 }
 
-/// All orders in which a thread is interrupted no more than so often: loom's authors have found two or three to be enough for
-/// most faults, and without a bound it takes hours.
+/// All orders in which a thread is interrupted no more than so often: loom's authors have found two or three to be
+/// enough for most faults, and without a bound it takes hours.
 fn every_order(run: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);

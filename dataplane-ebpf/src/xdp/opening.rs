@@ -110,7 +110,7 @@ fn open(frame: Frame, config: &Config, packet: &Head, port: &PublishedPort, now:
         if !turn.take() {
             continue;
         }
-        // From here on it is entered: if the packet were left to TC, that would find the entry.
+        // From here on it is entered: if the packet were left to TC, that would find the entry. If there is no room, TC chooses anew.
         affinity::enter(packet.key().get(), turn.backend, flag::SEEN).ok()?;
         verdict::count_of(Counter::MeshFlow, frame.len());
         return Some((backend, hop));

@@ -18,7 +18,7 @@ use crate::{
     table::{MapFault, Table},
 };
 
-/// How much older an entry may look than it is, in nanoseconds: earlier versions touch one every half second.
+/// How far `last_seen` may lag behind the last packet, in nanoseconds: earlier programs write it every half second.
 const TOUCHED: u64 = 1_000_000_000;
 
 /// The maps that are still pinned.
@@ -33,7 +33,7 @@ struct Found {
 }
 
 impl Earlier {
-    /// Those below this directory. What cannot be opened is another's, and stays.
+    /// Opens the retired maps below this directory. Pins that cannot be opened stay.
     pub(crate) fn pinned(bpffs: &Path) -> Self {
         let open = |name: &&str| {
             let path = bpffs.join("maps").join(name);
@@ -53,8 +53,8 @@ impl Earlier {
         Self(Arc::new(Mutex::new(Found { tables, looked: 0 })))
     }
 
-    /// Copies what has come or changed in them since the last time to where today's programs look, unless that is `established`.
-    /// With `remove` the maps go once nothing has: no program that knows them sees packets any more.
+    /// Copies entries that were seen since the last call into `lines`, except established ones. With `remove` the
+    /// maps are unpinned if there were none.
     pub(crate) fn hand_over(
         &self,
         lines: &ClientLines,

@@ -102,7 +102,8 @@ impl Harness {
 
     /// Puts an entry into `AFFINITY_LINES`, as packets do.
     pub fn put_pending_affinity(&mut self, key: AffinityKey, affinity: Affinity) -> Result<(), HarnessError> {
-        self.tables.connections.affinity_pending.put(&key, affinity);
+        let put = self.tables.connections.affinity_pending.put(&key, affinity);
+        assert!(put, "nobody else writes these lines");
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::agent::shared::{Shared, Snapshot};
 const FULL: u64 = 90;
 
 /// Tables of established connections that are nearly full, by the last sweep, with what to do about it. In the pending tables
-/// the oldest entries make room: they may be full.
+/// the least recently seen make room: they may be full.
 pub(super) fn nearly_full(shared: &Shared) -> Vec<String> {
     let Some((_, report)) = shared.sweeps().last else { return Vec::new() };
     full(report.left, shared.connections().capacity())
