@@ -61,7 +61,8 @@ fn a_look_that_fails_leaves_a_working_container_where_it_is() {
         wait_for("the task to be named as failing", PATIENCE, || {
             let status = agent.json(&["status"])?;
             let why = status["failing"][0]["why"].as_str().unwrap_or_default();
-            ensure!(status["failing"][0]["item"] == "task web.1" && why.contains("more than 65536"), "{status:#}");
+            // On a busy machine the look ends before so many are counted, because it takes more than five seconds.
+            ensure!(status["failing"][0]["item"] == "task web.1" && why.contains("cannot be used"), "{status:#}");
             ensure!(status["healthy"] == false, "{status:#}");
             ensure!(status["takeover"] == before["takeover"], "it is taken away: {status:#}");
             Ok(())
