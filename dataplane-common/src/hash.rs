@@ -1,8 +1,8 @@
-//! The hash that spreads mesh connections over a tunnel's source ports.
+//! The hash that spreads mesh connections over a tunnel's source ports, and what hashes with a secret seed are made of.
 //!
-//! Ours and not the kernel's, because XDP has no hash of the kernel's to ask for: a connection's packets take one port
-//! whether TC or XDP sends them, so that switching from one to the other reorders nothing. It keeps no secret. Who picks
-//! his ports so that they all hash alike gets one queue for himself, as with any NIC's published key.
+//! The first is ours and not the kernel's, because XDP has no hash of the kernel's to ask for: a connection's packets
+//! take one port whether TC or XDP sends them, so that switching from one to the other reorders nothing. It keeps no
+//! secret. Who picks his ports so that they all hash alike gets one queue for himself, as with any NIC's published key.
 
 use crate::addr::{Ip4, Port};
 
@@ -24,6 +24,15 @@ pub const fn flow_of_words(src: u32, dst: u32, ports: u32, proto: u8) -> u32 {
     x = (x ^ x >> 31).wrapping_mul(B);
     x = (x ^ x >> 29).wrapping_mul(A);
     (x ^ x >> 32) as u32
+}
+
+/// The finalizer of splitmix64: a bijection, all of whose bits depend on all bits of `x`.
+#[inline(always)]
+#[must_use]
+pub const fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 #[cfg(test)]

@@ -64,19 +64,11 @@ pub const fn buckets(connections: u32) -> u32 {
     2 * connections.div_ceil(SLOTS as u32) + 1
 }
 
-/// The finalizer of splitmix64: a bijection, all of whose bits depend on all bits of `x`.
-#[inline(always)]
-#[must_use]
-pub const fn mix(mut x: u64) -> u64 {
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
-}
-
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<AffinityKey>() + size_of::<Affinity>() == size_of::<Line>());
     assert!(offset_of!(AffinityKey, proto) == 12 && offset_of!(Affinity, last_seen) == 0);
+    assert!(size_of::<Bucket>() == 64 * SLOTS && align_of::<Bucket>() == 8);
     // The state lies in the key's padding.
     assert!(cfg!(target_endian = "little"));
 };

@@ -10,8 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::NetId,
     flow::{AffinityKey, FlowKey, MESH_ZONE, STOCK_ZONE},
+    hash::mix,
     headers::ipproto,
-    line::mix,
 };
 
 /// Numbers of services; several may share one.

@@ -7,7 +7,10 @@
 //!
 //! The same code runs in the programs, in the agent, and under loom (`tests/lines_loom.rs`).
 
-use dataplane_common::line::{KEY, SLOTS, STATE, VALUE, WORDS, header, mix, state};
+use dataplane_common::{
+    hash::mix,
+    line::{KEY, SLOTS, STATE, VALUE, WORDS, header, state},
+};
 
 /// A line's words. A copy refers to the same line.
 pub trait Line: Copy {
