@@ -1,23 +1,25 @@
-//! Maps `FLOWS` and `AFFINITY`: what connections remember.
+//! Map `FLOWS`, and the table of clients (`AFFINITY_SEGMENTS`, `AFFINITY`): what connections remember.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ip4, NetId, Port, Tag};
 
 /// For how long a backend may hold an ended connection in TIME-WAIT, in seconds from [`Flow::last_seen`] of the entry.
-/// In Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 5.1 s, at
-/// 100 Hz); and half a second, because entries are not touched for every packet.
+/// In Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 5.1 s,
+/// at 100 Hz); and half a second, because entries are not touched for every packet.
 pub const TIME_WAIT_SECONDS: u64 = 66;
-/// Size of `FLOWS` (two entries per connection) and of `AFFINITY`. Ended connections stay for [`TIME_WAIT_SECONDS`], so
-/// this bounds the sustained rate of short connections: 7,900 per second and node.
+/// Size of `FLOWS` (two entries per connection) and of `AFFINITY`, and so many clients' connections are established.
+/// Ended connections stay for [`TIME_WAIT_SECONDS`], so this bounds the sustained rate of short connections: 7,900 per
+/// second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
-/// Size of `FLOWS_PENDING` (two entries per connection), of its twin for what is not TCP, and of each half of `AFFINITY_LINES`:
-/// connections that have not proved yet that somebody is there, and those that have found no share of the established
-/// tables (see [`crate::shares`]). Least recently used entries make room, so a flood only ever displaces its like.
+/// Size of `FLOWS_PENDING` (two entries per connection), of its twin for what is not TCP, and of each half of
+/// `AFFINITY_SEGMENTS` at first: connections that have not proved yet that somebody is there, and those that have found
+/// no share of the established tables (see [`crate::shares`]). Least recently used entries make room, so a flood only
+/// ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
 
 /// The tables of pending connections: one for TCP, one for all else, so that neither displaces the other's. Indices of
-/// `FLOWS_PENDING_BY`, and halves of `AFFINITY_LINES`.
+/// `FLOWS_PENDING_BY`, and halves of `AFFINITY_SEGMENTS`.
 pub mod pending {
     use crate::headers::ipproto;
 
@@ -66,7 +68,8 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// Puts a key together in words: LLVM clears the three bytes of padding with a call to `memset`, which takes a frame.
+    /// Puts a key together in words: LLVM clears the three bytes of padding with a call to `memset`, which takes a
+    /// frame.
     #[inline(always)]
     #[must_use]
     pub const fn new(zone: NetId, (src, sport): (Ip4, Port), (dst, dport): (Ip4, Port), proto: u8) -> Self {
@@ -101,10 +104,10 @@ pub struct Flow {
     pub task: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Of TCP. Reply entries in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with which
-    /// the client completes the handshake; zero before the SYN-ACK was seen. Reply entries in `FLOWS`: the upper 24 bits of
-    /// the number that the backend has acknowledged last. Forward entries in `FLOWS` with [`flag::FIN`]: the upper 24 bits of
-    /// the sequence number behind the client's FIN.
+    /// Of TCP. Reply entries in `FLOWS_PENDING`: the lower 24 bits of the acknowledgement number, big endian, with
+    /// which the client completes the handshake; zero before the SYN-ACK was seen. Reply entries in `FLOWS`: the upper
+    /// 24 bits of the number that the backend has acknowledged last. Forward entries in `FLOWS` with [`flag::FIN`]: the
+    /// upper 24 bits of the sequence number behind the client's FIN.
     pub tcp_number: [u8; 3],
 }
 
@@ -150,32 +153,33 @@ pub mod flag {
     pub const REPLY: u8 = 1;
     /// At least one packet of this direction was seen (set at creation for forward entries).
     pub const SEEN: u8 = 1 << 1;
-    /// A FIN was seen in this direction; in `AFFINITY` the client's. What a client says is only believed once its backend
-    /// has acknowledged it.
+    /// A FIN was seen in this direction; in clients' entries the client's. What a client says is only believed once its
+    /// backend has acknowledged it.
     pub const FIN: u8 = 1 << 2;
-    /// The connection has ended, by the backend's word: an RST, or a FIN and the acknowledgement of the client's. In `FLOWS`
-    /// also by an RST of the client's at the sequence number that the backend waits for. On both entries.
+    /// The connection has ended, by the backend's word: an RST, or a FIN and the acknowledgement of the client's. In
+    /// `FLOWS` also by an RST of the client's at the sequence number that the backend waits for. On both entries.
     pub const ENDED: u8 = 1 << 3;
-    /// `AFFINITY` only: a reply came back through this node.
+    /// Clients' entries only: a reply came back through this node.
     pub const REPLIED: u8 = 1 << 4;
-    /// `AFFINITY` only: a FIN of the backend's was seen.
+    /// Clients' entries only: a FIN of the backend's was seen.
     pub const BACKEND_FIN: u8 = 1 << 0;
-    /// Pending entries in `FLOWS_PENDING` and its twin: the connection has proved itself, and found no share or no room.
+    /// Pending entries in `FLOWS_PENDING` and its twin: the connection has proved itself, and found no share or no
+    /// room.
     pub const KEPT: u8 = 1 << 6;
-    /// The same in `AFFINITY_LINES`.
+    /// The same of pending entries of clients.
     pub const AFFINITY_KEPT: u8 = 1 << 5;
     /// `FLOWS` only: a connection made directly to a task that is also a VIP's backend. Alone under its reply key it
     /// changes nothing and only keeps the key; with a forward entry the source port is translated.
     pub const DIRECT: u8 = 1 << 5;
-    /// `AFFINITY` only: this node (or a container behind its masquerade) opened the connection from a port that is also
-    /// published; packets are the stack's.
+    /// Clients' entries only: this node (or a container behind its masquerade) opened the connection from a port that
+    /// is also published; packets are the stack's.
     pub const OWN: u8 = 1 << 6;
-    /// `AFFINITY` only: the backend's node ran no Hiveway when the connection began, so its packets are translated here
-    /// and travel as ordinary traffic of the ingress network.
+    /// Clients' entries only: the backend's node ran no Hiveway when the connection began, so its packets are
+    /// translated here and travel as ordinary traffic of the ingress network.
     pub const STOCK: u8 = 1 << 7;
 }
 
-/// Key of map `AFFINITY`: a client's connection at the ingress node, before anything is rewritten.
+/// Key of a client's connection at the ingress node, before anything is rewritten.
 #[repr(C, align(4))]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -206,7 +210,7 @@ impl AffinityKey {
     }
 }
 
-/// Value of map `AFFINITY`: which backend the connection was given.
+/// Value of a client's connection: which backend it was given.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Affinity {
@@ -222,21 +226,23 @@ pub struct Affinity {
     pub vtep: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Of TCP. In `AFFINITY_LINES`: as [`Flow::tcp_number`] of reply entries. In `AFFINITY` with [`flag::FIN`]: the upper
+    /// Of TCP. While it is pending as [`Flow::tcp_number`] of reply entries. Established with [`flag::FIN`]: the upper
     /// 24 bits of the sequence number behind the client's FIN, big endian.
     pub tcp_number: [u8; 3],
-    /// [`crate::xdp::XdpState::generation`] under which XDP last asked everything that it asks besides this entry; 0: never.
+    /// [`crate::xdp::XdpState::generation`] under which XDP last asked everything that it asks besides this entry; 0:
+    /// never.
     pub generation: u32,
     /// [`crate::endpoint::Vtep::hop`] of `vtep` then.
     pub hop: u16,
-    /// In `AFFINITY`: 1 from when the client has proved itself until the backend says something else than SYN-ACK and RST.
+    /// Established: 1 from when the client has proved itself until the backend says something else than SYN-ACK and
+    /// RST.
     pub unspoken: u8,
     /// Always zero.
     pub _pad: [u8; 5],
 }
 
-/// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct connection has its source port translated. Programs look
-/// for such connections only while the two numbers differ.
+/// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct
+/// connection has its source port translated. Programs look for such connections only while the two numbers differ.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct DirectGate {

@@ -1,9 +1,9 @@
 //! Map `SHARES`: how much of the tables of established connections each service and each client prefix holds.
 //!
 //! Shares are of what is **free**, as switches with shared buffers have it (dynamic thresholds: Choudhury and Hahne,
-//! IEEE/ACM Transactions on Networking 6(2), 1998): whoever is alone may take most of a table, and the more hold much of it,
-//! the less each gets; there is always something left for who holds little. What finds no share is refused nothing: it stays
-//! in the pending tables, where the least recently used makes room.
+//! IEEE/ACM Transactions on Networking 6(2), 1998): whoever is alone may take most of a table, and the more hold much
+//! of it, the less each gets; there is always something left for who holds little. What finds no share is refused
+//! nothing: it stays in the pending tables, where the least recently used makes room.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -24,17 +24,18 @@ const OF_SERVICE: i64 = 4;
 /// The same for a prefix: 67 % of the table if it is alone.
 const OF_PREFIX: i64 = 2;
 
-/// Index of `AFFINITY` in [`Shares`].
+/// Index of clients' connections in [`Shares`].
 pub const AFFINITY: usize = 0;
 /// Index of `FLOWS` in [`Shares`].
 pub const FLOWS: usize = 1;
 
-/// Value of map `SHARES` (memory-mapped array of one). Numbers are of table entries, in two's complement: between two sweeps,
-/// which count anew, more may be given back than was taken.
+/// Value of map `SHARES` (memory-mapped array of one). Numbers are of table entries, in two's complement: between two
+/// sweeps, which count anew, more may be given back than was taken.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Shares {
-    /// Of the hash that services and prefixes are numbered by: who does not know it cannot find others with another's number.
+    /// Of the hash that services and prefixes are numbered by: who does not know it cannot find others with another's
+    /// number.
     pub seed: u64,
     /// Room in each table; 0: not known yet, everybody has a share.
     pub room: [u64; 2],
@@ -66,8 +67,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of an entry of `AFFINITY`: the service is the published port, the prefix the client's /24. TCP and all else have numbers
-    /// of their own: datagrams of invented sources take nothing from who connects.
+    /// Of a client's entry: the service is the published port, the prefix the client's /24. TCP and all else have
+    /// numbers of their own: datagrams of invented sources take nothing from who connects.
     #[inline(always)]
     #[must_use]
     pub const fn of_affinity(seed: u64, key: &AffinityKey) -> Self {
@@ -75,8 +76,8 @@ impl Place {
         Self::new(AFFINITY, seed, [0; 4], key.proto, port(key.port, key.proto), word([a, b, c, 0]))
     }
 
-    /// Of both entries of `FLOWS` of a connection with this forward key. Through the mesh as for [`Self::of_affinity`]; inside an
-    /// overlay network the service is an address, and the prefix one container.
+    /// Of both entries of `FLOWS` of a connection with this forward key. Through the mesh as for [`Self::of_affinity`];
+    /// inside an overlay network the service is an address, and the prefix one container.
     #[inline(always)]
     #[must_use]
     pub const fn of_flow(seed: u64, forward: &FlowKey) -> Self {
@@ -110,6 +111,8 @@ pub struct Held {
     pub room: u64,
     /// All entries.
     pub entries: u64,
+    /// Nothing but these numbers says that there is no room: the entries are clients'.
+    pub bounds: bool,
     /// Those that are not of TCP; `None` for a connection of TCP.
     pub other: Option<u64>,
     /// The service's.
@@ -132,8 +135,11 @@ impl Held {
         {
             return false;
         }
-        // A full table is for the table to say: the numbers may be ahead of it.
-        free <= 0 || ((self.service as i64) < OF_SERVICE * free && (self.prefix as i64) < OF_PREFIX * free)
+        if free <= 0 {
+            // A full map says so itself: the numbers may be ahead of it. Clients' lines have room for more.
+            return !self.bounds;
+        }
+        (self.service as i64) < OF_SERVICE * free && (self.prefix as i64) < OF_PREFIX * free
     }
 }
 
@@ -167,7 +173,7 @@ mod tests {
     const ROOM: u64 = 1000;
 
     fn held(entries: u64) -> Held {
-        Held { room: ROOM, entries, other: None, service: 0, prefix: 0 }
+        Held { room: ROOM, entries, bounds: false, other: None, service: 0, prefix: 0 }
     }
 
     /// How many entries somebody gets who asks as long as `admits` says yes, while others hold `others`.
@@ -194,6 +200,8 @@ mod tests {
     #[test]
     fn numbers_that_are_wrong_close_no_table() {
         assert!(Held { room: 0, ..held(5000) }.admits(), "before the room is known");
+        let clients = |entries| Held { bounds: true, ..held(entries) }.admits();
+        assert!(clients(999) && !clients(1000) && !clients(1001), "nothing else says that it is full");
         assert!(held(5000).admits(), "the table itself knows better");
         assert!(
             Held { service: (-3i64) as u64, prefix: (-3i64) as u64, other: Some(-1i64 as u64), ..held(0) }.admits()

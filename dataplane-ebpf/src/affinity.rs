@@ -1,7 +1,8 @@
-//! The tables `AFFINITY` and `AFFINITY_LINES`: which backend the ingress node gave a client's connection to.
+//! The tables `AFFINITY_SEGMENTS` and `AFFINITY`: which backend the ingress node gave a client's connection to.
 //!
-//! As with flows (see `flow.rs`) a connection begins in the pending table, the lines, where one that was silent for longer
-//! makes room, and moves to the established one when both ends have proved that they are there.
+//! A connection begins as a pending entry in the lines, which makes room for others when it was silent for longest.
+//! When both ends have proved that they are there it is established, in the same line. Only where its bucket has as
+//! many established ones as it may have it moves to the hash `AFFINITY`.
 
 use core::mem::offset_of;
 
@@ -14,7 +15,16 @@ use dataplane_common::{
 };
 
 use crate::{
-    client_lines, clock, connection, ending, maps::AFFINITY, parse::Packet, proof, scratch::scratch, shares, skb::Skb,
+    atomics,
+    client_lines::{self, Place},
+    clock, connection, ending,
+    lines::Promotion,
+    maps::AFFINITY,
+    parse::Packet,
+    proof,
+    scratch::scratch,
+    shares,
+    skb::Skb,
     verdict,
 };
 
@@ -34,50 +44,63 @@ pub(crate) fn of_packet(packet: &Packet) -> Option<&'static mut Affinity> {
 /// The entry with this key, and whether it is still pending.
 #[inline(always)]
 pub(crate) fn find(key: &AffinityKey) -> Option<(&'static mut Affinity, bool)> {
-    match established(key) {
-        None => pending(key).map(|known| (known, true)),
-        Some(known) => Some((known, false)),
+    let place = client_lines::find(key);
+    // VERIFIER: whether the place is none is not asked, which would be another way to the same end.
+    match place.entry() {
+        Some(entry) => Some((entry, !place.is_established())),
+        None => spilled(place, key).map(|entry| (entry, false)),
     }
+}
+
+/// Whether the entry with this key is in `AFFINITY`. `place`: where it was not found in the lines.
+#[inline(never)]
+pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
+    spilled(place, key).is_some()
 }
 
 /// The entry with this key in `AFFINITY`.
 #[inline(always)]
-pub(crate) fn established(key: &AffinityKey) -> Option<&'static mut Affinity> {
+fn spilled(place: Place, key: &AffinityKey) -> Option<&'static mut Affinity> {
+    if !client_lines::have_spilled(place) {
+        return None;
+    }
+    // The map after the number, too: whoever moves an entry there counts before he frees its line. A full barrier, on
+    // memory of this CPU's.
+    // SAFETY: into this CPU's scratch slot, aligned to 8; adding nothing changes nothing.
+    unsafe { atomics::fetch_add(&raw mut scratch().ok()?.fence, 0) };
     // SAFETY: as for flows: only `last_seen`, `flags` and `tcp_number` change after creation.
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
-}
-
-/// The entry with this key in the pending table.
-#[inline(always)]
-pub(crate) fn pending(key: &AffinityKey) -> Option<&'static mut Affinity> {
-    client_lines::find(key)
 }
 
 /// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
 #[inline(always)]
 pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&'static mut Affinity> {
-    if let Some(known) = established(key) {
+    let (known, is_pending) = find(key)?;
+    if !is_pending {
         return Some(known);
     }
-    let known = pending(key)?;
     clock::renew(&mut known.last_seen);
     if !proof::client_proves_at_ingress(packet, known) {
         return Some(known);
     }
-    if copied(key, known) && !establish(key, known, ctx.len() as usize) {
-        return Some(known);
-    }
-    // Where it could not be copied another CPU has promoted it since it was found, or it was displaced.
-    established(key)
+    promote(key, known, ctx.len() as usize);
+    // It may have gone to the other table, or was displaced since it was found.
+    get(key)
 }
 
 /// Notes what a packet of the client's says about the end of its connection.
 #[inline(always)]
 pub(crate) fn of_client(key: &AffinityKey, packet: &Packet) {
-    if ending::client_ends_at_ingress(packet)
-        && let Some(known) = established(key)
-    {
-        ending::note_client_fin(known, ending::end_of(packet));
+    if ending::client_ends_at_ingress(packet) {
+        note_client_fin(key, ending::end_of(packet));
+    }
+}
+
+// Not inlined: what follows would be verified once for each table.
+#[inline(never)]
+fn note_client_fin(key: &AffinityKey, end: u32) {
+    if let Some((known, false)) = find(key) {
+        ending::note_client_fin(known, end);
     }
 }
 
@@ -92,8 +115,7 @@ pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut 
     clock::renew(&mut known.last_seen);
     if let Some(expected) = proof::expected_ack(packet) {
         known.tcp_number = expected;
-    } else if proof::server_proves(packet) && established(key).is_none() {
-        // Not if another CPU has promoted it since: it would be counted twice.
+    } else if proof::server_proves(packet) {
         promote(key, known, ctx.len() as usize);
     }
 }
@@ -121,43 +143,88 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
 /// Takes the established entry out, if there is one: of a connection from the same port that has ended.
 #[inline(never)]
 pub(crate) fn clear(key: &AffinityKey) {
-    shares::count_affinity(key, shares::taken_out(AFFINITY.remove(key)));
+    let mut removed = -i64::from(client_lines::remove_established(key));
+    if client_lines::have_spilled(Place::NOWHERE) {
+        // In both while a sweep moves it back: it was counted once.
+        removed |= shares::taken_out(AFFINITY.remove(key));
+    }
+    shares::count_affinity(key, removed);
 }
 
-/// Puts an entry into the pending table.
+/// Enters a pending connection.
 #[inline(always)]
 pub(crate) fn insert_pending(key: &AffinityKey, entry: &Affinity) -> Result<(), DropReason> {
     if client_lines::put(key, entry) { Ok(()) } else { Err(DropReason::FlowTableFull) }
 }
 
-/// Moves an entry to the established table, with a packet of `len` bytes. Where it finds no share or no room there it
-/// stays where it is: the connection works as long as nothing displaces it.
-#[inline(always)]
-pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
-    // One after the other: the stack has no room for both.
-    copied(key, known) && establish(key, known, len)
-}
-
-/// Copies a pending entry to scratch memory. Not if another connection has taken its place since it was found.
+/// Makes a pending entry an established one, with a packet of `len` bytes. Where it finds no share or no room it stays
+/// pending: the connection works as long as nothing displaces it.
 #[inline(never)]
-fn copied(key: &AffinityKey, known: &mut Affinity) -> bool {
-    scratch().is_ok_and(|scratch| client_lines::copied(key, known, &mut scratch.affinity))
-}
-
-#[inline(never)]
-fn establish(key: &AffinityKey, known: &mut Affinity, len: usize) -> bool {
-    // In scratch memory: XDP has none of the 512 bytes of stack to spare.
-    let Ok(scratch) = scratch() else { return false };
-    proof::establish_at_ingress(&mut scratch.affinity, key.proto);
-    if !shares::admits_affinity(key) || AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
-        if known.flags & flag::AFFINITY_KEPT == 0 {
-            known.flags |= flag::AFFINITY_KEPT;
-            verdict::count_of(Counter::KeptPending, len);
-        }
-        return false;
+pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) {
+    const GONE: u32 = Promotion::Gone as u32;
+    const DONE: u32 = Promotion::Done as u32;
+    // Another CPU may have promoted it since it was found, or given its line to another connection.
+    if !is_pending(key, known) {
+        return;
+    }
+    if !shares::admits_affinity(key) {
+        return keep(known, len);
+    }
+    let kept = known.flags & flag::AFFINITY_KEPT;
+    // Before it is established: from then on other CPUs go by it.
+    proof::establish_at_ingress(known, key.proto);
+    match client_lines::promote(key) {
+        GONE => return,
+        DONE => {}
+        _ => match spill(key, known) {
+            Spilled::Gone => return,
+            Spilled::Done => {}
+            Spilled::NoRoom => {
+                known.flags |= kept;
+                return keep(known, len);
+            }
+        },
     }
     shares::count_affinity(key, 1);
-    client_lines::remove(key, known);
     verdict::count_of(Counter::FlowPromoted, len);
-    true
+}
+
+// Functions of their own, one after the other: the stack has no room for both.
+#[inline(never)]
+fn is_pending(key: &AffinityKey, known: &mut Affinity) -> bool {
+    client_lines::is_pending(key, known)
+}
+
+/// Notes that a connection has proved itself and stays pending.
+#[inline(always)]
+fn keep(known: &mut Affinity, len: usize) {
+    if known.flags & flag::AFFINITY_KEPT == 0 {
+        known.flags |= flag::AFFINITY_KEPT;
+        verdict::count_of(Counter::KeptPending, len);
+    }
+}
+
+/// What came of [`spill`].
+enum Spilled {
+    /// The connection was displaced, or another CPU has promoted it.
+    Gone,
+    /// It is in `AFFINITY`.
+    Done,
+    /// There is no room.
+    NoRoom,
+}
+
+/// Moves a connection that has proved itself to `AFFINITY`.
+#[inline(never)]
+fn spill(key: &AffinityKey, known: &mut Affinity) -> Spilled {
+    // In scratch memory: XDP has none of the 512 bytes of stack to spare.
+    let Ok(scratch) = scratch() else { return Spilled::NoRoom };
+    let Some(seen) = client_lines::copied(key, known, &mut scratch.affinity) else { return Spilled::Gone };
+    if AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
+        return Spilled::NoRoom;
+    }
+    client_lines::spilled();
+    // Last: until then it is found here.
+    client_lines::free(known, seen);
+    Spilled::Done
 }

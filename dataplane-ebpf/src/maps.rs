@@ -17,7 +17,7 @@ use dataplane_common::{
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
     headers::ipproto,
-    line::{self, Bucket},
+    line::{Bucket, Head, SEGMENT, SEGMENTS},
     mark::{l3_program, sandbox_program},
     mesh::{ClientPrefix, ClientRule, MAX_NODE_ADDRESSES, NodeAddress, Target, TargetKey},
     path::{MAX_PATHS, Path, PathState},
@@ -60,11 +60,14 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING>
 #[btf_map]
 pub(crate) static SHARES: Array<Shares, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Clients' connections that have proved nothing yet.
+/// A part of the lines of clients' connections, pending and established.
 // Memory-mapped for its alignment, too: the elements of other arrays lie across two cache lines each.
+type Segment = Array<Bucket, { SEGMENT as usize }, { BPF_F_MMAPABLE as usize }>;
 #[btf_map]
-pub(crate) static AFFINITY_LINES: Array<Bucket, { line::buckets(MAX_PENDING) as usize }, { BPF_F_MMAPABLE as usize }> =
-    Array::new();
+pub(crate) static AFFINITY_SEGMENTS: ArrayOfMaps<Segment, { (pending::COUNT * SEGMENTS) as usize }> =
+    ArrayOfMaps::new();
+#[btf_map]
+pub(crate) static AFFINITY_HEAD: Array<Head, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Translated connections that have proved nothing yet.
 type PendingFlows = LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }>;

@@ -1,9 +1,10 @@
-//! Routing mesh, ingress node (N1), towards a backend on a node without Hiveway. Its engine knows nothing of mesh frames,
-//! but a task serves its published ports on its ingress address too. So the connection is translated here, from this
-//! node's own ingress address to the task's, and travels as ordinary traffic of the ingress network. The price is the
-//! client's address, which the backend does not see.
+//! Routing mesh, ingress node (N1), towards a backend on a node without Hiveway. Its engine knows nothing of mesh
+//! frames, but a task serves its published ports on its ingress address too. So the connection is translated here, from
+//! this node's own ingress address to the task's, and travels as ordinary traffic of the ingress network. The price is
+//! the client's address, which the backend does not see.
 //!
-//! Both directions are in `FLOWS` under a zone of their own; `AFFINITY` names the backend as for any mesh connection.
+//! Both directions are in `FLOWS` under a zone of their own; the table of clients names the backend as for any mesh
+//! connection.
 
 use dataplane_common::{
     addr::Ip4,
@@ -26,7 +27,7 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// Translates a client's packet, whose backend behind `vtep` is in `AFFINITY`.
+/// Translates a client's packet, whose backend behind `vtep` is in the table of clients.
 #[inline(always)]
 pub(crate) fn translate(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
     if *ingress_ip == [0; 4] {
@@ -59,7 +60,7 @@ fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Puts the translation of a client's packet, whose backend is in `AFFINITY`, into `scratch().new.to`.
+/// Puts the translation of a client's packet, whose backend is in the table of clients, into `scratch().new.to`.
 #[inline(never)]
 fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
     let given = affinity::of_packet(packet).ok_or(DropReason::BackendGone)?;
@@ -85,8 +86,8 @@ fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Res
     Ok(())
 }
 
-/// A frame in the VNI of the ingress network, which the engine carries. Ours only if it answers a connection of ours, and
-/// comes from where that was given to; the rest passes to the engine untouched.
+/// A frame in the VNI of the ingress network, which the engine carries. Ours only if it answers a connection of ours,
+/// and comes from where that was given to; the rest passes to the engine untouched.
 #[inline(always)]
 pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet) -> Verdict {
     if config.ingress_ip == [0; 4] || outer.has_options() {
@@ -117,8 +118,8 @@ pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet) -> Verdict
     host::leave(ctx, config, inner)
 }
 
-/// Whether `packet` answers a connection that was given to a task behind `vtep`; notes it. How it shall look to the client
-/// is in `scratch().new.to`.
+/// Whether `packet` answers a connection that was given to a task behind `vtep`; notes it. How it shall look to the
+/// client is in `scratch().new.to`.
 #[inline(never)]
 fn answers(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> bool {
     let Ok(scratch) = scratch() else { return false };

@@ -102,8 +102,8 @@ extern "C" fn flow_promote(ctx: *mut __sk_buff, acknowledged: u32) -> bool {
     true
 }
 
-/// Whether this node is also the connection's ingress node: then the connection is in `AFFINITY` too, and its proof is
-/// counted there. `peer`: see [`Flow::peer`].
+/// Whether this node is also the connection's ingress node: then the connection is in the table of clients too, and its
+/// proof is counted there. `peer`: see [`Flow::peer`].
 #[inline(always)]
 fn is_counted_at_ingress(zone: NetId, peer: Ip4) -> bool {
     zone == STOCK_ZONE || (zone == MESH_ZONE && maps::config().is_ok_and(|config| config.vtep == peer))

@@ -43,7 +43,7 @@ pub(crate) struct Scratch {
     pub(crate) inner: Packet,
     /// An entry that is about to be inserted.
     pub(crate) flow: Flow,
-    /// The same of `AFFINITY`.
+    /// The same of a client's.
     pub(crate) affinity: Affinity,
     /// Key of `flow`.
     pub(crate) key: FlowKey,

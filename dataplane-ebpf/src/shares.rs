@@ -5,18 +5,18 @@
 
 use dataplane_common::{
     flow::{AffinityKey, FlowKey},
-    shares::{Held, Place, Shares},
+    shares::{AFFINITY, Held, Place, Shares},
 };
 
 use crate::{atomics::fetch_add, maps::SHARES};
 
-/// Whether there is a share for the connection of this entry of `AFFINITY`.
+/// Whether there is a share for the connection of a client with this key.
 #[inline(always)]
 pub(crate) fn admits_affinity(key: &AffinityKey) -> bool {
     map().is_none_or(|shares| admits(shares, &Place::of_affinity(seed(shares), key)))
 }
 
-/// Counts `entries` that were put into `AFFINITY` under this key, or, if negative, taken out of it.
+/// Counts `entries` of clients that were established under this key, or, if negative, taken out.
 #[inline(always)]
 pub(crate) fn count_affinity(key: &AffinityKey, entries: i64) {
     if let Some(shares) = map() {
@@ -81,6 +81,7 @@ fn admits(shares: *mut Shares, place: &Place) -> bool {
     let held = unsafe {
         Held {
             room: (*shares).room[place.table],
+            bounds: place.table == AFFINITY,
             entries: (&raw const (*shares).entries[place.table]).read_volatile(),
             other: place.other.then(|| (&raw const (*shares).other[place.table]).read_volatile()),
             service: (&raw const (*shares).services[place.service]).read_volatile(),

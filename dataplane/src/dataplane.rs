@@ -136,9 +136,10 @@ impl Dataplane {
             options.log_level.map_or(0, |level| level as u8),
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
-        let mut tables = Tables::take(&mut ebpf)?;
+        let mut tables = Tables::take(&mut ebpf, options.sizes)?;
         tables.connections.earlier = Earlier::pinned(bpffs);
-        tables.connections.affinity_pending.reclaim();
+        let earlier = tables.connections.earlier.are_there();
+        tables.connections.clients.recover(&tables.connections.affinity, earlier)?;
         tables.connections.sort_pending(false)?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;

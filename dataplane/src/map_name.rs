@@ -27,17 +27,19 @@ pub enum MapName {
     Backends,
     /// Local tasks behind published ports.
     MeshTargets,
-    /// Which backend a mesh connection was given, at its ingress node.
+    /// As `AffinitySegments`, of established connections that found no room there.
     Affinity,
     /// Connections that are translated here.
     Flows,
-    /// As `Affinity`, of connections that have not proved themselves yet: in lines of memory.
-    AffinityLines,
+    /// Which backend a client's connection was given, at its ingress node: in lines of memory.
+    AffinitySegments,
+    /// How many lines there are, and what programs have to know of them.
+    AffinityHead,
     /// As `Flows`, of connections that have not proved themselves yet.
     FlowsPending,
     /// As `FlowsPending`, of what is not TCP.
     FlowsPendingOther,
-    /// How much of `Affinity` and `Flows` each service and each client prefix holds.
+    /// How many of clients' connections and of `Flows` each service and each client prefix holds.
     Shares,
     /// Whether any direct connection is translated.
     DirectGate,
@@ -71,8 +73,8 @@ pub enum MapName {
     Counters,
 }
 
-/// Maps that earlier versions have pinned and this one does not: `AFFINITY_LINES` has taken their place.
-pub(crate) const RETIRED: [&str; 2] = ["AFFINITY_PENDING", "AFFINITY_PENDING_OTHER"];
+/// Maps that earlier versions have pinned and this one does not: `AFFINITY_SEGMENTS` has taken their place.
+pub(crate) const RETIRED: [&str; 3] = ["AFFINITY_PENDING", "AFFINITY_PENDING_OTHER", "AFFINITY_LINES"];
 
 impl MapName {
     /// All maps that are pinned.
@@ -90,7 +92,8 @@ impl MapName {
         Self::MeshTargets,
         Self::Affinity,
         Self::Flows,
-        Self::AffinityLines,
+        Self::AffinitySegments,
+        Self::AffinityHead,
         Self::FlowsPending,
         Self::FlowsPendingOther,
         Self::Shares,
@@ -127,7 +130,8 @@ impl MapName {
             Self::MeshTargets => "MESH_TARGETS",
             Self::Affinity => "AFFINITY",
             Self::Flows => "FLOWS",
-            Self::AffinityLines => "AFFINITY_LINES",
+            Self::AffinitySegments => "AFFINITY_SEGMENTS",
+            Self::AffinityHead => "AFFINITY_HEAD",
             Self::FlowsPending => "FLOWS_PENDING",
             Self::FlowsPendingOther => "FLOWS_PENDING_OTHER",
             Self::Shares => "SHARES",

@@ -32,9 +32,10 @@ impl Options {
 /// Room in the connection tables, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// `FLOWS` (two entries per connection) and `AFFINITY`.
+    /// `FLOWS` (two entries per connection) and `AFFINITY`. Each half of `AFFINITY_SEGMENTS` grows to twice as many.
     pub max_flows: u32,
-    /// `FLOWS_PENDING` (two entries per connection), for TCP, its twin for all else, and each half of `AFFINITY_LINES`.
+    /// `FLOWS_PENDING` (two entries per connection), for TCP, its twin for all else, and at first each half of
+    /// `AFFINITY_SEGMENTS`.
     pub max_pending: u32,
 }
 
@@ -45,26 +46,32 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn by_map(self) -> [(MapName, u32); 5] {
+    pub(crate) fn by_map(self) -> [(MapName, u32); 4] {
         [
             (MapName::Flows, self.max_flows),
             (MapName::Affinity, self.max_flows),
             (MapName::FlowsPending, self.max_pending),
-            (MapName::AffinityLines, line::buckets(self.max_pending)),
             (MapName::FlowsPendingOther, self.max_pending),
         ]
+    }
+
+    /// Buckets in each half of `AFFINITY_SEGMENTS`: at first, and at most.
+    pub(crate) fn buckets(self) -> (u32, u32) {
+        let first = line::buckets(self.max_pending);
+        (first, line::buckets(self.max_flows.saturating_mul(2)).max(first))
     }
 }
 
 impl From<Sizes> for PerTable<u32> {
     fn from(sizes: Sizes) -> Self {
+        let lines = sizes.buckets().0 * line::SLOTS as u32;
         Self {
             flows: sizes.max_flows,
             affinity: sizes.max_flows,
             flows_pending: sizes.max_pending,
-            affinity_pending: sizes.max_pending.next_multiple_of(line::SLOTS as u32),
+            affinity_pending: lines,
             flows_pending_other: sizes.max_pending,
-            affinity_pending_other: sizes.max_pending.next_multiple_of(line::SLOTS as u32),
+            affinity_pending_other: lines,
         }
     }
 }

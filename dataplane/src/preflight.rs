@@ -184,8 +184,7 @@ pub fn try_clsact() -> io::Result<()> {
 }
 
 /// Maps whose memory is taken at once.
-const SMALL: [(MapName, u32); 3] =
-    [(MapName::FlowsPending, 1024), (MapName::AffinityLines, 257), (MapName::FlowsPendingOther, 1024)];
+const SMALL: [(MapName, u32); 2] = [(MapName::FlowsPending, 1024), (MapName::FlowsPendingOther, 1024)];
 
 /// The beginning and the end of a verifier's log.
 fn shortened(text: &str) -> String {

@@ -12,7 +12,8 @@ use std::{
 
 use aya::programs::TcAttachType;
 use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_prog_info, bpf_prog_type,
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_map_type, bpf_prog_info,
+    bpf_prog_type,
 };
 
 /// What the kernel says about a link between a program and a device.
@@ -113,6 +114,30 @@ pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, side: TcAttachTy
     attr.link_create.attach_type = tcx_side(side)?;
     attr.link_create.flags = BPF_F_BEFORE;
     let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Loads a description of types (Documentation/bpf/btf.rst).
+pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    attr.__bindgen_anon_7.btf = btf.as_ptr() as u64;
+    attr.__bindgen_anon_7.btf_size = btf.len() as u32;
+    let fd = bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?;
+    // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Makes an array map, whose key and value are the first two types of `btf`.
+pub(crate) fn create_array(value: u32, entries: u32, flags: u32, btf: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    // SAFETY: a block of zeroes is valid as any of the commands' attributes.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    (create.key_size, create.value_size) = (size_of::<u32>() as u32, value);
+    (create.max_entries, create.map_flags) = (entries, flags);
+    (create.btf_fd, create.btf_key_type_id, create.btf_value_type_id) = (btf.as_raw_fd() as u32, 1, 2);
+    let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
     // SAFETY: the kernel has just handed out this descriptor and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -172,9 +172,12 @@ pub(crate) fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
-            Some(data)
-        }
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::ArrayOfMaps(data) => Some(data),
         _ => None,
     }
 }

@@ -19,7 +19,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    MapName,
+    MapName, Sizes,
     client_lines::ClientLines,
     connections::{ByProtocol, Connections, Earlier, Shares},
     gate::Gate,
@@ -65,15 +65,16 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Takes the maps out of a loaded object. The programs hold them on their own from here on.
-    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapFault> {
-        Self::of(|map| {
+    pub(crate) fn take(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self, MapFault> {
+        let take = |map: MapName| {
             let missing = || MapError::InvalidName { name: map.name().to_owned() };
             ebpf.take_map(map.name()).ok_or_else(|| MapFault { map, source: missing() })
-        })
+        };
+        Self::of(take, sizes)
     }
 
-    /// Handles of the maps that `take` gives.
-    pub(crate) fn of(mut take: impl FnMut(MapName) -> Result<Map, MapFault>) -> Result<Self, MapFault> {
+    /// Handles of the maps that `take` gives. `sizes`: of tables that are made now.
+    pub(crate) fn of(mut take: impl FnMut(MapName) -> Result<Map, MapFault>, sizes: Sizes) -> Result<Self, MapFault> {
         let endpoints: Table<EndpointKey, Endpoint> = Table::new(MapName::Endpoints, take(MapName::Endpoints)?)?;
         let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
         let found = set_ids(&endpoints, &ports)?;
@@ -108,7 +109,7 @@ impl Tables {
                     tcp: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
                     other: Table::new(MapName::FlowsPendingOther, take(MapName::FlowsPendingOther)?)?,
                 },
-                affinity_pending: ClientLines::new(&take(MapName::AffinityLines)?)?,
+                clients: ClientLines::new(take(MapName::AffinitySegments)?, &take(MapName::AffinityHead)?, sizes)?,
                 earlier: Earlier::default(),
                 shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, room)?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{
-    MapName, Program,
+    MapName, Program, Sizes,
     testing::{Decision, Harness, Input, Shooter},
 };
 use dataplane_common::{service::Backend, state::MapState};
@@ -104,8 +104,8 @@ impl<'a> Clients<'a> {
 
 /// A node with room for a few seconds of changes, whose slots rest before they are used again.
 fn node(world: &mut World) -> Result<Shooter> {
-    let sizes = [(MapName::Backends, 262_144), (MapName::AffinityLines, (1 << 16) + 1)];
-    world.harness = Harness::with_sizes(&sizes)?;
+    let lines = Sizes { max_flows: 1 << 17, max_pending: 1 << 17 };
+    world.harness = Harness::with_lines(&[(MapName::Backends, 262_144)], lines)?;
     let changes = world.harness.apply(&with_sets(&world.state, [0, 0]))?;
     ensure!(changes.failures.is_empty(), "{:?}", changes.failures);
     Ok(world.harness.shooter(Program::FromUnderlay)?)

@@ -1,5 +1,5 @@
-//! Whether the memory that this process may use has room for the connection tables: the kernel counts what the programs put into
-//! maps as the agent's own, and ends the agent where it is too much.
+//! Whether the memory that this process may use has room for the connection tables: the kernel counts what the programs
+//! put into maps as the agent's own, and ends the agent where it is too much.
 
 use std::{
     fs,
@@ -10,9 +10,10 @@ use dataplane::Sizes;
 
 /// What an entry takes when it is used, in bytes, measured.
 const ENTRY: u64 = 140;
-/// What a pending connection of a client's takes, used or not.
+/// What a line of a client's connection takes, used or not: a power of two of them in each half, and a MiB at least.
 const LINE: u64 = 64;
-/// What its place in the tables of established connections takes when it is not; in those of pending ones that is as much.
+/// What its place in the tables of established connections takes when it is not; in those of pending ones that is as
+/// much.
 const FREE: u64 = 16;
 /// What agent, programs and all other maps take, in bytes.
 const REST: u64 = 48 << 20;
@@ -71,16 +72,22 @@ pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> R
     let Some((limit, file)) = limit else { return Ok(None) };
     // Pending ones: for TCP and for all else, a client's and a translated one.
     let (flows, pending) = (2 * u64::from(sizes.max_flows), 2 * u64::from(sizes.max_pending));
-    let fixed = REST + pending * (ENTRY + LINE);
-    let (begins, full) = (fixed + start + flows * FREE, fixed + flows * ENTRY);
+    let lines = 2 * (u64::from(sizes.max_pending).next_power_of_two() * LINE).max(MIB);
+    let fixed = REST + pending * ENTRY + lines;
+    // Full: `FLOWS`; of `AFFINITY` mostly its empty places; and all lines, when both halves have grown as far as they
+    // may.
+    let grown = 2 * (flows.max(u64::from(sizes.max_pending)).next_power_of_two() * LINE).max(MIB);
+    let full = fixed - lines + grown + u64::from(sizes.max_flows) * (ENTRY + FREE);
+    let begins = fixed + start + flows * FREE;
     if full.max(begins) <= limit {
         return Ok(None);
     }
     let room = limit.saturating_sub(fixed);
-    let most = (room / ENTRY).min(room.saturating_sub(start) / FREE) / 2;
+    // A power of two may be twice as many lines as are asked for.
+    let most = (room / (ENTRY + FREE + 8 * LINE)).min(room.saturating_sub(start) / FREE / 2);
     let enough = full.max(begins).div_ceil(MIB);
     let remedy = match most {
-        0..1024 if REST + start + 2048 * (ENTRY + LINE) <= limit => {
+        0..1024 if REST + start + 2048 * ENTRY + 2 * MIB <= limit => {
             format!("lower --max-pending and --max-flows, or raise the limit to {enough} MiB")
         }
         0..1024 => format!("raise the limit to {enough} MiB"),

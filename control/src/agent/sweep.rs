@@ -19,8 +19,12 @@ const SPARING: u32 = 10;
 
 /// The sweep is heard of within this time: with each buffer's worth of entries, and while there is nothing to do.
 const HEARD: Duration = Duration::from_secs(60);
-/// While there is nothing to do it says so as often as this, whether it is asked or not.
-const WAITING: Duration = Duration::from_secs(10);
+/// While there is nothing to do it says so as often as this, and looks whether the table of clients' connections is
+/// about to be full: 30,000 new ones a second take an eighth of the default size meanwhile. A sweep keeps it waiting;
+/// what finds no room then goes without XDP.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// For so long it does not grow after that has failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
 /// Asks for sweeps.
 #[derive(Debug)]
@@ -67,7 +71,8 @@ fn run(
     pulse: &Pulse,
 ) {
     let mut rest_until = Instant::now();
-    while let Some(request) = next(inbox, pulse, WAITING) {
+    let mut growth = Growth::default();
+    while let Some(request) = next(inbox, pulse, BETWEEN_LOOKS, || growth.look(&mut connections, pulse)) {
         if !request.urgent && Instant::now() < rest_until {
             continue;
         }
@@ -81,10 +86,38 @@ fn run(
     }
 }
 
-/// Waits for a request, and says meanwhile that this thread is at work; `None` when there will be no more.
-fn next(inbox: &mpsc::Receiver<Request>, pulse: &Pulse, waiting: Duration) -> Option<Request> {
+/// Has the table of clients' connections grow in time.
+#[derive(Default)]
+struct Growth {
+    /// When it has failed.
+    failed: Option<Instant>,
+}
+
+impl Growth {
+    fn look(&mut self, connections: &mut Connections, pulse: &Pulse) {
+        if self.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE) {
+            return;
+        }
+        let grown = connections.grow(&|| pulse.goes_on());
+        if let Err(error) = &grown
+            && self.failed.is_none()
+        {
+            tracing::warn!(
+                "the table of clients' connections cannot grow: {error}. Established ones that find no line go without XDP. \
+                 It is tried again every {} s; if memory is short, raise the control group's limit or lower --max-flows",
+                AFTER_FAILURE.as_secs()
+            );
+        }
+        self.failed = grown.is_err().then(Instant::now);
+    }
+}
+
+/// Waits for a request, and says meanwhile that this thread is at work; `None` when there will be no more. `look` is
+/// called now and then.
+fn next(inbox: &mpsc::Receiver<Request>, pulse: &Pulse, waiting: Duration, mut look: impl FnMut()) -> Option<Request> {
     loop {
         pulse.beat(HEARD);
+        look();
         match inbox.recv_timeout(waiting) {
             Ok(mut request) => {
                 // Only the newest table counts.
@@ -122,7 +155,7 @@ mod tests {
             requests
         });
         let started = Instant::now();
-        assert!(next(&inbox, &pulse, Duration::from_millis(20)).is_some());
+        assert!(next(&inbox, &pulse, Duration::from_millis(20), || ()).is_some());
         // Whoever is heard of only when it is asked would be overdue here.
         assert_eq!(liveness.overdue(started + HEARD + asked / 2), []);
         let requests = asker.join().unwrap();
@@ -130,8 +163,8 @@ mod tests {
             requests.send(request(as_of, urgent)).unwrap();
         }
         drop(requests);
-        let newest = next(&inbox, &pulse, Duration::from_millis(20)).unwrap();
+        let newest = next(&inbox, &pulse, Duration::from_millis(20), || ()).unwrap();
         assert!(newest.urgent && newest.as_of == 3, "the newest counts, and one of them was urgent");
-        assert!(next(&inbox, &pulse, Duration::from_millis(20)).is_none(), "the agent has ended");
+        assert!(next(&inbox, &pulse, Duration::from_millis(20), || ()).is_none(), "the agent has ended");
     }
 }

@@ -12,16 +12,17 @@ const ENTRIES: RangeInclusive<i64> = 1024..=1 << 26;
 #[derive(Clone, Debug, Args)]
 pub struct ConnectionArgs {
     /// Idle time after which a connection is forgotten, by state: tcp-half-open, tcp-established, tcp-half-closed,
-    /// tcp-closing, udp-unreplied, udp-replied (UDP and all other protocols), icmp. Times like 90s, 2m, 4h. May be given
-    /// several times.
+    /// tcp-closing, udp-unreplied, udp-replied (UDP and all other protocols), icmp. Times like 90s, 2m, 4h. May be
+    /// given several times.
     #[arg(long = "timeout", value_name = "STATE=TIME,...", value_delimiter = ',', value_parser = timeout)]
     timeouts: Vec<Timeout>,
-    /// Room for established connections: entries in FLOWS (two per connection) and in AFFINITY. Only for maps that are
-    /// made; pinned ones keep their size until a teardown.
+    /// Room for established connections: entries in FLOWS (two per connection), and clients' connections at this node.
+    /// Only for maps that are made; pinned ones keep their size until a teardown.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().max_flows,
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_flows: u32,
-    /// Room for connections that have not proved yet that somebody is there, likewise; the oldest make room.
+    /// Room for connections that have not proved yet that somebody is there, likewise; those that were silent for
+    /// longest make room. Clients' begin with so many lines, rounded up to a power of two, and get more.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().max_pending,
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_pending: u32,

@@ -54,13 +54,13 @@ pub fn flow_key_of_answer(zone: NetId, packet: &Packet) -> FlowKey {
     FlowKey::new(zone, (packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)
 }
 
-/// Key in `AFFINITY` of a client's packet.
+/// Key in the table of clients of a client's packet.
 #[inline(always)]
 pub fn affinity_key(packet: &Packet) -> AffinityKey {
     AffinityKey::new((packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
 }
 
-/// Key in `AFFINITY` of the connection that a packet towards the client belongs to.
+/// Key in the table of clients of the connection that a packet towards the client belongs to.
 #[inline(always)]
 pub fn affinity_key_of_answer(packet: &Packet) -> AffinityKey {
     AffinityKey::new((packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)

@@ -9,6 +9,8 @@
 // One instruction in `options` that the target's core library does not offer.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
 #[cfg(any(test, feature = "host"))]
 extern crate std;
 
@@ -16,6 +18,8 @@ pub mod age;
 pub mod checksum;
 pub mod connection;
 pub mod ending;
+#[cfg(not(target_arch = "bpf"))]
+pub mod growth;
 pub mod headers;
 #[cfg(feature = "host")]
 pub mod host;

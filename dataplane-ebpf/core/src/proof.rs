@@ -1,10 +1,10 @@
-//! When a connection has proved that both its ends are there, and moves from the pending to the established table.
+//! When a connection has proved that both its ends are there, and is established.
 //!
 //! * TCP: the client acknowledges the SYN-ACK's sequence number, which a sender of invented addresses never saw; or the
 //!   server sends data or a FIN, which it does only when its own TCP calls the connection established. A plain ACK of
 //!   the server's proves nothing: one in SYN-RECEIVED answers any second SYN with another sequence number so.
 //! * Everything else: the client sends again after it was answered. An answer alone proves nothing: an echo service
-//!   answers a flood, too. Single questions and answers (DNS) so never leave the pending table.
+//!   answers a flood, too. Single questions and answers (DNS) so stay pending.
 
 use dataplane_common::{
     flow::{Affinity, Flow, flag},
@@ -118,7 +118,7 @@ pub fn establish_forward(forward: &mut Flow) {
     forward.flags &= !flag::ENDED;
 }
 
-/// What an entry is in `AFFINITY`.
+/// What a client's entry is once it is established.
 #[inline(always)]
 pub fn establish_at_ingress(known: &mut Affinity, proto: u8) {
     // As above.

@@ -1,8 +1,8 @@
 //! The orders in which two CPUs can use the lines of connections, as loom finds them: also those of processors that
 //! reorder what they read and write. At most two preemptions per run.
 
-use dataplane_common::line::{STATE, VALUE, WORDS, header, state};
-use dataplane_core::lines::{self, Key, Line, Lines, Value};
+use dataplane_common::line::{STATE, VALUE, WORDS, geometry, head, state};
+use dataplane_core::lines::{self, Key, Line, Lines, Places, Promotion, Value};
 use loom::{
     sync::{
         Arc,
@@ -41,20 +41,21 @@ impl Line for Modelled<'_> {
     }
 }
 
-/// A header and one bucket or two.
-struct Table<const SLOTS: usize>(Vec<[[AtomicU64; WORDS]; SLOTS]>);
+/// The head, and the first half's one bucket or two.
+struct Table<const SLOTS: usize>([AtomicU64; WORDS], Vec<[[AtomicU64; WORDS]; SLOTS]>);
 
 impl<const SLOTS: usize> Table<SLOTS> {
     fn new(count: u32) -> Arc<Self> {
-        let bucket = || std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
-        let table = Self((0..=count).map(|_| bucket()).collect());
-        table.0[0][0][header::SEED].store(SEED, Relaxed);
-        table.0[0][0][header::COUNT].store(count.into(), Relaxed);
+        let line = || std::array::from_fn(|_| AtomicU64::new(0));
+        let table = Self(line(), (0..count).map(|_| std::array::from_fn(|_| line())).collect());
+        table.0[head::SEED].store(SEED, Relaxed);
+        table.0[head::ESTABLISHES].store(1, Relaxed);
+        table.0[head::GEOMETRY].store(geometry::of(count, 0), Relaxed);
         Arc::new(table)
     }
 
     fn find(&self, key: &Key) -> Option<Modelled<'_>> {
-        lines::find(&self, key).map(|found| Modelled(&self.0[found.bucket as usize][found.slot]))
+        lines::find(&self, key).map(|found| Modelled(&self.1[found.bucket as usize][found.slot]))
     }
 
     /// What is under a key, if its line is still the same connection's afterwards, as the agent reads it.
@@ -63,7 +64,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
     }
 
     fn used(&self) -> usize {
-        self.0[1..].iter().flatten().filter(|line| line[STATE].load(Relaxed) & state::BITS == state::USED).count()
+        self.1.iter().flatten().filter(|line| line[STATE].load(Relaxed) & state::USED != 0).count()
     }
 }
 
@@ -72,8 +73,12 @@ impl<'a, const SLOTS: usize> Lines for &'a Table<SLOTS> {
     type Bucket = &'a [[AtomicU64; WORDS]; SLOTS];
     const SLOTS: usize = SLOTS;
 
-    fn bucket(&self, index: u32) -> Option<Self::Bucket> {
-        self.0.get(index as usize)
+    fn head(&self, word: usize) -> u64 {
+        self.0[word].load(Relaxed)
+    }
+
+    fn bucket(&self, number: u32) -> Option<Self::Bucket> {
+        self.1.get(number as usize)
     }
 
     fn line(&self, bucket: Self::Bucket, slot: usize) -> Modelled<'a> {
@@ -90,7 +95,7 @@ fn every_order(run: impl Fn() + Sync + Send + 'static) {
 }
 
 /// With this one key 1 has two places in a table of two buckets.
-const SEED: u64 = 2;
+const SEED: u64 = 3;
 
 fn key(number: u64) -> Key {
     Key { words: [number, number], half: 0 }
@@ -146,7 +151,7 @@ fn a_connection_that_two_enter_at_once_is_there_once() {
     every_order(|| both_enter(&Table::<2>::new(1)));
     every_order(|| {
         let table = Table::<1>::new(2);
-        let [one, other] = lines::places(&&*table, &key(1)).unwrap();
+        let [one, other] = Places::of(&&*table, &key(1)).unwrap().entered();
         assert_ne!(one, other, "another seed is needed");
         both_enter(&table);
     });
@@ -184,6 +189,60 @@ fn what_is_taken_out_while_another_takes_its_place_takes_nothing_else_with_it() 
     });
 }
 
+/// In its line, or never: whoever enters another connection there finds it established, or takes the line before.
+#[test]
+fn what_proves_itself_while_another_takes_its_place_is_established_or_gone() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let writer = {
+            let table = table.clone();
+            thread::spawn(move || lines::put(&&*table, &key(2), &value(2)))
+        };
+        let promoted = lines::promote(&&*table, &key(1));
+        let entered = writer.join().unwrap();
+        assert_ne!(promoted, Promotion::Full);
+        assert_eq!(table.get(&key(1)), (promoted == Promotion::Done).then(|| value(1)));
+        assert_eq!(entered, promoted == Promotion::Gone);
+    });
+}
+
+#[test]
+fn what_two_promote_at_once_is_counted_once() {
+    every_order(|| {
+        let table = Table::<2>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || lines::promote(&&*table, &key(1)))
+        };
+        let promoted = [lines::promote(&&*table, &key(1)), other.join().unwrap()];
+        assert!(promoted.contains(&Promotion::Done) && promoted.contains(&Promotion::Gone), "{promoted:?}");
+    });
+}
+
+/// A promotion, and a sweep that has judged the entry before.
+#[test]
+fn what_is_promoted_is_not_taken_out_as_pending() {
+    every_order(|| {
+        let table = Table::<1>::new(1);
+        assert!(lines::put(&&*table, &key(1), &value(1)));
+        let sweep = {
+            let table = table.clone();
+            thread::spawn(move || {
+                let line = table.find(&key(1)).map(|line| (line, lines::read(line)));
+                line.is_some_and(|(line, read)| {
+                    read.is_some_and(|(.., seen)| !lines::is_established(seen) && lines::free(line, seen))
+                })
+            })
+        };
+        let promoted = lines::promote(&&*table, &key(1));
+        let removed = sweep.join().unwrap();
+        assert_eq!(removed, promoted == Promotion::Gone);
+        assert_eq!(table.get(&key(1)).is_some(), promoted == Promotion::Done);
+    });
+}
+
 #[test]
 fn what_is_copied_is_one_connections_while_its_line_is_given_to_another() {
     every_order(|| {
@@ -196,7 +255,7 @@ fn what_is_copied_is_one_connections_while_its_line_is_given_to_another() {
         if let Some(line) = table.find(&key(1)) {
             let mut seen = value(0);
             let copied = lines::copied(line, &key(1), || seen = std::array::from_fn(|at| line.load(VALUE + at)));
-            is_whole(copied.then_some(seen), &[1]);
+            is_whole(copied.map(|_| seen), &[1]);
         }
         writer.join().unwrap();
     });

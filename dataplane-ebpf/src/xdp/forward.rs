@@ -18,16 +18,21 @@ use super::{
     opening,
     tunnel::{Backend, Tunnel},
 };
-use crate::{affinity, age, clock, connection, ending, maps::NODE_ADDRESSES, next_hop, path, verdict};
+use crate::{affinity, age, client_lines, clock, connection, ending, maps::NODE_ADDRESSES, next_hop, path, verdict};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
 pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &Head) -> Option<u32> {
     // What `mesh_ingress::from_outside` asks. The entry is looked up first, for it may know what the rest would be
     // answered.
-    let Some(known) = affinity::established(packet.key().get()) else {
-        return if is_martian(packet.src) { None } else { Some(opening::handle(ctx.ctx)) };
-    };
+    let place = client_lines::find(packet.key().get());
+    if !place.is_established() {
+        // What is in `AFFINITY` is TC's.
+        let not_ours =
+            is_martian(packet.src) || (!place.is_found() && affinity::has_spilled(place, packet.key().get()));
+        return if not_ours { None } else { Some(opening::handle(ctx.ctx, place)) };
+    }
+    let known = place.entry()?;
     let state = known::state()?;
     let asked = if known.generation == known::generation(state) {
         Asked { generation: known.generation, hop: known.hop }

@@ -25,7 +25,9 @@ use super::{
     tunnel::Backend,
 };
 use crate::{
-    affinity, age, clock,
+    affinity, age,
+    client_lines::Place,
+    clock,
     maps::{self, config},
     path, proof, reverse, service, verdict,
 };
@@ -33,16 +35,16 @@ use crate::{
 /// How often another CPU may have taken the turn meanwhile.
 const TRIES: usize = 4;
 
-/// The packet of `ctx`, which was looked at already.
+/// The packet of `ctx`, which was looked at already. `place`: of its pending entry, if there is one.
 // Not inlined, and reads the packet again: what is established shall not have to step around it, nor what is known of it
 // have to lie in memory.
 #[inline(never)]
-pub(super) fn handle(ctx: *mut xdp_md) -> u32 {
-    carry(&XdpContext::new(ctx)).unwrap_or(XDP_PASS)
+pub(super) fn handle(ctx: *mut xdp_md, place: Place) -> u32 {
+    carry(&XdpContext::new(ctx), place).unwrap_or(XDP_PASS)
 }
 
 #[inline(always)]
-fn carry(ctx: &XdpContext) -> Option<u32> {
+fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
     let frame = Frame::of(ctx);
     let packet = &head::outer(frame)?;
     let config = config().ok()?;
@@ -56,10 +58,11 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     }
     let port = known::published(packet)?;
     let now = clock::now();
-    let Some(known) = affinity::pending(packet.key().get()) else {
+    if !place.is_found() {
         let (backend, hop) = open(frame, config, packet, port, now)?;
         return forward::leave(ctx, frame, config, packet, &backend, &hop);
-    };
+    }
+    let known = place.entry()?;
     if port.flags & port_flag::LEFT != 0 {
         return None;
     }

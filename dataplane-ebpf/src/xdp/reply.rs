@@ -18,7 +18,7 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, age, clock, decap, ending, maps, path, proof, verdict};
+use crate::{affinity, age, client_lines, clock, decap, ending, maps, path, proof, verdict};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -38,10 +38,9 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     let inner = &head::inner(frame)?;
     let key = inner.key_of_answer();
-    let (known, established) = match affinity::established(key.get()) {
-        Some(known) => (known, true),
-        None => (affinity::pending(key.get())?, false),
-    };
+    let place = client_lines::find(key.get());
+    // What is in `AFFINITY` is TC's.
+    let known = if place.is_found() { place.entry()? } else { return None };
     // Whether it was given to that task, there.
     if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
         return None;
@@ -83,7 +82,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
         ending::change(known, inner.proto, inner.flags, acknowledgement);
     }
     age::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
-    if !established {
+    if !place.is_established() {
         known.last_seen = now;
         // As in `affinity::answered`.
         if is_syn_ack {

@@ -81,7 +81,7 @@ fn is_orphan(pair: &Pair, now: u64) -> bool {
     }
 }
 
-/// Why an entry of `AFFINITY` or `AFFINITY_LINES` is to be removed.
+/// Why a client's entry is to be removed.
 pub(super) fn affinity(key: &AffinityKey, stage: Stage, entry: &Affinity, rules: &Rules<'_>) -> Option<Reason> {
     // The node's own connections belong to no task.
     let own = entry.flags & flag::OWN != 0;

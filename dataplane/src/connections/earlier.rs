@@ -3,12 +3,15 @@
 use std::{
     fs, io,
     ops::ControlFlow,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, MapType};
 use dataplane_common::flow::{Affinity, AffinityKey};
+use dataplane_core::lines;
+use zerocopy::transmute;
 
 use crate::{
     MapName,
@@ -16,6 +19,7 @@ use crate::{
     clock::monotonic_now,
     map_name::RETIRED,
     table::{MapFault, Table},
+    words::Words,
 };
 
 /// How far `last_seen` may lag behind the last packet, in nanoseconds: earlier programs write it every half second.
@@ -27,30 +31,78 @@ pub(crate) struct Earlier(Arc<Mutex<Found>>);
 
 #[derive(Default)]
 struct Found {
-    tables: Vec<(PathBuf, Table<AffinityKey, Affinity>)>,
+    tables: Vec<(PathBuf, Entries)>,
     /// When they were last looked at, on the clock of the entries.
     looked: u64,
+    /// Some could not be opened.
+    unopened: bool,
+}
+
+/// A map's entries.
+enum Entries {
+    /// In `AFFINITY_PENDING` and `AFFINITY_PENDING_OTHER`.
+    Hash(Table<AffinityKey, Affinity>),
+    /// In `AFFINITY_LINES`: lines as they are now, all in one map.
+    Lines(Words),
+}
+
+impl Entries {
+    fn open(path: &Path) -> Result<Self, MapFault> {
+        let fault = |source| MapFault { map: MapName::AffinitySegments, source };
+        let map = MapData::from_pin(path).map_err(fault)?;
+        let info = map.info().map_err(fault)?;
+        if info.map_type().map_err(fault)? != MapType::Array {
+            return Table::new(MapName::AffinitySegments, Map::from_map_data(map).map_err(fault)?).map(Self::Hash);
+        }
+        let words = info.max_entries().saturating_mul(info.value_size() / size_of::<u64>() as u32);
+        let words = Words::map(map.fd().as_fd(), words).map_err(|error| fault(error.into()))?;
+        Ok(Self::Lines(words))
+    }
+
+    fn for_each(&self, mut each: impl FnMut(AffinityKey, Affinity) -> Result<(), MapFault>) -> Result<(), MapFault> {
+        match self {
+            Self::Hash(table) => {
+                let each = |key, entry| each(key, entry).map(|()| ControlFlow::Continue(()));
+                table.for_each(&|| (), each).map(|_| ())
+            }
+            // The first bucket has no connections in it.
+            Self::Lines(words) => (1..).map_while(|number| words.bucket(number)).flatten().try_for_each(|line| {
+                let Some((key, entry, _)) = lines::read(line) else { return Ok(()) };
+                each(transmute!(key), transmute!(entry))
+            }),
+        }
+    }
 }
 
 impl Earlier {
     /// Opens the retired maps below this directory. Pins that cannot be opened stay.
     pub(crate) fn pinned(bpffs: &Path) -> Self {
+        let mut unopened = false;
         let open = |name: &&str| {
             let path = bpffs.join("maps").join(name);
             if !path.exists() {
                 return None;
             }
-            let map = MapData::from_pin(&path).and_then(Map::from_map_data);
-            match map.map_err(|source| MapFault { map: MapName::AffinityLines, source }) {
-                Ok(map) => Table::new(MapName::AffinityLines, map).ok().map(|table| (path, table)),
+            match Entries::open(&path) {
+                Ok(entries) => Some((path, entries)),
                 Err(error) => {
-                    tracing::warn!("{} stays as it is: {error}", path.display());
+                    unopened = true;
+                    let (path, error) = (path.display(), error.source);
+                    tracing::warn!(
+                        "{path} stays as it is: {error}; remove it once no agent of an earlier version runs"
+                    );
                     None
                 }
             }
         };
         let tables = RETIRED.iter().filter_map(open).collect();
-        Self(Arc::new(Mutex::new(Found { tables, looked: 0 })))
+        Self(Arc::new(Mutex::new(Found { tables, looked: 0, unopened })))
+    }
+
+    /// Whether there are any: programs of an earlier version may be attached.
+    pub(crate) fn are_there(&self) -> bool {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.unopened || !found.tables.is_empty()
     }
 
     /// Copies entries that were seen since the last call into `lines`, except established ones. With `remove` the
@@ -65,13 +117,13 @@ impl Earlier {
         let now = monotonic_now();
         let since = found.looked.saturating_sub(TOUCHED);
         let mut alive = false;
-        for (_, table) in &found.tables {
-            let _ = table.for_each(&|| (), |key, entry| {
+        for (_, entries) in &found.tables {
+            entries.for_each(|key, entry| {
                 alive |= entry.last_seen >= since;
                 if entry.last_seen >= since && established.get(&key)?.is_none() {
                     lines.take_over(&key, entry);
                 }
-                Ok(ControlFlow::Continue(()))
+                Ok(())
             })?;
         }
         found.looked = now;

@@ -63,7 +63,7 @@ impl Count {
         self.add(service, clients);
     }
 
-    /// An entry of `AFFINITY_LINES`.
+    /// A client's entry.
     pub(super) fn affinity(&mut self, key: &AffinityKey) {
         let [a, b, c, _] = key.client;
         self.add(port(key.proto, key.port), KeptClients::Prefix([a, b, c, 0].into()));

@@ -1,7 +1,7 @@
 //! Connections: what the connection tables hold, how long it is kept, and how it is shown.
 //!
 //! Timestamps and a sweep instead of an LRU map for established connections: that evicts exactly the long-idle ones that
-//! must be kept. Connections that have proved nothing yet live apart, where LRU is right.
+//! must be kept. Only connections that have proved nothing yet make room for others.
 
 mod by_protocol;
 mod decide;
@@ -38,9 +38,10 @@ use crate::{
 /// Handles of the connection tables. They are the holder's own: reading whole tables keeps nobody else waiting.
 pub struct Connections {
     pub(crate) flows: Table<FlowKey, Flow>,
-    pub(crate) affinity: Table<AffinityKey, Affinity>,
     pub(crate) flows_pending: ByProtocol<FlowKey, Flow>,
-    pub(crate) affinity_pending: ClientLines,
+    pub(crate) clients: ClientLines,
+    /// Established ones that found no room in `clients`.
+    pub(crate) affinity: Table<AffinityKey, Affinity>,
     pub(crate) earlier: Earlier,
     pub(crate) shares: Shares,
     pub(crate) gate: Gate,
@@ -51,15 +52,15 @@ pub struct Connections {
 pub struct PerTable<T> {
     /// `FLOWS`.
     pub flows: T,
-    /// `AFFINITY`.
+    /// Established entries of `AFFINITY_SEGMENTS`, and `AFFINITY`.
     pub affinity: T,
     /// `FLOWS_PENDING`.
     pub flows_pending: T,
-    /// TCP's half of `AFFINITY_LINES`.
+    /// Pending entries in TCP's half of `AFFINITY_SEGMENTS`.
     pub affinity_pending: T,
     /// `FLOWS_PENDING_OTHER`.
     pub flows_pending_other: T,
-    /// The other half of `AFFINITY_LINES`.
+    /// Pending entries in the other half.
     pub affinity_pending_other: T,
 }
 
@@ -93,7 +94,7 @@ impl Connections {
             flows: self.flows.try_clone()?,
             affinity: self.affinity.try_clone()?,
             flows_pending: self.flows_pending.try_clone()?,
-            affinity_pending: self.affinity_pending.clone(),
+            clients: self.clients.clone(),
             earlier: self.earlier.clone(),
             shares: self.shares.clone(),
             gate: self.gate.clone(),
@@ -108,7 +109,21 @@ impl Connections {
 
     /// See [`Earlier::hand_over`].
     pub(crate) fn hand_over(&self, remove: bool) -> Result<(), MapFault> {
-        self.earlier.hand_over(&self.affinity_pending, &self.affinity, remove)
+        self.earlier.hand_over(&self.clients, &self.affinity, remove)
+    }
+
+    /// Has the table of clients' connections grow if it is about to be full. Whether it has.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the table is as good as before.
+    pub fn grow(&mut self, progress: &dyn Fn()) -> Result<bool, MapFault> {
+        self.grow_for(self.shares.established_clients(), progress)
+    }
+
+    /// The same for so many, TCP's first.
+    pub(crate) fn grow_for(&mut self, used: [u64; 2], progress: &dyn Fn()) -> Result<bool, MapFault> {
+        let clients = self.clients.clone();
+        clients.grow(used, progress, &mut |key, entry| clients.spill(&mut self.affinity, key, entry))
     }
 
     /// What is in force under a key of the tables of translated connections.
@@ -141,13 +156,14 @@ impl Connections {
 
     /// Room in each table, in entries.
     pub fn capacity(&self) -> PerTable<u32> {
+        let [affinity_pending, affinity_pending_other] = self.clients.capacity();
         PerTable {
             flows: self.flows.capacity(),
             affinity: self.affinity.capacity(),
             flows_pending: self.flows_pending.tcp.capacity(),
-            affinity_pending: self.affinity_pending.capacity(),
+            affinity_pending,
             flows_pending_other: self.flows_pending.other.capacity(),
-            affinity_pending_other: self.affinity_pending.capacity(),
+            affinity_pending_other,
         }
     }
 }

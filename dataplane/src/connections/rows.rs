@@ -62,8 +62,9 @@ pub struct ConnectionRow {
 }
 
 impl Connections {
-    /// Hands all connections to `each` in any order, until it breaks, a buffer's worth of entries at a time. One that came to
-    /// a published port here and is served here is one row. What changes meanwhile may be missing or come twice.
+    /// Hands all connections to `each` in any order, until it breaks, a buffer's worth of entries at a time. One that
+    /// came to a published port here and is served here is one row. What changes meanwhile may be missing or come
+    /// twice.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -73,14 +74,18 @@ impl Connections {
         let mut broken =
             self.each_flow(&|| (), |here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
         if broken.is_continue() {
-            broken = self.affinity_pending.for_each(&|| (), |key, entry| match self.affinity.get(&key)? {
-                Some(_) => Ok(ControlFlow::Continue(())),
-                None => row(&key, Stage::Pending, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each)),
+            broken = self.clients.for_each_as_it_grows(&|| (), |found| {
+                row(&found.key, found.stage, &found.entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
             })?;
         }
         if broken.is_continue() {
-            let _ = self.affinity.for_each(&|| (), |key, entry| {
-                row(&key, Stage::Established, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
+            // Behind the lines: what programs move from there is seen twice rather than not at all; what a sweep moves
+            // back may be missing.
+            let _ = self.affinity.for_each(&|| (), |key, entry| match self.clients.get(&key) {
+                Some(_) => Ok(ControlFlow::Continue(())),
+                None => {
+                    row(&key, Stage::Established, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
+                }
             })?;
         }
         Ok(())
@@ -109,8 +114,7 @@ fn flow_row<E>(
     Ok(pair(here, get)?.map(|pair| translated(&pair)))
 }
 
-/// The row of an entry in `AFFINITY` or `AFFINITY_LINES`, unless the connection is delivered here: then entries in `FLOWS` tell
-/// of it.
+/// The row of a client's entry, unless the connection is delivered here: then entries in `FLOWS` tell of it.
 fn affinity_row<E>(
     key: &AffinityKey,
     stage: Stage,

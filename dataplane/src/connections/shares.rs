@@ -17,7 +17,7 @@ impl Shares {
     const SEED: usize = offset_of!(Value, seed) / WORD;
     const ROOM: usize = offset_of!(Value, room) / WORD;
 
-    /// Takes the map over. `room`: what the tables can hold, `AFFINITY` first.
+    /// Takes the map over. `room`: how many entries may be established, of clients first.
     pub(crate) fn new(map: BorrowedFd<'_>, room: [u32; 2]) -> Result<Self, MapFault> {
         let fault = |error: io::Error| MapFault { map: MapName::Shares, source: error.into() };
         let words = Words::map(map, WORDS as u32).map_err(fault)?;
@@ -61,6 +61,13 @@ impl Shares {
     #[cfg(feature = "testing")]
     pub(crate) fn restore(&self, numbers: &[u64]) {
         (0..).zip(numbers).for_each(|(word, number)| self.0.store(word, *number));
+    }
+
+    /// Established connections of clients, TCP's first.
+    pub(crate) fn established_clients(&self) -> [u64; 2] {
+        let place = Place { table: AFFINITY, other: true, service: 0, prefix: 0 };
+        let [all, other, ..] = words_of(&place).map(|word| (self.0.load(word as u32) as i64).max(0) as u64);
+        [all.saturating_sub(other), other]
     }
 
     /// What is counted of a table, [`AFFINITY`] or [`FLOWS`]: its entries, and those of them that are not of TCP.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use dataplane_common::{
-    flow::{Affinity, Flow, flag},
+    flow::{Affinity, AffinityKey, Flow, flag},
     shares::Place,
 };
 
@@ -95,8 +95,8 @@ impl Connections {
     /// first full table has been read. Times are [`monotonic_now`]'s.
     ///
     /// Takes the same little memory whatever the tables hold: they are looked at a buffer's worth at a time, and a
-    /// connection's other entry is asked for by its key. Full tables take seconds to minutes: `progress` is called with each
-    /// buffer's worth of entries.
+    /// connection's other entry is asked for by its key. Full tables take seconds to minutes: `progress` is called with
+    /// each buffer's worth of entries.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -115,11 +115,11 @@ impl Connections {
         let mut removed = Removed::default();
         // The programs of an earlier version may have gone on until a moment ago.
         self.sort_pending(true)?;
+        self.clients.establish(!self.earlier.are_there());
         let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), Count::default());
         let mut holds_gate = false;
         // Handles of the same tables to remove through, while the others read.
         let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
-        let mut affinity = self.affinity.try_clone()?;
 
         let mut hidden = Vec::new();
         let _ = self.flows_pending.for_each(progress, |key, then| hide(&self.flows, &mut hidden, key, &then))?;
@@ -157,40 +157,123 @@ impl Connections {
         })?;
         self.close_gate(translated, holds_gate);
 
-        let lines = &self.affinity_pending;
-        let _ = lines.for_each(progress, |key, entry| {
-            let then = entry.stamps();
-            if self.affinity.get(&key)?.is_some() {
-                // Nobody reads it.
-                lines.remove_if(&key, |now| now.created == entry.created);
+        let _ = self.clients.for_each(progress, |found| {
+            let (key, entry) = (&found.key, &found.entry);
+            let reason = decide::affinity(key, found.stage, entry, &rules);
+            if let Some(reason) = reason
+                && found.remove()
+            {
+                // One that is being moved is in two lines.
+                if self.clients.get(key).is_none() {
+                    removed.count(reason);
+                }
                 return Ok(ControlFlow::Continue(()));
             }
-            match decide::affinity(&key, Stage::Pending, &entry, &rules) {
-                Some(reason) if lines.remove_if(&key, |now| still(reason, then, now.stamps())) => removed.count(reason),
-                None if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(&key),
-                _ => {}
+            match found.stage {
+                // As above.
+                Stage::Established if entry.created > now => {}
+                Stage::Established => recount.add(&Place::of_affinity(seed, key)),
+                Stage::Pending if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(key),
+                Stage::Pending => {}
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        let _ = self.affinity.for_each(progress, |key, entry| {
-            match decide::affinity(&key, Stage::Established, &entry, &rules) {
-                Some(reason) if remove(&mut affinity, &key, reason, entry.stamps())? => removed.count(reason),
-                _ if entry.created > now => {}
-                _ => recount.add(&Place::of_affinity(seed, &key)),
+        let spilled = self.sweep_spilled(progress, &rules, &mut removed, |key, entry| {
+            if entry.created <= now {
+                recount.add(&Place::of_affinity(seed, key));
             }
-            Ok(ControlFlow::Continue(()))
         })?;
         self.shares.correct(&recount);
-        let [affinity_pending, affinity_pending_other] = lines.count(progress)?;
+        let clients = self.clients.count(progress)?;
+        let [affinity_pending, affinity_pending_other] = clients.pending;
         let left = PerTable {
             flows: self.flows.count(progress)?,
-            affinity: self.affinity.count(progress)?,
+            affinity: clients.established + spilled,
             flows_pending: self.flows_pending.tcp.count(progress)?,
             affinity_pending,
             flows_pending_other: self.flows_pending.other.count(progress)?,
             affinity_pending_other,
         };
         Ok(SweepReport { left, removed, kept: kept.result() })
+    }
+
+    /// Takes entries out of `AFFINITY` that are in lines now, as they were read before.
+    fn return_spilled(
+        &self,
+        affinity: &mut Table<AffinityKey, Affinity>,
+        returning: Vec<(AffinityKey, Affinity)>,
+    ) -> Result<(), MapFault> {
+        if returning.is_empty() {
+            return Ok(());
+        }
+        // Whoever has found one in `AFFINITY` has noted there what he had to.
+        self.clients.wait_for_programs()?;
+        for (key, copied) in returning {
+            match self.affinity.get(&key)? {
+                Some(now) if now.created == copied.created => {
+                    self.clients.merge(&key, copied, now);
+                    Entries::remove(affinity, &key)?;
+                }
+                // It was taken out by somebody who had not found the line yet, or even made anew.
+                _ => _ = self.clients.remove_if(&key, |known| known.created == copied.created),
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of a sweep that is about `AFFINITY`; `stays` is called with each entry that is left. Those for which
+    /// there is a line by now move there. How many have not.
+    fn sweep_spilled(
+        &self,
+        progress: &dyn Fn(),
+        rules: &Rules<'_>,
+        removed: &mut Removed,
+        mut stays: impl FnMut(&AffinityKey, &Affinity),
+    ) -> Result<usize, MapFault> {
+        let (looked_into, number) = self.clients.spilled();
+        let mut affinity = self.affinity.try_clone()?;
+        let mut left = 0;
+        let mut returning = Vec::new();
+        let _ = self.affinity.for_each(progress, |key, entry| {
+            match self.clients.get(&key) {
+                // Nobody reads it.
+                Some((Stage::Established, known)) if known.created >= entry.created => {
+                    Entries::remove(&mut affinity, &key)?;
+                    return Ok(ControlFlow::Continue(()));
+                }
+                // What was in force before it, or what it was before it was promoted; by a program that is about to
+                // take it out, or one of an earlier version.
+                Some((_, known)) if known.created <= entry.created => {
+                    self.clients.look_there();
+                    self.clients.remove_if(&key, |now| now.created == known.created);
+                }
+                _ => {}
+            }
+            match decide::affinity(&key, Stage::Established, &entry, rules) {
+                Some(reason) if remove(&mut affinity, &key, reason, entry.stamps())? => removed.count(reason),
+                _ => {
+                    left += 1;
+                    stays(&key, &entry);
+                    if returning.len() < MOST_RETURNING
+                        && !self.earlier.are_there()
+                        && self.clients.get(&key).is_none()
+                        && self.clients.put_established(&key, entry)
+                    {
+                        returning.push((key, entry));
+                    }
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let returned = returning.len();
+        self.return_spilled(&mut affinity, returning)?;
+        match left {
+            // Programs of an earlier version do not say that they put something there.
+            0 if !self.earlier.are_there() => self.clients.look_here_only(number),
+            _ if !looked_into => self.clients.look_there(),
+            _ => {}
+        }
+        Ok(left - returned)
     }
 
     /// Lets the programs stop looking for translated direct connections if none is left. `created` was read before the
@@ -244,12 +327,15 @@ fn remove<K, V: Stamps>(
     Ok(true)
 }
 
-/// Pending entries that an established one hides, with the time they were made: the programs were about to remove them, or a
-/// race left them behind. There are few; the rest of what a race leaves is found by the next sweep.
+/// Pending entries that an established one hides, with the time they were made: the programs were about to remove them,
+/// or a race left them behind. There are few; the rest of what a race leaves is found by the next sweep.
 type Hidden<K> = Vec<(K, u64)>;
 
 /// No more of them than these at once.
 const MOST_HIDDEN: usize = 4096;
+
+/// Clients' connections that return to the lines in one sweep, at most.
+const MOST_RETURNING: usize = 1 << 16;
 
 fn hide<K: Plain + Ord, V: Plain + Stamps>(
     established: &Table<K, V>,

@@ -34,8 +34,8 @@ use super::{
     shooter::Shooter,
 };
 use crate::{
-    Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, SweepReport, TcHook, Timeouts,
-    XdpMode,
+    Changes, ConnectionRow, LoadError, MapFault, MapName, PreflightError, Program, Sizes, SweepReport, TcHook,
+    Timeouts, XdpMode,
     apply::ApplyError,
     attach::side,
     clock,
@@ -60,12 +60,14 @@ pub(super) const SIZES: &[(MapName, u32)] = &[
     (MapName::Flows, 2048),
     (MapName::Affinity, 2048),
     (MapName::FlowsPending, 2048),
-    (MapName::AffinityLines, dataplane_common::line::buckets(2048)),
     (MapName::FlowsPendingOther, 2048),
     (MapName::Allow, 64),
     (MapName::Left, 64),
     (MapName::Clients, 64),
 ];
+
+/// Room in the lines of clients' connections: as many as fit a segment, of which there may be eight.
+pub(super) const LINES: Sizes = Sizes { max_flows: 1 << 16, max_pending: 2048 };
 
 /// Room for what a program adds in front of a packet.
 pub(super) const GROWTH: usize = 256;
@@ -109,7 +111,7 @@ pub enum RunError {
 
 /// Loaded programs with maps of their own.
 pub struct Harness {
-    loaded: Loaded,
+    pub(super) loaded: Loaded,
     pub(super) tables: Tables,
     pub(super) cursors: Array<MapData, u64>,
     xdp_carried: bool,
@@ -123,11 +125,17 @@ impl Harness {
 
     /// As [`Harness::new`], with this number of entries in some maps.
     pub fn with_sizes(sizes: &[(MapName, u32)]) -> Result<Self, HarnessError> {
+        Self::with_lines(sizes, LINES)
+    }
+
+    /// As [`Harness::with_sizes`], with this room in the lines of clients' connections.
+    pub fn with_lines(sizes: &[(MapName, u32)], lines: Sizes) -> Result<Self, HarnessError> {
         preflight::check_machine(TcHook::Auto)?;
         let loaded = Loaded::take(sizes)?;
         let cursors = loaded.map(MapName::Cursors)?;
         let cursors = cursors.try_into().map_err(|source| MapFault { map: MapName::Cursors, source })?;
-        let tables = loaded.tables()?;
+        let tables = loaded.tables(lines)?;
+        tables.connections.clients.establish(true);
         Ok(Self { loaded, tables, cursors, xdp_carried: false })
     }
 

@@ -11,10 +11,11 @@ use dataplane_common::{
 };
 
 use super::{
+    connections::{established, forget_clients, put_established},
     harness::{Harness, RunError},
     outcome::{Decision, Outcome, XdpOutcome},
 };
-use crate::{MapFault, MapName, Program, table::Entries as _};
+use crate::{MapFault, MapName, Program, connections::Stage};
 
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
@@ -104,8 +105,8 @@ impl State {
     fn of(harness: &Harness) -> Result<Self, RunError> {
         let cursors = (0..harness.cursors.len()).map(|at| harness.cursors.get(&at, 0)).collect::<Result<_, _>>();
         Ok(Self {
-            established: harness.tables.connections.affinity.read()?,
-            pending: harness.tables.connections.affinity_pending.read()?,
+            established: established(&harness.tables.connections)?,
+            pending: harness.tables.connections.clients.read(Stage::Pending)?,
             cursors: cursors.map_err(of_cursors)?,
             shares: harness.tables.connections.shares.save(),
         })
@@ -118,16 +119,11 @@ impl State {
 
     fn restore(self, harness: &mut Harness) -> Result<(), RunError> {
         let tables = &mut harness.tables.connections;
-        for key in tables.affinity.read()?.keys().filter(|key| !self.established.contains_key(key)) {
-            tables.affinity.remove(key)?;
-        }
-        for key in tables.affinity_pending.read()?.keys().filter(|key| !self.pending.contains_key(key)) {
-            tables.affinity_pending.remove_if(key, |_| true);
-        }
-        self.established.into_iter().try_for_each(|(key, entry)| tables.affinity.put(key, entry))?;
+        forget_clients(tables)?;
         for (key, entry) in self.pending {
-            tables.affinity_pending.put(&key, entry);
+            tables.clients.put(&key, entry);
         }
+        self.established.into_iter().try_for_each(|(key, entry)| put_established(tables, key, entry))?;
         tables.shares.restore(&self.shares);
         for (at, cursor) in (0..).zip(self.cursors) {
             harness.cursors.set(at, cursor, 0).map_err(of_cursors)?;

@@ -13,7 +13,7 @@ use aya::{
 
 use super::harness::{HarnessError, SIZES};
 use crate::{
-    LoadError, MapFault, MapName, Program,
+    LoadError, MapFault, MapName, Program, Sizes,
     load::{self, Maps},
     sys,
     table::map_fd,
@@ -47,8 +47,8 @@ impl Loaded {
 
     /// The maps as the agent has them, by descriptors of their own: programs that are loaded later look for the maps where the
     /// object has put them.
-    pub(super) fn tables(&self) -> Result<Tables, HarnessError> {
-        Ok(Tables::of(|map| self.map(map))?)
+    pub(super) fn tables(&self, lines: Sizes) -> Result<Tables, HarnessError> {
+        Ok(Tables::of(|map| self.map(map), lines)?)
     }
 
     /// Another handle of a map.
@@ -115,6 +115,8 @@ fn empty_map(fd: BorrowedFd<'_>) -> Result<(), MapError> {
     let info = MapData::from_fd(fd.try_clone_to_owned()?)?.info()?;
     match info.map_type()? {
         MapType::Array | MapType::PerCpuArray => zero(fd, &info)?,
+        // What is in them is emptied with them, or by whoever finds the head of a table empty.
+        MapType::ArrayOfMaps => {}
         _ => {
             let mut key = vec![0; info.key_size() as usize];
             while sys::first_key(fd, &mut key)? {

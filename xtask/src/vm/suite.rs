@@ -20,8 +20,10 @@ use crate::{
 /// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what kernels
 /// treat differently: GSO metadata, IP options, ICMP errors, adjusted room, maps of maps. Each test loads all programs, which takes an
 /// emulated kernel 5 s and more.
-const KERNEL_DEPENDENT: [&str; 18] = [
+const KERNEL_DEPENDENT: [&str; 20] = [
     "lifecycle",
+    "earlier_maps",
+    "growth",
     "attachments",
     "sandboxes",
     "golden_container",
