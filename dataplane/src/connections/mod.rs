@@ -123,7 +123,11 @@ impl Connections {
     /// The same for so many, TCP's first.
     pub(crate) fn grow_for(&mut self, used: [u64; 2], progress: &dyn Fn()) -> Result<bool, MapFault> {
         let clients = self.clients.clone();
-        clients.grow(used, progress, &mut |key, entry| clients.spill(&mut self.affinity, key, entry))
+        let grown = clients.grow(used, progress, &mut |key, entry| clients.spill(&mut self.affinity, key, entry))?;
+        if grown {
+            self.return_all(progress)?;
+        }
+        Ok(grown)
     }
 
     /// What is in force under a key of the tables of translated connections.

@@ -197,6 +197,39 @@ impl Connections {
         Ok(SweepReport { left, removed, kept: kept.result() })
     }
 
+    /// Moves entries of `AFFINITY` to lines: the table has grown.
+    pub(super) fn return_all(&self, progress: &dyn Fn()) -> Result<(), MapFault> {
+        if !self.clients.spilled().0 {
+            return Ok(());
+        }
+        let mut affinity = self.affinity.try_clone()?;
+        let mut returning = Vec::new();
+        let _ = self.affinity.for_each(progress, |key, entry| {
+            self.return_if_there_is_room(&mut affinity, &mut returning, (key, entry))?;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.return_spilled(&mut affinity, returning)
+    }
+
+    /// Puts an entry of `AFFINITY` into a line if there is one; in `returning` they wait for [`Self::return_spilled`]. How
+    /// many were put.
+    fn return_if_there_is_room(
+        &self,
+        affinity: &mut Table<AffinityKey, Affinity>,
+        returning: &mut Vec<(AffinityKey, Affinity)>,
+        (key, entry): (AffinityKey, Affinity),
+    ) -> Result<usize, MapFault> {
+        let returns =
+            !self.earlier.are_there() && self.clients.get(&key).is_none() && self.clients.put_established(&key, entry);
+        if returns {
+            returning.push((key, entry));
+            if returning.len() == MOST_RETURNING {
+                self.return_spilled(affinity, std::mem::take(returning))?;
+            }
+        }
+        Ok(returns.into())
+    }
+
     /// Takes entries out of `AFFINITY` that are in lines now, as they were read before.
     fn return_spilled(
         &self,
@@ -233,7 +266,7 @@ impl Connections {
         let (looked_into, number) = self.clients.spilled();
         let mut affinity = self.affinity.try_clone()?;
         let mut left = 0;
-        let mut returning = Vec::new();
+        let (mut returning, mut returned) = (Vec::new(), 0);
         let _ = self.affinity.for_each(progress, |key, entry| {
             match self.clients.get(&key) {
                 // Nobody reads it.
@@ -254,18 +287,11 @@ impl Connections {
                 _ => {
                     left += 1;
                     stays(&key, &entry);
-                    if returning.len() < MOST_RETURNING
-                        && !self.earlier.are_there()
-                        && self.clients.get(&key).is_none()
-                        && self.clients.put_established(&key, entry)
-                    {
-                        returning.push((key, entry));
-                    }
+                    returned += self.return_if_there_is_room(&mut affinity, &mut returning, (key, entry))?;
                 }
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        let returned = returning.len();
         self.return_spilled(&mut affinity, returning)?;
         match left {
             // Programs of an earlier version do not say that they put something there.
@@ -334,8 +360,8 @@ type Hidden<K> = Vec<(K, u64)>;
 /// No more of them than these at once.
 const MOST_HIDDEN: usize = 4096;
 
-/// Clients' connections that return to the lines in one sweep, at most.
-const MOST_RETURNING: usize = 1 << 16;
+/// Clients' connections that return to the lines at once, at most: so many are in both.
+const MOST_RETURNING: usize = 1 << 14;
 
 fn hide<K: Plain + Ord, V: Plain + Stamps>(
     established: &Table<K, V>,
