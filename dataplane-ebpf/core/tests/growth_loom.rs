@@ -1,56 +1,26 @@
 //! The orders in which a CPU can use connections while the agent moves them to their places in a larger table, as loom
 //! finds them, with at most two preemptions per run.
 
+mod modelled;
+
 use std::convert::Infallible;
 
 use dataplane_common::line::{STATE, VALUE, WORDS, geometry, head, state};
 use dataplane_core::{
-    growth::{self, Growing, Movable, Moved},
-    lines::{self, Key, Line, Lines, Places, Promotion, Value},
+    growth::{self, Growing, Moved},
+    lines::{self, Key, Line as _, Lines, Places, Promotion, Value},
 };
 use loom::{
     sync::{
         Arc, RwLock,
         atomic::{
             AtomicU64,
-            Ordering::{Acquire, Relaxed, Release, SeqCst},
-            fence,
+            Ordering::{Acquire, Relaxed, Release},
         },
     },
     thread,
 };
-
-/// As `dataplane_core` has it of the standard library's atomics.
-#[derive(Clone, Copy)]
-struct Modelled<'a>(&'a [AtomicU64; WORDS]);
-
-impl Line for Modelled<'_> {
-    fn load(self, word: usize) -> u64 {
-        self.0[word].load(Relaxed)
-    }
-
-    fn load_after(self, word: usize, _: u64) -> u64 {
-        fence(Acquire);
-        self.0[word].load(Relaxed)
-    }
-
-    fn store(self, word: usize, value: u64) {
-        self.0[word].store(value, Relaxed);
-    }
-
-    fn replace_state(self, from: u64, to: u64) -> bool {
-        fence(SeqCst);
-        let replaced = self.0[STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
-        fence(SeqCst);
-        replaced
-    }
-}
-
-impl Movable for Modelled<'_> {
-    fn replace(self, word: usize, from: u64, to: u64) -> bool {
-        self.0[word].compare_exchange(from, to, SeqCst, Relaxed).is_ok()
-    }
-}
+use modelled::{Modelled, every_order};
 
 /// A table of two buckets of two lines, the first of which is used before it grows.
 struct Table {
@@ -158,9 +128,7 @@ fn value(number: u64) -> Value {
 
 /// Has the table grow while `program` runs, in every order; `before` and `after` are the threads' beginning and end.
 fn while_it_grows(program: fn(&Table), after: fn(&Table, Moved)) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
-    model.check(move || {
+    every_order(move || {
         let table = Table::new();
         assert!(lines::put(&&*table, &key(1), &value(1)));
         let agent = {

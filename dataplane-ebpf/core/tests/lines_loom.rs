@@ -1,45 +1,18 @@
 //! The orders in which two CPUs can use the lines of connections, as loom finds them: also those of processors that
 //! reorder what they read and write. At most two preemptions per run.
 
+mod modelled;
+
 use dataplane_common::line::{STATE, VALUE, WORDS, geometry, head, state};
-use dataplane_core::lines::{self, Key, Line, Lines, Places, Promotion, Value};
+use dataplane_core::lines::{self, Key, Line as _, Lines, Places, Promotion, Value};
 use loom::{
     sync::{
         Arc,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Relaxed, SeqCst},
-            fence,
-        },
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
 };
-
-/// As `dataplane_core` has it of the standard library's atomics.
-#[derive(Clone, Copy)]
-struct Modelled<'a>(&'a [AtomicU64; WORDS]);
-
-impl Line for Modelled<'_> {
-    fn load(self, word: usize) -> u64 {
-        self.0[word].load(Relaxed)
-    }
-
-    fn load_after(self, word: usize, _: u64) -> u64 {
-        fence(Acquire);
-        self.0[word].load(Relaxed)
-    }
-
-    fn store(self, word: usize, value: u64) {
-        self.0[word].store(value, Relaxed);
-    }
-
-    fn replace_state(self, from: u64, to: u64) -> bool {
-        fence(SeqCst);
-        let replaced = self.0[STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
-        fence(SeqCst);
-        replaced
-    }
-}
+use modelled::{Modelled, every_order};
 
 /// The head, and the first half's one bucket or two.
 struct Table<const SLOTS: usize>([AtomicU64; WORDS], Vec<[[AtomicU64; WORDS]; SLOTS]>);
@@ -84,14 +57,6 @@ impl<'a, const SLOTS: usize> Lines for &'a Table<SLOTS> {
     fn line(&self, bucket: Self::Bucket, slot: usize) -> Modelled<'a> {
         Modelled(&bucket[slot])
     }
-}
-
-/// All orders in which a thread is interrupted no more than so often: loom's authors have found two or three to be
-/// enough for most faults, and without a bound it takes hours.
-fn every_order(run: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
-    model.check(run);
 }
 
 /// With this one key 1 has two places in a table of two buckets.
