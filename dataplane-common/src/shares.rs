@@ -111,8 +111,6 @@ pub struct Held {
     pub room: u64,
     /// All entries.
     pub entries: u64,
-    /// Nothing but these numbers says that there is no room: the entries are clients'.
-    pub bounds: bool,
     /// Those that are not of TCP; `None` for a connection of TCP.
     pub other: Option<u64>,
     /// The service's.
@@ -126,6 +124,7 @@ impl Held {
     #[inline(always)]
     #[must_use]
     pub const fn admits(&self) -> bool {
+        // Nothing else says that there is no room: the lines have some for more.
         let free = self.room as i64 - self.entries as i64;
         if self.room == 0 {
             return true;
@@ -135,11 +134,7 @@ impl Held {
         {
             return false;
         }
-        if free <= 0 {
-            // A full map says so itself: the numbers may be ahead of it. Clients' lines have room for more.
-            return !self.bounds;
-        }
-        (self.service as i64) < OF_SERVICE * free && (self.prefix as i64) < OF_PREFIX * free
+        free > 0 && (self.service as i64) < OF_SERVICE * free && (self.prefix as i64) < OF_PREFIX * free
     }
 }
 
@@ -173,7 +168,7 @@ mod tests {
     const ROOM: u64 = 1000;
 
     fn held(entries: u64) -> Held {
-        Held { room: ROOM, entries, bounds: false, other: None, service: 0, prefix: 0 }
+        Held { room: ROOM, entries, other: None, service: 0, prefix: 0 }
     }
 
     /// How many entries somebody gets who asks as long as `admits` says yes, while others hold `others`.
@@ -198,11 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_wrong_close_no_table() {
+    fn numbers_that_are_too_low_close_no_table() {
         assert!(Held { room: 0, ..held(5000) }.admits(), "before the room is known");
-        let clients = |entries| Held { bounds: true, ..held(entries) }.admits();
-        assert!(clients(999) && !clients(1000) && !clients(1001), "nothing else says that it is full");
-        assert!(held(5000).admits(), "the table itself knows better");
+        let full = |entries| !held(entries).admits();
+        assert!(!full(999) && full(1000) && full(1001), "nothing else says that it is full");
         assert!(
             Held { service: (-3i64) as u64, prefix: (-3i64) as u64, other: Some(-1i64 as u64), ..held(0) }.admits()
         );

@@ -6,7 +6,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -15,10 +15,10 @@ use dataplane_common::{
 };
 
 use crate::{
-    atomics,
-    client_lines::{self, Place},
+    client_lines::{self, Clients},
     clock, connection, ending,
     lines::Promotion,
+    lines_map::{self, Place},
     maps::AFFINITY,
     parse::Packet,
     proof,
@@ -27,6 +27,9 @@ use crate::{
     skb::Skb,
     verdict,
 };
+
+/// Of an insertion under a key that is there.
+const EEXIST: i32 = -17;
 
 /// The entry with this key, in whichever table.
 #[inline(always)]
@@ -46,7 +49,7 @@ pub(crate) fn of_packet(packet: &Packet) -> Option<&'static mut Affinity> {
 pub(crate) fn find(key: &AffinityKey) -> Option<(&'static mut Affinity, bool)> {
     let place = client_lines::find(key);
     // VERIFIER: whether the place is none is not asked, which would be another way to the same end.
-    match place.entry() {
+    match place.entry::<Clients>() {
         Some(entry) => Some((entry, !place.is_established())),
         None => spilled(place, key).map(|entry| (entry, false)),
     }
@@ -61,13 +64,10 @@ pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
 /// The entry with this key in `AFFINITY`.
 #[inline(always)]
 fn spilled(place: Place, key: &AffinityKey) -> Option<&'static mut Affinity> {
-    if !client_lines::have_spilled(place) {
+    if !lines_map::have_spilled::<Clients>(place) {
         return None;
     }
-    // The map after the number, too: whoever moves an entry there counts before he frees its line. A full barrier, on
-    // memory of this CPU's.
-    // SAFETY: into this CPU's scratch slot, aligned to 8; adding nothing changes nothing.
-    unsafe { atomics::fetch_add(&raw mut scratch().ok()?.fence, 0) };
+    lines_map::look_there_after()?;
     // SAFETY: as for flows: only `last_seen`, `flags` and `tcp_number` change after creation.
     AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
@@ -144,7 +144,7 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
 #[inline(never)]
 pub(crate) fn clear(key: &AffinityKey) {
     let mut removed = -i64::from(client_lines::remove_established(key));
-    if client_lines::have_spilled(Place::NOWHERE) {
+    if lines_map::have_spilled::<Clients>(Place::NOWHERE) {
         // In both while a sweep moves it back: it was counted once.
         removed |= shares::taken_out(AFFINITY.remove(key));
     }
@@ -220,11 +220,29 @@ fn spill(key: &AffinityKey, known: &mut Affinity) -> Spilled {
     // In scratch memory: XDP has none of the 512 bytes of stack to spare.
     let Ok(scratch) = scratch() else { return Spilled::NoRoom };
     let Some(seen) = client_lines::copied(key, known, &mut scratch.affinity) else { return Spilled::Gone };
-    if AFFINITY.insert(key, &scratch.affinity, BPF_ANY as u64).is_err() {
-        return Spilled::NoRoom;
+    match AFFINITY.insert(key, &scratch.affinity, BPF_NOEXIST as u64) {
+        Ok(()) => {}
+        Err(EEXIST) => {
+            // Another CPU is doing the same; or it is of an older connection, and nobody finds it.
+            if AFFINITY.get_ptr(key).is_some_and(|there| !is_same(there, &scratch.affinity)) {
+                let _ = AFFINITY.remove(key);
+            }
+            return Spilled::Gone;
+        }
+        Err(_) => return Spilled::NoRoom,
     }
-    client_lines::spilled();
-    // Last: until then it is found here.
-    client_lines::free(known, seen);
+    lines_map::spilled::<Clients>();
+    // Last: until then it is found here. Where it was taken out meanwhile, or promoted, it is not to be there.
+    if !client_lines::free(known, seen) {
+        let _ = AFFINITY.remove(key);
+        return Spilled::Gone;
+    }
     Spilled::Done
+}
+
+/// Whether an entry of `AFFINITY` is the one that was copied, but for what was noted since.
+#[inline(always)]
+fn is_same(there: *const Affinity, copied: &Affinity) -> bool {
+    // SAFETY: into an element of a live map; aligned, so read as a whole.
+    (unsafe { (&raw const (*there).created).read_volatile() }) == copied.created
 }

@@ -5,7 +5,6 @@
 //! where a VIP connection was first, the direct one's source port is translated. The cost: one insertion per direct TCP
 //! connection, a lookup per direct UDP datagram; nothing for TCP segments in between.
 
-use aya_ebpf::bindings::BPF_ANY;
 use dataplane_common::{
     addr::Port,
     counter::Counter,
@@ -97,13 +96,10 @@ fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result
             if connection::is_syn(packet) {
                 known.flags = flag::REPLY | flag::DIRECT;
             }
-            if packet.flags & tcpflag::RST != 0
-                && packet.proto == ipproto::TCP
-                && flow::established(&reply_key).is_some()
-            {
+            if packet.flags & tcpflag::RST != 0 && packet.proto == ipproto::TCP && flow::is_established(&reply_key) {
                 ending::of_lone_client(known, packet);
             }
-            clock::note(&mut known.last_seen, &mut known.flags, 0);
+            flow::note(known, 0);
             return Ok(Some(packet.sport));
         }
         if !connection::may_open(packet) {
@@ -127,7 +123,7 @@ fn note(ctx: &Skb, local: &Local, backend: &Endpoint, packet: &Packet) -> Result
         [[0; 4]; 2],
         flag::REPLY | flag::DIRECT,
     );
-    flow::insert_pending(&reply_key, reply, BPF_ANY)?;
+    flow::put_pending(&reply_key, reply)?;
     verdict::count(ctx, Counter::DirectNoted);
     Ok(Some(packet.sport))
 }

@@ -1,32 +1,35 @@
-//! The connection tables `FLOWS` and `FLOWS_PENDING` (with its twin for what is not TCP): two entries per translated
-//! connection, one per direction.
+//! The tables `FLOWS_SEGMENTS` and `FLOWS`: two entries per translated connection, one per direction.
 //!
-//! A connection begins in `FLOWS_PENDING`, where the least recently used entry makes room, and moves to `FLOWS`, where
-//! nothing is ever displaced, once both ends have proved that they are there (see `pending.rs`). A flood of packets
-//! from invented sources never gets that far. Either entry of a pending connection may be displaced; each can be made
-//! again from the other.
+//! A connection begins as pending entries in the lines, which make room for others when they were silent for longest.
+//! Once both ends have proved that they are there (see `pending.rs`) its entries are established, each in its line, where
+//! nothing is ever displaced. Only where its bucket has as many established ones as it may have one moves to the hash
+//! `FLOWS`. A flood of packets from invented sources never gets that far. Either entry of a pending connection may be
+//! displaced; each can be made again from the other.
 //!
 //! What a packet says about its connection is in `dataplane-core` (`connection`, `proof`, `ending`, `succession`,
 //! `age`). The tables are used here and, on top of this file, by `opening.rs`, `pending.rs` and `follow.rs`.
 //!
-//! Concurrency: entries are created by whichever CPU sees the first packet (`BPF_NOEXIST` decides races); after that
-//! only `last_seen`, `flags` and `tcp_number` change. Who moves an entry puts it into `FLOWS` before it takes it out
-//! of `FLOWS_PENDING`; readers that must not miss it look into them in the opposite order. Two CPUs that note something
-//! in `flags` at once may lose one of both: a connection whose FINs cross so lasts until it has been silent for long.
+//! Concurrency: entries are created by whichever CPU sees the first packet ([`enter`] decides races); after that only
+//! `last_seen`, `flags` and `tcp_number` change, and in lines the state, which lies in `created`. Who moves an entry puts
+//! it into `FLOWS` before it frees its line; look-ups go through them in this order. Two CPUs that note something in
+//! `flags` at once may lose one of both: a connection whose FINs cross so lasts until it has been silent for long.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_common::{
     addr::NetId,
     drop_reason::DropReason,
     flow::{Flow, FlowKey, flag},
     headers::ipproto,
+    line,
 };
 
 use crate::{
     clock,
-    connection::{answers, forward_key, reply_key},
-    ending, global,
-    maps::{FLOWS, pending_flows},
+    connection::{self, answers, forward_key},
+    ending,
+    flow_lines::{self, Translated},
+    lines::New,
+    lines_map::{self, Place},
+    maps::FLOWS,
     nat::Translation,
     scratch::scratch,
     shares, succession,
@@ -35,30 +38,59 @@ use crate::{
 /// The entry with this key, in whichever table.
 #[inline(always)]
 pub(crate) fn get(key: &FlowKey) -> Option<&'static mut Flow> {
-    match established(key) {
-        None => pending(key),
-        found => found,
+    find(key).map(|found| found.0)
+}
+
+/// The entry with this key, if it is established.
+#[inline(always)]
+pub(crate) fn established(key: &FlowKey) -> Option<&'static mut Flow> {
+    find(key).filter(|found| !found.1).map(|found| found.0)
+}
+
+/// The entry with this key, and whether it is still pending.
+#[inline(always)]
+pub(crate) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
+    let place = flow_lines::find(key);
+    // VERIFIER: whether the place is none is not asked, which would be another way to the same end.
+    match place.entry::<Translated>() {
+        Some(entry) => Some((entry, !place.is_established())),
+        None => spilled(place, key).map(|entry| (entry, false)),
     }
 }
 
-/// The entry with this key in `FLOWS`.
+/// Whether there is an established entry with this key.
 #[inline(always)]
-pub(crate) fn established(key: &FlowKey) -> Option<&'static mut Flow> {
-    // SAFETY: see the module's note on concurrency; a torn read cannot happen on the fields that change (8 and 1 byte).
-    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+pub(crate) fn is_established(key: &FlowKey) -> bool {
+    let place = flow_lines::find(key);
+    place.is_established() || (!place.is_found() && spilled(place, key).is_some())
 }
 
-/// The entry with this key in the pending table of its protocol.
+/// The entry with this key in `FLOWS`. `place`: where it was not found in the lines.
 #[inline(always)]
-pub(crate) fn pending(key: &FlowKey) -> Option<&'static mut Flow> {
-    // SAFETY: as above.
-    pending_flows(key.proto)?.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+fn spilled(place: Place, key: &FlowKey) -> Option<&'static mut Flow> {
+    if !lines_map::have_spilled::<Translated>(place) {
+        return None;
+    }
+    lines_map::look_there_after()?;
+    // SAFETY: see the module's note on concurrency; a torn read cannot happen on the fields that change (8 and 1 byte).
+    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
 /// Notes that a packet went by.
 #[inline(always)]
 pub(crate) fn touch(flow: &mut Flow) {
-    clock::note(&mut flow.last_seen, &mut flow.flags, flag::SEEN);
+    note(flow, flag::SEEN);
+}
+
+/// The same, adding these bits. In a pending entry exactly: who is silent makes room for others there.
+#[inline(always)]
+pub(crate) fn note(flow: &mut Flow, bits: u8) {
+    if line::is_pending(flow.created) {
+        flow.flags |= bits;
+        clock::renew(&mut flow.last_seen);
+    } else {
+        clock::note(&mut flow.last_seen, &mut flow.flags, bits);
+    }
 }
 
 /// What the entry makes of its packets.
@@ -71,41 +103,32 @@ pub(crate) fn translation(flow: &Flow) -> Translation {
 #[inline(always)]
 pub(crate) fn outlived(reply: &Flow, zone: NetId, proto: u8) -> bool {
     let now = clock::now();
-    succession::outlived(reply, now, |finished| {
-        // In scratch memory: the callers have little of the 512 bytes of stack to spare.
-        let Ok(scratch) = scratch() else { return false };
-        scratch.reply_key = forward_key(zone, reply, proto);
-        succession::forward_over(get(&scratch.reply_key).as_deref(), finished, now)
-    })
+    if let Some(outlived) = succession::outlived(reply, now) {
+        return outlived;
+    }
+    // In scratch memory: the callers have little of the 512 bytes of stack to spare.
+    let Ok(scratch) = scratch() else { return false };
+    scratch.reply_key = forward_key(zone, reply, proto);
+    succession::forward_over(get(&scratch.reply_key).as_deref(), reply, now)
 }
 
-/// Enters a new pending entry. `FlowCollision`: another CPU was faster with the same key.
+/// Enters a new pending entry. `FlowCollision`: there is one with this key, or another CPU was entering one.
 #[inline(always)]
 pub(crate) fn enter(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
-    insert_pending(key, flow, BPF_NOEXIST)
-}
-
-/// Puts an entry into the pending table of its protocol. `FlowCollision`: with `BPF_NOEXIST` there is one already.
-#[inline(always)]
-pub(crate) fn insert_pending(key: &FlowKey, flow: &Flow, mode: u32) -> Result<(), DropReason> {
-    const EEXIST: i32 = -17;
-    let table = pending_flows(key.proto).ok_or(DropReason::FlowTableFull)?;
-    match table.insert(key, flow, mode.into()) {
-        Ok(()) => Ok(()),
-        Err(EEXIST) => Err(DropReason::FlowCollision),
-        Err(_) => Err(DropReason::FlowTableFull),
+    match flow_lines::put_new(key, flow) {
+        New::Done => Ok(()),
+        New::Taken => Err(DropReason::FlowCollision),
+        New::Not => Err(DropReason::FlowTableFull),
     }
 }
 
-/// Removes an entry from the pending table of its protocol.
+/// Enters a pending entry, in the place of one with this key if that is pending, too.
 #[inline(always)]
-pub(crate) fn remove_pending(key: &FlowKey) {
-    if let Some(table) = pending_flows(key.proto) {
-        let _ = table.remove(key);
-    }
+pub(crate) fn put_pending(key: &FlowKey, flow: &Flow) -> Result<(), DropReason> {
+    if flow_lines::put(key, flow) { Ok(()) } else { Err(DropReason::FlowTableFull) }
 }
 
-/// Removes an entry of the connection with this forward key from both tables.
+/// Removes an entry of the connection with this forward key.
 #[inline(always)]
 pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
     shares::count_flow(forward_key, take_out(key));
@@ -114,7 +137,26 @@ pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
 /// The same, not counted: what it changes, see [`shares::taken_out`].
 #[inline(always)]
 fn take_out(key: &FlowKey) -> i64 {
-    remove_pending(key);
+    // In both while a sweep moves it back: it was counted once.
+    -i64::from(flow_lines::remove(key)) | take_out_spilled(key)
+}
+
+/// The same for the entry that was found with this [`Flow::created`]; of several who try one takes it out. `None`: somebody
+/// else has.
+#[inline(always)]
+pub(crate) fn take_out_found(key: &FlowKey, created: u64) -> Option<i64> {
+    match flow_lines::remove_found(key, created) {
+        Some(established) => Some(-i64::from(established) | take_out_spilled(key)),
+        None => Some(take_out_spilled(key)).filter(|change| *change != 0),
+    }
+}
+
+/// The same for an entry in `FLOWS`.
+#[inline(always)]
+pub(crate) fn take_out_spilled(key: &FlowKey) -> i64 {
+    if !lines_map::have_spilled::<Translated>(Place::NOWHERE) {
+        return 0;
+    }
     shares::taken_out(FLOWS.remove(key))
 }
 
@@ -126,24 +168,25 @@ pub(crate) fn forget(forward_key: &FlowKey, forward: &Flow) {
     shares::count_flow(forward_key, flow_forget(forward_key, forward));
 }
 
-/// Global, see [`global`]; returns what it changes, see [`shares::taken_out`].
+/// Global, see [`crate::global`]; returns what it changes, see [`shares::taken_out`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_forget(forward_key: *const FlowKey, forward: *const Flow) -> i64 {
     // SAFETY: `forget` passes references.
     let given = unsafe { (forward_key.as_ref(), forward.as_ref()) };
-    let (Some(forward_key), Some(forward)) = given else { return 0 };
-    let forward_key = &global::key(forward_key);
-    let reply_key = reply_key(forward_key.zone, forward, forward_key.proto);
+    let (Some(forward_key), Some(forward), Ok(scratch)) = (given.0, given.1, scratch()) else { return 0 };
+    scratch.key = *forward_key;
+    let (key, reply_key) = (&scratch.key, &mut scratch.reply_key);
+    *reply_key = connection::reply_key(key.zone, forward, key.proto);
     let mut change = 0;
-    if forward_key.proto == ipproto::TCP && ending::ended(forward) {
-        if let Some(reply) = get(&reply_key)
-            && answers(reply, forward_key)
+    if key.proto == ipproto::TCP && ending::ended(forward) {
+        if let Some(reply) = get(reply_key)
+            && answers(reply, key)
         {
             reply.flags |= flag::ENDED;
         }
     } else {
-        change = take_out(&reply_key);
+        change = take_out(reply_key);
     }
-    change + take_out(forward_key)
+    change + take_out(key)
 }

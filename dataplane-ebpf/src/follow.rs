@@ -1,4 +1,4 @@
-//! A packet of a translated connection: finds its entry, moves one that has proved itself, and notes what the packet
+//! A packet of a translated connection: finds its entry, establishes one that has proved itself, and notes what the packet
 //! says about the connection's end. The rules are in `dataplane-core` (`proof`, `ending`); this is their way through
 //! the tables.
 
@@ -20,49 +20,44 @@ use crate::{
 /// Finds the entry of a packet from the client. One that is still pending may have proved itself with this packet.
 #[inline(always)]
 pub(crate) fn forward(ctx: &Skb, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
-    if let Some(flow) = flow::established(key) {
+    let (flow, is_pending) = flow::find(key)?;
+    if !is_pending {
         return Some(flow);
     }
-    let flow = flow::pending(key)?;
-    // An entry that has moved may be another connection's by now.
-    let moved =
-        flow.flags & flag::REPLY == 0 && pending::forward(key, flow, packet) && pending::promote(ctx, packet.sequence);
-    if moved { flow::established(key) } else { Some(flow) }
+    if flow.flags & flag::REPLY != 0 || !pending::forward(key, flow, packet) {
+        return Some(flow);
+    }
+    pending::promote(ctx, packet.sequence);
+    // It may have gone to the other table, or was displaced since it was found.
+    flow::get(key)
 }
 
 /// Finds the reply entry of a packet from the backend, likewise; notes what that says about the connection's end.
 #[inline(always)]
 pub(crate) fn backward(ctx: &Skb, key: &FlowKey, packet: &Packet) -> Option<&'static mut Flow> {
-    backward_if(ctx, key, packet, |_| true)
+    backward_if(ctx, key, packet, |_, _| true)
 }
 
-/// The same for an entry that `comes_from` lets pass; of another nothing is noted.
+/// The same for an entry that `comes_from` lets pass, pending or not; of another nothing is noted.
 #[inline(always)]
 pub(crate) fn backward_if(
     ctx: &Skb,
     key: &FlowKey,
     packet: &Packet,
-    comes_from: impl Fn(&Flow) -> bool,
+    comes_from: impl FnOnce(&Flow, bool) -> bool,
 ) -> Option<&'static mut Flow> {
-    let mut proved = true;
-    let flow = match flow::established(key) {
-        Some(flow) if comes_from(flow) => flow,
-        Some(_) => return None,
-        None => {
-            let flow = flow::pending(key)?;
-            if !comes_from(flow) {
-                return None;
-            }
-            proved = flow.flags & flag::REPLY != 0
-                && pending::backward(key, flow, packet)
-                && pending::promote(ctx, packet.acknowledgement);
-            if proved { flow::established(key)? } else { flow }
-        }
-    };
+    let (mut flow, mut is_pending) = flow::find(key)?;
+    if !comes_from(flow, is_pending) {
+        return None;
+    }
+    if is_pending && flow.flags & flag::REPLY != 0 && pending::backward(key, flow, packet) {
+        pending::promote(ctx, packet.acknowledgement);
+        (flow, is_pending) = flow::find(key)?;
+    }
     if flow.flags & flag::REPLY == 0 {
         return None;
     }
-    of_backend(key, flow, packet, proved);
+    of_backend(key, flow, packet, !is_pending);
     Some(flow)
 }
 
@@ -84,8 +79,7 @@ pub(crate) fn touch_forward(key: &FlowKey, known: &mut Flow, packet: &Packet) {
     if known.flags & flag::REPLY == 0 {
         of_client(key, known, packet);
     } else {
-        let proved = flow::established(key).is_some();
-        of_backend(key, known, packet, proved);
+        of_backend(key, known, packet, flow::is_established(key));
     }
     flow::touch(known);
 }

@@ -13,7 +13,7 @@ use dataplane_common::{
     counter::{COUNTER_SLOTS, Stat},
     drop_reason::{DROP_SLOTS, DropReason},
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, vtep_mesh},
-    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, MAX_PENDING, pending},
+    flow::{Affinity, AffinityKey, DirectGate, Flow, FlowKey, MAX_FLOWS, pending},
     fragment::{FragmentKey, Fragmented, MAX_FRAGMENTED},
     group::MAX_INTERFACES,
     headers::ipproto,
@@ -30,6 +30,8 @@ use dataplane_common::{
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
+/// The agent maps it into its memory.
+pub(crate) const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();
@@ -46,7 +48,7 @@ pub(crate) static NODE_ADDRESSES: HashMap<Ip4, NodeAddress, { MAX_NODE_ADDRESSES
 #[btf_map]
 pub(crate) static PORTS: HashMap<PortKey, PublishedPort, 65_536, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static SETS: Array<u64, { MAX_SETS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static SETS: Array<u64, { MAX_SETS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static CURSORS: Array<u64, { MAX_SETS as usize }> = Array::new();
 #[btf_map]
@@ -58,29 +60,22 @@ pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, { MAX_FLOWS as usize 
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static SHARES: Array<Shares, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static SHARES: Array<Shares, 1, MMAPABLE> = Array::new();
 
-/// A part of the lines of clients' connections, pending and established.
+/// A part of the lines of connections, pending and established.
 // Memory-mapped for its alignment, too: the elements of other arrays lie across two cache lines each.
-type Segment = Array<Bucket, { SEGMENT as usize }, { BPF_F_MMAPABLE as usize }>;
+pub(crate) type Segment = Array<Bucket, { SEGMENT as usize }, MMAPABLE>;
 #[btf_map]
 pub(crate) static AFFINITY_SEGMENTS: ArrayOfMaps<Segment, { (pending::COUNT * SEGMENTS) as usize }> =
     ArrayOfMaps::new();
 #[btf_map]
-pub(crate) static AFFINITY_HEAD: Array<Head, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
-
-/// Translated connections that have proved nothing yet.
-type PendingFlows = LruHashMap<FlowKey, Flow, { MAX_PENDING as usize }>;
+pub(crate) static AFFINITY_HEAD: Array<Head, 1, MMAPABLE> = Array::new();
 #[btf_map]
-pub(crate) static FLOWS_PENDING: PendingFlows = LruHashMap::new();
+pub(crate) static FLOWS_SEGMENTS: ArrayOfMaps<Segment, { (pending::COUNT * SEGMENTS) as usize }> = ArrayOfMaps::new();
 #[btf_map]
-pub(crate) static FLOWS_PENDING_OTHER: PendingFlows = LruHashMap::new();
-// What programs reach those two through; filled before any is attached, and not pinned.
-// VERIFIER: were the table chosen by a branch, all that follows a look-up would be verified once for each table.
+pub(crate) static FLOWS_HEAD: Array<Head, 1, MMAPABLE> = Array::new();
 #[btf_map]
-static FLOWS_PENDING_BY: ArrayOfMaps<PendingFlows, { pending::COUNT as usize }> = ArrayOfMaps::new();
-#[btf_map]
-pub(crate) static DIRECT_GATE: Array<DirectGate, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static DIRECT_GATE: Array<DirectGate, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static ALLOW: LpmTrie<AllowPrefix, u32, { MAX_ACCESS as usize }, GROWING> = LpmTrie::new();
 #[btf_map]
@@ -90,13 +85,13 @@ pub(crate) static CLIENTS: LpmTrie<ClientPrefix, ClientRule, 65_536, GROWING> = 
 #[btf_map]
 pub(crate) static XDP_DEVICES: HashMap<u32, XdpDevice, { MAX_DEVICES as usize }, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static XDP_STATE: Array<XdpState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static XDP_STATE: Array<XdpState, 1, MMAPABLE> = Array::new();
 #[btf_map]
-pub(crate) static HOPS: Array<HopWords, { MAX_HOPS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static HOPS: Array<HopWords, { MAX_HOPS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static PATHS: HashMap<Ip4, Path, { MAX_PATHS as usize }, GROWING> = HashMap::new();
 #[btf_map]
-pub(crate) static PATH_STATE: Array<PathState, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static PATH_STATE: Array<PathState, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static PROBES: HashMap<Ip4, Probed, { MAX_PATHS as usize }, GROWING> = HashMap::new();
 #[btf_map]
@@ -121,12 +116,6 @@ pub(crate) static COUNTERS: PerCpuArray<Stat, { COUNTER_SLOTS as usize }> = PerC
 #[inline(always)]
 pub(crate) fn config() -> Result<&'static Config, DropReason> {
     CONFIG.get(0).ok_or(DropReason::NotConfigured)
-}
-
-/// The table of pending translated connections of this protocol.
-#[inline(always)]
-pub(crate) fn pending_flows(proto: u8) -> Option<&'static PendingFlows> {
-    FLOWS_PENDING_BY.get(kind(proto))
 }
 
 /// [`pending::of`], without a branch.

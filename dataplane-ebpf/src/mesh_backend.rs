@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_clone_redirect};
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, Port, TASK_MAC_PREFIX, Tag, VIRTUAL_MAC, mac_of},
-    config::{Config, mesh_return},
+    config::Config,
     counter::Counter,
     drop_reason::DropReason,
     flow::{Flow, FlowKey, MESH_ZONE, flag},
@@ -90,7 +90,7 @@ fn asks(ctx: &Skb, packet: &Packet, ifindex: u32) -> bool {
     scratch.key = connection::flow_key(MESH_ZONE, packet);
     let l4 = packet.l4;
     let bare = usize::from(packet.total_len) == l4 - packet.net + usize::from(packet.tcp_len);
-    if !bare || packet.fragment != Fragment::Whole || flow::established(&scratch.key).is_none() {
+    if !bare || packet.fragment != Fragment::Whole || !flow::is_established(&scratch.key) {
         return false;
     }
     let Ok(old) = ctx.load::<[u8; 2]>(l4 + OFFSET_AND_FLAGS) else { return false };
@@ -121,7 +121,8 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
     let Some(known) = follow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    let proved = is_proved(&key, known);
+    // It only counts where somebody else wants the connection's place.
+    let proved = (known.tag != target.tag || known.peer != ingress) && is_proved(&key, known);
     match place_of(packet, known, proved, &target.tag, &ingress) {
         Place::Own => {}
         Place::Anothers => {
@@ -140,7 +141,7 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
 #[inline(never)]
 fn is_proved(key: &FlowKey, known: &Flow) -> bool {
     let Ok(scratch) = scratch() else { return false };
-    if flow::established(key).is_some() {
+    if flow::is_established(key) {
         return true;
     }
     scratch.reply_key = connection::reply_key(key.zone, known, key.proto);
@@ -210,10 +211,13 @@ pub(crate) fn reply(ctx: &Skb, config: &Config, tag: Tag, packet: &mut Packet) -
 #[inline(never)]
 fn answers(ctx: &Skb, config: &Config, tag: Tag, packet: &Packet) -> bool {
     let key = connection::flow_key(MESH_ZONE, packet);
-    let proved =
-        config.mesh_return != mesh_return::TUNNEL && flow::established(&key).is_some_and(|known| !ending::ended(known));
+    let mut proved = false;
     // On a bridge of the engine's the address is what the container says it is: another task's connection is left alone.
-    let Some(known) = follow::backward_if(ctx, &key, packet, |known| known.tag == tag) else { return false };
+    let comes_from = |known: &Flow, is_pending: bool| {
+        proved = !is_pending && !ending::ended(known);
+        known.tag == tag
+    };
+    let Some(known) = follow::backward_if(ctx, &key, packet, comes_from) else { return false };
     let Ok(scratch) = scratch() else { return false };
     let way = mesh_direct::way_of(config, packet, known, proved);
     flow::touch(known);

@@ -41,7 +41,11 @@ pub(crate) fn translate(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4
         let (src, dst) = (first.src, first.dst);
         scratch()?.new.to = Translation { src, dst, sport: packet.sport, dport: packet.dport };
     } else {
-        known_or_new(ctx, packet, ingress_ip, vtep)?;
+        // Opened from here: the stack has no room for the frame of `is_known` below that.
+        if !is_known(ctx, packet, ingress_ip, vtep)? {
+            opening::open(ctx, packet, &mut scratch()?.new)?;
+            verdict::count(ctx, Counter::MeshStock);
+        }
         let to = &scratch()?.new.to;
         // The task's address is where it leads, too.
         let decided = Fragmented { src: to.src, dst: to.dst, task: to.dst, peer: *vtep, ..Fragmented::default() };
@@ -60,9 +64,10 @@ fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Puts the translation of a client's packet, whose backend is in the table of clients, into `scratch().new.to`.
+/// Whether the connection of a client's packet, whose backend is in the table of clients, is known; puts its translation into
+/// `scratch().new.to`, or into `scratch().new` what is needed to open it.
 #[inline(never)]
-fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<(), DropReason> {
+fn is_known(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<bool, DropReason> {
     let given = affinity::of_packet(packet).ok_or(DropReason::BackendGone)?;
     let key = connection::flow_key(STOCK_ZONE, packet);
     if let Some(known) = follow::forward(ctx, &key, packet) {
@@ -74,16 +79,13 @@ fn known_or_new(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Res
                 given.flags |= flag::ENDED;
             }
             scratch()?.new.to = flow::translation(known);
-            return Ok(());
+            return Ok(true);
         }
         flow::forget(&key, known);
     }
     let to = Translation { src: *ingress_ip, dst: given.ip, sport: packet.sport, dport: packet.dport };
-    let new = &mut scratch()?.new;
-    *new = NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
-    opening::open(ctx, packet, new)?;
-    verdict::count(ctx, Counter::MeshStock);
-    Ok(())
+    scratch()?.new = NewFlow { zone: STOCK_ZONE, to, tag: given.tag, peer: *vtep, task: given.ip, flags: 0 };
+    Ok(false)
 }
 
 /// A frame in the VNI of the ingress network, which the engine carries. Ours only if it answers a connection of ours,
@@ -146,7 +148,7 @@ fn answers(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> bool {
     }
     let key = connection::flow_key(STOCK_ZONE, packet);
     // Anybody may send a frame with this VNI: what it says is noted only if it comes from the backend's node.
-    let Some(known) = follow::backward_if(ctx, &key, packet, |known| known.peer == *vtep) else { return false };
+    let Some(known) = follow::backward_if(ctx, &key, packet, |known, _| known.peer == *vtep) else { return false };
     scratch.new.to = flow::translation(known);
     noted(ctx, packet, known);
     true

@@ -1,10 +1,10 @@
 //! Opens a translated connection: looks for a source port under which its backend can tell it from all others, and
-//! enters both directions in the pending table of `flow.rs`.
+//! enters both directions as pending.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY},
+    bindings::__sk_buff,
     helpers::generated::{bpf_get_prandom_u32, bpf_loop},
 };
 use dataplane_common::{
@@ -17,7 +17,6 @@ use dataplane_common::{
 use crate::{
     clock, connection, flow,
     global::{self, code, context, outcome},
-    maps::FLOWS,
     parse::Packet,
     scratch::{NewFlow, scratch},
     shares,
@@ -120,21 +119,11 @@ fn usable(packet: &Packet, new: &NewFlow, isn: u64) -> u64 {
     let Ok(scratch) = scratch() else { return port_found::NO };
     scratch.key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     scratch.displaced = 0;
-    // In this order: see the note on concurrency in `flow.rs`.
-    let existing = match flow::pending(&scratch.key) {
-        Some(existing) => {
-            scratch.displaced = existing.created;
-            existing
-        }
-        None => {
-            let Some(existing) = flow::established(&scratch.key) else { return port_found::FREE };
-            scratch.displaced = existing.created;
-            if succession::succeeds(existing, isn, clock::now) {
-                return port_found::ENDED;
-            }
-            existing
-        }
-    };
+    let Some((existing, is_pending)) = flow::find(&scratch.key) else { return port_found::FREE };
+    scratch.displaced = existing.created;
+    if !is_pending && succession::succeeds(existing, isn, clock::now) {
+        return port_found::ENDED;
+    }
     let free = connection::answers_to(existing, packet) || flow::outlived(existing, new.zone, packet.proto);
     if free { port_found::FREE } else { port_found::NO }
 }
@@ -147,17 +136,7 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     let reply_key = &mut scratch.key;
     *reply_key = FlowKey::new(new.zone, (new.to.dst, new.to.dport), (new.to.src, new.to.sport), packet.proto);
     let reply_key = &*reply_key;
-    // Only what `usable` has judged makes room, and this very connection, which another CPU may be entering.
-    if let Some(existing) = flow::pending(reply_key) {
-        if existing.created != scratch.displaced && !connection::answers_to(existing, packet) {
-            return Err(DropReason::FlowCollision);
-        }
-        remove_forward(&mut scratch.reply_key, existing, reply_key);
-        flow::remove_pending(reply_key);
-    }
-    if flow::established(reply_key).is_some_and(|existing| existing.created != scratch.displaced) {
-        return Err(DropReason::FlowCollision);
-    }
+    make_room(packet)?;
     let reply = &mut scratch.flow;
     *reply = Flow::new(
         clock::now(),
@@ -167,13 +146,28 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         [new.peer, new.task],
         flag::REPLY | new.flags,
     );
-    // Of two CPUs that take one ended connection's place, the pending table lets one in, which then clears the place.
-    flow::enter(reply_key, reply)?;
-    if let Some(existing) = flow::established(reply_key)
-        && existing.created == scratch.displaced
-    {
-        remove_forward(&mut scratch.reply_key, existing, reply_key);
-        shares::count_flow(&scratch.reply_key, shares::taken_out(FLOWS.remove(reply_key)));
+    flow::enter(reply_key, reply)
+}
+
+/// Takes the entry out that has the reply key in `scratch`, and its connection's forward entry: only what `usable` has judged,
+/// and this very connection, which another CPU may be entering. `FlowCollision`: another CPU was faster.
+#[inline(never)]
+fn make_room(packet: &Packet) -> Result<(), DropReason> {
+    let scratch = scratch()?;
+    let reply_key = &scratch.key;
+    let Some(existing) = flow::get(reply_key) else { return Ok(()) };
+    let created = existing.created;
+    if created != scratch.displaced && !connection::answers_to(existing, packet) {
+        return Err(DropReason::FlowCollision);
+    }
+    scratch.reply_key = connection::forward_key(reply_key.zone, existing, reply_key.proto);
+    let forward_key = &scratch.reply_key;
+    // The first step: it decides which CPU takes the next.
+    let change = flow::take_out_found(reply_key, created).ok_or(DropReason::FlowCollision)?;
+    shares::count_flow(forward_key, change);
+    // What its client still sends must not reach the new connection.
+    if flow::get(forward_key).is_some_and(|forward| connection::leads_to(forward, reply_key)) {
+        flow::remove(forward_key, forward_key);
     }
     Ok(())
 }
@@ -191,16 +185,5 @@ fn enter_forward(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
         flag::SEEN | new.flags,
     );
     scratch.key = connection::flow_key(new.zone, packet);
-    flow::insert_pending(&scratch.key, &scratch.flow, BPF_ANY)
-}
-
-/// Removes the forward entry of a connection whose reply entry `existing`, under `reply_key`, makes room: what its
-/// client still sends must not reach the new connection. `slot`: where the forward key is put together.
-#[inline(always)]
-fn remove_forward(slot: &mut FlowKey, existing: &Flow, reply_key: &FlowKey) {
-    *slot = connection::forward_key(reply_key.zone, existing, reply_key.proto);
-    let forward_key = &*slot;
-    if flow::get(forward_key).is_some_and(|forward| connection::leads_to(forward, reply_key)) {
-        flow::remove(forward_key, forward_key);
-    }
+    flow::put_pending(&scratch.key, &scratch.flow)
 }

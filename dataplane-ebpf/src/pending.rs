@@ -1,19 +1,22 @@
-//! How a connection that has proved itself moves from the pending to the established table; what proves it is in
-//! `dataplane-core`'s `proof`.
+//! How a connection that has proved itself is established; what proves it is in `dataplane-core`'s `proof`.
 //!
 //! These functions run for the first few packets of a connection only (and for one-way UDP), so none of them is inlined
 //! into the programs.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use dataplane_common::{
     addr::{Ip4, NetId},
     counter::Counter,
     flow::{Flow, FlowKey, MESH_ZONE, STOCK_ZONE, flag},
+    line,
 };
 
 use crate::{
-    connection, flow,
+    clock, connection, flow,
+    flow_lines::{self, Translated},
     global::context,
+    lines::Promotion,
+    lines_map,
     maps::{self, FLOWS},
     parse::Packet,
     proof,
@@ -23,18 +26,24 @@ use crate::{
     verdict,
 };
 
+/// Of an insertion under a key that is there.
+const EEXIST: i32 = -17;
+
 /// A packet from the client of a pending connection. Whether it proves the connection: then [`promote`] follows.
 #[inline(never)]
 pub(crate) fn forward(key: &FlowKey, flow: &Flow, packet: &Packet) -> bool {
     let Ok(scratch) = scratch() else { return false };
     scratch.reply_key = connection::reply_key(key.zone, flow, key.proto);
-    match flow::get(&scratch.reply_key) {
-        Some(reply) if connection::answers(reply, key) => proof::client_proves_flow(packet, reply),
+    match flow::find(&scratch.reply_key) {
+        Some((reply, is_pending)) if connection::answers(reply, key) => {
+            !is_pending || proof::client_proves_flow(packet, reply)
+        }
         // The key is another connection's by now: this one's entry is about to be displaced, too.
         Some(_) => false,
         None => {
             copy(flow, &mut scratch.flow);
             connection::answer(&mut scratch.flow, key);
+            scratch.flow.created = clock::now();
             scratch.flow.flags = flag::REPLY | (flow.flags & flag::DIRECT);
             let _ = flow::enter(&scratch.reply_key, &scratch.flow);
             false
@@ -51,55 +60,183 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
     proof::server_proves(packet)
 }
 
-/// Moves both entries of the connection whose reply key is in `scratch` to the established table. Where they find no
-/// share or no room there they stay where they are: the connection works as long as nothing displaces it. Whether they
-/// have moved. `acknowledged`: of TCP, the sequence number that the backend waits for, as the packet that was the proof
-/// has it.
+/// Establishes both entries of the connection whose reply key is in `scratch`, or neither. Where they find no share or no
+/// room they stay pending: the connection works as long as nothing displaces it. `acknowledged`: of TCP, the sequence
+/// number that the backend waits for, as the packet that was the proof has it.
+// One step after the other, beside the functions above and not below them: the stack has no room for more frames.
 #[inline(always)]
-pub(crate) fn promote(ctx: &Skb, acknowledged: u32) -> bool {
-    flow_promote(ctx.skb.skb, acknowledged)
+pub(crate) fn promote(ctx: &Skb, acknowledged: u32) {
+    let forward = flow_promote_forward(ctx.skb.skb);
+    if forward != forward::PENDING && flow_promote_reply(ctx.skb.skb, acknowledged) == 0 && forward == forward::NEW {
+        flow_demote_forward();
+    }
 }
 
-/// Global, see [`crate::global`].
-// Called beside the functions above, not by them: the stack has no room for three frames below a program's.
+/// What [`flow_promote_forward`] returns.
+mod forward {
+    /// The reply entry must not be established.
+    pub(super) const PENDING: u32 = 0;
+    /// Nothing was to be done.
+    pub(super) const DONE: u32 = 1;
+    /// It was established by this call.
+    pub(super) const NEW: u32 = 2;
+}
+
+/// Global, see [`crate::global`]: establishes the forward entry, whose key it puts into `scratch`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_promote(ctx: *mut __sk_buff, acknowledged: u32) -> bool {
-    let ctx = &context(ctx);
-    let Ok(scratch) = scratch() else { return false };
-    let Some(reply) = flow::get(&scratch.reply_key) else { return false };
+extern "C" fn flow_promote_forward(ctx: *mut __sk_buff) -> u32 {
+    let Ok(scratch) = scratch() else { return forward::PENDING };
+    let Some((reply, is_pending)) = flow::find(&scratch.reply_key) else { return forward::PENDING };
     scratch.key = connection::forward_key(scratch.reply_key.zone, reply, scratch.reply_key.proto);
-    let forward = flow::pending(&scratch.key);
-    // A direct connection that was only noted has no forward entry.
-    let lone = forward.is_none() && reply.flags & flag::DIRECT != 0;
-    copy(reply, &mut scratch.flow);
-    proof::establish_reply(&mut scratch.flow, acknowledged);
-    if !shares::admits_flow(&scratch.key) || FLOWS.insert(&scratch.reply_key, &scratch.flow, BPF_ANY as u64).is_err() {
-        return keep(ctx, reply);
-    }
-    if !lone {
-        match forward {
-            Some(forward) => {
-                copy(forward, &mut scratch.flow);
-                proof::establish_forward(&mut scratch.flow);
-            }
-            None => {
-                connection::answer(&mut scratch.flow, &scratch.reply_key);
-                scratch.flow.flags = flag::SEEN;
-            }
+    let key = &scratch.key;
+    if !shares::admits_flow(key) {
+        if is_pending {
+            keep(&context(ctx), reply);
         }
-        if FLOWS.insert(&scratch.key, &scratch.flow, BPF_ANY as u64).is_err() {
-            let _ = FLOWS.remove(&scratch.reply_key);
-            return keep(ctx, reply);
+        return forward::PENDING;
+    }
+    if flow::find(key).is_none() {
+        // A direct connection that was only noted has none.
+        if reply.flags & flag::DIRECT != 0 {
+            return forward::DONE;
         }
-        flow::remove_pending(&scratch.key);
+        // It was displaced.
+        copy(reply, &mut scratch.flow);
+        connection::answer(&mut scratch.flow, &scratch.reply_key);
+        scratch.flow.created = clock::now();
+        scratch.flow.flags = flag::SEEN;
+        let _ = flow::put_pending(key, &scratch.flow);
     }
-    flow::remove_pending(&scratch.reply_key);
-    shares::count_flow(&scratch.key, if lone { 1 } else { 2 });
-    if !is_counted_at_ingress(scratch.reply_key.zone, scratch.flow.peer) {
-        verdict::count(ctx, Counter::FlowPromoted);
+    let Some((known, pending)) = flow::find(key) else { return forward::PENDING };
+    // Of another connection by now.
+    if !connection::leads_to(known, &scratch.reply_key) {
+        return forward::PENDING;
     }
-    true
+    if !pending {
+        return forward::DONE;
+    }
+    let ended = known.flags & flag::ENDED;
+    proof::establish_forward(known);
+    match establish(key, known) {
+        Established::Now => {
+            shares::count_flow(key, 1);
+            forward::NEW
+        }
+        Established::Elsewhere => forward::PENDING,
+        Established::NoRoom => {
+            known.flags |= ended;
+            if is_pending {
+                keep(&context(ctx), reply);
+            }
+            forward::PENDING
+        }
+    }
+}
+
+/// Global, see [`crate::global`]: establishes the reply entry. Whether it is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_promote_reply(ctx: *mut __sk_buff, acknowledged: u32) -> u32 {
+    let ctx = &context(ctx);
+    let Ok(scratch) = scratch() else { return 0 };
+    let Some((reply, is_pending)) = flow::find(&scratch.reply_key) else { return 0 };
+    if !is_pending {
+        return 1;
+    }
+    let (peer, noted, expected) = (reply.peer, reply.flags & (flag::KEPT | flag::ENDED), reply.tcp_number);
+    // Before it is established: from then on other CPUs go by it.
+    proof::establish_reply(reply, acknowledged);
+    match establish(&scratch.reply_key, reply) {
+        Established::Now => {
+            shares::count_flow(&scratch.key, 1);
+            if !is_counted_at_ingress(scratch.reply_key.zone, peer) {
+                verdict::count(ctx, Counter::FlowPromoted);
+            }
+            1
+        }
+        Established::Elsewhere => u32::from(flow::is_established(&scratch.reply_key)),
+        Established::NoRoom => {
+            reply.flags |= noted;
+            reply.tcp_number = expected;
+            keep(ctx, reply);
+            0
+        }
+    }
+}
+
+/// Global, see [`crate::global`]; returns 0. Takes back what [`flow_promote_forward`] has done: an established entry whose other one
+/// may be displaced would lead there for as long as its connection is used.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_demote_forward() -> u32 {
+    let Ok(scratch) = scratch() else { return 0 };
+    let key = &scratch.key;
+    if flow_lines::demote(key) {
+        shares::count_flow(key, -1);
+        return 0;
+    }
+    let Some((known, false)) = flow::find(key) else { return 0 };
+    copy(known, &mut scratch.flow);
+    if flow::put_pending(key, &scratch.flow).is_ok() {
+        shares::count_flow(key, flow::take_out_spilled(key));
+    }
+    0
+}
+
+/// What came of [`establish`].
+enum Established {
+    /// It is established.
+    Now,
+    /// Another CPU has done so, or the entry was displaced.
+    Elsewhere,
+    /// There is no room.
+    NoRoom,
+}
+
+/// Makes the pending entry `known` an established one.
+#[inline(always)]
+fn establish(key: &FlowKey, known: &mut Flow) -> Established {
+    const GONE: u32 = Promotion::Gone as u32;
+    const DONE: u32 = Promotion::Done as u32;
+    match flow_lines::promote(key) {
+        GONE => Established::Elsewhere,
+        DONE => Established::Now,
+        _ => spill(key, known),
+    }
+}
+
+/// Moves an entry of a connection that has proved itself to `FLOWS`.
+#[inline(never)]
+fn spill(key: &FlowKey, known: &mut Flow) -> Established {
+    let Ok(scratch) = scratch() else { return Established::NoRoom };
+    let Some(seen) = flow_lines::copied(key, known, &mut scratch.flow) else { return Established::Elsewhere };
+    match FLOWS.insert(key, &scratch.flow, BPF_NOEXIST as u64) {
+        Ok(()) => {}
+        Err(EEXIST) => {
+            // Another CPU is doing the same; or it is of an older connection, and nobody finds it.
+            if FLOWS.get_ptr(key).is_some_and(|there| !is_same(there, &scratch.flow)) {
+                let _ = FLOWS.remove(key);
+            }
+            return Established::Elsewhere;
+        }
+        Err(_) => return Established::NoRoom,
+    }
+    lines_map::spilled::<Translated>();
+    // Last: until then it is found here. Where it was taken out meanwhile, or promoted, it is not to be there.
+    if !flow_lines::free(known, seen) {
+        let _ = FLOWS.remove(key);
+        return Established::Elsewhere;
+    }
+    Established::Now
+}
+
+/// Whether an entry of `FLOWS` is the one that was copied, but for what was noted since.
+#[inline(always)]
+fn is_same(there: *const Flow, copied: &Flow) -> bool {
+    // SAFETY: into an element of a live map; aligned, so read as a whole.
+    let created = unsafe { (&raw const (*there).created).read_volatile() };
+    line::ticks(created) == line::ticks(copied.created)
 }
 
 /// Whether this node is also the connection's ingress node: then the connection is in the table of clients too, and its
@@ -109,12 +246,11 @@ fn is_counted_at_ingress(zone: NetId, peer: Ip4) -> bool {
     zone == STOCK_ZONE || (zone == MESH_ZONE && maps::config().is_ok_and(|config| config.vtep == peer))
 }
 
-/// Notes that a connection has proved itself and stays where it is. Returns that it has not moved.
+/// Notes that a connection has proved itself and stays pending.
 #[inline(always)]
-fn keep(ctx: &Skb, reply: &mut Flow) -> bool {
+fn keep(ctx: &Skb, reply: &mut Flow) {
     if reply.flags & flag::KEPT == 0 {
         reply.flags |= flag::KEPT;
         verdict::count(ctx, Counter::KeptPending);
     }
-    false
 }

@@ -10,7 +10,7 @@ use dataplane_common::{
 };
 use dataplane_core::nat::Translation;
 
-use crate::{options::Room, parse::Packet, quote::Quote, timestamp::Walk};
+use crate::{lines::Key, options::Room, parse::Packet, quote::Quote, timestamp::Walk};
 
 /// A connection that is being opened.
 #[repr(C)]
@@ -58,6 +58,8 @@ pub(crate) struct Scratch {
     pub(crate) displaced: u64,
     /// For an instruction that orders what this CPU reads, and changes nothing: always 0.
     pub(crate) fence: u64,
+    /// Key of a connection that is looked up in lines.
+    pub(crate) line_key: Key,
     /// A walk through the options of its SYN.
     pub(crate) options: Walk,
     /// IPv4 options that are looked through.

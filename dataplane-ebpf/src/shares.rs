@@ -5,7 +5,7 @@
 
 use dataplane_common::{
     flow::{AffinityKey, FlowKey},
-    shares::{AFFINITY, Held, Place, Shares},
+    shares::{Held, Place, Shares},
 };
 
 use crate::{atomics::fetch_add, maps::SHARES};
@@ -81,7 +81,6 @@ fn admits(shares: *mut Shares, place: &Place) -> bool {
     let held = unsafe {
         Held {
             room: (*shares).room[place.table],
-            bounds: place.table == AFFINITY,
             entries: (&raw const (*shares).entries[place.table]).read_volatile(),
             other: place.other.then(|| (&raw const (*shares).other[place.table]).read_volatile()),
             service: (&raw const (*shares).services[place.service]).read_volatile(),

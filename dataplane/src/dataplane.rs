@@ -24,7 +24,7 @@ use crate::{
     apply::ApplyError,
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, Unpinned, XdpMode},
     changes::Changes,
-    connections::{Connections, Earlier, PerTable},
+    connections::{Connections, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
     lock::{Lock, LockError},
@@ -137,14 +137,13 @@ impl Dataplane {
         )?;
         let logger = options.log_level.map(|_| Logger::start(&mut ebpf)).transpose()?;
         let mut tables = Tables::take(&mut ebpf, options.sizes)?;
-        tables.connections.earlier = Earlier::pinned(bpffs);
-        let earlier = tables.connections.earlier.are_there();
-        tables.connections.clients.recover(&tables.connections.affinity, earlier)?;
-        tables.connections.sort_pending(false)?;
+        tables.connections.recover(bpffs)?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
         // Last: from here on the stubs that are attached already call the new programs.
         let sandboxes = Sandboxes::take(&mut ebpf)?;
+        // What the old ones have entered until now.
+        tables.connections.hand_over(false)?;
         Ok(Self {
             bpffs: bpffs.to_owned(),
             hook,
@@ -236,14 +235,11 @@ impl Dataplane {
         let pin = self.hook.directory(&self.bpffs).join(name.to_string());
         let attached = self.pins.hold_links(&self.bpffs, [pin], &unpinned, attached)?;
         self.attached.insert(name, ifindex);
-        if matches!(program, Program::FromUnderlay | Program::FromClient) {
-            self.hand_over(attached);
-        }
+        self.hand_over(attached);
         Ok(attached)
     }
 
-    /// After a program that looks for clients' connections has replaced an earlier version's: takes over what that one has entered
-    /// until now.
+    /// After a program has replaced an earlier version's: takes over connections that that one has entered until now.
     fn hand_over(&self, attached: Attached) {
         if attached == Attached::Replaced
             && let Err(error) = self.tables.connections.hand_over(false)

@@ -4,13 +4,10 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{ArrayOfMaps, MapData, MapError},
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 
-use dataplane_common::flow::pending;
-
-use crate::{MapFault, MapName, Program, adopt::pin_path, object::OBJECT, table::descriptor};
+use crate::{MapName, Program, adopt::pin_path, object::OBJECT};
 
 /// The programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +24,6 @@ pub enum LoadError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// A map could not be put where the programs look for it.
-    #[error(transparent)]
-    Map(#[from] MapFault),
     /// The object has no such program.
     #[error("the embedded object has no program {0}: build it again with `cargo xtask build-ebpf`")]
     Missing(Program),
@@ -87,9 +81,7 @@ pub(crate) fn open(maps: &Maps<'_>, log_level: u8) -> Result<Ebpf, LoadError> {
     for (map, entries) in *sizes {
         loader.map_max_entries(map.name(), *entries);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-    by_protocol(&mut ebpf)?;
-    Ok(ebpf)
+    loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }
 
 /// Has the kernel verify one program.
@@ -107,24 +99,6 @@ pub(crate) fn program(ebpf: &mut Ebpf, program: Program) -> Result<(), LoadError
         }
     };
     loaded.map_err(|source| LoadError::Program { program, source: Box::new(source) })
-}
-
-/// Puts the tables of pending connections where the programs look for the one of a protocol.
-fn by_protocol(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    for (outer, [tcp, other]) in [("FLOWS_PENDING_BY", [MapName::FlowsPending, MapName::FlowsPendingOther])] {
-        let fault = |map| move |source| MapFault { map, source };
-        for (index, inner) in [(pending::TCP, tcp), (pending::OTHER, other)] {
-            let missing = || MapError::InvalidName { name: inner.name().to_owned() };
-            let handle = ebpf.map(inner.name()).ok_or_else(missing).map_err(fault(inner))?;
-            let fd = descriptor(inner, handle)?.try_clone_to_owned().map_err(|e| fault(inner)(e.into()))?;
-            let inner_map = MapData::from_fd(fd).map_err(fault(inner))?;
-            let missing = || MapError::InvalidName { name: outer.to_owned() };
-            let outer_map = ebpf.map_mut(outer).ok_or_else(missing).map_err(fault(inner))?;
-            let mut outer_map: ArrayOfMaps<_> = outer_map.try_into().map_err(fault(inner))?;
-            outer_map.set(index, &inner_map, 0).map_err(fault(inner))?;
-        }
-    }
-    Ok(())
 }
 
 /// Whether the verifier gave up because a signal was pending for its thread (`EAGAIN`), as libbpf asks

@@ -29,17 +29,17 @@ pub enum MapName {
     MeshTargets,
     /// As `AffinitySegments`, of established connections that found no room there.
     Affinity,
-    /// Connections that are translated here.
+    /// As `FlowsSegments`, of established connections that found no room there.
     Flows,
     /// Which backend a client's connection was given, at its ingress node: in lines of memory.
     AffinitySegments,
     /// How many lines there are, and what programs have to know of them.
     AffinityHead,
-    /// As `Flows`, of connections that have not proved themselves yet.
-    FlowsPending,
-    /// As `FlowsPending`, of what is not TCP.
-    FlowsPendingOther,
-    /// How many of clients' connections and of `Flows` each service and each client prefix holds.
+    /// Connections that are translated here: in lines of memory.
+    FlowsSegments,
+    /// As `AffinityHead`, of those.
+    FlowsHead,
+    /// How many of clients' and of translated connections each service and each client prefix holds.
     Shares,
     /// Whether any direct connection is translated.
     DirectGate,
@@ -73,8 +73,13 @@ pub enum MapName {
     Counters,
 }
 
-/// Maps that earlier versions have pinned and this one does not: `AFFINITY_SEGMENTS` has taken their place.
-pub(crate) const RETIRED: [&str; 3] = ["AFFINITY_PENDING", "AFFINITY_PENDING_OTHER", "AFFINITY_LINES"];
+/// Maps that earlier versions have pinned and this one does not.
+pub(crate) mod retired {
+    /// `AFFINITY_SEGMENTS` has taken their place.
+    pub(crate) const CLIENTS: [&str; 3] = ["AFFINITY_PENDING", "AFFINITY_PENDING_OTHER", "AFFINITY_LINES"];
+    /// `FLOWS_SEGMENTS` has taken their place.
+    pub(crate) const FLOWS: [&str; 2] = ["FLOWS_PENDING", "FLOWS_PENDING_OTHER"];
+}
 
 impl MapName {
     /// All maps that are pinned.
@@ -94,8 +99,8 @@ impl MapName {
         Self::Flows,
         Self::AffinitySegments,
         Self::AffinityHead,
-        Self::FlowsPending,
-        Self::FlowsPendingOther,
+        Self::FlowsSegments,
+        Self::FlowsHead,
         Self::Shares,
         Self::DirectGate,
         Self::Allow,
@@ -132,8 +137,8 @@ impl MapName {
             Self::Flows => "FLOWS",
             Self::AffinitySegments => "AFFINITY_SEGMENTS",
             Self::AffinityHead => "AFFINITY_HEAD",
-            Self::FlowsPending => "FLOWS_PENDING",
-            Self::FlowsPendingOther => "FLOWS_PENDING_OTHER",
+            Self::FlowsSegments => "FLOWS_SEGMENTS",
+            Self::FlowsHead => "FLOWS_HEAD",
             Self::Shares => "SHARES",
             Self::DirectGate => "DIRECT_GATE",
             Self::Allow => "ALLOW",

@@ -32,10 +32,10 @@ impl Options {
 /// Room in the connection tables, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// `FLOWS` (two entries per connection) and `AFFINITY`. Each half of `AFFINITY_SEGMENTS` grows to twice as many.
+    /// `FLOWS` and `AFFINITY`, and so many entries are established: of translated connections (two each), and of
+    /// clients'. Each half of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS` grows to twice as many.
     pub max_flows: u32,
-    /// `FLOWS_PENDING` (two entries per connection), for TCP, its twin for all else, and at first each half of
-    /// `AFFINITY_SEGMENTS`.
+    /// Each half of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS` at first.
     pub max_pending: u32,
 }
 
@@ -46,16 +46,11 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn by_map(self) -> [(MapName, u32); 4] {
-        [
-            (MapName::Flows, self.max_flows),
-            (MapName::Affinity, self.max_flows),
-            (MapName::FlowsPending, self.max_pending),
-            (MapName::FlowsPendingOther, self.max_pending),
-        ]
+    pub(crate) fn by_map(self) -> [(MapName, u32); 2] {
+        [(MapName::Flows, self.max_flows), (MapName::Affinity, self.max_flows)]
     }
 
-    /// Buckets in each half of `AFFINITY_SEGMENTS`: at first, and at most.
+    /// Buckets in each half of a table of lines: at first, and at most.
     pub(crate) fn buckets(self) -> (u32, u32) {
         let first = line::buckets(self.max_pending);
         (first, line::buckets(self.max_flows.saturating_mul(2)).max(first))
@@ -68,9 +63,9 @@ impl From<Sizes> for PerTable<u32> {
         Self {
             flows: sizes.max_flows,
             affinity: sizes.max_flows,
-            flows_pending: sizes.max_pending,
+            flows_pending: lines,
             affinity_pending: lines,
-            flows_pending_other: sizes.max_pending,
+            flows_pending_other: lines,
             affinity_pending_other: lines,
         }
     }

@@ -13,7 +13,7 @@ use nix::sys::{
 };
 
 use crate::{
-    MapName, Program, TcHook,
+    Program, TcHook,
     load::{self, Maps},
     sys,
 };
@@ -161,7 +161,7 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
 /// Loads everything into maps of its own.
 fn try_programs() -> Result<String, String> {
     let started = Instant::now();
-    match load::load(&Maps::Private(&SMALL), 0) {
+    match load::load(&Maps::Private(&[]), 0) {
         Ok(_) => {
             Ok(format!("kernel {} takes all {} ({} ms)", release(), Program::ALL.len(), started.elapsed().as_millis()))
         }
@@ -182,9 +182,6 @@ fn try_programs() -> Result<String, String> {
 pub fn try_clsact() -> io::Result<()> {
     tc::qdisc_add_clsact("lo").map_err(io::Error::other)
 }
-
-/// Maps whose memory is taken at once.
-const SMALL: [(MapName, u32); 2] = [(MapName::FlowsPending, 1024), (MapName::FlowsPendingOther, 1024)];
 
 /// The beginning and the end of a verifier's log.
 fn shortened(text: &str) -> String {

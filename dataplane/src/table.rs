@@ -111,17 +111,6 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         outcome
     }
 
-    /// How many entries the map holds. `progress` is called with each buffer's worth of them.
-    pub(crate) fn count(&self, progress: &dyn Fn()) -> Result<usize, MapFault> {
-        let mut count = 0;
-        let counted = read_batches(self.fd.as_fd(), |entries: &[(K, V)]| {
-            progress();
-            count += entries.len();
-            ControlFlow::Continue(())
-        });
-        counted.map(|()| count).map_err(|error| self.fault(error.into()))
-    }
-
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
         match self.map.get(&Raw(*key), 0) {
             Ok(Raw(value)) => Ok(Some(value)),

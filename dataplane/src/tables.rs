@@ -11,6 +11,7 @@ use dataplane_common::{
     config::Config,
     counter::Stat,
     endpoint::{Endpoint, EndpointKey, Local, VniInfo, Vtep, kind},
+    line::{Clients, Translated},
     mesh::{ClientPrefix, ClientRule, NodeAddress, Target, TargetKey},
     probe::Probed,
     service::{AllowPrefix, LeftPrefix, PortKey, PublishedPort},
@@ -20,10 +21,10 @@ use dataplane_common::{
 
 use crate::{
     MapName, Sizes,
-    client_lines::ClientLines,
-    connections::{ByProtocol, Connections, Earlier, Shares},
+    connections::{ConnectionTable, Connections, Earlier, Shares},
     gate::Gate,
     hops::Hops,
+    line_table::{Contents, LineTable},
     paths::Paths,
     pod::Raw,
     reverse::ReversePaths,
@@ -79,9 +80,9 @@ impl Tables {
         let ports: Table<PortKey, PublishedPort> = Table::new(MapName::Ports, take(MapName::Ports)?)?;
         let found = set_ids(&endpoints, &ports)?;
         let xdp_state = State::new(&take(MapName::XdpState)?)?;
-        let flows = Table::new(MapName::Flows, take(MapName::Flows)?)?;
-        let affinity = Table::new(MapName::Affinity, take(MapName::Affinity)?)?;
-        let room = [affinity.capacity(), flows.capacity()];
+        let translated: ConnectionTable<Translated> = connections(&mut take, sizes)?;
+        let clients: ConnectionTable<Clients> = connections(&mut take, sizes)?;
+        let room = [clients.spilled.capacity(), translated.spilled.capacity()];
         Ok(Self {
             config: array(MapName::Config, take(MapName::Config)?)?,
             locals: Table::new(MapName::Locals, take(MapName::Locals)?)?,
@@ -103,14 +104,8 @@ impl Tables {
             reverse: Some(ReversePaths::new(Table::new(MapName::Reverse, take(MapName::Reverse)?)?)),
             sets: Sets::recover(&take(MapName::Sets)?, take(MapName::Backends)?, found)?,
             connections: Connections {
-                flows,
-                affinity,
-                flows_pending: ByProtocol {
-                    tcp: Table::new(MapName::FlowsPending, take(MapName::FlowsPending)?)?,
-                    other: Table::new(MapName::FlowsPendingOther, take(MapName::FlowsPendingOther)?)?,
-                },
-                clients: ClientLines::new(take(MapName::AffinitySegments)?, &take(MapName::AffinityHead)?, sizes)?,
-                earlier: Earlier::default(),
+                translated,
+                clients,
                 shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, room)?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,
             },
@@ -120,6 +115,18 @@ impl Tables {
             },
         })
     }
+}
+
+/// A connection table, from where no earlier version has left anything.
+fn connections<T: Contents>(
+    take: &mut impl FnMut(MapName) -> Result<Map, MapFault>,
+    sizes: Sizes,
+) -> Result<ConnectionTable<T>, MapFault> {
+    Ok(ConnectionTable {
+        lines: LineTable::new(take(T::SEGMENTS)?, &take(T::HEAD)?, sizes)?,
+        spilled: Table::new(T::SPILLED, take(T::SPILLED)?)?,
+        earlier: Earlier::none(),
+    })
 }
 
 fn array<V: crate::pod::Plain>(map: MapName, handle: Map) -> Result<Array<MapData, Raw<V>>, MapFault> {

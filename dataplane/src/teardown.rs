@@ -10,7 +10,7 @@ use crate::{
     adopt::pin_path,
     attach::{self, Hook},
     lock::{Lock, LockError},
-    map_name::RETIRED,
+    map_name::retired,
     preflight::{PreflightError, check_bpffs, check_privilege},
     sandbox,
 };
@@ -78,7 +78,7 @@ pub fn teardown(bpffs: &Path) -> Result<TeardownReport, TeardownError> {
             Err(error) => report.failures.push(format!("{}: {error}", path.display())),
         }
     }
-    for path in RETIRED.map(|name| bpffs.join("maps").join(name)) {
+    for path in retired::CLIENTS.iter().chain(&retired::FLOWS).map(|name| bpffs.join("maps").join(name)) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 report.failures.push(format!("{}: {error}", path.display()));

@@ -1,12 +1,12 @@
-//! Clients' connections in maps of earlier versions: they are taken over, and the maps go. Needs root.
+//! Connections in maps of earlier versions: they are taken over, and the maps go. Needs root.
 
 mod support;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
 use aya::maps::{Array, HashMap, Map, MapData};
-use dataplane::{Dataplane, Live, Timeouts, teardown};
+use dataplane::{Connections, Dataplane, Live, Timeouts, teardown};
 use dataplane_common::line::{head, state};
 use support::{attached::options, sandbox::sandbox};
 
@@ -90,11 +90,7 @@ fn clients_pending_in_lines_of_one_array_are_taken_over_and_it_goes() -> Result<
         let dataplane = Dataplane::open(&options(bpffs))?;
         let mut connections = dataplane.connections()?;
         assert_eq!(connections.rows()?.iter().filter(|row| row.tag == [7; 8]).count(), 16);
-        let establishes = || -> Result<u64> {
-            let head = Map::Array(MapData::from_pin(bpffs.join("hiveway/maps/AFFINITY_HEAD"))?);
-            let words: [u64; head::WORDS] = Array::<_, [u64; head::WORDS]>::try_from(head)?.get(&0, 0)?;
-            Ok(words[head::ESTABLISHES])
-        };
+        let establishes = || establishes(&bpffs.join("hiveway/maps/AFFINITY_HEAD"));
         assert_eq!(establishes()?, 0, "its programs look for established ones in `AFFINITY` only");
         // What the old programs enter until the new ones are attached.
         let mut bucket = earlier.get(&3, 0)?;
@@ -122,6 +118,87 @@ fn clients_pending_in_lines_of_one_array_are_taken_over_and_it_goes() -> Result<
         assert!(!path.exists(), "teardown knows it");
         Ok(())
     })
+}
+
+/// Its programs kept translated connections that had proved nothing in LRU hashes, one for TCP and one for all else
+/// (those of an earlier one in the first only), and established ones in `FLOWS`.
+#[test]
+fn translated_connections_of_an_earlier_version_are_taken_over_and_its_maps_go() -> Result<()> {
+    sandbox(|bpffs| {
+        drop(Dataplane::open(&options(bpffs))?);
+        let started = dataplane::monotonic_now();
+        let maps = bpffs.join("hiveway/maps");
+        let earlier = ["FLOWS_PENDING", "FLOWS_PENDING_OTHER"].map(|name| maps.join(name));
+        // Forward entries: each is a connection.
+        let entry = |client: u8, proto: u8| {
+            let (mut key, mut value) = ([0u8; 20], [0u8; 48]);
+            key[..8].copy_from_slice(&[0, 0, 16, 1, 10, 0, 1, client]);
+            key[16] = proto;
+            for at in [0, 8] {
+                value[at..at + 8].copy_from_slice(&dataplane::monotonic_now().to_ne_bytes());
+            }
+            value[16..24].copy_from_slice(&[7; 8]);
+            (key, value)
+        };
+        let mut tables = [pinned_lru::<20, 48>(&earlier[0])?, pinned_lru::<20, 48>(&earlier[1])?];
+        for (table, client, proto) in [(0, 1, 6), (0, 2, 6), (0, 3, 132), (1, 4, 17), (1, 5, 17)] {
+            let (key, value) = entry(client, proto);
+            tables[table].insert(key, value, 0)?;
+        }
+        let mut established =
+            HashMap::<_, [u8; 20], [u8; 48]>::try_from(Map::HashMap(MapData::from_pin(maps.join("FLOWS"))?))?;
+        let (key, value) = entry(6, 6);
+        established.insert(key, value, 0)?;
+
+        let dataplane = Dataplane::open(&options(bpffs))?;
+        let mut connections = dataplane.connections()?;
+        let clients = |connections: &Connections| -> Result<Vec<u8>> {
+            Ok(connections
+                .rows()?
+                .iter()
+                .map(|row| row.client.ip().octets()[3])
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect())
+        };
+        assert_eq!(clients(&connections)?, [1, 2, 3, 4, 5, 6]);
+        let establishes = || establishes(&maps.join("FLOWS_HEAD"));
+        assert_eq!(establishes()?, 0, "its programs look for established ones in `FLOWS` only");
+        // What they enter until the new ones are attached, and what they establish.
+        let (late, value) = entry(7, 6);
+        tables[0].insert(late, value, 0)?;
+        let (proved, _) = entry(2, 6);
+        let value = tables[0].get(&proved, 0)?;
+        established.insert(proved, value, 0)?;
+        tables[0].remove(&proved)?;
+        let mut sweep = || -> Result<_> {
+            let left = connections.sweep(&Live::default(), started - TICK, &Timeouts::default(), &|| ())?.left;
+            Ok((left.flows, left.flows_pending, left.flows_pending_other))
+        };
+        assert_eq!(sweep()?, (2, 2, 3));
+        assert!(earlier.iter().all(|path| path.exists()), "somebody was there a moment ago");
+        assert_eq!(established.keys().count(), 2, "they still look for them there");
+        // Entries are touched every half second, so a second is taken for a moment.
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+        assert_eq!((sweep()?, sweep()?), ((2, 2, 3), (2, 2, 3)));
+        assert!(earlier.iter().all(|path| !path.exists()), "they are gone");
+        assert_eq!((establishes()?, established.keys().count()), (1, 0), "they are in lines now");
+        assert_eq!(clients(&connections)?, [1, 2, 3, 4, 5, 6, 7]);
+        drop((connections, dataplane));
+        let connections = Dataplane::open(&options(bpffs))?.connections()?;
+        assert_eq!(clients(&connections)?, [1, 2, 3, 4, 5, 6, 7], "the lines are adopted");
+        Ok(())
+    })
+}
+
+/// To so many nanoseconds it is known when a translated connection began.
+const TICK: u64 = 1 << 22;
+
+/// Whether programs establish connections in their lines, as this head says.
+fn establishes(head: &Path) -> Result<u64> {
+    let head = Map::Array(MapData::from_pin(head)?);
+    let words: [u64; head::WORDS] = Array::<_, [u64; head::WORDS]>::try_from(head)?.get(&0, 0)?;
+    Ok(words[head::ESTABLISHES])
 }
 
 /// A new LRU hash, pinned.

@@ -268,7 +268,7 @@ fn a_full_table_refuses_nobody_and_keeps_what_it_holds() -> Result<()> {
         world.harness.set_cursor(&vip_set(VIP), 0)?;
         goes_to(world, "while there is room", VIP, &LOCAL2, &tcp(1000, 80, "S"), true)?;
         for i in 0..u32::MAX {
-            let key = FlowKey { zone: [0xee; 4], src: i.to_be_bytes(), ..FlowKey::default() };
+            let key = FlowKey { zone: [0xee; 4], src: i.to_be_bytes(), proto: 6, ..FlowKey::default() };
             if world.harness.put_flow(key, Flow::default()).is_err() {
                 break;
             }

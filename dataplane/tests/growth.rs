@@ -1,9 +1,9 @@
-//! The lines of clients' connections grow while programs and the agent use them. Needs root.
+//! The lines of either table grow while programs and the agent use them. Needs root.
 
 mod support;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
 };
@@ -11,78 +11,174 @@ use std::{
 use anyhow::Result;
 use dataplane::{
     Program, Sizes, Timeouts,
-    testing::{Decision::Neigh, Harness, Input, Shooter},
+    testing::{
+        Decision::{self, Neigh, Peer},
+        Harness, Input, Shooter,
+    },
 };
-use dataplane_common::{
-    flow::{Affinity, AffinityKey},
-    line,
-    service::Backend,
-};
-use support::{mesh::*, packets::tcp, world::*};
+use dataplane_common::{line, service::Backend};
+use support::{mesh::*, packets::tcp, vip::sent, world::*};
+use zerocopy::IntoBytes as _;
 
 /// Connections that each of both enters each time: so few that none makes room for another.
 const MANY: u16 = 100;
 
-/// A client's connections, which the programs send to another node.
-struct Clients<'a> {
+/// Which table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Clients,
+    Translated,
+}
+
+use Table::{Clients, Translated};
+
+/// When an entry was made, and when a packet was last seen.
+type Times = (u64, u64);
+
+/// Connections in one of the tables: of a client outside, which the programs send to another node; or of a container,
+/// to a VIP.
+struct Connections<'a> {
     world: &'a mut World,
-    underlay: Shooter,
+    table: Table,
+    shooter: Shooter,
     /// Their ports.
     entered: BTreeSet<u16>,
 }
 
-impl Clients<'_> {
-    fn new(world: &mut World) -> Result<Clients<'_>> {
+/// Runs `test` with either table.
+fn each(test: impl Fn(&mut Connections<'_>) -> Result<()> + Clone + Send + 'static) -> Result<()> {
+    for table in [Clients, Translated] {
+        let test = test.clone();
+        world(move |world| test(&mut Connections::new(world, table)?))?;
+    }
+    Ok(())
+}
+
+impl Connections<'_> {
+    fn new(world: &mut World, table: Table) -> Result<Connections<'_>> {
         // Half a segment for each half at first, and four at most.
         world.harness = Harness::with_lines(&[], Sizes { max_flows: 1 << 15, max_pending: 1 << 13 })?;
-        let far = vec![Backend { tag: REMOTE1.tag, ip: REMOTE1.ip, vtep: PEER }];
-        world.state.sets.insert(port_set(6, PUBLISHED), far);
+        let backend = |task: Task, ip| vec![Backend { tag: task.tag, ip, vtep: task.vtep }];
+        world.state.sets.insert(port_set(6, PUBLISHED), backend(REMOTE1, REMOTE1.ingress));
+        world.state.sets.insert(vip_set(VIP), backend(LOCAL2, LOCAL2.ip));
         world.harness.apply(&world.state)?;
-        let underlay = world.harness.shooter(Program::FromUnderlay)?;
-        Ok(Clients { world, underlay, entered: BTreeSet::new() })
+        let shooter = world.harness.shooter(match table {
+            Clients => Program::FromUnderlay,
+            Translated => Program::FromContainer,
+        })?;
+        Ok(Connections { world, table, shooter, entered: BTreeSet::new() })
+    }
+
+    fn harness(&mut self) -> &mut Harness {
+        &mut self.world.harness
     }
 
     /// The next ones, half of them by the programs and half by the agent.
     fn enter(&mut self) -> Result<()> {
         let first = 1000 + self.entered.len() as u16;
         for port in first..first + MANY {
-            self.packet(port)?;
+            self.packet(port, "S")?;
         }
-        let (key, entry) = self.entry(first)?;
         for port in first + MANY..first + 2 * MANY {
-            let key = AffinityKey { client_port: port.to_be_bytes(), ..key };
-            self.world.harness.put_pending_affinity(key, entry)?;
+            self.put_like(first, port)?;
         }
         self.entered.extend(first..first + 2 * MANY);
         Ok(())
     }
 
+    /// A packet's way: what it is, where it arrives, and where it goes.
+    fn input(&self, port: u16, flags: &'static str) -> (Input, Decision) {
+        let dev = &self.world.dev;
+        let (packet, ifindex, to) = match self.table {
+            Clients => (from_client(&tcp(port, PUBLISHED, flags)), dev.underlay, Neigh(dev.underlay)),
+            Translated => (sent(VIP, &tcp(port, 80, flags)), dev.veth1, Peer(dev.veth2)),
+        };
+        (Input { packet, ifindex, ..Input::default() }, to)
+    }
+
     /// A connection's packet reaches its backend.
-    fn packet(&self, port: u16) -> Result<()> {
-        let packet = from_client(&tcp(port, PUBLISHED, "S"));
-        let ifindex = self.world.dev.underlay;
-        let shot = self.underlay.run(&Input { packet, ifindex, ..Input::default() })?;
-        assert_eq!(shot.decision, Some(Neigh(ifindex)), "{port}");
+    fn packet(&self, port: u16, flags: &'static str) -> Result<()> {
+        let (input, to) = self.input(port, flags);
+        assert_eq!(self.shooter.run(&input)?.decision, Some(to), "{port}");
         Ok(())
     }
 
-    fn entry(&self, port: u16) -> Result<(AffinityKey, Affinity)> {
-        let all = self.world.harness.pending_affinity()?;
-        Ok(all.into_iter().find(|(key, _)| key.client_port == port.to_be_bytes()).unwrap())
+    /// Puts a connection from another port there.
+    fn put_like(&mut self, known: u16, port: u16) -> Result<()> {
+        let (known, port) = (known.to_be_bytes(), port.to_be_bytes());
+        let other = |at: [u8; 2]| if at == known { port } else { at };
+        let harness = self.harness();
+        for (mut key, entry) in harness.pending_affinity()?.into_iter().filter(|(key, _)| key.client_port == known) {
+            key.client_port = port;
+            harness.put_pending_affinity(key, entry)?;
+        }
+        for (mut key, mut flow) in harness.pending_flows()? {
+            if key.sport == known || key.dport == known {
+                (key.sport, key.dport) = (other(key.sport), other(key.dport));
+                (flow.sport, flow.dport) = (other(flow.sport), other(flow.dport));
+                harness.put_pending_flow(key, flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pending(&self) -> Result<BTreeMap<Vec<u8>, Times>> {
+        let (clients, flows) = (self.world.harness.pending_affinity()?, self.world.harness.pending_flows()?);
+        let clients = clients.into_iter().map(|(key, a)| (key.as_bytes().to_vec(), (a.created, a.last_seen)));
+        let flows = flows.into_iter().map(|(key, f)| (key.as_bytes().to_vec(), (f.created, f.last_seen)));
+        Ok(clients.chain(flows).collect())
+    }
+
+    fn established(&self) -> Result<BTreeMap<Vec<u8>, Times>> {
+        let (clients, flows) = (self.world.harness.established_affinity()?, self.world.harness.established_flows()?);
+        let clients = clients.into_iter().map(|(key, a)| (key.as_bytes().to_vec(), (a.created, a.last_seen)));
+        let flows = flows.into_iter().map(|(key, f)| (key.as_bytes().to_vec(), (f.created, f.last_seen)));
+        Ok(clients.chain(flows).collect())
+    }
+
+    /// Establishes them all.
+    fn establish(&mut self) -> Result<()> {
+        let harness = self.harness();
+        for (key, entry) in harness.pending_affinity()? {
+            harness.put_affinity(key, entry)?;
+        }
+        harness.pending_flows()?.into_iter().try_for_each(|(key, flow)| Ok(harness.put_flow(key, flow)?))
+    }
+
+    /// Their entries.
+    fn entries(&self) -> usize {
+        match self.table {
+            Clients => self.entered.len(),
+            Translated => 2 * self.entered.len(),
+        }
+    }
+
+    /// Has the lines grow as the agent does for so many established entries, TCP's first. Whether they have.
+    fn grow(&mut self, used: [u64; 2]) -> Result<bool> {
+        let [clients, translated] = self.harness().grow_lines(used)?;
+        assert_eq!(clients, translated);
+        Ok(clients)
+    }
+
+    /// Room in them, TCP's first.
+    fn lines(&self) -> [u32; 2] {
+        let [clients, translated] = self.world.harness.lines();
+        assert_eq!(clients, translated);
+        clients
     }
 
     /// Both find all of them, and the programs enter none anew.
     fn are_found(&mut self) -> Result<()> {
-        let before = self.world.harness.pending_affinity()?;
-        let ports: BTreeSet<_> = before.keys().map(|key| u16::from_be_bytes(key.client_port)).collect();
-        assert!(ports == self.entered, "{} of {}", ports.len(), self.entered.len());
-        for port in ports {
-            self.packet(port)?;
+        let before = self.pending()?;
+        assert_eq!(before.len(), self.entries());
+        for port in &self.entered {
+            self.packet(*port, "S")?;
         }
-        let after = self.world.harness.pending_affinity()?;
-        for (key, entry) in before {
+        let after = self.pending()?;
+        assert!(before.keys().eq(after.keys()));
+        for (key, (created, last_seen)) in before {
             let now = after[&key];
-            assert!(now.created == entry.created && now.last_seen >= entry.last_seen, "{key:?}");
+            assert!(now.0 == created && now.1 >= last_seen, "{key:?}");
         }
         Ok(())
     }
@@ -90,41 +186,38 @@ impl Clients<'_> {
 
 #[test]
 fn connections_from_before_and_after_are_found_in_a_table_that_has_grown() -> Result<()> {
-    world(|world| {
-        let mut clients = Clients::new(world)?;
-        clients.enter()?;
-        assert!(!clients.world.harness.grow_lines([3072, 3072])?, "three eighths are no more than that");
+    each(|connections| {
+        connections.enter()?;
+        assert!(!connections.grow([3072, 3072])?, "three eighths are no more than that");
         // To a whole segment, to two, and to all that there may be.
         for (used, lines) in [(3073, 1 << 14), (6145, 1 << 15), (1 << 40, 1 << 16)] {
-            assert!(clients.world.harness.grow_lines([used, 0])?);
-            assert_eq!(clients.world.harness.lines(), [lines, 1 << 13]);
-            clients.are_found()?;
-            clients.enter()?;
-            clients.are_found()?;
+            assert!(connections.grow([used, 0])?);
+            assert_eq!(connections.lines(), [lines, 1 << 13]);
+            connections.are_found()?;
+            connections.enter()?;
+            connections.are_found()?;
         }
-        assert!(!clients.world.harness.grow_lines([u64::MAX / 8, 0])?, "no more than that");
+        assert!(!connections.grow([u64::MAX / 8, 0])?, "no more than that");
         Ok(())
     })
 }
 
 #[test]
 fn established_connections_grow_with_the_table_and_stay_so() -> Result<()> {
-    world(|world| {
-        let mut clients = Clients::new(world)?;
-        clients.enter()?;
-        let entries = clients.world.harness.pending_affinity()?;
-        for (key, entry) in &entries {
-            clients.world.harness.put_affinity(*key, *entry)?;
-        }
+    each(|connections| {
+        connections.enter()?;
+        let entries = connections.pending()?;
+        connections.establish()?;
         for used in [3073, 6145, 12_289] {
-            assert!(clients.world.harness.grow_lines([used, 0])?);
-            for port in clients.entered.clone() {
-                clients.packet(port)?;
+            assert!(connections.grow([used, 0])?);
+            for port in connections.entered.clone() {
+                connections.packet(port, "PA")?;
             }
-            let now = clients.world.harness.established_affinity()?;
-            assert!(now.keys().eq(entries.keys()) && clients.world.harness.pending_affinity()?.is_empty());
-            assert!(entries.iter().all(|(key, entry)| now[key].created == entry.created), "one was entered anew");
-            assert!(clients.world.harness.spilled_affinity()?.is_empty(), "there is room");
+            let now = connections.established()?;
+            assert!(now.keys().eq(entries.keys()) && connections.pending()?.is_empty());
+            assert!(entries.iter().all(|(key, (created, _))| now[key].0 == *created), "one was entered anew");
+            let harness = connections.harness();
+            assert!(harness.spilled_affinity()?.is_empty() && harness.spilled_flows()?.is_empty(), "there is room");
         }
         Ok(())
     })
@@ -133,52 +226,49 @@ fn established_connections_grow_with_the_table_and_stay_so() -> Result<()> {
 /// On other CPUs than the agent, if there are.
 #[test]
 fn programs_find_connections_while_they_are_moved() -> Result<()> {
-    world(|world| {
-        let mut clients = Clients::new(world)?;
-        clients.enter()?;
-        let before = clients.world.harness.pending_affinity()?;
-        let (shooter, ifindex) = (clients.world.harness.shooter(Program::FromUnderlay)?, clients.world.dev.underlay);
-        let ports: Vec<_> = clients.entered.iter().copied().collect();
+    each(|connections| {
+        connections.enter()?;
+        let before = connections.pending()?;
+        let inputs: Vec<_> = connections.entered.iter().map(|port| connections.input(*port, "S").0).collect();
         let over = AtomicBool::new(false);
+        let Connections { world, shooter, .. } = &mut *connections;
         let shots = thread::scope(|scope| -> Result<usize> {
             let shooting = scope.spawn(|| -> Result<usize> {
                 let mut shots = 0;
                 while !over.load(SeqCst) {
-                    for port in &ports {
-                        let packet = from_client(&tcp(*port, PUBLISHED, "S"));
-                        shooter.run(&Input { packet, ifindex, ..Input::default() })?;
+                    for input in &inputs {
+                        shooter.run(input)?;
                         shots += 1;
                     }
                 }
                 Ok(shots)
             });
             for used in [3073, 6145, 12_289] {
-                clients.world.harness.grow_lines([used, 0])?;
+                world.harness.grow_lines([used, 0])?;
             }
             over.store(true, SeqCst);
             shooting.join().unwrap()
         })?;
-        assert!(shots > 0 && clients.world.harness.lines()[0] == 1 << 16);
-        let after = clients.world.harness.pending_affinity()?;
+        assert!(shots > 0 && connections.lines()[0] == 1 << 16);
+        let after = connections.pending()?;
         assert!(before.keys().eq(after.keys()));
-        assert!(before.iter().all(|(key, entry)| after[key].created == entry.created), "one was entered anew");
-        clients.are_found()
+        assert!(before.iter().all(|(key, (created, _))| after[key].0 == *created), "one was entered anew");
+        connections.are_found()
     })
 }
 
 #[test]
 fn what_an_agent_had_begun_the_next_one_ends() -> Result<()> {
-    world(|world| {
-        let mut clients = Clients::new(world)?;
-        clients.enter()?;
+    each(|connections| {
+        connections.enter()?;
         for lines in [1 << 14, 1 << 15, 1 << 16] {
-            clients.world.harness.begin_to_grow_lines()?;
-            clients.are_found()?;
-            clients.enter()?;
-            clients.are_found()?;
-            clients.world.harness.next_agent()?;
-            assert_eq!(clients.world.harness.lines(), [lines, 1 << 13], "it grows no further, and no less");
-            clients.are_found()?;
+            connections.harness().begin_to_grow_lines()?;
+            connections.are_found()?;
+            connections.enter()?;
+            connections.are_found()?;
+            connections.harness().next_agent()?;
+            assert_eq!(connections.lines(), [lines, 1 << 13], "it grows no further, and no less");
+            connections.are_found()?;
         }
         Ok(())
     })
@@ -186,20 +276,23 @@ fn what_an_agent_had_begun_the_next_one_ends() -> Result<()> {
 
 #[test]
 fn what_is_forgotten_while_the_table_grows_does_not_come_back() -> Result<()> {
-    world(|world| {
-        let mut clients = Clients::new(world)?;
-        clients.enter()?;
-        let before = clients.world.harness.pending_affinity()?;
-        clients.world.harness.begin_to_grow_lines()?;
+    each(|connections| {
+        connections.enter()?;
+        let (clients, flows) = (connections.harness().pending_affinity()?, connections.harness().pending_flows()?);
+        connections.harness().begin_to_grow_lines()?;
         // Those whose place is another one are at both.
-        for (key, entry) in before {
-            clients.world.harness.put_pending_affinity(key, entry)?;
+        for (key, entry) in clients {
+            connections.harness().put_pending_affinity(key, entry)?;
         }
-        clients.enter()?;
-        let report = clients.world.harness.sweep(&HashSet::new(), &Timeouts::default())?;
-        assert_eq!((report.left.affinity_pending, report.removed.task_gone), (0, clients.entered.len()));
-        clients.world.harness.next_agent()?;
-        assert_eq!(clients.world.harness.pending_affinity()?.len(), 0);
+        for (key, flow) in flows {
+            connections.harness().put_pending_flow(key, flow)?;
+        }
+        connections.enter()?;
+        let report = connections.harness().sweep(&HashSet::new(), &Timeouts::default())?;
+        assert_eq!(report.removed.task_gone, connections.entries());
+        assert_eq!((report.left.affinity_pending, report.left.flows_pending), (0, 0));
+        connections.harness().next_agent()?;
+        assert!(connections.pending()?.is_empty());
         Ok(())
     })
 }

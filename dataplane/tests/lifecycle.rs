@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Result, bail};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key};
 use dataplane::{
-    AdoptError, Attached, Dataplane, Live, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes,
-    TcHook, TeardownError, Timeouts, teardown,
+    AdoptError, Attached, Dataplane, LockError, MapName, OpenError, Options, PreflightError, Program, Sizes, TcHook,
+    TeardownError, Timeouts, teardown,
 };
 use dataplane_common::{
     config::Config,
@@ -270,65 +270,44 @@ fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
     sandbox(|bpffs| {
         let dataplane = Dataplane::open(&options(bpffs))?;
         let mut connections = dataplane.connections()?;
-        // A pending table takes these too, and more; none of them is a reply, so that each is a connection.
+        // None of them is a reply, so that each is a connection.
         let entries = 5000u32;
         let started = dataplane::monotonic_now();
-        for map in [MapName::Flows, MapName::FlowsPending] {
-            let mut table = flows(bpffs, map)?;
-            for i in 0..entries {
-                let mut key = [0u8; 20];
-                key[..4].copy_from_slice(&NET);
-                key[4..8].copy_from_slice(&i.to_be_bytes());
-                key[8] = u8::from(map == MapName::Flows);
-                key[16] = 6;
-                let mut value = [0u8; 48];
-                value[..8].copy_from_slice(&started.to_ne_bytes());
-                value[8..16].copy_from_slice(&started.to_ne_bytes());
-                value[16..24].copy_from_slice(&[if i % 2 == 0 { 1 } else { 2 }; 8]);
-                table.insert(key, value, 0)?;
-            }
+        let mut table = flows(bpffs)?;
+        for i in 0..entries {
+            let mut key = [0u8; 20];
+            key[..4].copy_from_slice(&NET);
+            key[4..8].copy_from_slice(&i.to_be_bytes());
+            key[16] = 6;
+            let mut value = [0u8; 48];
+            value[..8].copy_from_slice(&started.to_ne_bytes());
+            value[8..16].copy_from_slice(&started.to_ne_bytes());
+            value[16..24].copy_from_slice(&[if i % 2 == 0 { 1 } else { 2 }; 8]);
+            table.insert(key, value, 0)?;
         }
-        assert_eq!(connections.rows()?.len(), 2 * entries as usize);
+        assert_eq!(connections.rows()?.len(), entries as usize);
         let live = [[1; 8]].into_iter().collect();
         let buffers = std::cell::Cell::new(0);
-        let report = connections.sweep(&live, started - 1, &Timeouts::default(), &|| buffers.set(buffers.get() + 1))?;
-        // Both tables are counted, too, and the pending one is read once more.
-        assert!(buffers.get() >= 5 * entries / 1024, "it told of its progress {} times", buffers.get());
-        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (5000, 5000, 0));
-        let report = connections.sweep(&live, started, &Timeouts::default(), &|| ())?;
-        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (2500, 2500, 5000));
+        let progress = || buffers.set(buffers.get() + 1);
+        let report = connections.sweep(&live, started - TICK, &Timeouts::default(), &progress)?;
+        // The lines are read and counted, too, and the map once more for what finds a line.
+        assert!(buffers.get() >= 2 * entries / 1024, "it told of its progress {} times", buffers.get());
+        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (5000, 0, 0));
+        assert_eq!(table.keys().count(), 0, "they are in lines");
+        assert_eq!(connections.rows()?.len(), entries as usize);
+        let report = connections.sweep(&live, started + TICK, &Timeouts::default(), &|| ())?;
+        assert_eq!((report.left.flows, report.left.flows_pending, report.removed.task_gone), (2500, 0, 2500));
         assert!(connections.rows()?.iter().all(|row| row.tag == [1; 8]));
         Ok(())
     })
 }
 
-/// Its programs knew one table for all protocols.
-#[test]
-fn pending_connections_of_an_earlier_version_find_the_table_of_their_protocol() -> Result<()> {
-    sandbox(|bpffs| {
-        drop(Dataplane::open(&options(bpffs))?);
-        let started = dataplane::monotonic_now();
-        let mut table = flows(bpffs, MapName::FlowsPending)?;
-        for proto in [6, 17, 132] {
-            let (mut key, mut value) = ([0u8; 20], [0u8; 48]);
-            key[..4].copy_from_slice(&NET);
-            key[16] = proto;
-            value[..8].copy_from_slice(&started.to_ne_bytes());
-            value[8..16].copy_from_slice(&started.to_ne_bytes());
-            table.insert(key, value, 0)?;
-        }
-        let dataplane = Dataplane::open(&options(bpffs))?;
-        let mut connections = dataplane.connections()?;
-        let report = connections.sweep(&Live::default(), started - 1, &Timeouts::default(), &|| ())?;
-        assert_eq!((report.left.flows_pending, report.left.flows_pending_other), (1, 2));
-        Ok(())
-    })
-}
+/// To so many nanoseconds it is known when a translated connection began.
+const TICK: u64 = 1 << 22;
 
-/// `FLOWS` or `FLOWS_PENDING`.
-fn flows(bpffs: &Path, map: MapName) -> Result<HashMap<MapData, [u8; 20], [u8; 48]>> {
-    let data = MapData::from_pin(bpffs.join("hiveway/maps").join(map.name()))?;
-    Ok(if map == MapName::Flows { Map::HashMap(data) } else { Map::LruHashMap(data) }.try_into()?)
+/// `FLOWS`.
+fn flows(bpffs: &Path) -> Result<HashMap<MapData, [u8; 20], [u8; 48]>> {
+    Ok(Map::HashMap(MapData::from_pin(bpffs.join("hiveway/maps/FLOWS"))?).try_into()?)
 }
 
 #[test]
@@ -338,7 +317,7 @@ fn connection_tables_of_another_size_are_kept_and_others_refused() -> Result<()>
         let small = Options { sizes, ..options(bpffs) };
         let dataplane = Dataplane::open(&small)?;
         assert_eq!(dataplane.capacity(), sizes.into());
-        flows(bpffs, MapName::Flows)?.insert([0; 20], [0; 48], 0)?;
+        flows(bpffs)?.insert([0; 20], [0; 48], 0)?;
         drop(dataplane);
 
         // Connections are worth more than a size.

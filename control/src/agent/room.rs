@@ -8,12 +8,13 @@ use std::{
 
 use dataplane::Sizes;
 
-/// What an entry takes when it is used, in bytes, measured.
-const ENTRY: u64 = 140;
-/// What a line of a client's connection takes, used or not: a power of two of them in each half, and a MiB at least.
+/// Clients' connections, and translated ones.
+const TABLES: u64 = 2;
+/// TCP, and all else.
+const HALVES: u64 = 2;
+/// What a line of a connection takes in bytes, used or not: a power of two of them in each half, and a MiB at least.
 const LINE: u64 = 64;
-/// What its place in the tables of established connections takes when it is not; in those of pending ones that is as
-/// much.
+/// What a place takes where established connections are that have found no line. Mostly none are there.
 const FREE: u64 = 16;
 /// What agent, programs and all other maps take, in bytes.
 const REST: u64 = 48 << 20;
@@ -70,24 +71,21 @@ fn start_on(release: &str) -> u64 {
 /// When not even empty ones do, with the remedy. What is returned otherwise is a warning that full ones do not.
 pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
     let Some((limit, file)) = limit else { return Ok(None) };
-    // Pending ones: for TCP and for all else, a client's and a translated one.
-    let (flows, pending) = (2 * u64::from(sizes.max_flows), 2 * u64::from(sizes.max_pending));
-    let lines = 2 * (u64::from(sizes.max_pending).next_power_of_two() * LINE).max(MIB);
-    let fixed = REST + pending * ENTRY + lines;
-    // Full: `FLOWS`; of `AFFINITY` mostly its empty places; and all lines, when both halves have grown as far as they
-    // may.
-    let grown = 2 * (flows.max(u64::from(sizes.max_pending)).next_power_of_two() * LINE).max(MIB);
-    let full = fixed - lines + grown + u64::from(sizes.max_flows) * (ENTRY + FREE);
-    let begins = fixed + start + flows * FREE;
+    let (flows, pending) = (u64::from(sizes.max_flows), u64::from(sizes.max_pending));
+    let lines = |each: u64| TABLES * HALVES * (each.next_power_of_two() * LINE).max(MIB);
+    let free = TABLES * flows * FREE;
+    // When all halves have grown as far as they may.
+    let full = REST + free + lines(pending.max(2 * flows));
+    let begins = REST + free + lines(pending) + start;
     if full.max(begins) <= limit {
         return Ok(None);
     }
-    let room = limit.saturating_sub(fixed);
+    let room = limit.saturating_sub(REST + lines(pending));
     // A power of two may be twice as many lines as are asked for.
-    let most = (room / (ENTRY + FREE + 8 * LINE)).min(room.saturating_sub(start) / FREE / 2);
+    let most = (room / (TABLES * (FREE + HALVES * 4 * LINE))).min(room.saturating_sub(start) / (TABLES * FREE));
     let enough = full.max(begins).div_ceil(MIB);
     let remedy = match most {
-        0..1024 if REST + start + 2048 * ENTRY + 2 * MIB <= limit => {
+        0..1024 if REST + start + lines(0) <= limit => {
             format!("lower --max-pending and --max-flows, or raise the limit to {enough} MiB")
         }
         0..1024 => format!("raise the limit to {enough} MiB"),
@@ -140,9 +138,9 @@ mod tests {
         for (release, more) in [("6.1.0-31-amd64", 0), ("6.16.12", 0), ("6.17.0-rc1", START), ("7.0", START), ("", 0)] {
             assert_eq!(start_on(release), more, "{release}");
         }
-        let error = judged(1 << 20, START, 160).unwrap_err();
-        assert!(error.contains("takes 170 MiB") && error.contains("has 160 MiB"), "{error}");
-        assert_eq!(judged(advised(&error), START, 160), Ok(None), "what it advises does");
+        let error = judged(1 << 20, START, 150).unwrap_err();
+        assert!(error.contains("takes 160 MiB") && error.contains("has 150 MiB"), "{error}");
+        assert_eq!(judged(advised(&error), START, 150), Ok(None), "what it advises does");
         let error = judged(1 << 20, START, 128).unwrap_err();
         assert!(error.contains("lower --max-pending and --max-flows"), "{error}");
     }

@@ -19,9 +19,9 @@ const SPARING: u32 = 10;
 
 /// The sweep is heard of within this time: with each buffer's worth of entries, and while there is nothing to do.
 const HEARD: Duration = Duration::from_secs(60);
-/// While there is nothing to do it says so as often as this, and looks whether the table of clients' connections is
-/// about to be full: 30,000 new ones a second take an eighth of the default size meanwhile. A sweep keeps it waiting;
-/// what finds no room then goes without XDP.
+/// While there is nothing to do it says so as often as this, and looks whether a table of connections is about to be
+/// full: 30,000 new entries a second take an eighth of the default size meanwhile. A sweep keeps it waiting; what finds
+/// no line then is found more slowly, clients' connections without XDP.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// For so long it does not grow after that has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ fn run(
     }
 }
 
-/// Has the table of clients' connections grow in time.
+/// Has the tables of connections grow in time.
 #[derive(Default)]
 struct Growth {
     /// When it has failed.
@@ -103,7 +103,7 @@ impl Growth {
             && self.failed.is_none()
         {
             tracing::warn!(
-                "the table of clients' connections cannot grow: {error}. Established ones that find no line go without XDP. \
+                "a table of connections cannot grow: {error}. Established ones that find no line are slower. \
                  It is tried again every {} s; if memory is short, raise the control group's limit or lower --max-flows",
                 AFTER_FAILURE.as_secs()
             );

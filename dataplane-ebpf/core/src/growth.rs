@@ -11,18 +11,15 @@
 use alloc::vec::Vec;
 use core::{
     mem::offset_of,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Relaxed, SeqCst},
-    },
+    sync::atomic::Ordering::{Relaxed, SeqCst},
 };
 
 use dataplane_common::{
     flow::Affinity,
-    line::{self, STATE, VALUE, WORDS, geometry, head, state},
+    line::{self, Layout, VALUE, WORDS, geometry, head, state},
 };
 
-use crate::lines::{self, Key, Line, Lines, Places, Value};
+use crate::lines::{self, Key, KeyWords, Line, Lines, Mapped, Places, Value, state_in};
 
 /// Copies at once: so many connections are at both places at most.
 const BATCH: usize = 1 << 14;
@@ -34,11 +31,8 @@ const ATTEMPTS: u32 = 8;
 /// Passes over the smaller table: what finds no line at first may find one when others have moved.
 const PASSES: u32 = 3;
 
-/// Word of the value with the connection's flags in its lowest byte.
-const FLAGS: usize = offset_of!(Affinity, flags) / 8;
 /// Word of the value that differs between two connections with one key: when it was made.
 const CREATED: usize = offset_of!(Affinity, created) / 8;
-const _: () = assert!(offset_of!(Affinity, flags) % 8 == 0 && offset_of!(Affinity, last_seen) == 0);
 
 /// A line that its connection can be moved from and to.
 pub trait Movable: Line {
@@ -47,9 +41,9 @@ pub trait Movable: Line {
 }
 
 /// A line in memory that is shared with the programs, or with other threads.
-impl Movable for &[AtomicU64; WORDS] {
+impl<L: Layout> Movable for Mapped<'_, L> {
     fn replace(self, word: usize, from: u64, to: u64) -> bool {
-        self[word].compare_exchange(from, to, SeqCst, Relaxed).is_ok()
+        self.0[word].compare_exchange(from, to, SeqCst, Relaxed).is_ok()
     }
 }
 
@@ -69,10 +63,10 @@ pub trait Growing: Lines<Line: Movable> {
 
     /// Puts an established connection somewhere else, where it is found once this has returned: there is no line for
     /// it.
-    fn spill(&self, key: [u64; 2], value: &Value) -> Result<(), Self::Error>;
+    fn spill(&self, key: KeyWords, value: &Value) -> Result<(), Self::Error>;
 
     /// Takes it out there again.
-    fn unspill(&self, key: [u64; 2]) -> Result<(), Self::Error>;
+    fn unspill(&self, key: KeyWords) -> Result<(), Self::Error>;
 
     /// Called now and then.
     fn progress(&self) {}
@@ -157,7 +151,7 @@ pub fn resume<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
                 continue;
             }
             lines.spill(words, &value)?;
-            if line.load(STATE) == seen {
+            if state_in(line) == seen {
                 spilled.push((line, seen));
                 break;
             }
@@ -166,14 +160,28 @@ pub fn resume<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
     }
     moved.spilled += spilled.len();
     lines.set_head(word(half), geometry::of(count, 0));
-    if !spilled.is_empty() {
-        // Whoever has found one there has noted what he had to.
-        lines.wait()?;
-    }
+    // Whoever has found one there has noted what he had to.
+    let waited = if spilled.is_empty() { Ok(()) } else { lines.wait() };
     for (line, seen) in spilled {
         lines::free(line, seen);
     }
-    Ok(moved)
+    waited.map(|()| moved)
+}
+
+/// Frees the lines that no look-up comes to: an agent was ended before it could, when it had put their connections somewhere
+/// else. Nobody else may have the half grow meanwhile.
+pub fn free_misplaced<L: Growing>(lines: &L, half: u32) {
+    let sizes = sizes(lines, half);
+    if geometry::old(sizes) != 0 {
+        return;
+    }
+    for (line, place) in lines_below(lines, half, geometry::count(sizes)) {
+        if let Some((words, _, seen)) = lines::read(line)
+            && misplaced(lines, &Key { words, half }, place)
+        {
+            lines::free(line, seen);
+        }
+    }
 }
 
 fn word(half: u32) -> usize {
@@ -224,7 +232,7 @@ enum Copied<L> {
 fn copy<L: Growing>(lines: &L, from: L::Line, place: u32, half: u32) -> Copied<L::Line> {
     for _ in 0..ATTEMPTS {
         // What is being written now is written by somebody who knows the new size.
-        if from.load(STATE) & state::USED == 0 {
+        if !lines::is_used(state_in(from)) {
             return Copied::Nothing;
         }
         let Some((words, value, seen)) = lines::read(from) else { continue };
@@ -255,7 +263,7 @@ fn copy<L: Growing>(lines: &L, from: L::Line, place: u32, half: u32) -> Copied<L
         }
         // Somebody may have entered it at the same time.
         lines::keep_first(lines, &key);
-        if from.load(STATE) == lines::freed(seen) {
+        if state_in(from) == lines::freed(seen) {
             // It was taken out before the copy was there to be seen.
             lines::free(to, to_seen);
             return Copied::Nothing;
@@ -277,24 +285,24 @@ fn settle<L: Growing>(lines: &L, copies: &mut Vec<Copy<L::Line>>, moved: &mut Mo
     let mut left = 0;
     for copy in copies.drain(..) {
         loop {
-            let now = copy.from.load(STATE);
+            let now = state_in(copy.from);
             if now == lines::freed(copy.from_seen) {
                 // Taken out by somebody who had found it before the copy was there.
                 lines::free(copy.to, copy.to_seen);
             } else if lines::is_established(now)
                 && !lines::is_established(copy.to_seen)
-                && copy.to.load(STATE) | state::PROVED != copy.to_seen | state::PROVED
+                && state_in(copy.to) | state::PROVED != copy.to_seen | state::PROVED
             {
                 // It has proved itself here, and its copy was displaced.
                 moved.moved -= 1;
                 left += 1;
             } else if now | state::PROVED == copy.from_seen | state::PROVED {
-                if copy.to.load(VALUE + CREATED) == copy.from.load(VALUE + CREATED) {
+                if created(copy.to) == created(copy.from) {
                     if now != copy.from_seen {
                         // Promoted by such a one.
                         copy.to.replace_state(copy.to_seen, copy.to_seen | state::PROVED);
                     }
-                    let old = core::array::from_fn(|word| copy.from.load(VALUE + word));
+                    let old = values(copy.from);
                     merge(copy.to, copy.to_seen, &copy.value.unwrap_or(old), &old);
                 }
                 if !lines::free(copy.from, now) {
@@ -310,17 +318,30 @@ fn settle<L: Growing>(lines: &L, copies: &mut Vec<Copy<L::Line>>, moved: &mut Mo
     Ok(left)
 }
 
+/// When a line's entry was made.
+fn created<L: Line>(line: L) -> u64 {
+    values(line)[CREATED]
+}
+
+/// The words of a line's value.
+fn values<L: Line>(line: L) -> Value {
+    core::array::from_fn(|word| match VALUE + word == L::Layout::STATE {
+        true => L::Layout::created(state_in(line)),
+        false => line.load(VALUE + word),
+    })
+}
+
 /// Adds to the entry in a line with the state `seen` what was noted in another one, which was `copied` there and is now
 /// `old`.
-pub fn merge(line: impl Movable, seen: u64, copied: &Value, old: &Value) {
+pub fn merge<L: Movable>(line: L, seen: u64, copied: &Value, old: &Value) {
     for word in (0..WORDS - VALUE).filter(|word| *word != CREATED) {
         loop {
             let new = line.load(VALUE + word);
             // Only while it is this connection's; it may have proved itself.
-            if line.load_after(STATE, new) | state::PROVED != seen | state::PROVED {
+            if line.load_after(L::Layout::STATE, new) | state::PROVED != seen | state::PROVED {
                 return;
             }
-            let both = merged(word, copied[word], old[word], new);
+            let both = merged::<L::Layout>(word, copied[word], old[word], new);
             if both == new || line.replace(VALUE + word, new, both) {
                 break;
             }
@@ -344,14 +365,14 @@ pub fn put_established<L: Lines>(lines: &L, key: &Key, value: &Value) -> bool {
 }
 
 /// What a word of the value is that was `copied`, is now `old` at the old place and `new` at the new one.
-fn merged(word: usize, copied: u64, old: u64, new: u64) -> u64 {
+fn merged<L: Layout>(word: usize, copied: u64, old: u64, new: u64) -> u64 {
     if word == 0 {
         return old.max(new);
     }
     let [copied, old, new] = [copied, old, new].map(u64::to_le_bytes);
     u64::from_le_bytes(core::array::from_fn(|at| match at {
         // Bit by bit.
-        0 if word == FLAGS => (new[at] & !(copied[at] ^ old[at])) | (old[at] & (copied[at] ^ old[at])),
+        _ if 8 * word + at == L::FLAGS => (new[at] & !(copied[at] ^ old[at])) | (old[at] & (copied[at] ^ old[at])),
         // What was noted at the new place is younger.
         _ if old[at] != copied[at] && new[at] == copied[at] => old[at],
         _ => new[at],
@@ -360,15 +381,26 @@ fn merged(word: usize, copied: u64, old: u64, new: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use dataplane_common::line::{Clients, Translated};
+
     use super::*;
+
+    /// Word of a client's value with its flags.
+    const FLAGS: usize = Clients::FLAGS / 8;
 
     #[test]
     fn what_was_noted_at_either_place_is_merged() {
-        assert_eq!([merged(0, 5, 7, 6), merged(0, 5, 5, 6)], [7, 6], "when it was last seen");
+        assert_eq!([merged::<Clients>(0, 5, 7, 6), merged::<Clients>(0, 5, 5, 6)], [7, 6], "when it was last seen");
         // Of flags each that has changed; of other bytes the younger change counts, which is at the new place.
-        assert_eq!(merged(FLAGS, 0x1101, 0x2203, 0x1105), 0x2207);
-        assert_eq!(merged(FLAGS, 0x1101, 0x2201, 0x3301), 0x3301);
-        assert_eq!([merged(FLAGS, 9, 9, 1), merged(FLAGS, 9, 1, 0xb)], [1, 3], "flags are cleared, too");
-        assert_eq!(merged(FLAGS + 1, 0x1101, 0x1103, 0x1105), 0x1105);
+        assert_eq!(merged::<Clients>(FLAGS, 0x1101, 0x2203, 0x1105), 0x2207);
+        assert_eq!(merged::<Clients>(FLAGS, 0x1101, 0x2201, 0x3301), 0x3301);
+        assert_eq!(
+            [merged::<Clients>(FLAGS, 9, 9, 1), merged::<Clients>(FLAGS, 9, 1, 0xb)],
+            [1, 3],
+            "flags are cleared, too"
+        );
+        assert_eq!(merged::<Clients>(FLAGS + 1, 0x1101, 0x1103, 0x1105), 0x1105);
+        let (word, shift) = (Translated::FLAGS / 8, 8 * (Translated::FLAGS % 8));
+        assert_eq!(merged::<Translated>(word, 1 << shift, 3 << shift, 5 << shift), 7 << shift);
     }
 }

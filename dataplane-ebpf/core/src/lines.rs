@@ -2,7 +2,7 @@
 //! other CPUs and the agent do the same.
 //!
 //! A writer claims a line by compare-and-exchange, writes it and publishes it by another. Each claim raises the
-//! version, so comparing the whole state word shows any claim in between. A look-up accepts a line only if both words
+//! version, so comparing the whole state word shows any claim in between. A look-up accepts a line only if all words
 //! of the key belong to one claim. Afterwards the line may be given to another connection: see [`copied`].
 //!
 //! The same code runs in the programs, in the agent, and under loom (`tests/lines_loom.rs`). How the table becomes
@@ -10,21 +10,43 @@
 
 use dataplane_common::{
     hash::mix,
-    line::{self, KEY, MOST_ESTABLISHED, SLOTS, STATE, VALUE, WORDS, geometry, head, state},
+    line::{self, KEY, Layout, MOST_ESTABLISHED, SLOTS, VALUE, WORDS, geometry, head, state},
 };
+
+mod enter;
+#[cfg(not(target_arch = "bpf"))]
+mod mapped;
+
+pub use self::enter::{
+    Choice, NONE, New, Put, choose, displaces_younger, keep_first, put, put_by, put_new, put_new_by, try_put,
+    try_put_new,
+};
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) use self::enter::{chosen, is_free, is_own, write_as};
+#[cfg(not(target_arch = "bpf"))]
+pub use self::mapped::Mapped;
 
 /// A line's words. A copy refers to the same line.
 pub trait Line: Copy {
+    /// What is where in it.
+    type Layout: Layout;
+
     /// Reads a word, in no order with anything.
     fn load(self, word: usize) -> u64;
 
     /// Reads a word after that which has given `seen`.
     fn load_after(self, word: usize, seen: u64) -> u64;
 
+    /// A word of a key that is compared with the line's, or entered in it.
+    #[inline(always)]
+    fn key_word(self, key: &Key, word: usize) -> u64 {
+        key.words[word]
+    }
+
     /// Writes a word, in no order with anything.
     fn store(self, word: usize, value: u64);
 
-    /// Writes word [`STATE`] if it still is `from`. What is read or written before it stays before it, and what comes
+    /// Writes word [`Layout::STATE`] if it still is `from`. What is read or written before it stays before it, and what comes
     /// after it after it, on every processor.
     fn replace_state(self, from: u64, to: u64) -> bool;
 }
@@ -51,16 +73,33 @@ pub trait Lines {
 }
 
 /// A connection's key.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Its 16 bytes, of which the last three are zero.
-    pub words: [u64; 2],
+    /// See [`KeyWords`].
+    pub words: KeyWords,
     /// Which half of the table, see `dataplane_common::flow::pending`.
     pub half: u32,
 }
 
-/// The value's words.
+/// A key as it lies in a line: the words before the value, but for the state's, and the state's [`Layout::KEY_BITS`].
+/// With [`Layout::STATE`] among the former there is only one of them, and the second is 0.
+pub type KeyWords = [u64; 3];
+
+/// The value's words, from [`VALUE`] on. Where the state is among them: when the entry was made, in nanoseconds since the
+/// machine started, to 2²² and modulo 2⁵⁴; see [`Layout::of_value`].
 pub type Value = [u64; WORDS - VALUE];
+
+/// Word of the state.
+const fn state_of<L: Line>() -> usize {
+    <L::Layout as Layout>::STATE
+}
+
+/// A line's state.
+#[inline(always)]
+pub fn state_in<L: Line>(line: L) -> u64 {
+    line.load(state_of::<L>())
+}
 
 /// Where a connection may be.
 #[derive(Clone, Copy)]
@@ -70,12 +109,19 @@ pub struct Places {
     half: u32,
 }
 
+/// The number of no bucket.
+const NOWHERE: u32 = u32::MAX;
+
 impl Places {
     /// Those of the table as it is now. `None`: it is not ready.
     #[inline(always)]
     pub fn of<L: Lines>(lines: &L, key: &Key) -> Option<Self> {
         let (seed, geometry) = (lines.head(head::SEED), lines.head(head::GEOMETRY + key.half as usize));
-        let hash = mix(mix(seed ^ key.words[0]) ^ key.words[1]);
+        let mut hash = mix(seed ^ key.words[0]);
+        if state_of::<L::Line>() >= VALUE {
+            hash = mix(hash ^ key.words[1]);
+        }
+        hash = mix(hash ^ key.words[2]);
         if geometry::count(geometry) == 0 { None } else { Some(Self { hash, geometry, half: key.half }) }
     }
 
@@ -120,12 +166,14 @@ pub fn find<L: Lines>(lines: &L, key: &Key) -> Option<Found> {
 #[inline(always)]
 pub fn look<L: Lines>(lines: &L, key: &Key) -> Result<Found, u64> {
     let mut all = 0;
-    let Some(places) = Places::of(lines, key) else { return Err(all) };
-    for place in places.entered() {
+    for place in Places::of(lines, key).map_or([NOWHERE; 2], Places::entered) {
         if let Some(found) = find_in(lines, place, key, &mut all) {
             return Ok(found);
         }
     }
+    // Asked anew rather than kept: programs have little stack. What has been spilled before this was read is found then.
+    let Some(places) = Places::of(lines, key) else { return Err(all) };
+    all |= places.geometry;
     let Some(before) = places.before() else { return Err(all) };
     for place in before {
         if let Some(found) = find_in(lines, place, key, &mut all) {
@@ -140,7 +188,7 @@ fn find_in<L: Lines>(lines: &L, place: u32, key: &Key, all: &mut u64) -> Option<
     let bucket = lines.bucket(place)?;
     for slot in 0..L::SLOTS {
         let line = lines.line(bucket, slot);
-        let seen = line.load(STATE);
+        let seen = state_in(line);
         if holds(line, seen, key) {
             return Some(Found { bucket: place, slot, seen });
         }
@@ -151,191 +199,46 @@ fn find_in<L: Lines>(lines: &L, place: u32, key: &Key, all: &mut u64) -> Option<
 
 /// Whether the connection is in a line with this state.
 #[inline(always)]
-fn holds(line: impl Line, seen: u64, key: &Key) -> bool {
-    if !is_of(seen, key) {
+fn holds<L: Line>(line: L, seen: u64, key: &Key) -> bool {
+    if !is_of(line, seen, key) {
         return false;
     }
-    let low = line.load_after(KEY, seen);
-    let again = line.load_after(STATE, low);
-    // Both words of one claim.
-    low == key.words[0] && again == seen
+    let [low, high] = key_after(line, seen);
+    let again = line.load_after(state_of::<L>(), low | high);
+    // All words of one claim; it may have proved itself meanwhile.
+    low == line.key_word(key, 0) && high == line.key_word(key, 1) && again | state::PROVED == seen | state::PROVED
+}
+
+/// The key's words before the value, read after the state.
+#[inline(always)]
+fn key_after<L: Line>(line: L, seen: u64) -> [u64; 2] {
+    let high = if state_of::<L>() >= VALUE { line.load_after(KEY + 1, seen) } else { 0 };
+    [line.load_after(KEY, seen), high]
 }
 
 /// Whether a line with this state may be the connection's.
 #[inline(always)]
-fn is_of(seen: u64, key: &Key) -> bool {
-    seen & !(state::VERSION | state::PROVED) == key.words[1] | state::PENDING
+fn is_of<L: Line>(line: L, seen: u64, key: &Key) -> bool {
+    seen & (state::BITS & !state::PROVED | <L::Layout as Layout>::KEY_BITS) == line.key_word(key, 2) | state::PENDING
+}
+
+/// The same, with its key's other words.
+#[inline(always)]
+fn is_its<L: Line>(line: L, seen: u64, key: &Key) -> bool {
+    let [low, high] = if is_of(line, seen, key) { key_after(line, seen) } else { return false };
+    low == line.key_word(key, 0) && high == line.key_word(key, 1)
+}
+
+/// Whether a line with this state holds a connection.
+#[inline(always)]
+pub fn is_used(seen: u64) -> bool {
+    seen & state::USED != 0
 }
 
 /// Whether a line with this state holds an established connection.
 #[inline(always)]
 pub fn is_established(seen: u64) -> bool {
     seen & state::BITS == state::ESTABLISHED
-}
-
-/// Inserts a pending connection: over the pending entry with the same key, else into a free line, else over the pending
-/// entry that was last seen before all others. An established entry with the same key stays as it is. False if the
-/// table is not ready, or no line could be claimed in two attempts.
-#[inline(always)]
-pub fn put<L: Lines>(lines: &L, key: &Key, value: &Value) -> bool {
-    put_by(|| choose(lines, key), |choice| write(lines, key, choice, value), || keep_first(lines, key))
-}
-
-/// The steps of [`put`], for callers whose stack cannot hold all of them at once.
-#[inline(always)]
-pub fn put_by(choose: impl Fn() -> Choice, write: impl Fn(Choice) -> bool, keep_first: impl FnOnce()) -> bool {
-    if !write(choose()) && !write(choose()) {
-        return false;
-    }
-    keep_first();
-    true
-}
-
-/// Whether writing to this line displaces an entry that was last seen at `than` or later.
-#[must_use]
-pub fn displaces_younger(choice: Choice, than: u64) -> bool {
-    choice >= SEEN && choice & !INDEX >= than & !INDEX
-}
-
-/// Whether the line that was chosen is free.
-#[cfg(not(target_arch = "bpf"))]
-pub(crate) fn is_free(choice: Choice) -> bool {
-    choice & !INDEX == FREE
-}
-
-/// Whether the line that was chosen holds the connection already.
-#[cfg(not(target_arch = "bpf"))]
-pub(crate) fn is_own(choice: Choice) -> bool {
-    choice & !INDEX == OWN
-}
-
-/// Rank of a line, with its index among the connection's eight in the last bits. The lowest is chosen.
-// VERIFIER: a scalar of unknown value. With the line itself all that follows would be verified once for each line.
-pub type Choice = u64;
-
-/// Bits of a [`Choice`] that are the index.
-const INDEX: Choice = 4 * SLOTS as u64 - 1;
-/// The line holds this key.
-const OWN: Choice = 0;
-const FREE: Choice = INDEX + 1;
-/// From here on: when the entry in the line was last seen, in nanoseconds since the machine started.
-const SEEN: Choice = 2 * FREE;
-const LATEST: Choice = NONE - 2 * INDEX - 1;
-/// No line: the table is not ready, or all lines are claimed.
-pub const NONE: Choice = u64::MAX;
-
-/// A line's index among the connection's eight: in order of preference. The last line of a bucket, which mostly is used
-/// last, comes after all others of both: so buckets become full later, and rarely both.
-#[inline(always)]
-fn index<L: Lines>(nth: usize, slot: usize) -> Choice {
-    let last = Choice::from(slot == L::SLOTS - 1);
-    (last * 2 + nth as Choice) * SLOTS as Choice + slot as Choice
-}
-
-/// Which bucket it is in, and which line of that it is.
-#[inline(always)]
-fn at_index(index: Choice) -> (usize, usize) {
-    (index as usize / SLOTS % 2, index as usize % SLOTS)
-}
-
-/// Chooses a line for [`write`].
-#[inline(always)]
-pub fn choose<L: Lines>(lines: &L, key: &Key) -> Choice {
-    let Some(places) = Places::of(lines, key) else { return NONE };
-    let mut lowest = NONE;
-    for (nth, place) in places.entered().iter().enumerate() {
-        let Some(bucket) = lines.bucket(*place) else { return NONE };
-        for slot in 0..L::SLOTS {
-            let line = lines.line(bucket, slot);
-            let choice = rank(line, line.load(STATE), key) | index::<L>(nth, slot);
-            if choice < lowest {
-                lowest = choice;
-            }
-        }
-    }
-    lowest
-}
-
-#[inline(always)]
-fn rank(line: impl Line, seen: u64, key: &Key) -> Choice {
-    match seen & state::BITS {
-        state::PENDING | state::ESTABLISHED if is_of(seen, key) && line.load_after(KEY, seen) == key.words[0] => OWN,
-        state::PENDING => (line.load_after(VALUE, seen) & !INDEX).clamp(SEEN, LATEST),
-        state::FREE => FREE,
-        // Claimed, or another's established.
-        _ => NONE,
-    }
-}
-
-/// Enters the connection in the line that was chosen, if that still is as it was.
-#[inline(always)]
-pub fn write<L: Lines>(lines: &L, key: &Key, choice: Choice, value: &Value) -> bool {
-    let Some((_, line)) = chosen(lines, key, choice) else { return false };
-    write_as::<L>(line, key, choice, value, state::PENDING).is_some()
-}
-
-/// The line that was chosen, and its bucket.
-#[inline(always)]
-pub(crate) fn chosen<L: Lines>(lines: &L, key: &Key, choice: Choice) -> Option<(L::Bucket, L::Line)> {
-    if choice == NONE {
-        return None;
-    }
-    let [one, other] = Places::of(lines, key)?.entered();
-    let (nth, slot) = at_index(choice & INDEX);
-    let place = if nth == 0 { one } else { other };
-    let bucket = lines.bucket(place)?;
-    Some((bucket, lines.line(bucket, slot)))
-}
-
-/// As [`write`], with the bits of the state that it has afterwards. The whole of the line's state then.
-#[inline(always)]
-pub(crate) fn write_as<L: Lines>(line: L::Line, key: &Key, choice: Choice, value: &Value, bits: u64) -> Option<u64> {
-    let seen = line.load(STATE);
-    let version = (seen & state::VERSION).wrapping_add(state::ONE_CLAIM);
-    if rank(line, seen, key) != choice & !INDEX {
-        return None;
-    }
-    // Another CPU has entered it, and it has proved itself since.
-    if is_established(seen) {
-        return Some(seen);
-    }
-    if !line.replace_state(seen, version | L::CLAIM) {
-        return None;
-    }
-    line.store(KEY, key.words[0]);
-    for (word, part) in value.iter().enumerate() {
-        line.store(VALUE + word, *part);
-    }
-    let published = version | bits | key.words[1];
-    line.replace_state(version | L::CLAIM, published).then_some(published)
-}
-
-/// Two CPUs may insert one connection into two lines. Each calls this after it has published: the first line keeps the
-/// entry, or one in which the connection has proved itself since; the others are freed. Where it was before the table
-/// began to grow it is found no more, and freed with what is moved.
-#[inline(always)]
-pub fn keep_first<L: Lines>(lines: &L, key: &Key) {
-    let Some(places) = Places::of(lines, key) else { return };
-    let [one, other] = places.entered();
-    let mut found = find_established(lines, key, [one, other]);
-    for place in [one, other] {
-        let Some(bucket) = lines.bucket(place) else { return };
-        for slot in 0..L::SLOTS {
-            let line = lines.line(bucket, slot);
-            let seen = line.load(STATE);
-            if !holds(line, seen, key) {
-                continue;
-            }
-            if found && !is_established(seen) {
-                free(line, seen);
-            }
-            found = true;
-        }
-        // The same bucket twice is one bucket.
-        if one == other {
-            return;
-        }
-    }
 }
 
 /// What came of a promotion.
@@ -373,6 +276,15 @@ pub fn promote<L: Lines>(lines: &L, key: &Key) -> Promotion {
     Promotion::Done
 }
 
+/// Makes an established connection a pending one again. Whether it was established.
+#[inline(always)]
+pub fn demote<L: Lines>(lines: &L, key: &Key) -> bool {
+    let Some(found) = find(lines, key) else { return false };
+    let Some(bucket) = lines.bucket(found.bucket) else { return false };
+    let line = lines.line(bucket, found.slot);
+    is_established(found.seen) && line.replace_state(found.seen, found.seen & !state::PROVED)
+}
+
 /// Whether more are established in a bucket than may be.
 #[inline(always)]
 pub(crate) fn is_overfull<L: Lines>(lines: &L, bucket: L::Bucket) -> bool {
@@ -390,42 +302,49 @@ pub(crate) fn has_room<L: Lines>(lines: &L, bucket: L::Bucket) -> bool {
 fn established<L: Lines>(lines: &L, bucket: L::Bucket) -> usize {
     let mut count = 0;
     for slot in 0..L::SLOTS {
-        count += usize::from(is_established(lines.line(bucket, slot).load(STATE)));
+        count += usize::from(is_established(state_in(lines.line(bucket, slot))));
     }
     count
 }
 
-/// Empties the lines of a connection that is established in them: in two while it is moved. Whether it was.
+/// Empties a line in which a connection is established. Whether it was. Again until it was not: in two while it is moved.
 #[inline(always)]
 pub fn remove_established<L: Lines>(lines: &L, key: &Key) -> bool {
-    let mut removed = false;
-    for _ in 0..2 {
-        removed |= remove_one(lines, key);
-    }
-    removed
+    remove_one(lines, key, is_established) != 0
 }
 
+/// Empties a line of a connection, likewise. Its state then, or 0.
 #[inline(always)]
-fn remove_one<L: Lines>(lines: &L, key: &Key) -> bool {
-    let Some(found) = find(lines, key) else { return false };
-    let Some(bucket) = lines.bucket(found.bucket) else { return false };
-    is_established(found.seen) && free(lines.line(bucket, found.slot), found.seen)
+pub fn remove<L: Lines>(lines: &L, key: &Key) -> u64 {
+    let Some(found) = find(lines, key) else { return 0 };
+    let Some(bucket) = lines.bucket(found.bucket) else { return 0 };
+    free_at_any_stage(lines.line(bucket, found.slot), found.seen)
 }
 
-/// Whether the connection is established in one of these buckets.
+/// Empties a line whose state is `seen`, or was: its connection may have been promoted since, or a promotion been taken back.
+/// Its state then, or 0.
 #[inline(always)]
-fn find_established<L: Lines>(lines: &L, key: &Key, places: [u32; 2]) -> bool {
-    for place in places {
-        let Some(bucket) = lines.bucket(place) else { return false };
-        for slot in 0..L::SLOTS {
-            let line = lines.line(bucket, slot);
-            let seen = line.load(STATE);
-            if is_established(seen) && holds(line, seen, key) {
-                return true;
-            }
-        }
+pub(crate) fn free_at_any_stage(line: impl Line, seen: u64) -> u64 {
+    if free(line, seen) {
+        return seen;
     }
-    false
+    let other = seen ^ state::PROVED;
+    if free(line, other) { other } else { 0 }
+}
+
+/// Empties the line of a connection if its state still is `seen`. Whether it was.
+#[inline(always)]
+pub fn remove_found<L: Lines>(lines: &L, key: &Key, seen: u64) -> bool {
+    remove_one(lines, key, |now| now == seen) != 0
+}
+
+/// The state of the line that was emptied, or 0.
+#[inline(always)]
+fn remove_one<L: Lines>(lines: &L, key: &Key, is_meant: impl Fn(u64) -> bool) -> u64 {
+    let Some(found) = find(lines, key) else { return 0 };
+    let Some(bucket) = lines.bucket(found.bucket) else { return 0 };
+    let removed = is_meant(found.seen) && free(lines.line(bucket, found.slot), found.seen);
+    if removed { found.seen } else { 0 }
 }
 
 /// A line's state after [`free`].
@@ -437,8 +356,8 @@ pub(crate) fn freed(seen: u64) -> u64 {
 /// Empties a line if the connection is in it. Whether it was.
 #[inline(always)]
 pub fn remove_from(line: impl Line, key: &Key) -> bool {
-    let seen = line.load(STATE);
-    is_of(seen, key) && line.load_after(KEY, seen) == key.words[0] && free(line, seen)
+    let seen = state_in(line);
+    is_its(line, seen, key) && free(line, seen)
 }
 
 /// After a connection was taken out of one line: takes it out of all, because it may be in two while the table grows.
@@ -461,14 +380,14 @@ pub fn free(line: impl Line, seen: u64) -> bool {
 /// Whether this connection is pending in the line.
 #[inline(always)]
 pub fn is_pending(line: impl Line, key: &Key) -> bool {
-    let seen = line.load(STATE);
+    let seen = state_in(line);
     !is_established(seen) && holds(line, seen, key)
 }
 
 /// Runs `copy`. The line's state if it held this connection's pending entry from before it until after it.
 #[inline(always)]
 pub fn copied(line: impl Line, key: &Key, copy: impl FnOnce()) -> Option<u64> {
-    let seen = line.load(STATE);
+    let seen = state_in(line);
     if is_established(seen) || !holds(line, seen, key) {
         return None;
     }
@@ -482,60 +401,28 @@ pub fn copied(line: impl Line, key: &Key, copy: impl FnOnce()) -> Option<u64> {
 
 /// Frees a line that an agent had claimed; no other agent may run. Whether it was.
 pub fn reclaim(line: impl Line) -> bool {
-    let seen = line.load(STATE);
+    let seen = state_in(line);
     seen & state::BITS == state::CLAIMED_BY_AGENT && free(line, seen)
 }
 
 /// What is in a line, and its state then; `None`: nothing, or it is being written. The words of the value are each
 /// read as a whole; the programs may change them at any time.
 #[inline(always)]
-pub fn read(line: impl Line) -> Option<([u64; 2], Value, u64)> {
-    let seen = line.load(STATE);
+pub fn read<L: Line>(line: L) -> Option<(KeyWords, Value, u64)> {
+    let seen = state_in(line);
     if !matches!(seen & state::BITS, state::PENDING | state::ESTABLISHED) {
         return None;
     }
     let mut value = [0; WORDS - VALUE];
-    let low = line.load_after(KEY, seen);
-    let mut all = low;
+    let [low, high] = key_after(line, seen);
+    let mut all = low | high;
     for (word, part) in value.iter_mut().enumerate() {
-        *part = line.load_after(VALUE + word, seen);
+        *part = match VALUE + word == state_of::<L>() {
+            true => <L::Layout as Layout>::created(seen),
+            false => line.load_after(VALUE + word, seen),
+        };
         all |= *part;
     }
-    if line.load_after(STATE, all) == seen { Some(([low, seen & state::KEY_BITS], value, seen)) } else { None }
-}
-
-#[cfg(not(target_arch = "bpf"))]
-mod mapped {
-    use core::sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed, SeqCst},
-        fence,
-    };
-
-    use dataplane_common::line::{STATE, WORDS};
-
-    use super::Line;
-
-    /// A line in memory that is shared with the programs, or with other threads.
-    impl Line for &[AtomicU64; WORDS] {
-        fn load(self, word: usize) -> u64 {
-            self[word].load(Relaxed)
-        }
-
-        fn load_after(self, word: usize, _: u64) -> u64 {
-            fence(Acquire);
-            self[word].load(Relaxed)
-        }
-
-        fn store(self, word: usize, value: u64) {
-            self[word].store(value, Relaxed);
-        }
-
-        fn replace_state(self, from: u64, to: u64) -> bool {
-            fence(SeqCst);
-            let replaced = self[STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
-            fence(SeqCst);
-            replaced
-        }
-    }
+    let key = [low, high, seen & <L::Layout as Layout>::KEY_BITS];
+    if line.load_after(state_of::<L>(), all) == seen { Some((key, value, seen)) } else { None }
 }

@@ -57,23 +57,23 @@ pub fn succeeds(reply: &Flow, isn: u64, now: impl FnOnce() -> u64) -> bool {
     reply.flags & both == both && behind && age::is_quiet(reply.last_seen, now())
 }
 
-/// Whether the connection of a reply entry has ended, and so long ago that its key may be used again. `forward_over`:
-/// what [`forward_over`] says, of a reply entry whose backend has sent a FIN or not.
+/// Whether the connection of a reply entry has ended, and so long ago that its key may be used again. `None`: if its
+/// [`forward_over`].
 #[inline(always)]
-pub fn outlived(reply: &Flow, now: u64, forward_over: impl FnOnce(bool) -> bool) -> bool {
+pub fn outlived(reply: &Flow, now: u64) -> Option<bool> {
     if !age::is_silent(reply.last_seen, now) {
-        return false;
+        return Some(false);
     }
-    // Of a client that has gone without a word the backend's FIN is all there is.
-    let finished = reply.flags & flag::FIN != 0;
-    // A direct connection that was only noted has no forward entry.
+    // A direct connection that was only noted has no forward entry. Of a client that has gone without a word the backend's
+    // FIN is all there is.
     let alone = reply.flags & flag::DIRECT != 0;
-    ending::ended(reply) || (alone && finished) || (!alone && forward_over(finished))
+    if ending::ended(reply) || alone { Some(ending::ended(reply) || reply.flags & flag::FIN != 0) } else { None }
 }
 
-/// Whether the forward entry of a reply entry is gone, has seen the end, or is silent after the backend has `finished`.
+/// Whether the forward entry of a reply entry is gone, has seen the end, or is silent after the backend has finished.
 #[inline(always)]
-pub fn forward_over(forward: Option<&Flow>, finished: bool, now: u64) -> bool {
+pub fn forward_over(forward: Option<&Flow>, reply: &Flow, now: u64) -> bool {
+    let finished = reply.flags & flag::FIN != 0;
     forward.is_none_or(|forward| ending::ended(forward) || (finished && age::is_silent(forward.last_seen, now)))
 }
 
@@ -190,7 +190,7 @@ mod tests {
         let late = TIME_WAIT_NS + 1;
         let with = |bits, forward: Option<Flow>, now| {
             let reply = Flow { flags: reply.flags | bits, ..reply };
-            outlived(&reply, now, |finished| forward_over(forward.as_ref(), finished, now))
+            outlived(&reply, now).unwrap_or_else(|| forward_over(forward.as_ref(), &reply, now))
         };
         let client_ended = Flow { flags: forward.flags | ENDED, ..forward };
         let client_speaks = Flow { last_seen: late, ..forward };

@@ -2,27 +2,33 @@
 //! meanwhile, and however often the agent is ended, each connection is found all the time, and once it has grown each
 //! is there once.
 
+#[macro_use]
+mod both;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
+    marker::PhantomData,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use dataplane_common::line::{self, SLOTS, STATE, VALUE, WORDS, geometry, head, state};
+use both::TICK;
+use dataplane_common::line::{self, Clients, Layout, SLOTS, Translated, VALUE, WORDS, geometry, head, state};
 use dataplane_core::{
     growth::{self, Growing, Moved},
-    lines::{self, Key, Lines, Places, Promotion, Value},
+    lines::{self, Key, KeyWords, Line as _, Lines, Mapped, New, Places, Promotion, Value},
 };
 use proptest::prelude::*;
 
-type Line = [AtomicU64; WORDS];
+type Words = [AtomicU64; WORDS];
 
 /// Room for all growth that is tested; the first half only.
 const BUCKETS: usize = 1 << 12;
 
-struct Table {
-    head: Line,
-    buckets: Vec<[Line; SLOTS]>,
+struct Table<L> {
+    layout: PhantomData<L>,
+    head: Words,
+    buckets: Vec<[Words; SLOTS]>,
     /// Connections that are there, by their numbers.
     model: RefCell<BTreeMap<u64, Value>>,
     /// Those of them that are established.
@@ -44,16 +50,16 @@ struct Table {
 #[derive(Debug)]
 struct Ended;
 
-impl<'a> Lines for &'a Table {
+impl<'a, L: Layout> Lines for &'a Table<L> {
     const CLAIM: u64 = state::CLAIMED_BY_AGENT;
-    type Line = &'a Line;
-    type Bucket = &'a [Line; SLOTS];
+    type Line = Mapped<'a, L>;
+    type Bucket = &'a [Words; SLOTS];
 
     fn head(&self, word: usize) -> u64 {
         match self.taken_out.take() {
             Some((0, number)) => {
-                assert!(lines::remove_from(self.find(number).unwrap(), &key(number)));
-                lines::remove_rest(self, &key(number));
+                assert!(lines::remove_from(self.find(number).unwrap(), &key::<L>(number)));
+                lines::remove_rest(self, &key::<L>(number));
             }
             left => self.taken_out.set(left.map(|(left, number)| (left - 1, number))),
         }
@@ -65,11 +71,11 @@ impl<'a> Lines for &'a Table {
     }
 
     fn line(&self, bucket: Self::Bucket, slot: usize) -> Self::Line {
-        &bucket[slot]
+        Mapped::new(&bucket[slot])
     }
 }
 
-impl Growing for &Table {
+impl<L: Layout> Growing for &Table<L> {
     type Error = Ended;
 
     fn add(&self, _: u32, buckets: u32) -> Result<(), Ended> {
@@ -81,9 +87,9 @@ impl Growing for &Table {
         self.head[word].store(value, Relaxed);
     }
 
-    fn spill(&self, words: [u64; 2], value: &Value) -> Result<(), Ended> {
+    fn spill(&self, words: KeyWords, value: &Value) -> Result<(), Ended> {
         let number = value[2];
-        assert_eq!(words, key(number).words);
+        assert_eq!(words, key::<L>(number).words);
         // Until then it is found where it was.
         assert!(self.get(number) == Some(*value) && self.established.borrow_mut().remove(&number));
         assert_eq!(self.model.borrow_mut().remove(&number), Some(*value));
@@ -91,7 +97,7 @@ impl Growing for &Table {
         Ok(())
     }
 
-    fn unspill(&self, _: [u64; 2]) -> Result<(), Ended> {
+    fn unspill(&self, _: KeyWords) -> Result<(), Ended> {
         panic!("nobody takes it out while it is put there")
     }
 
@@ -113,17 +119,18 @@ impl Growing for &Table {
     }
 }
 
-impl Table {
+impl<L: Layout> Table<L> {
     fn new(count: u32, seed: u64) -> Self {
         let line = || std::array::from_fn(|_| AtomicU64::new(0));
         let table = Self {
+            layout: PhantomData,
             head: line(),
             buckets: (0..BUCKETS).map(|_| std::array::from_fn(|_| line())).collect(),
             model: RefCell::default(),
             established: RefCell::default(),
             spilled: RefCell::default(),
             steps: RefCell::default(),
-            now: Cell::new(16),
+            now: Cell::new(TICK),
             ends_after: Cell::new(None),
             taken_out: Cell::new(None),
             gone: Cell::new(None),
@@ -134,9 +141,9 @@ impl Table {
         table
     }
 
-    fn find(&self, number: u64) -> Option<&Line> {
-        let found = lines::find(&self, &key(number))?;
-        Some(&self.buckets[found.bucket as usize][found.slot])
+    fn find(&self, number: u64) -> Option<Mapped<'_, L>> {
+        let found = lines::find(&self, &key::<L>(number))?;
+        Some(Mapped::new(&self.buckets[found.bucket as usize][found.slot]))
     }
 
     fn get(&self, number: u64) -> Option<Value> {
@@ -145,13 +152,13 @@ impl Table {
 
     /// Whether the connection is established.
     fn stage(&self, number: u64) -> bool {
-        lines::find(&self, &key(number)).is_some_and(|found| lines::is_established(found.seen))
+        lines::find(&self, &key::<L>(number)).is_some_and(|found| lines::is_established(found.seen))
     }
 
     /// Whether the connection is in the second of two buckets, if there are two.
     fn moves(&self, number: u64) -> bool {
         self.head[head::GEOMETRY].store(geometry::of(2, 0), Relaxed);
-        let places = Places::of(&self, &key(number)).unwrap().entered();
+        let places = Places::of(&self, &key::<L>(number)).unwrap().entered();
         self.head[head::GEOMETRY].store(geometry::of(1, 0), Relaxed);
         places == [1, 1]
     }
@@ -159,16 +166,22 @@ impl Table {
     /// What a program does, and what holds after it.
     fn take(&self, step: Step) {
         let (mut model, mut established) = (self.model.borrow_mut(), self.established.borrow_mut());
-        let now = self.now.replace(self.now.get() + 16);
+        let now = self.now.replace(self.now.get() + TICK);
         match step {
             // Programs look before they enter anything.
             Step::Put(number) if established.contains(&number) => {}
-            Step::Put(number) => {
+            Step::PutNew(number) if model.contains_key(&number) => {}
+            Step::PutNew(number) => {
                 let value = [now, now, number, 0, 0, !number];
-                assert!(lines::put(&self, &key(number), &value));
+                assert_eq!(lines::put_new(&self, &key::<L>(number), &value), New::Done);
                 model.insert(number, value);
             }
-            Step::Promote(number) => match lines::promote(&self, &key(number)) {
+            Step::Put(number) => {
+                let value = [now, now, number, 0, 0, !number];
+                assert!(lines::put(&self, &key::<L>(number), &value));
+                model.insert(number, value);
+            }
+            Step::Promote(number) => match lines::promote(&self, &key::<L>(number)) {
                 Promotion::Done => assert!(model.contains_key(&number) && established.insert(number)),
                 Promotion::Gone => assert!(!model.contains_key(&number) || established.contains(&number)),
                 Promotion::Full => assert!(model.contains_key(&number) && !established.contains(&number)),
@@ -176,14 +189,19 @@ impl Table {
             Step::Remove(number) => {
                 established.remove(&number);
                 if let Some(line) = self.find(number).filter(|_| model.remove(&number).is_some()) {
-                    assert!(lines::remove_from(line, &key(number)));
-                    lines::remove_rest(&self, &key(number));
+                    assert!(lines::remove_from(line, &key::<L>(number)));
+                    lines::remove_rest(&self, &key::<L>(number));
                 }
+            }
+            Step::End(number) => {
+                model.remove(&number);
+                assert_eq!(both::remove(&self, &key::<L>(number)), established.remove(&number));
+                assert!(self.get(number).is_none());
             }
             Step::See(number) => {
                 if let Some(value) = model.get_mut(&number) {
                     value[0] = now;
-                    self.find(number).unwrap()[VALUE].store(now, Relaxed);
+                    self.find(number).unwrap().store(VALUE, now);
                 }
             }
             Step::Grow(_) => {}
@@ -209,7 +227,7 @@ impl Table {
         let model = self.model.borrow();
         let mut found = BTreeMap::new();
         for (number, bucket) in (0..).zip(&self.buckets) {
-            for (words, value, seen) in bucket.iter().filter_map(lines::read) {
+            for (words, value, seen) in bucket.iter().filter_map(|line| lines::read(Mapped::<L>::new(line))) {
                 assert_eq!(lines::is_established(seen), self.established.borrow().contains(&value[2]));
                 assert!(Places::of(&self, &Key { words, half: 0 }).unwrap().entered().contains(&number));
                 assert_eq!(found.insert(value[2], value), None, "twice");
@@ -219,15 +237,23 @@ impl Table {
     }
 }
 
-fn key(number: u64) -> Key {
-    Key { words: [number.wrapping_mul(0x1_0000_0001), number & state::KEY_BITS], half: 0 }
+/// Two of them differ in one word at least, and some in no more.
+fn key<L: Layout>(number: u64) -> Key {
+    let (number, rest) = (number / 3, number % 3);
+    let (number, high) = if L::STATE < VALUE { (number, 0) } else { (number / 2, number % 2) };
+    both::key::<L>([number.wrapping_mul(0x1_0000_0001), high, rest], 0)
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Put(u64),
+    /// Only if it is not found.
+    PutNew(u64),
     Promote(u64),
+    /// As the agent does.
     Remove(u64),
+    /// As a program does.
+    End(u64),
     See(u64),
     /// The table is doubled; perhaps by an agent that is ended after waiting so often.
     Grow(Option<u32>),
@@ -236,9 +262,11 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let number = 0..24u64;
     let step = prop_oneof![
-        12 => number.clone().prop_map(Step::Put),
+        8 => number.clone().prop_map(Step::Put),
+        4 => number.clone().prop_map(Step::PutNew),
         6 => number.clone().prop_map(Step::Promote),
-        4 => number.clone().prop_map(Step::Remove),
+        2 => number.clone().prop_map(Step::Remove),
+        2 => number.clone().prop_map(Step::End),
         6 => number.prop_map(Step::See),
         1 => prop::option::of(0..3u32).prop_map(Step::Grow),
     ];
@@ -248,32 +276,58 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn each_is_found_while_the_table_grows_and_is_there_once_afterwards(seed: u64, steps in steps()) {
-        let table = Table::new(32, seed);
-        *table.steps.borrow_mut() = steps;
-        loop {
-            let next = table.steps.borrow_mut().pop();
-            match next {
-                Some(Step::Grow(_)) if geometry::count(table.head[head::GEOMETRY].load(Relaxed)) as usize == BUCKETS => {}
-                Some(Step::Grow(ends_after)) => table.grow(ends_after),
-                Some(step) => table.take(step),
-                None => break,
-            }
-        }
-        growth::resume(&&table, 0).unwrap();
-        table.has_grown();
+        follow(&Table::<Clients>::new(32, seed), steps.clone());
+        follow(&Table::<Translated>::new(32, seed), steps);
     }
 }
 
+fn follow<L: Layout>(table: &Table<L>, steps: Vec<Step>) {
+    *table.steps.borrow_mut() = steps;
+    loop {
+        let next = table.steps.borrow_mut().pop();
+        match next {
+            Some(Step::Grow(_)) if geometry::count(table.head[head::GEOMETRY].load(Relaxed)) as usize == BUCKETS => {}
+            Some(Step::Grow(ends_after)) => table.grow(ends_after),
+            Some(step) => table.take(step),
+            None => break,
+        }
+    }
+    growth::resume(&table, 0).unwrap();
+    table.has_grown();
+}
+
+for_both_layouts! {
+    a_table_that_grows_in_time_loses_nothing,
+    what_is_taken_out_while_it_is_copied_is_not_found_again,
+    what_finds_no_room_in_the_larger_table_ends_and_is_counted,
+    lines_that_an_ended_agent_has_left_behind_are_freed,
+}
+
+/// Where it had put their connections somewhere else, and told so already.
+fn lines_that_an_ended_agent_has_left_behind_are_freed<L: Layout>() {
+    let table = Table::<L>::new(1, 3);
+    let moving = (0..).find(|number| table.moves(*number)).unwrap();
+    let staying = (0..).find(|number| !table.moves(*number)).unwrap();
+    [moving, staying].into_iter().for_each(|number| table.take(Step::Put(number)));
+    table.model.borrow_mut().clear();
+    let used = || table.buckets.iter().flatten().filter(|line| lines::is_used(line[L::STATE].load(Relaxed))).count();
+    for (geometry, left) in [(geometry::of(2, 1), 2), (geometry::of(2, 0), 1)] {
+        table.head[head::GEOMETRY].store(geometry, Relaxed);
+        growth::free_misplaced(&&table, 0);
+        assert_eq!(used(), left);
+    }
+    assert!(table.get(staying).is_some());
+}
+
 /// Three eighths of the lines are used whenever the table grows.
-#[test]
-fn a_table_that_grows_in_time_loses_nothing() {
-    let table = Table::new(16, 99);
+fn a_table_that_grows_in_time_loses_nothing<L: Layout>() {
+    let table = Table::<L>::new(16, 99);
     let mut numbers = 0..;
     while geometry::count(table.head[head::GEOMETRY].load(Relaxed)) < BUCKETS as u32 {
         let count = u64::from(geometry::count(table.head[head::GEOMETRY].load(Relaxed)));
         for number in numbers.by_ref().take((count * 3 / 4) as usize) {
-            let value = [number + 16, number, number, 0, 0, 0];
-            assert!(lines::put(&&table, &key(number), &value));
+            let value = [number + 16, number * TICK, number, 0, 0, 0];
+            assert!(lines::put(&&table, &key::<L>(number), &value));
             table.model.borrow_mut().insert(number, value);
         }
         // Where both buckets are full, somebody has made room.
@@ -283,13 +337,12 @@ fn a_table_that_grows_in_time_loses_nothing() {
     assert!(table.model.borrow().len() * 100 > 98 * BUCKETS * 3 / 4);
 }
 
-#[test]
-fn what_is_taken_out_while_it_is_copied_is_not_found_again() {
+fn what_is_taken_out_while_it_is_copied_is_not_found_again<L: Layout>() {
     let mut taken_out = 0;
     for reads in 0..16 {
-        let table = Table::new(1, 7);
+        let table = Table::<L>::new(1, 7);
         let number = (0..).find(|number| table.moves(*number)).unwrap();
-        assert!(lines::put(&&table, &key(number), &[100, 1, number, 0, 0, 0]));
+        assert!(lines::put(&&table, &key::<L>(number), &[100, TICK, number, 0, 0, 0]));
         table.taken_out.set(Some((reads, number)));
         table.gone.set(Some(number));
         growth::double(&&table, 0).unwrap();
@@ -301,26 +354,25 @@ fn what_is_taken_out_while_it_is_copied_is_not_found_again() {
     assert!(taken_out > 8, "{taken_out}");
 }
 
-#[test]
-fn what_finds_no_room_in_the_larger_table_ends_and_is_counted() {
-    let table = Table::new(1, 7);
+fn what_finds_no_room_in_the_larger_table_ends_and_is_counted<L: Layout>() {
+    let table = Table::<L>::new(1, 7);
     let numbers: Vec<u64> = (0..).filter(|number| table.moves(*number)).take(SLOTS).collect();
     for number in &numbers {
-        assert!(lines::put(&&table, &key(*number), &[100, 1, *number, 0, 0, 0]));
+        assert!(lines::put(&&table, &key::<L>(*number), &[100, TICK, *number, 0, 0, 0]));
     }
     // Two are established: as many as the other two, younger ones they displace, but for the lines in which a program
     // is still writing.
     for number in &numbers[..2] {
-        assert_eq!(lines::promote(&&table, &key(*number)), Promotion::Done);
+        assert_eq!(lines::promote(&&table, &key::<L>(*number)), Promotion::Done);
         table.established.borrow_mut().insert(*number);
-        table.model.borrow_mut().insert(*number, [100, 1, *number, 0, 0, 0]);
+        table.model.borrow_mut().insert(*number, [100, TICK, *number, 0, 0, 0]);
     }
     for line in &table.buckets[1][..3] {
-        line[STATE].store(state::CLAIMED, Relaxed);
+        line[L::STATE].store(state::CLAIMED, Relaxed);
     }
     assert_eq!(growth::double(&&table, 0).unwrap(), Moved { moved: 1, spilled: 1, lost: 2 });
     assert_eq!(numbers.iter().filter(|number| table.get(**number).is_some()).count(), 1);
     assert_eq!(table.spilled.borrow().len(), 1);
-    assert!(table.buckets[0].iter().all(|line| lines::read(line).is_none()));
+    assert!(table.buckets[0].iter().all(|line| lines::read(Mapped::<L>::new(line)).is_none()));
     assert!(line::number(1, 0) as usize > BUCKETS);
 }

@@ -18,7 +18,13 @@ use super::{
     opening,
     tunnel::{Backend, Tunnel},
 };
-use crate::{affinity, age, client_lines, clock, connection, ending, maps::NODE_ADDRESSES, next_hop, path, verdict};
+use crate::{
+    affinity, age,
+    client_lines::{self, Clients},
+    clock, connection, ending,
+    maps::NODE_ADDRESSES,
+    next_hop, path, verdict,
+};
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
@@ -32,7 +38,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
             is_martian(packet.src) || (!place.is_found() && affinity::has_spilled(place, packet.key().get()));
         return if not_ours { None } else { Some(opening::handle(ctx.ctx, place)) };
     }
-    let known = place.entry()?;
+    let known = place.entry::<Clients>()?;
     let state = known::state()?;
     let asked = if known.generation == known::generation(state) {
         Asked { generation: known.generation, hop: known.hop }

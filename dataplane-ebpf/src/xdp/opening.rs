@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{
     affinity, age,
-    client_lines::Place,
+    client_lines::Clients,
     clock,
+    lines_map::Place,
     maps::{self, config},
     path, proof, reverse, service, verdict,
 };
@@ -62,7 +63,7 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
         let (backend, hop) = open(frame, config, packet, port, now)?;
         return forward::leave(ctx, frame, config, packet, &backend, &hop);
     }
-    let known = place.entry()?;
+    let known = place.entry::<Clients>()?;
     if port.flags & port_flag::LEFT != 0 {
         return None;
     }

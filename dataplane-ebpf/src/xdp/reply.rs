@@ -18,7 +18,11 @@ use super::{
     hop::{self, Route},
     is_sample, known,
 };
-use crate::{affinity, age, client_lines, clock, decap, ending, maps, path, proof, verdict};
+use crate::{
+    affinity, age,
+    client_lines::{self, Clients},
+    clock, decap, ending, maps, path, proof, verdict,
+};
 
 /// Carries what is in the tunnel; `None`: not for this path.
 #[inline(always)]
@@ -40,7 +44,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     let key = inner.key_of_answer();
     let place = client_lines::find(key.get());
     // What is in `AFFINITY` is TC's.
-    let known = if place.is_found() { place.entry()? } else { return None };
+    let known = if place.is_found() { place.entry::<Clients>()? } else { return None };
     // Whether it was given to that task, there.
     if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
         return None;

@@ -14,6 +14,7 @@ use super::{
     state::{Evidence, State},
     timeouts::Timeouts,
 };
+use crate::line_table::made_at_most;
 
 /// Why a connection is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ const ORPHAN_AGE: Duration = Duration::from_secs(2);
 /// Why a connection is to be forgotten, with all its entries; `None` if it stays.
 pub(super) fn flow(pair: &Pair, rules: &Rules<'_>) -> Option<Reason> {
     let proto = pair.first().0.proto;
-    if pair.halves().any(|(_, _, flow)| rules.gone(&flow.tag, flow.created)) {
+    if pair.halves().any(|(_, _, flow)| rules.gone(&flow.tag, made_at_most(flow.created))) {
         Some(Reason::TaskGone)
     } else if is_orphan(pair, rules.now) {
         Some(Reason::Orphan)

@@ -51,7 +51,7 @@ pub(super) struct Count {
 }
 
 impl Count {
-    /// An entry of `FLOWS_PENDING` of the connection with this forward key.
+    /// A pending entry of the translated connection with this forward key.
     pub(super) fn flow(&mut self, forward: &FlowKey) {
         let [a, b, c, d] = forward.src;
         let (service, clients) = if is_mesh(forward.zone) {

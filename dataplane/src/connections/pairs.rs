@@ -1,14 +1,18 @@
-//! The entries of `FLOWS` and `FLOWS_PENDING` as connections.
+//! The entries of translated connections in twos.
 
-use dataplane_common::flow::{Flow, FlowKey, flag};
+use dataplane_common::{
+    flow::{Flow, FlowKey, flag},
+    line::Translated,
+};
 
 use super::{
     Stage,
     state::{Evidence, State},
+    table::Found,
 };
 
-/// An entry: its key, which table it is in, and its value.
-pub(super) type Half = (FlowKey, Stage, Flow);
+/// An entry: its key, how far it has come, and its value.
+pub(super) type Half = Found<Translated>;
 
 /// A connection's entries: both, or one of them.
 #[derive(Clone, Copy, Debug)]

@@ -69,24 +69,11 @@ impl Connections {
     /// # Errors
     /// When the kernel refuses.
     pub fn each_row(&self, mut each: impl FnMut(ConnectionRow) -> ControlFlow<()>) -> Result<(), MapFault> {
-        let get = |key: &FlowKey| self.flow(key);
-        let row = |key: &AffinityKey, stage, entry: &Affinity| affinity_row(key, stage, entry, get);
-        let mut broken =
-            self.each_flow(&|| (), |here| Ok(flow_row(here, get)?.map_or(ControlFlow::Continue(()), &mut each)))?;
+        let get = |key: &FlowKey| self.translated.get(key);
+        let mut show = |row: Option<ConnectionRow>| row.map_or(ControlFlow::Continue(()), &mut each);
+        let broken = self.translated.for_each(&|| (), |here| flow_row(here, get).map(&mut show))?;
         if broken.is_continue() {
-            broken = self.clients.for_each_as_it_grows(&|| (), |found| {
-                row(&found.key, found.stage, &found.entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
-            })?;
-        }
-        if broken.is_continue() {
-            // Behind the lines: what programs move from there is seen twice rather than not at all; what a sweep moves
-            // back may be missing.
-            let _ = self.affinity.for_each(&|| (), |key, entry| match self.clients.get(&key) {
-                Some(_) => Ok(ControlFlow::Continue(())),
-                None => {
-                    row(&key, Stage::Established, &entry).map(|row| row.map_or(ControlFlow::Continue(()), &mut each))
-                }
-            })?;
+            let _ = self.clients.for_each(&|| (), |found| affinity_row(found, get).map(&mut show))?;
         }
         Ok(())
     }
@@ -106,7 +93,7 @@ impl Connections {
     }
 }
 
-/// The row of an entry in `FLOWS` or `FLOWS_PENDING`, unless the connection's other entry tells of it.
+/// The row of an entry of a translated connection, unless the other one tells of it.
 fn flow_row<E>(
     here: Half,
     get: impl FnOnce(&FlowKey) -> Result<Option<(Stage, Flow)>, E>,
@@ -114,11 +101,9 @@ fn flow_row<E>(
     Ok(pair(here, get)?.map(|pair| translated(&pair)))
 }
 
-/// The row of a client's entry, unless the connection is delivered here: then entries in `FLOWS` tell of it.
+/// The row of a client's entry, unless the connection is delivered here: then it is translated as well, and shown so.
 fn affinity_row<E>(
-    key: &AffinityKey,
-    stage: Stage,
-    entry: &Affinity,
+    (key, stage, entry): (AffinityKey, Stage, Affinity),
     get: impl Fn(&FlowKey) -> Result<Option<(Stage, Flow)>, E>,
 ) -> Result<Option<ConnectionRow>, E> {
     let ends = ((key.client, key.client_port), (key.node, key.port));
@@ -128,7 +113,7 @@ fn affinity_row<E>(
             return Ok(None);
         }
     }
-    Ok(Some(handed_on(key, stage, entry)))
+    Ok(Some(handed_on(&key, stage, &entry)))
 }
 
 fn translated(pair: &Pair) -> ConnectionRow {

@@ -63,9 +63,9 @@ impl Shares {
         (0..).zip(numbers).for_each(|(word, number)| self.0.store(word, *number));
     }
 
-    /// Established connections of clients, TCP's first.
-    pub(crate) fn established_clients(&self) -> [u64; 2] {
-        let place = Place { table: AFFINITY, other: true, service: 0, prefix: 0 };
+    /// Established entries of a table, [`AFFINITY`] or [`FLOWS`], TCP's first.
+    pub(crate) fn established(&self, table: usize) -> [u64; 2] {
+        let place = Place { table, other: true, service: 0, prefix: 0 };
         let [all, other, ..] = words_of(&place).map(|word| (self.0.load(word as u32) as i64).max(0) as u64);
         [all.saturating_sub(other), other]
     }

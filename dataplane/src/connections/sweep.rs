@@ -1,27 +1,17 @@
 //! Forgetting connections: those idle for too long, and those of tasks that are gone.
 
-use std::ops::ControlFlow;
-
-use dataplane_common::{
-    flow::{Affinity, AffinityKey, Flow, flag},
-    shares::Place,
-};
+use dataplane_common::{flow::flag, shares::Place};
 
 use super::{
-    ByProtocol, Connections, Live, PerTable, Stage,
-    by_protocol::OfProtocol,
+    Connections, Live, PerTable, Stage,
     decide::{self, Reason, Rules},
     kept::{Count, Kept},
     pairs::{holds_the_gate, pair},
     timeouts::Timeouts,
 };
-use crate::{
-    clock::monotonic_now,
-    pod::Plain,
-    table::{Entries, MapFault, Table},
-};
+use crate::{clock::monotonic_now, line_table::Entry, table::MapFault};
 
-/// What a sweep saw and removed, in table entries (a translated connection has two in `FLOWS`).
+/// What a sweep saw and removed, in table entries (a translated connection has two).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {
     /// Entries in each table after the sweep.
@@ -66,27 +56,12 @@ impl std::ops::AddAssign for Removed {
     }
 }
 
-/// When an entry was made, and when a packet was last seen.
-trait Stamps {
-    fn stamps(&self) -> (u64, u64);
-}
-
-impl Stamps for Flow {
-    fn stamps(&self) -> (u64, u64) {
-        (self.created, self.last_seen)
-    }
-}
-
-impl Stamps for Affinity {
-    fn stamps(&self) -> (u64, u64) {
-        (self.created, self.last_seen)
-    }
-}
-
-/// Whether the reason still holds for an entry that was created and last seen then, and says so now: it may have been
-/// made anew, and an idle one may have seen a packet.
-fn still(reason: Reason, then: (u64, u64), now: (u64, u64)) -> bool {
-    then.0 == now.0 && (reason != Reason::Expired || then.1 == now.1)
+/// Whether the reason still holds for an entry that was `then`, and is `now`: it may have been made anew or promoted,
+/// and an idle one may have seen a packet.
+fn still<E: Entry>(reason: Reason, then: (Stage, &E), now: (Stage, &E)) -> bool {
+    then.0 == now.0
+        && then.1.made() == now.1.made()
+        && (reason != Reason::Expired || then.1.last_seen() == now.1.last_seen())
 }
 
 impl Connections {
@@ -110,196 +85,76 @@ impl Connections {
         // Read before the tables, so that an entry made meanwhile is not older than it looks, and a connection that is
         // not seen is counted later.
         let now = monotonic_now();
-        let translated = self.gate.read().created;
+        let opened = self.gate.read().created;
         let rules = Rules { live, as_of, timeouts, now };
         let mut removed = Removed::default();
         // The programs of an earlier version may have gone on until a moment ago.
-        self.sort_pending(true)?;
-        self.clients.establish(!self.earlier.are_there());
+        self.hand_over(true)?;
+        self.translated.establish();
+        self.clients.establish();
+        let counted = monotonic_now();
         let (seed, mut recount, mut kept) = (self.shares.seed(), self.shares.recount(), Count::default());
         let mut holds_gate = false;
-        // Handles of the same tables to remove through, while the others read.
-        let (mut flows, mut flows_pending) = (self.flows.try_clone()?, self.flows_pending.try_clone()?);
 
-        let mut hidden = Vec::new();
-        let _ = self.flows_pending.for_each(progress, |key, then| hide(&self.flows, &mut hidden, key, &then))?;
-        remove_hidden(&mut flows_pending, hidden)?;
-        let _ = self.each_flow(progress, |here| {
-            let Some(pair) = pair(here, |key| self.flow(key))? else { return Ok(ControlFlow::Continue(())) };
-            match decide::flow(&pair, &rules) {
-                Some(reason) => {
-                    for (key, stage, then) in pair.halves() {
-                        let gone = match stage {
-                            Stage::Established => remove(&mut flows, &key, reason, then.stamps())?,
-                            Stage::Pending => remove(&mut flows_pending, &key, reason, then.stamps())?,
-                        };
-                        if gone {
-                            removed.count(reason);
-                        }
+        // Another handle of the same table to remove through, while the first reads.
+        let mut table = self.translated.try_clone()?;
+        let translated_spilled = self.translated.sweep(progress, |here| {
+            let Some(pair) = pair(here, |key| self.translated.get(key))? else { return Ok(()) };
+            if let Some(reason) = decide::flow(&pair, &rules) {
+                for (key, stage, then) in pair.halves() {
+                    if table.remove_if(&key, |now_stage, now| still(reason, (stage, &then), (now_stage, now)))? {
+                        removed.count(reason);
                     }
                 }
-                None => {
-                    let forward = pair.forward_key();
-                    let place = Place::of_flow(seed, &forward);
-                    for (key, stage, flow) in pair.halves() {
-                        holds_gate |= holds_the_gate(&key, &flow);
-                        match stage {
-                            // What is younger has been counted by who has put it there, since the recount began.
-                            Stage::Established if flow.created > now => {}
-                            Stage::Established => recount.add(&place),
-                            Stage::Pending if flow.flags & flag::KEPT != 0 => kept.flow(&forward),
-                            Stage::Pending => {}
-                        }
-                    }
+                return Ok(());
+            }
+            let forward = pair.forward_key();
+            let place = Place::of_flow(seed, &forward);
+            for (key, stage, flow) in pair.halves() {
+                holds_gate |= holds_the_gate(&key, &flow);
+                match stage {
+                    // What is younger has been counted by who has put it there, since the recount began.
+                    Stage::Established if flow.created > counted => {}
+                    Stage::Established => recount.add(&place),
+                    Stage::Pending if flow.flags & flag::KEPT != 0 => kept.flow(&forward),
+                    Stage::Pending => {}
                 }
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(())
         })?;
-        self.close_gate(translated, holds_gate);
+        self.close_gate(opened, holds_gate);
 
-        let _ = self.clients.for_each(progress, |found| {
-            let (key, entry) = (&found.key, &found.entry);
-            let reason = decide::affinity(key, found.stage, entry, &rules);
-            if let Some(reason) = reason
-                && found.remove()
+        let mut table = self.clients.try_clone()?;
+        let clients_spilled = self.clients.sweep(progress, |(key, stage, entry)| {
+            if let Some(reason) = decide::affinity(&key, stage, &entry, &rules)
+                && table.remove_if(&key, |now_stage, now| still(reason, (stage, &entry), (now_stage, now)))?
             {
-                // One that is being moved is in two lines.
-                if self.clients.get(key).is_none() {
-                    removed.count(reason);
-                }
-                return Ok(ControlFlow::Continue(()));
+                removed.count(reason);
+                return Ok(());
             }
-            match found.stage {
+            match stage {
                 // As above.
-                Stage::Established if entry.created > now => {}
-                Stage::Established => recount.add(&Place::of_affinity(seed, key)),
-                Stage::Pending if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(key),
+                Stage::Established if entry.created > counted => {}
+                Stage::Established => recount.add(&Place::of_affinity(seed, &key)),
+                Stage::Pending if entry.flags & flag::AFFINITY_KEPT != 0 => kept.affinity(&key),
                 Stage::Pending => {}
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let spilled = self.sweep_spilled(progress, &rules, &mut removed, |key, entry| {
-            if entry.created <= now {
-                recount.add(&Place::of_affinity(seed, key));
-            }
+            Ok(())
         })?;
         self.shares.correct(&recount);
-        let clients = self.clients.count(progress)?;
+        let translated = self.translated.lines.count(progress)?;
+        let clients = self.clients.lines.count(progress)?;
+        let [flows_pending, flows_pending_other] = translated.pending;
         let [affinity_pending, affinity_pending_other] = clients.pending;
         let left = PerTable {
-            flows: self.flows.count(progress)?,
-            affinity: clients.established + spilled,
-            flows_pending: self.flows_pending.tcp.count(progress)?,
+            flows: translated.established + translated_spilled,
+            affinity: clients.established + clients_spilled,
+            flows_pending,
             affinity_pending,
-            flows_pending_other: self.flows_pending.other.count(progress)?,
+            flows_pending_other,
             affinity_pending_other,
         };
         Ok(SweepReport { left, removed, kept: kept.result() })
-    }
-
-    /// Moves entries of `AFFINITY` to lines: the table has grown.
-    pub(super) fn return_all(&self, progress: &dyn Fn()) -> Result<(), MapFault> {
-        if !self.clients.spilled().0 {
-            return Ok(());
-        }
-        let mut affinity = self.affinity.try_clone()?;
-        let mut returning = Vec::new();
-        let _ = self.affinity.for_each(progress, |key, entry| {
-            self.return_if_there_is_room(&mut affinity, &mut returning, (key, entry))?;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        self.return_spilled(&mut affinity, returning)
-    }
-
-    /// Puts an entry of `AFFINITY` into a line if there is one; in `returning` they wait for [`Self::return_spilled`]. How
-    /// many were put.
-    fn return_if_there_is_room(
-        &self,
-        affinity: &mut Table<AffinityKey, Affinity>,
-        returning: &mut Vec<(AffinityKey, Affinity)>,
-        (key, entry): (AffinityKey, Affinity),
-    ) -> Result<usize, MapFault> {
-        let returns =
-            !self.earlier.are_there() && self.clients.get(&key).is_none() && self.clients.put_established(&key, entry);
-        if returns {
-            returning.push((key, entry));
-            if returning.len() == MOST_RETURNING {
-                self.return_spilled(affinity, std::mem::take(returning))?;
-            }
-        }
-        Ok(returns.into())
-    }
-
-    /// Takes entries out of `AFFINITY` that are in lines now, as they were read before.
-    fn return_spilled(
-        &self,
-        affinity: &mut Table<AffinityKey, Affinity>,
-        returning: Vec<(AffinityKey, Affinity)>,
-    ) -> Result<(), MapFault> {
-        if returning.is_empty() {
-            return Ok(());
-        }
-        // Whoever has found one in `AFFINITY` has noted there what he had to.
-        self.clients.wait_for_programs()?;
-        for (key, copied) in returning {
-            match self.affinity.get(&key)? {
-                Some(now) if now.created == copied.created => {
-                    self.clients.merge(&key, copied, now);
-                    Entries::remove(affinity, &key)?;
-                }
-                // It was taken out by somebody who had not found the line yet, or even made anew.
-                _ => _ = self.clients.remove_if(&key, |known| known.created == copied.created),
-            }
-        }
-        Ok(())
-    }
-
-    /// The part of a sweep that is about `AFFINITY`; `stays` is called with each entry that is left. Those for which
-    /// there is a line by now move there. How many have not.
-    fn sweep_spilled(
-        &self,
-        progress: &dyn Fn(),
-        rules: &Rules<'_>,
-        removed: &mut Removed,
-        mut stays: impl FnMut(&AffinityKey, &Affinity),
-    ) -> Result<usize, MapFault> {
-        let (looked_into, number) = self.clients.spilled();
-        let mut affinity = self.affinity.try_clone()?;
-        let mut left = 0;
-        let (mut returning, mut returned) = (Vec::new(), 0);
-        let _ = self.affinity.for_each(progress, |key, entry| {
-            match self.clients.get(&key) {
-                // Nobody reads it.
-                Some((Stage::Established, known)) if known.created >= entry.created => {
-                    Entries::remove(&mut affinity, &key)?;
-                    return Ok(ControlFlow::Continue(()));
-                }
-                // What was in force before it, or what it was before it was promoted; by a program that is about to
-                // take it out, or one of an earlier version.
-                Some((_, known)) if known.created <= entry.created => {
-                    self.clients.look_there();
-                    self.clients.remove_if(&key, |now| now.created == known.created);
-                }
-                _ => {}
-            }
-            match decide::affinity(&key, Stage::Established, &entry, rules) {
-                Some(reason) if remove(&mut affinity, &key, reason, entry.stamps())? => removed.count(reason),
-                _ => {
-                    left += 1;
-                    stays(&key, &entry);
-                    returned += self.return_if_there_is_room(&mut affinity, &mut returning, (key, entry))?;
-                }
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        self.return_spilled(&mut affinity, returning)?;
-        match left {
-            // Programs of an earlier version do not say that they put something there.
-            0 if !self.earlier.are_there() => self.clients.look_here_only(number),
-            _ if !looked_into => self.clients.look_there(),
-            _ => {}
-        }
-        Ok(left - returned)
     }
 
     /// Lets the programs stop looking for translated direct connections if none is left. `created` was read before the
@@ -313,91 +168,34 @@ impl Connections {
     }
 }
 
-/// What entries are looked up in and removed from.
-trait Store<K, V> {
-    fn get(&self, key: &K) -> Result<Option<V>, MapFault>;
-    fn remove(&mut self, key: &K) -> Result<(), MapFault>;
-}
-
-impl<K: Plain + Ord, V: Plain> Store<K, V> for Table<K, V> {
-    fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
-        self.get(key)
-    }
-
-    fn remove(&mut self, key: &K) -> Result<(), MapFault> {
-        Entries::remove(self, key)
-    }
-}
-
-impl<K: Plain + Ord + OfProtocol, V: Plain> Store<K, V> for ByProtocol<K, V> {
-    fn get(&self, key: &K) -> Result<Option<V>, MapFault> {
-        self.get(key)
-    }
-
-    fn remove(&mut self, key: &K) -> Result<(), MapFault> {
-        self.remove(key)
-    }
-}
-
-/// Removes what was decided on, unless it has changed since; returns whether it did.
-fn remove<K, V: Stamps>(
-    table: &mut impl Store<K, V>,
-    key: &K,
-    reason: Reason,
-    then: (u64, u64),
-) -> Result<bool, MapFault> {
-    if !table.get(key)?.is_some_and(|now| still(reason, then, now.stamps())) {
-        return Ok(false);
-    }
-    table.remove(key)?;
-    Ok(true)
-}
-
-/// Pending entries that an established one hides, with the time they were made: the programs were about to remove them,
-/// or a race left them behind. There are few; the rest of what a race leaves is found by the next sweep.
-type Hidden<K> = Vec<(K, u64)>;
-
-/// No more of them than these at once.
-const MOST_HIDDEN: usize = 4096;
-
-/// Clients' connections that return to the lines at once, at most: so many are in both.
-const MOST_RETURNING: usize = 1 << 14;
-
-fn hide<K: Plain + Ord, V: Plain + Stamps>(
-    established: &Table<K, V>,
-    hidden: &mut Hidden<K>,
-    key: K,
-    then: &V,
-) -> Result<ControlFlow<()>, MapFault> {
-    if hidden.len() < MOST_HIDDEN && established.get(&key)?.is_some() {
-        hidden.push((key, then.stamps().0));
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-/// Nobody reads them.
-fn remove_hidden<K: Plain + Ord + OfProtocol, V: Plain + Stamps>(
-    pending: &mut ByProtocol<K, V>,
-    hidden: Hidden<K>,
-) -> Result<(), MapFault> {
-    for (key, made) in hidden {
-        if pending.get(&key)?.is_some_and(|now| now.stamps().0 == made) {
-            pending.remove(&key)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use dataplane_common::flow::{Affinity, Flow};
+
     use super::*;
+
+    fn entry(created: u64, last_seen: u64) -> Affinity {
+        Affinity { created, last_seen, ..Affinity::default() }
+    }
 
     #[test]
     fn what_changed_since_it_was_read_is_looked_at_again() {
+        let then = (Stage::Pending, &entry(1, 2));
         for reason in [Reason::Expired, Reason::TaskGone, Reason::Orphan] {
-            assert!(still(reason, (1, 2), (1, 2)));
-            assert!(!still(reason, (1, 2), (2, 2)), "made anew");
-            assert_eq!(still(reason, (1, 2), (1, 3)), reason != Reason::Expired, "seen again");
+            assert!(still(reason, then, then));
+            assert!(!still(reason, then, (Stage::Pending, &entry(2, 2))), "made anew");
+            assert!(!still(reason, then, (Stage::Established, &entry(1, 2))), "promoted");
+            let seen = still(reason, then, (Stage::Pending, &entry(1, 3)));
+            assert_eq!(seen, reason != Reason::Expired, "seen again");
         }
+    }
+
+    #[test]
+    fn a_translated_entry_is_the_same_where_only_its_line_tells_less_of_when_it_was_made() {
+        let made = |created| Flow { created, ..Flow::default() };
+        let same = |one: u64, other: u64| {
+            still(Reason::TaskGone, (Stage::Established, &made(one)), (Stage::Established, &made(other)))
+        };
+        assert!(same(3 << 22, (4 << 22) - 1) && !same(3 << 22, 4 << 22));
     }
 }

@@ -40,6 +40,7 @@ use crate::{
     attach::side,
     clock,
     clock::monotonic_now,
+    line_table::made_at_most,
     load,
     paths::{PathLimit, Paths},
     pod::Raw,
@@ -59,14 +60,12 @@ pub(super) const SIZES: &[(MapName, u32)] = &[
     (MapName::MeshTargets, 64),
     (MapName::Flows, 2048),
     (MapName::Affinity, 2048),
-    (MapName::FlowsPending, 2048),
-    (MapName::FlowsPendingOther, 2048),
     (MapName::Allow, 64),
     (MapName::Left, 64),
     (MapName::Clients, 64),
 ];
 
-/// Room in the lines of clients' connections: as many as fit a segment, of which there may be eight.
+/// Room in the lines of either table: less than fits a segment, of which there may be eight.
 pub(super) const LINES: Sizes = Sizes { max_flows: 1 << 16, max_pending: 2048 };
 
 /// Room for what a program adds in front of a packet.
@@ -128,14 +127,15 @@ impl Harness {
         Self::with_lines(sizes, LINES)
     }
 
-    /// As [`Harness::with_sizes`], with this room in the lines of clients' connections.
+    /// As [`Harness::with_sizes`], with this room in the lines of both tables.
     pub fn with_lines(sizes: &[(MapName, u32)], lines: Sizes) -> Result<Self, HarnessError> {
         preflight::check_machine(TcHook::Auto)?;
         let loaded = Loaded::take(sizes)?;
         let cursors = loaded.map(MapName::Cursors)?;
         let cursors = cursors.try_into().map_err(|source| MapFault { map: MapName::Cursors, source })?;
         let tables = loaded.tables(lines)?;
-        tables.connections.clients.establish(true);
+        tables.connections.translated.establish();
+        tables.connections.clients.establish();
         Ok(Self { loaded, tables, cursors, xdp_carried: false })
     }
 
@@ -325,7 +325,8 @@ impl Harness {
 
     /// Sweeps as the agent does, with tasks that are live now.
     pub fn sweep(&mut self, live: &HashSet<Tag>, timeouts: &Timeouts) -> Result<SweepReport, HarnessError> {
-        Ok(self.tables.connections.sweep(&live.iter().copied().collect(), monotonic_now(), timeouts, &|| ())?)
+        let as_of = made_at_most(monotonic_now());
+        Ok(self.tables.connections.sweep(&live.iter().copied().collect(), as_of, timeouts, &|| ())?)
     }
 
     /// What `flow ls` shows.

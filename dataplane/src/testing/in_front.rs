@@ -11,7 +11,6 @@ use dataplane_common::{
 };
 
 use super::{
-    connections::{established, forget_clients, put_established},
     harness::{Harness, RunError},
     outcome::{Decision, Outcome, XdpOutcome},
 };
@@ -105,8 +104,8 @@ impl State {
     fn of(harness: &Harness) -> Result<Self, RunError> {
         let cursors = (0..harness.cursors.len()).map(|at| harness.cursors.get(&at, 0)).collect::<Result<_, _>>();
         Ok(Self {
-            established: established(&harness.tables.connections)?,
-            pending: harness.tables.connections.clients.read(Stage::Pending)?,
+            established: harness.tables.connections.clients.established()?,
+            pending: harness.tables.connections.clients.lines.read(Stage::Pending)?,
             cursors: cursors.map_err(of_cursors)?,
             shares: harness.tables.connections.shares.save(),
         })
@@ -119,11 +118,11 @@ impl State {
 
     fn restore(self, harness: &mut Harness) -> Result<(), RunError> {
         let tables = &mut harness.tables.connections;
-        forget_clients(tables)?;
+        tables.clients.clear()?;
         for (key, entry) in self.pending {
-            tables.clients.put(&key, entry);
+            tables.clients.lines.put(&key, entry);
         }
-        self.established.into_iter().try_for_each(|(key, entry)| put_established(tables, key, entry))?;
+        self.established.into_iter().try_for_each(|(key, entry)| tables.clients.put_established(key, entry))?;
         tables.shares.restore(&self.shares);
         for (at, cursor) in (0..).zip(self.cursors) {
             harness.cursors.set(at, cursor, 0).map_err(of_cursors)?;

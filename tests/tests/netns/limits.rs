@@ -10,8 +10,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
-use dataplane_common::flow::{Flow, FlowKey};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
+use dataplane_common::{
+    flow::{Flow, FlowKey},
+    line::{self, Layout as _, Line, Translated, state},
+};
 use hiveway_tests::{
     agent::{Agent, AgentOptions},
     lab::{Lab, PATIENCE, scenario, scenario_alone, wait_for},
@@ -19,13 +22,30 @@ use hiveway_tests::{
     table::Table,
 };
 use serde_json::{Value, json};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::transmute;
 
 use crate::support::{Cluster, web_table};
 
 /// Descriptors that a process has open.
 fn open_files(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// What `work` returns, and the largest figure meanwhile.
+fn most_during<T>(figure: impl Fn() -> Result<usize> + Sync, work: impl FnOnce() -> Result<T>) -> Result<(T, usize)> {
+    let (most, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let result = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                most.fetch_max(figure().unwrap_or(0), Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        result
+    })?;
+    Ok((result, most.into_inner()))
 }
 
 #[test]
@@ -57,19 +77,7 @@ fn three_hundred_tasks_fit_the_descriptors_of_a_default_limit() {
         let started = Instant::now();
         agent.launch()?;
         let pid = agent.pid().context("no agent")?;
-        let (most, done) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let served = thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    most.fetch_max(open_files(pid).unwrap_or(0), Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(5));
-                }
-            });
-            let served = serves_all(&agent, TASKS, started);
-            done.store(true, Ordering::Relaxed);
-            served
-        })?;
-        let most = most.into_inner();
+        let (served, most) = most_during(|| open_files(pid), || serves_all(&agent, TASKS, started))?;
         let idle = open_files(pid)?;
         eprintln!("{TASKS} tasks are served after {served:?}: {most} descriptors at most, {idle} at rest");
         ensure!(most < LIMIT / 2 + LIMIT / 8, "{most} descriptors of {LIMIT}");
@@ -163,24 +171,48 @@ impl Drop for MemoryGroup {
     }
 }
 
-/// Copies both entries of the one established connection for `count` other clients, 198.18.0.0 and on.
+/// Established entries of TCP in lines of `FLOWS_SEGMENTS`, as `FLOWS` would have them.
+fn in_lines(agent: &Agent) -> Result<Vec<(FlowKey, Flow)>> {
+    let data = MapData::from_pin(agent.bpffs().join("maps/FLOWS_SEGMENTS"))?;
+    let segments: ArrayOfMaps<_, Array<_, [Line; line::SLOTS]>> = Map::ArrayOfMaps(data).try_into()?;
+    let mut found = Vec::new();
+    // The first half is TCP's.
+    for segment in (0..line::SEGMENTS).map_while(|nth| segments.get(&nth, 0).ok()) {
+        for bucket in segment.iter() {
+            let lines = bucket?.into_iter();
+            found.extend(lines.filter(|line| line[Translated::STATE] & state::BITS == state::ESTABLISHED).map(read));
+        }
+    }
+    Ok(found)
+}
+
+fn read(line: Line) -> (FlowKey, Flow) {
+    let [low, high, value @ ..] = line;
+    let seen = line[Translated::STATE];
+    let [zone, src, dst, [a, b, c, d]]: [[u8; 4]; 4] = transmute!([low, high]);
+    let key = FlowKey::new(zone, (src, [a, b]), (dst, [c, d]), (seen & Translated::KEY_BITS) as u8);
+    let mut flow: Flow = transmute!(value);
+    flow.created = line::before(flow.last_seen, Translated::created(seen));
+    (key, flow)
+}
+
+/// Copies both entries of the one established connection for `count` other clients, 198.18.0.0 and on. They go to the
+/// map of entries that find no line, from where the agent moves them to lines.
 fn multiply(agent: &Agent, count: u32) -> Result<()> {
     const CLIENT: [u8; 4] = [192, 168, 77, 100];
+    let there = in_lines(agent)?;
+    ensure!(there.len() == 2, "{} entries of one connection: {there:?}", there.len());
     let data = MapData::from_pin(agent.bpffs().join("maps/FLOWS"))?;
     let mut flows: HashMap<_, [u8; 20], [u8; 48]> = Map::HashMap(data).try_into()?;
-    let there: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
-    ensure!(there.len() == 2, "{} entries of one connection", there.len());
     for n in 0..count {
         let other = Ipv4Addr::from_bits(0xc612_0000 + n).octets();
-        for (key, flow) in &there {
-            let mut key = FlowKey::read_from_bytes(key).ok().context("no key")?;
-            let mut flow = Flow::read_from_bytes(flow).ok().context("no entry")?;
+        for (mut key, mut flow) in there.iter().copied() {
             for address in [&mut key.src, &mut key.dst, &mut flow.src, &mut flow.dst] {
                 if *address == CLIENT {
                     *address = other;
                 }
             }
-            let (key, flow) = (<[u8; 20]>::try_from(key.as_bytes())?, <[u8; 48]>::try_from(flow.as_bytes())?);
+            let (key, flow): ([u8; 20], [u8; 48]) = (transmute!(key), transmute!(flow));
             // The kernel keeps some entries ready, and refuses one while it fetches more.
             let started = Instant::now();
             while let Err(error) = flows.insert(key, flow, 0) {
@@ -189,15 +221,26 @@ fn multiply(agent: &Agent, count: u32) -> Result<()> {
             }
         }
     }
+    // About one of a hundred stays there, because both buckets of its key are full.
+    let few = count as usize / 25;
+    let mut before = few;
+    wait_for("nearly all to be in lines", 2 * PATIENCE, || {
+        thread::sleep(Duration::from_millis(500));
+        let left = flows.keys().take(few).count();
+        let moving = left != std::mem::replace(&mut before, left);
+        ensure!(left < few && !moving, "{left} entries or more are not");
+        Ok(())
+    })?;
+    eprintln!("{before} of {} entries found no line", 2 * count);
     Ok(())
 }
 
-/// A figure of `/proc/PID/status`, in MiB.
-fn memory(pid: u32, name: &str) -> Result<u64> {
+/// Memory that is a process's own, in MiB. `VmRSS` has all lines besides, which it has mapped.
+fn own_memory(pid: u32) -> Result<usize> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let figure = line.and_then(|text| text.split_whitespace().next()).context("no figure")?;
-    Ok(figure.parse::<u64>()? >> 10)
+    Ok(figure.parse::<usize>()? >> 10)
 }
 
 /// Processor time of a process so far.
@@ -208,12 +251,39 @@ fn processor(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
+/// Looks for `all` connections with and without filters; returns what listing all has taken of the agent's time.
+fn lists(agent: &Agent, pid: u32, all: usize) -> Result<Duration> {
+    let rows = |filter: &[&str]| -> Result<usize> {
+        // To be counted, they need not be read.
+        Ok(agent.cli(&[&["flow", "ls", "--json"], filter].concat())?.matches("\"client\":").count())
+    };
+    let used = processor(pid)?;
+    let seen = rows(&[])?;
+    ensure!(seen == all, "{seen} are listed, not {all}");
+    let took = processor(pid)?.saturating_sub(used);
+    for (filter, expected) in [
+        (&["--service", "web", "--limit", "900"][..], 900),
+        (&["--service", "user"], 0),
+        (&["--client", "198.18.7.0/24"], 256),
+        (&["--client", "192.168.77.100", "--state", "established"], 1),
+        (&["--state", "closing"], 0),
+    ] {
+        let seen = rows(filter)?;
+        ensure!(seen == expected, "{seen} of {filter:?}, not {expected}");
+    }
+    Ok(took)
+}
+
 #[test]
-fn two_hundred_thousand_connections_are_swept_and_listed_within_160_mib() {
+fn two_hundred_thousand_connections_are_swept_and_listed_within_192_mib() {
     const CONNECTIONS: u32 = 200_000;
-    const MIB: u64 = 160;
-    // Room for their entries, and little for what has proved nothing: the limit is enough for as many in one of the two
-    // tables, but not for two that are full.
+    // 171 MiB were used at most: 52 without a connection, 64 for the lines, and another 52 for the copies, which are in
+    // the map of entries that find no line until the lines are there. 118 are left then.
+    const MIB: u64 = 192;
+    // What sweeping and listing take of the agent's own, in MiB, for any number of connections: 4 at most, measured.
+    const OWN: usize = 12;
+    // Lines for their entries, and few for what has proved nothing: the limit is enough for as many in one of the four
+    // halves of tables, but not for four that are full.
     const SIZES: [&str; 4] = ["--max-flows", "524288", "--max-pending", "1024"];
     scenario_alone(|lab| {
         let client = lab.client()?;
@@ -231,29 +301,18 @@ fn two_hundred_thousand_connections_are_swept_and_listed_within_160_mib() {
         ensure!(said.contains("lower --max-flows to") && said.contains(&group.limit.display().to_string()), "{said}");
         let kept = LoadLoop::tcp(lab, &client, "192.168.77.11:8080", 1, true)?;
         kept.wait_answers(5)?;
-        multiply(&agent, CONNECTIONS)?;
-        let all = CONNECTIONS as usize + 1;
-        let (before, used) = (memory(pid, "VmRSS")?, processor(pid)?);
-        let rows = |filter: &[&str]| -> Result<usize> {
-            // To be counted, they need not be read.
-            Ok(agent.cli(&[&["flow", "ls", "--json"], filter].concat())?.matches("\"client\":").count())
-        };
-        ensure!(rows(&[])? == all, "not all are listed");
-        let took = processor(pid)?.saturating_sub(used);
-        for (filter, expected) in [
-            (&["--service", "web", "--limit", "900"][..], 900),
-            (&["--service", "user"], 0),
-            (&["--client", "198.18.7.0/24"], 256),
-            (&["--client", "192.168.77.100", "--state", "established"], 1),
-            (&["--state", "closing"], 0),
-        ] {
-            let seen = rows(filter)?;
-            ensure!(seen == expected, "{seen} of {filter:?}, not {expected}");
-        }
-        let grown = memory(pid, "VmHWM")?.saturating_sub(before);
-        eprintln!("{all} connections: listed in {took:?} of the agent's time, {before} MiB and {grown} more");
+        let (before, all) = (own_memory(pid)?, CONNECTIONS as usize + 1);
+        let (took, most) = most_during(
+            || own_memory(pid),
+            || {
+                multiply(&agent, CONNECTIONS)?;
+                lists(&agent, pid, all)
+            },
+        )?;
+        let grown = most.saturating_sub(before);
+        eprintln!("{all} connections: listed in {took:?} of the agent's time, its own {before} MiB and {grown} more");
         ensure!(took < Duration::from_secs(60), "listing has taken {took:?} of the agent's time");
-        ensure!(grown < 24, "{grown} MiB more for {all} connections");
+        ensure!(grown < OWN, "{grown} MiB more for {all} connections");
 
         // The next agent takes over as many, and sweeps them first. Service managers and containers make the control
         // group anew.

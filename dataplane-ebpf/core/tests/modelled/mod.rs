@@ -1,6 +1,8 @@
 //! Lines of loom's atomics, and the orders that it tries.
 
-use dataplane_common::line::{STATE, WORDS};
+use std::marker::PhantomData;
+
+use dataplane_common::line::{Layout, WORDS};
 use dataplane_core::{growth::Movable, lines::Line};
 use loom::sync::atomic::{
     AtomicU64,
@@ -8,11 +10,31 @@ use loom::sync::atomic::{
     fence,
 };
 
-/// As `dataplane_core` has it of the standard library's atomics.
-#[derive(Clone, Copy)]
-pub(crate) struct Modelled<'a>(pub(crate) &'a [AtomicU64; WORDS]);
+/// A layout of lines that threads share.
+pub(crate) trait Shared: Layout + Send + Sync + 'static {}
 
-impl Line for Modelled<'_> {
+impl<L: Layout + Send + Sync + 'static> Shared for L {}
+
+/// As `dataplane_core` has it of the standard library's atomics.
+pub(crate) struct Modelled<'a, L>(&'a [AtomicU64; WORDS], PhantomData<L>);
+
+impl<'a, L> Modelled<'a, L> {
+    pub(crate) fn new(words: &'a [AtomicU64; WORDS]) -> Self {
+        Self(words, PhantomData)
+    }
+}
+
+impl<L> Clone for Modelled<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Modelled<'_, L> {}
+
+impl<L: Layout> Line for Modelled<'_, L> {
+    type Layout = L;
+
     fn load(self, word: usize) -> u64 {
         self.0[word].load(Relaxed)
     }
@@ -28,13 +50,13 @@ impl Line for Modelled<'_> {
 
     fn replace_state(self, from: u64, to: u64) -> bool {
         fence(SeqCst);
-        let replaced = self.0[STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
+        let replaced = self.0[L::STATE].compare_exchange(from, to, SeqCst, Relaxed).is_ok();
         fence(SeqCst);
         replaced
     }
 }
 
-impl Movable for Modelled<'_> {
+impl<L: Layout> Movable for Modelled<'_, L> {
     fn replace(self, word: usize, from: u64, to: u64) -> bool {
         self.0[word].compare_exchange(from, to, SeqCst, Relaxed).is_ok()
     }

@@ -46,7 +46,8 @@ fn snapshot(entries: &[(FlowKey, Flow)], stage: Stage) -> Snapshot<FlowKey, Flow
 fn rows(flows: &Snapshot<FlowKey, Flow>, affinity: &Snapshot<AffinityKey, Affinity>) -> Vec<ConnectionRow> {
     let get = |key: &FlowKey| Ok::<_, Infallible>(flows.get(key).copied());
     let translated = flows.iter().filter_map(|(key, (stage, flow))| flow_row((*key, *stage, *flow), get).unwrap());
-    let ingress = affinity.iter().filter_map(|(key, (stage, entry))| affinity_row(key, *stage, entry, get).unwrap());
+    let ingress =
+        affinity.iter().filter_map(|(key, (stage, entry))| affinity_row((*key, *stage, *entry), get).unwrap());
     let mut rows: Vec<_> = translated.chain(ingress).collect();
     rows.sort_by_key(|row| (row.kind, row.proto, row.client, row.address));
     rows

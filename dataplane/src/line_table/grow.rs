@@ -3,16 +3,15 @@
 use std::{cell::RefCell, sync::atomic::AtomicU64};
 
 use dataplane_common::{
-    flow::{Affinity, AffinityKey, pending},
+    flow::pending,
     line::{SLOTS, WORDS, head},
 };
 use dataplane_core::{
     growth::{self, Growing, Moved},
-    lines::{Lines, Value},
+    lines::{KeyWords, Lines, Mapped, Value},
 };
-use zerocopy::transmute;
 
-use super::ClientLines;
+use super::{Contents, LineTable};
 use crate::table::MapFault;
 
 /// A half is doubled once more of its lines hold established connections than this share, in eighths: up to there
@@ -20,18 +19,20 @@ use crate::table::MapFault;
 const FULL: u64 = 3;
 
 /// The table as [`growth`] wants it.
-struct Growth<'a> {
-    lines: &'a ClientLines,
+struct Growth<'a, T: Contents> {
+    lines: &'a LineTable<T>,
     progress: &'a dyn Fn(),
-    spill: RefCell<Spill<'a>>,
+    spill: RefCell<Spill<'a, T>>,
 }
 
-/// Puts an established entry into map `AFFINITY`, and counts it; or takes the one with this key out.
-pub(crate) type Spill<'a> = &'a mut dyn FnMut(AffinityKey, Option<Affinity>) -> Result<(), MapFault>;
+/// Puts an established entry into the map of those that find no line, and counts it; or takes the one with this key
+/// out.
+pub(crate) type Spill<'a, T> =
+    &'a mut dyn FnMut(<T as Contents>::Key, Option<<T as Contents>::Entry>) -> Result<(), MapFault>;
 
-impl<'a> Lines for Growth<'a> {
-    const CLAIM: u64 = <&ClientLines as Lines>::CLAIM;
-    type Line = &'a [AtomicU64; WORDS];
+impl<'a, T: Contents> Lines for Growth<'a, T> {
+    const CLAIM: u64 = <&LineTable<T> as Lines>::CLAIM;
+    type Line = Mapped<'a, T>;
     type Bucket = &'a [[AtomicU64; WORDS]; SLOTS];
 
     fn head(&self, word: usize) -> u64 {
@@ -47,29 +48,29 @@ impl<'a> Lines for Growth<'a> {
     }
 }
 
-impl Growing for Growth<'_> {
+impl<T: Contents> Growing for Growth<'_, T> {
     type Error = MapFault;
 
     fn add(&self, half: u32, buckets: u32) -> Result<(), MapFault> {
-        self.lines.0.segments.add(half, buckets, self.progress)
+        self.lines.shared.segments.add(half, buckets, self.progress)
     }
 
     fn set_head(&self, word: usize, value: u64) {
-        self.lines.0.segments.set_head(word, value);
+        self.lines.shared.segments.set_head(word, value);
     }
 
     fn wait(&self) -> Result<(), MapFault> {
-        self.lines.0.segments.wait_for_programs()?;
-        self.lines.0.all_done();
+        self.lines.shared.segments.wait_for_programs()?;
+        self.lines.shared.all_done();
         Ok(())
     }
 
-    fn spill(&self, key: [u64; 2], value: &Value) -> Result<(), MapFault> {
-        (self.spill.borrow_mut())(transmute!(key), Some(transmute!(*value)))
+    fn spill(&self, key: KeyWords, value: &Value) -> Result<(), MapFault> {
+        (self.spill.borrow_mut())(T::key_of(key), Some(T::entry_of(*value)))
     }
 
-    fn unspill(&self, key: [u64; 2]) -> Result<(), MapFault> {
-        (self.spill.borrow_mut())(transmute!(key), None)
+    fn unspill(&self, key: KeyWords) -> Result<(), MapFault> {
+        (self.spill.borrow_mut())(T::key_of(key), None)
     }
 
     fn progress(&self) {
@@ -77,7 +78,7 @@ impl Growing for Growth<'_> {
     }
 }
 
-impl ClientLines {
+impl<T: Contents> LineTable<T> {
     /// Doubles a half as often as it takes for so many connections in it, TCP's first, and ends what an earlier call
     /// has begun. Whether a half has grown.
     ///
@@ -87,19 +88,27 @@ impl ClientLines {
         &self,
         used: [u64; pending::COUNT as usize],
         progress: &dyn Fn(),
-        spill: Spill<'_>,
+        spill: Spill<'_, T>,
     ) -> Result<bool, MapFault> {
-        let _pass = self.0.pass();
+        let _pass = self.shared.pass();
         let lines = Growth { lines: self, progress, spill: RefCell::new(spill) };
         let mut grown = false;
         for (half, used) in (0..).zip(used) {
             self.tell(half, growth::resume(&lines, half)?);
-            while self.is_full(half, used) && u64::from(self.buckets(half)) < self.0.segments.head(head::MOST) {
+            while self.is_full(half, used) && u64::from(self.buckets(half)) < self.shared.segments.head(head::MOST) {
                 self.tell(half, growth::double(&lines, half)?);
                 grown = true;
             }
         }
         Ok(grown)
+    }
+
+    /// Frees the lines that an agent has left behind that was ended when a half had just grown.
+    pub(crate) fn free_misplaced(&self) {
+        let _pass = self.shared.pass();
+        let mut nothing = |_, _| Ok(());
+        let lines = Growth { lines: self, progress: &|| (), spill: RefCell::new(&mut nothing) };
+        (0..pending::COUNT).for_each(|half| growth::free_misplaced(&lines, half));
     }
 
     /// Says what became of connections when their half had grown.
@@ -108,10 +117,10 @@ impl ClientLines {
             return;
         }
         let room = self.capacity()[half as usize];
-        tracing::info!("clients' connections have {room} lines now; {} were moved", moved.moved);
+        tracing::info!("{} have {room} lines now; {} were moved", T::WHAT, moved.moved);
         if moved.spilled > 0 {
-            let spilled = moved.spilled;
-            tracing::info!("{spilled} established ones found no line: they are in map AFFINITY, and go without XDP");
+            let (spilled, map) = (moved.spilled, T::SPILLED);
+            tracing::info!("{spilled} established ones found no line: they are in map {map}, which takes longer");
         }
         if moved.lost > 0 {
             tracing::warn!("{} pending ones found no line among {room}: they end", moved.lost);
@@ -122,7 +131,7 @@ impl ClientLines {
     #[cfg(feature = "testing")]
     pub(crate) fn begin_to_grow(&self, half: u32) -> Result<(), MapFault> {
         let mut nothing = |_, _| Ok(());
-        let spill = RefCell::new(&mut nothing as Spill<'_>);
+        let spill = RefCell::new(&mut nothing as Spill<'_, T>);
         growth::begin(&Growth { lines: self, progress: &|| (), spill }, half)
     }
 

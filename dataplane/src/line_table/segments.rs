@@ -13,6 +13,7 @@ use dataplane_common::{
     line::{self, Bucket, SEGMENT, SEGMENTS, SLOTS, WORDS, geometry, head},
 };
 
+use super::Contents;
 use crate::{
     MapName, Sizes,
     random::random,
@@ -26,24 +27,23 @@ const SEGMENT_WORDS: u32 = SEGMENT * (SLOTS * WORDS) as u32;
 
 /// What is mapped stays so: references into it are good for as long as this is.
 pub(super) struct Segments {
+    name: MapName,
     head: Words,
     mapped: Box<[OnceLock<Words>]>,
     map: Mutex<ArrayOfMaps<MapData>>,
 }
 
-fn fault(source: MapError) -> MapFault {
-    MapFault { map: MapName::AffinitySegments, source }
-}
-
-fn map_words(fd: BorrowedFd<'_>, count: u32) -> Result<Words, MapFault> {
-    Words::map(fd, count).map_err(|error| fault(error.into()))
+fn map_words(map: MapName, fd: BorrowedFd<'_>, count: u32) -> Result<Words, MapFault> {
+    Words::map(fd, count).map_err(|error| MapFault { map, source: error.into() })
 }
 
 impl Segments {
     /// Maps what there is, and makes what is new ready.
-    pub(super) fn new(segments: Map, head: &Map, sizes: Sizes) -> Result<Self, MapFault> {
+    pub(super) fn new<T: Contents>(segments: Map, head: &Map, sizes: Sizes) -> Result<Self, MapFault> {
+        let fault = |source| MapFault { map: T::SEGMENTS, source };
         let segments = Self {
-            head: map_words(descriptor(MapName::AffinityHead, head)?, head::WORDS as u32)?,
+            name: T::SEGMENTS,
+            head: map_words(T::HEAD, descriptor(T::HEAD, head)?, head::WORDS as u32)?,
             mapped: (0..pending::COUNT * SEGMENTS).map(|_| OnceLock::new()).collect(),
             map: Mutex::new(segments.try_into().map_err(fault)?),
         };
@@ -91,8 +91,8 @@ impl Segments {
     }
 
     fn map_segment(&self, nth: u32, segment: &MapData) -> Result<(), MapFault> {
-        let words = map_words(segment.fd().as_fd(), SEGMENT_WORDS)?;
-        let Some(place) = self.mapped.get(nth as usize) else { return Err(fault(MapError::KeyNotFound)) };
+        let words = map_words(self.name, segment.fd().as_fd(), SEGMENT_WORDS)?;
+        let Some(place) = self.mapped.get(nth as usize) else { return Err(self.fault(MapError::KeyNotFound)) };
         // It is mapped already if it is there.
         let _ = place.set(words);
         Ok(())
@@ -112,7 +112,7 @@ impl Segments {
                     }
                 }
                 Err(MapFault { source, .. }) if is_absent(&source) => {
-                    let segment = new_segment().map_err(fault)?;
+                    let segment = new_segment().map_err(|error| self.fault(error))?;
                     // In this order: what is mapped counts as there.
                     self.with_map(|map| map.set(nth, &segment, 0))?;
                     self.map_segment(nth, &segment)?;
@@ -134,7 +134,11 @@ impl Segments {
     }
 
     fn with_map<T>(&self, run: impl FnOnce(&mut ArrayOfMaps<MapData>) -> Result<T, MapError>) -> Result<T, MapFault> {
-        run(&mut self.map.lock().unwrap_or_else(PoisonError::into_inner)).map_err(fault)
+        run(&mut self.map.lock().unwrap_or_else(PoisonError::into_inner)).map_err(|error| self.fault(error))
+    }
+
+    fn fault(&self, source: MapError) -> MapFault {
+        MapFault { map: self.name, source }
     }
 }
 
