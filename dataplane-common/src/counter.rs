@@ -93,8 +93,9 @@ counters! {
     ProbeAnswered = 25, "probe_answered";
     /// Other nodes' probes answered.
     ProbeReply = 26, "probe_reply";
-    /// Connections that have proved themselves and stay in the pending tables, because their service, their clients' prefix or
-    /// their protocol holds its share of the established one, or that is full. They work as long as nothing displaces them.
+    /// Connections that have proved themselves and stay pending, because their service, their clients' prefix or their
+    /// protocol holds its share of the established entries, or there is no room. They work as long as nothing displaces
+    /// them.
     KeptPending = 27, "kept_pending";
 }
 

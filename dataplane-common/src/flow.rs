@@ -1,5 +1,5 @@
-//! The tables of translated connections (`FLOWS_SEGMENTS`, `FLOWS`) and of clients (`AFFINITY_SEGMENTS`, `AFFINITY`): what
-//! connections remember.
+//! The tables of translated connections (`FLOWS_SEGMENTS`, `FLOWS`) and of clients (`AFFINITY_SEGMENTS`, `AFFINITY`):
+//! what connections remember.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,17 +9,18 @@ use crate::addr::{Ip4, NetId, Port, Tag};
 /// In Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 5.1 s,
 /// at 100 Hz); and half a second, because entries are not touched for every packet.
 pub const TIME_WAIT_SECONDS: u64 = 66;
-/// So many entries of translated connections (two each) are established, and so many of clients; size of `FLOWS` and of
-/// `AFFINITY`.
+/// Room for established entries: so many of translated connections (two each), and so many of clients. Also the size of
+/// `FLOWS` and of `AFFINITY`.
 /// Ended connections stay for [`TIME_WAIT_SECONDS`], so this bounds the sustained rate of short connections: 7,900 per
 /// second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
 /// Lines in each half of `FLOWS_SEGMENTS` (two entries per connection) and of `AFFINITY_SEGMENTS` at first: room for
-/// connections that have not proved yet that somebody is there, and those that have found no share of the established ones
-/// (see [`crate::shares`]). Those that were silent for longest make room, so a flood only ever displaces its like.
+/// connections that have not proved yet that somebody is there, and those that have found no share of the established
+/// ones (see [`crate::shares`]). Those that were silent for longest make room, so a flood only ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
 
-/// Halves of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS`: one for TCP, one for all else, so that neither displaces the other's.
+/// Halves of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS`: one for TCP, one for all else, so that neither displaces the
+/// other's.
 pub mod pending {
     use crate::headers::ipproto;
 
@@ -43,7 +44,8 @@ pub const MESH_ZONE: NetId = [0xff; 4];
 /// [`FlowKey::zone`] of mesh flows at their ingress node, to backends on nodes without Hiveway.
 pub const STOCK_ZONE: NetId = [0xff, 0xff, 0xff, 0xfe];
 
-/// Key of a translated connection: a packet's addresses as they stand **before** translation, in the direction it travels.
+/// Key of a translated connection: a packet's addresses as they stand **before** translation, in the direction it
+/// travels.
 ///
 /// Ports of ICMP echo flows are the identifier, in both fields.
 #[repr(C, align(4))]
@@ -86,8 +88,8 @@ impl FlowKey {
 pub struct Flow {
     /// When a packet of this direction was last seen: `CLOCK_MONOTONIC` (coarse) in nanoseconds.
     pub last_seen: u64,
-    /// When the entry was made, same clock. In a line, programs find its state here (see [`crate::line::Translated`]): a
-    /// number that tells it from other entries with its key.
+    /// When the entry was made, same clock. In a line, programs find its state here (see [`crate::line::Translated`]):
+    /// a number that tells it from other entries with its key.
     pub created: u64,
     /// The task that serves.
     pub tag: Tag,
@@ -105,10 +107,10 @@ pub struct Flow {
     pub task: Ip4,
     /// Bits of [`flag`].
     pub flags: u8,
-    /// Of TCP. Pending reply entries: the lower 24 bits of the acknowledgement number, big endian, with which the client
-    /// completes the handshake; zero before the SYN-ACK was seen. Established ones: the upper 24 bits of the number that
-    /// the backend has acknowledged last. Established forward entries with [`flag::FIN`]: the upper 24 bits of the
-    /// sequence number behind the client's FIN.
+    /// Of TCP. Pending reply entries: the lower 24 bits of the acknowledgement number, big endian, with which the
+    /// client completes the handshake; zero before the SYN-ACK was seen. Established ones: the upper 24 bits of the
+    /// number that the backend has acknowledged last. Established forward entries with [`flag::FIN`]: the upper 24 bits
+    /// of the sequence number behind the client's FIN.
     pub tcp_number: [u8; 3],
 }
 
@@ -168,8 +170,8 @@ pub mod flag {
     pub const KEPT: u8 = 1 << 6;
     /// The same of pending entries of clients.
     pub const AFFINITY_KEPT: u8 = 1 << 5;
-    /// Translated connections only: one made directly to a task that is also a VIP's backend. Alone under its reply key it
-    /// changes nothing and only keeps the key; with a forward entry the source port is translated.
+    /// Translated connections only: one made directly to a task that is also a VIP's backend. Alone under its reply key
+    /// it changes nothing and only keeps the key; with a forward entry the source port is translated.
     pub const DIRECT: u8 = 1 << 5;
     /// Clients' entries only: this node (or a container behind its masquerade) opened the connection from a port that
     /// is also published; packets are the stack's.

@@ -118,6 +118,9 @@ pub const KEY: usize = 0;
 /// First word of the value: when a packet was last seen.
 pub const VALUE: usize = 2;
 
+/// Word of both kinds of values with the time at which the entry was made, outside of lines.
+pub const CREATED: usize = 1;
+
 /// What is where in the lines of a table.
 pub trait Layout {
     /// Word of the line's [`state`].
@@ -126,16 +129,19 @@ pub trait Layout {
     const KEY_BITS: u64;
     /// Byte of the value with the connection's flags.
     const FLAGS: usize;
+    /// So many bits at the end of the time at which an entry was made are not in a line.
+    const COARSE_BITS: u32;
 
     /// What the state holds of a value.
     fn of_value(value: &[u64; WORDS - VALUE]) -> u64;
 
-    /// When the entry in a line was made, if the state holds that: as in [`crate::flow::Flow::created`], but to 2²² ns and
-    /// modulo 2⁵⁴.
+    /// When the entry in a line was made, if the state holds that: as in [`crate::flow::Flow::created`], but to 2²² ns
+    /// and modulo 2⁵⁴.
     fn created(seen: u64) -> u64;
 }
 
-/// Connections of clients: [`AffinityKey`], whose last three bytes, which are padding, hold the state; and [`Affinity`].
+/// Connections of clients: [`AffinityKey`], whose last three bytes, which are padding, hold the state; and
+/// [`Affinity`].
 #[derive(Clone, Copy, Debug)]
 pub struct Clients;
 
@@ -143,6 +149,7 @@ impl Layout for Clients {
     const STATE: usize = 1;
     const KEY_BITS: u64 = state::OTHERS;
     const FLAGS: usize = offset_of!(Affinity, flags);
+    const COARSE_BITS: u32 = 0;
 
     #[inline(always)]
     fn of_value(_: &[u64; WORDS - VALUE]) -> u64 {
@@ -166,9 +173,10 @@ const PROTO_BITS: u32 = 8;
 pub const TICK_BITS: u32 = 22;
 
 impl Layout for Translated {
-    const STATE: usize = VALUE + offset_of!(Flow, created) / 8;
+    const STATE: usize = VALUE + CREATED;
     const KEY_BITS: u64 = (1 << PROTO_BITS) - 1;
     const FLAGS: usize = offset_of!(Flow, flags);
+    const COARSE_BITS: u32 = TICK_BITS;
 
     #[inline(always)]
     fn of_value(value: &[u64; WORDS - VALUE]) -> u64 {
@@ -181,8 +189,8 @@ impl Layout for Translated {
     }
 }
 
-/// The time that [`Layout::created`] gives, as it lies no longer before `now` than 208 days, or a second after it: clocks of
-/// two CPUs differ by a tick.
+/// The time that [`Layout::created`] gives, as it lies no longer before `now` than 208 days, or a second after it:
+/// clocks of two CPUs differ by a tick.
 #[inline(always)]
 #[must_use]
 pub const fn before(now: u64, created: u64) -> u64 {
@@ -199,8 +207,8 @@ pub const fn ticks(time: u64) -> u32 {
     (time >> TICK_BITS) as u32
 }
 
-/// Whether a pending connection is in a line with this state. A time in place of one, as an entry outside of lines has it,
-/// is taken for either.
+/// Whether a pending connection is in a line with this state. A time in place of one, as an entry outside of lines has
+/// it, is taken for either.
 #[inline(always)]
 #[must_use]
 pub const fn is_pending(seen: u64) -> bool {
@@ -238,7 +246,7 @@ const _: () = {
     assert!(offset_of!(AffinityKey, proto) == 12 && offset_of!(Affinity, last_seen) == 0);
     assert!(size_of::<FlowKey>() - 4 + size_of::<Flow>() == size_of::<Line>());
     assert!(offset_of!(FlowKey, proto) == 16 && offset_of!(Flow, last_seen) == 0);
-    assert!(offset_of!(Flow, created) == 8 && offset_of!(Affinity, created) == 8);
+    assert!(offset_of!(Flow, created) == 8 * CREATED && offset_of!(Affinity, created) == 8 * CREATED);
     assert!(size_of::<Bucket>() == 64 * SLOTS && align_of::<Bucket>() == 8 && size_of::<Head>() == 128);
     assert!(number(1, 0) == MOST_BUCKETS && place(number(1, 0)).0 == SEGMENTS);
     // The state lies in the key's padding.

@@ -3,7 +3,7 @@
 //! Shares are of what is **free**, as switches with shared buffers have it (dynamic thresholds: Choudhury and Hahne,
 //! IEEE/ACM Transactions on Networking 6(2), 1998): whoever is alone may take most of a table, and the more hold much
 //! of it, the less each gets; there is always something left for who holds little. What finds no share is refused
-//! nothing: it stays in the pending tables, where the least recently used makes room.
+//! nothing: it stays pending, where what was silent for longest makes room.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -26,7 +26,7 @@ const OF_PREFIX: i64 = 2;
 
 /// Index of clients' connections in [`Shares`].
 pub const AFFINITY: usize = 0;
-/// Index of `FLOWS` in [`Shares`].
+/// Index of translated connections' entries in [`Shares`].
 pub const FLOWS: usize = 1;
 
 /// Value of map `SHARES` (memory-mapped array of one). Numbers are of table entries, in two's complement: between two
@@ -76,7 +76,7 @@ impl Place {
         Self::new(AFFINITY, seed, [0; 4], key.proto, port(key.port, key.proto), word([a, b, c, 0]))
     }
 
-    /// Of both entries of `FLOWS` of a connection with this forward key. Through the mesh as for [`Self::of_affinity`];
+    /// Of both entries of a translated connection with this forward key. Through the mesh as for [`Self::of_affinity`];
     /// inside an overlay network the service is an address, and the prefix one container.
     #[inline(always)]
     #[must_use]

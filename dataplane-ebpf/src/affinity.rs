@@ -6,7 +6,6 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_common::{
     counter::Counter,
     drop_reason::DropReason,
@@ -18,8 +17,7 @@ use crate::{
     client_lines::{self, Clients},
     clock, connection, ending,
     lines::Promotion,
-    lines_map::{self, Place},
-    maps::AFFINITY,
+    lines_map::{self, Established, Place},
     parse::Packet,
     proof,
     scratch::scratch,
@@ -27,9 +25,6 @@ use crate::{
     skb::Skb,
     verdict,
 };
-
-/// Of an insertion under a key that is there.
-const EEXIST: i32 = -17;
 
 /// The entry with this key, in whichever table.
 #[inline(always)]
@@ -51,25 +46,14 @@ pub(crate) fn find(key: &AffinityKey) -> Option<(&'static mut Affinity, bool)> {
     // VERIFIER: whether the place is none is not asked, which would be another way to the same end.
     match place.entry::<Clients>() {
         Some(entry) => Some((entry, !place.is_established())),
-        None => spilled(place, key).map(|entry| (entry, false)),
+        None => lines_map::get_spilled::<Clients>(place, key).map(|entry| (entry, false)),
     }
 }
 
 /// Whether the entry with this key is in `AFFINITY`. `place`: where it was not found in the lines.
 #[inline(never)]
 pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
-    spilled(place, key).is_some()
-}
-
-/// The entry with this key in `AFFINITY`.
-#[inline(always)]
-fn spilled(place: Place, key: &AffinityKey) -> Option<&'static mut Affinity> {
-    if !lines_map::have_spilled::<Clients>(place) {
-        return None;
-    }
-    lines_map::look_there_after()?;
-    // SAFETY: as for flows: only `last_seen`, `flags` and `tcp_number` change after creation.
-    AFFINITY.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    lines_map::get_spilled::<Clients>(place, key).is_some()
 }
 
 /// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
@@ -143,11 +127,8 @@ pub(crate) fn enter(key: &AffinityKey, backend: &Backend, flags: u8) -> Result<(
 /// Takes the established entry out, if there is one: of a connection from the same port that has ended.
 #[inline(never)]
 pub(crate) fn clear(key: &AffinityKey) {
-    let mut removed = -i64::from(client_lines::remove_established(key));
-    if lines_map::have_spilled::<Clients>(Place::NOWHERE) {
-        // In both while a sweep moves it back: it was counted once.
-        removed |= shares::taken_out(AFFINITY.remove(key));
-    }
+    // In both while a sweep moves it back: it was counted once.
+    let removed = -i64::from(client_lines::remove_established(key)) | lines_map::take_out_spilled::<Clients>(key);
     shares::count_affinity(key, removed);
 }
 
@@ -177,9 +158,9 @@ pub(crate) fn promote(key: &AffinityKey, known: &mut Affinity, len: usize) {
         GONE => return,
         DONE => {}
         _ => match spill(key, known) {
-            Spilled::Gone => return,
-            Spilled::Done => {}
-            Spilled::NoRoom => {
+            Established::Elsewhere => return,
+            Established::Now => {}
+            Established::NoRoom => {
                 known.flags |= kept;
                 return keep(known, len);
             }
@@ -204,45 +185,11 @@ fn keep(known: &mut Affinity, len: usize) {
     }
 }
 
-/// What came of [`spill`].
-enum Spilled {
-    /// The connection was displaced, or another CPU has promoted it.
-    Gone,
-    /// It is in `AFFINITY`.
-    Done,
-    /// There is no room.
-    NoRoom,
-}
-
 /// Moves a connection that has proved itself to `AFFINITY`.
 #[inline(never)]
-fn spill(key: &AffinityKey, known: &mut Affinity) -> Spilled {
+fn spill(key: &AffinityKey, known: &mut Affinity) -> Established {
     // In scratch memory: XDP has none of the 512 bytes of stack to spare.
-    let Ok(scratch) = scratch() else { return Spilled::NoRoom };
-    let Some(seen) = client_lines::copied(key, known, &mut scratch.affinity) else { return Spilled::Gone };
-    match AFFINITY.insert(key, &scratch.affinity, BPF_NOEXIST as u64) {
-        Ok(()) => {}
-        Err(EEXIST) => {
-            // Another CPU is doing the same; or it is of an older connection, and nobody finds it.
-            if AFFINITY.get_ptr(key).is_some_and(|there| !is_same(there, &scratch.affinity)) {
-                let _ = AFFINITY.remove(key);
-            }
-            return Spilled::Gone;
-        }
-        Err(_) => return Spilled::NoRoom,
-    }
-    lines_map::spilled::<Clients>();
-    // Last: until then it is found here. Where it was taken out meanwhile, or promoted, it is not to be there.
-    if !client_lines::free(known, seen) {
-        let _ = AFFINITY.remove(key);
-        return Spilled::Gone;
-    }
-    Spilled::Done
-}
-
-/// Whether an entry of `AFFINITY` is the one that was copied, but for what was noted since.
-#[inline(always)]
-fn is_same(there: *const Affinity, copied: &Affinity) -> bool {
-    // SAFETY: into an element of a live map; aligned, so read as a whole.
-    (unsafe { (&raw const (*there).created).read_volatile() }) == copied.created
+    let Ok(scratch) = scratch() else { return Established::NoRoom };
+    let Some(seen) = client_lines::copied(key, known, &mut scratch.affinity) else { return Established::Elsewhere };
+    lines_map::spill::<Clients>(key, known, &scratch.affinity, seen)
 }

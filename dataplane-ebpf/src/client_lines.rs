@@ -2,25 +2,24 @@
 
 use core::ptr;
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap};
 use dataplane_common::{
-    flow::{Affinity, AffinityKey, pending},
-    line::{self, Head, SEGMENTS},
+    flow::{Affinity, AffinityKey, MAX_FLOWS, pending},
+    line::{Head, SEGMENTS},
 };
 
 use crate::{
     lines::{self, Choice, Key, Promotion, Put},
     lines_map::{self, InMaps, Place, Table, line_of},
-    maps::{AFFINITY_HEAD, AFFINITY_SEGMENTS, MMAPABLE, Segment, kind},
+    maps::{AFFINITY, AFFINITY_HEAD, AFFINITY_SEGMENTS, GROWING, MMAPABLE, Segment, kind},
     scratch::copy,
 };
 
-pub(crate) struct Clients;
+pub(crate) use dataplane_common::line::Clients;
 
 const LINES: InMaps<Clients> = InMaps::NEW;
 
 impl Table for Clients {
-    type Layout = line::Clients;
     type Key = AffinityKey;
     type Entry = Affinity;
 
@@ -32,6 +31,11 @@ impl Table for Clients {
     #[inline(always)]
     fn head() -> &'static Array<Head, 1, MMAPABLE> {
         &AFFINITY_HEAD
+    }
+
+    #[inline(always)]
+    fn overflow() -> &'static HashMap<AffinityKey, Affinity, { MAX_FLOWS as usize }, GROWING> {
+        &AFFINITY
     }
 
     #[inline(always)]
@@ -134,10 +138,4 @@ pub(crate) fn is_pending(key: &AffinityKey, entry: &mut Affinity) -> bool {
 #[inline(always)]
 pub(crate) fn copied(key: &AffinityKey, entry: &mut Affinity, to: &mut Affinity) -> Option<u64> {
     lines::copied(line_of::<Clients>(entry), &Clients::key(key), || copy(entry, to))
-}
-
-/// Frees the line of an entry that was found, if its state still is `seen`. Whether it was.
-#[inline(always)]
-pub(crate) fn free(entry: &mut Affinity, seen: u64) -> bool {
-    lines::free(line_of::<Clients>(entry), seen)
 }

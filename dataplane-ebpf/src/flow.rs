@@ -1,18 +1,19 @@
 //! The tables `FLOWS_SEGMENTS` and `FLOWS`: two entries per translated connection, one per direction.
 //!
 //! A connection begins as pending entries in the lines, which make room for others when they were silent for longest.
-//! Once both ends have proved that they are there (see `pending.rs`) its entries are established, each in its line, where
-//! nothing is ever displaced. Only where its bucket has as many established ones as it may have one moves to the hash
-//! `FLOWS`. A flood of packets from invented sources never gets that far. Either entry of a pending connection may be
-//! displaced; each can be made again from the other.
+//! Once both ends have proved that they are there (see `pending.rs`) its entries are established, each in its line,
+//! where nothing is ever displaced. Only where its bucket has as many established ones as it may have one moves to the
+//! hash `FLOWS`. A flood of packets from invented sources never gets that far. Either entry of a pending connection may
+//! be displaced; each can be made again from the other.
 //!
 //! What a packet says about its connection is in `dataplane-core` (`connection`, `proof`, `ending`, `succession`,
 //! `age`). The tables are used here and, on top of this file, by `opening.rs`, `pending.rs` and `follow.rs`.
 //!
 //! Concurrency: entries are created by whichever CPU sees the first packet ([`enter`] decides races); after that only
-//! `last_seen`, `flags` and `tcp_number` change, and in lines the state, which lies in `created`. Who moves an entry puts
-//! it into `FLOWS` before it frees its line; look-ups go through them in this order. Two CPUs that note something in
-//! `flags` at once may lose one of both: a connection whose FINs cross so lasts until it has been silent for long.
+//! `last_seen`, `flags` and `tcp_number` change, and in lines the state, which lies in `created`. An entry that moves
+//! is put into `FLOWS` before its line is freed, and look-ups read the lines first: they find it throughout. Two CPUs
+//! that note something in `flags` at once may lose one of both: a connection whose FINs cross so lasts until it has
+//! been silent for long.
 
 use dataplane_common::{
     addr::NetId,
@@ -28,8 +29,7 @@ use crate::{
     ending,
     flow_lines::{self, Translated},
     lines::New,
-    lines_map::{self, Place},
-    maps::FLOWS,
+    lines_map,
     nat::Translation,
     scratch::scratch,
     shares, succession,
@@ -54,7 +54,7 @@ pub(crate) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
     // VERIFIER: whether the place is none is not asked, which would be another way to the same end.
     match place.entry::<Translated>() {
         Some(entry) => Some((entry, !place.is_established())),
-        None => spilled(place, key).map(|entry| (entry, false)),
+        None => lines_map::get_spilled::<Translated>(place, key).map(|entry| (entry, false)),
     }
 }
 
@@ -62,18 +62,7 @@ pub(crate) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
 #[inline(always)]
 pub(crate) fn is_established(key: &FlowKey) -> bool {
     let place = flow_lines::find(key);
-    place.is_established() || (!place.is_found() && spilled(place, key).is_some())
-}
-
-/// The entry with this key in `FLOWS`. `place`: where it was not found in the lines.
-#[inline(always)]
-fn spilled(place: Place, key: &FlowKey) -> Option<&'static mut Flow> {
-    if !lines_map::have_spilled::<Translated>(place) {
-        return None;
-    }
-    lines_map::look_there_after()?;
-    // SAFETY: see the module's note on concurrency; a torn read cannot happen on the fields that change (8 and 1 byte).
-    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    place.is_established() || (!place.is_found() && lines_map::get_spilled::<Translated>(place, key).is_some())
 }
 
 /// Notes that a packet went by.
@@ -138,26 +127,17 @@ pub(crate) fn remove(key: &FlowKey, forward_key: &FlowKey) {
 #[inline(always)]
 fn take_out(key: &FlowKey) -> i64 {
     // In both while a sweep moves it back: it was counted once.
-    -i64::from(flow_lines::remove(key)) | take_out_spilled(key)
+    -i64::from(flow_lines::remove(key)) | lines_map::take_out_spilled::<Translated>(key)
 }
 
-/// The same for the entry that was found with this [`Flow::created`]; of several who try one takes it out. `None`: somebody
-/// else has.
+/// The same for the entry that was found with this [`Flow::created`]. Of several CPUs that try, one takes it out; the
+/// others get `None`.
 #[inline(always)]
 pub(crate) fn take_out_found(key: &FlowKey, created: u64) -> Option<i64> {
     match flow_lines::remove_found(key, created) {
-        Some(established) => Some(-i64::from(established) | take_out_spilled(key)),
-        None => Some(take_out_spilled(key)).filter(|change| *change != 0),
+        Some(established) => Some(-i64::from(established) | lines_map::take_out_spilled::<Translated>(key)),
+        None => Some(lines_map::take_out_spilled::<Translated>(key)).filter(|change| *change != 0),
     }
-}
-
-/// The same for an entry in `FLOWS`.
-#[inline(always)]
-pub(crate) fn take_out_spilled(key: &FlowKey) -> i64 {
-    if !lines_map::have_spilled::<Translated>(Place::NOWHERE) {
-        return 0;
-    }
-    shares::taken_out(FLOWS.remove(key))
 }
 
 /// Forgets a connection by its forward key and entry. Where it has ended, its backend may keep it in TIME-WAIT: then

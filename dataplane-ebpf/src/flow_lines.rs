@@ -2,9 +2,9 @@
 
 use core::ptr;
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap};
 use dataplane_common::{
-    flow::{Flow, FlowKey, pending},
+    flow::{Flow, FlowKey, MAX_FLOWS, pending},
     line::{self, Head, Layout as _, SEGMENTS},
 };
 
@@ -12,16 +12,15 @@ use crate::{
     clock,
     lines::{self, Choice, Key, New, Promotion, Put},
     lines_map::{self, InMaps, Place, Table, line_of},
-    maps::{FLOWS_HEAD, FLOWS_SEGMENTS, MMAPABLE, Segment, kind},
+    maps::{FLOWS, FLOWS_HEAD, FLOWS_SEGMENTS, GROWING, MMAPABLE, Segment, kind},
     scratch::copy,
 };
 
-pub(crate) struct Translated;
+pub(crate) use dataplane_common::line::Translated;
 
 const LINES: InMaps<Translated> = InMaps::NEW;
 
 impl Table for Translated {
-    type Layout = line::Translated;
     type Key = FlowKey;
     type Entry = Flow;
 
@@ -33,6 +32,11 @@ impl Table for Translated {
     #[inline(always)]
     fn head() -> &'static Array<Head, 1, MMAPABLE> {
         &FLOWS_HEAD
+    }
+
+    #[inline(always)]
+    fn overflow() -> &'static HashMap<FlowKey, Flow, { MAX_FLOWS as usize }, GROWING> {
+        &FLOWS
     }
 
     #[inline(always)]
@@ -154,7 +158,8 @@ extern "C" fn flow_lines_put_new(key: *const FlowKey, choice: Choice, entry: *co
     lines::try_put_new(&LINES, key, choice, value) as u32
 }
 
-/// Takes an entry out that was found with this [`Flow::created`]. Of several who try, one does; `None`: it is not there.
+/// Takes an entry out that was found with this [`Flow::created`], of one line: while the table grows another copy may
+/// stay, which a new entry hides and its batch frees. Of several CPUs that try, one does; `None`: it is not there.
 /// Otherwise whether it was established.
 #[inline(always)]
 pub(crate) fn remove_found(key: &FlowKey, created: u64) -> Option<bool> {
@@ -180,12 +185,6 @@ extern "C" fn flow_lines_remove_found(key: *const FlowKey, created: u64) -> u32 
 #[inline(always)]
 pub(crate) fn copied(key: &FlowKey, entry: &mut Flow, to: &mut Flow) -> Option<u64> {
     let seen = lines::copied(line_of::<Translated>(entry), &Translated::key(key), || copy(entry, to))?;
-    to.created = line::before(clock::now(), line::Translated::created(seen));
+    to.created = line::before(clock::now(), Translated::created(seen));
     Some(seen)
-}
-
-/// Frees the line of an entry that was found, if its state still is `seen`. Whether it was.
-#[inline(always)]
-pub(crate) fn free(entry: &mut Flow, seen: u64) -> bool {
-    lines::free(line_of::<Translated>(entry), seen)
 }

@@ -1,6 +1,6 @@
-//! A packet of a translated connection: finds its entry, establishes one that has proved itself, and notes what the packet
-//! says about the connection's end. The rules are in `dataplane-core` (`proof`, `ending`); this is their way through
-//! the tables.
+//! A packet of a translated connection: finds its entry, establishes one that has proved itself, and notes what the
+//! packet says about the connection's end. The rules are in `dataplane-core` (`proof`, `ending`); this is their way
+//! through the tables.
 
 use dataplane_common::{
     addr::NetId,
@@ -84,8 +84,8 @@ pub(crate) fn touch_forward(key: &FlowKey, known: &mut Flow, packet: &Packet) {
     flow::touch(known);
 }
 
-/// Notes what a packet of the client's says about the end of the connection with the forward entry `forward`, in
-/// `FLOWS`.
+/// Notes what a packet of the client's says about the end of the connection with the established forward
+/// entry `forward`.
 #[inline(always)]
 pub(crate) fn of_client(key: &FlowKey, forward: &mut Flow, packet: &Packet) {
     if ending::client_ends(packet) {
@@ -102,7 +102,7 @@ fn client_has_ended(key: &FlowKey, forward: &mut Flow, packet: &Packet) {
     ending::of_client(forward, reply, packet, clock::now);
 }
 
-/// Notes what a packet of the backend's says about the connection with the reply entry `reply`, in `FLOWS` if it is
+/// Notes what a packet of the backend's says about the connection with the reply entry `reply`, which may be
 /// `established`.
 #[inline(always)]
 fn of_backend(key: &FlowKey, reply: &mut Flow, packet: &Packet, established: bool) {

@@ -29,7 +29,7 @@ use dataplane_common::{
 };
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
-const GROWING: usize = BPF_F_NO_PREALLOC as usize;
+pub(crate) const GROWING: usize = BPF_F_NO_PREALLOC as usize;
 /// The agent maps it into its memory.
 pub(crate) const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 

@@ -121,7 +121,7 @@ fn established(ctx: &Skb, packet: &Packet, target: &Target, ingress: Ip4) -> Res
     let Some(known) = follow::forward(ctx, &key, packet) else {
         return Ok(None);
     };
-    // It only counts where somebody else wants the connection's place.
+    // Only asked where another task or another ingress node wants the connection's place.
     let proved = (known.tag != target.tag || known.peer != ingress) && is_proved(&key, known);
     match place_of(packet, known, proved, &target.tag, &ingress) {
         Place::Own => {}

@@ -13,6 +13,7 @@ use dataplane_common::{
     flow::{Flow, MESH_ZONE, flag},
     fragment::way,
     headers::{ipproto, tcpflag},
+    line,
 };
 
 use crate::{
@@ -33,8 +34,8 @@ const SILENT_NS: u64 = 1_200_000_000;
 const TURN_SHIFT: u32 = 29;
 const TURNS: u8 = 32;
 
-/// Which way the reply `packet` of the connection `known` should go (one of [`way`]). `proved`: its entry was in `FLOWS`
-/// before this packet, and not ended. To be asked before the entry is touched.
+/// Which way the reply `packet` of the connection `known` should go (one of [`way`]). `proved`: its entry was
+/// established before this packet, and had not ended. To be asked before the entry is touched.
 #[inline(always)]
 pub(crate) fn way_of(config: &Config, packet: &Packet, known: &Flow, proved: bool) -> u8 {
     if config.mesh_return != mesh_return::DIRECT || !may_leave(packet, known) {
@@ -73,12 +74,23 @@ fn ingress_must_see(packet: &Packet, known: &Flow, proved: bool) -> bool {
         return true;
     }
     let now = clock::now();
-    if !age::old(known.last_seen, now) {
+    if !is_due(known, now) {
         return false;
     }
     // A client of TCP or SCTP acknowledges what it gets, through the ingress node.
     let one_way = packet.proto != ipproto::TCP && packet.proto != ipproto::SCTP && silent(packet, known, now);
     one_way || its_turn(packet, now)
+}
+
+/// Whether this reply is the first for about half a second.
+#[inline(always)]
+fn is_due(known: &Flow, now: u64) -> bool {
+    // In a pending entry each packet is noted, in an established one the first of half a second.
+    if line::is_pending(known.created) {
+        known.last_seen >> TURN_SHIFT != now >> TURN_SHIFT
+    } else {
+        age::old(known.last_seen, now)
+    }
 }
 
 /// Whether nothing has come from the client for a while.

@@ -3,8 +3,8 @@
 //! this node's own ingress address to the task's, and travels as ordinary traffic of the ingress network. The price is
 //! the client's address, which the backend does not see.
 //!
-//! Both directions are in `FLOWS` under a zone of their own; the table of clients names the backend as for any mesh
-//! connection.
+//! Both directions are translated entries under a zone of their own; the table of clients names the backend as for any
+//! mesh connection.
 
 use dataplane_common::{
     addr::Ip4,
@@ -64,8 +64,8 @@ fn clamp(ctx: &Skb, packet: &Packet, vtep: &Ip4) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Whether the connection of a client's packet, whose backend is in the table of clients, is known; puts its translation into
-/// `scratch().new.to`, or into `scratch().new` what is needed to open it.
+/// Whether the connection of a client's packet, whose backend is in the table of clients, is known; puts its
+/// translation into `scratch().new.to`, or into `scratch().new` what is needed to open it.
 #[inline(never)]
 fn is_known(ctx: &Skb, packet: &Packet, ingress_ip: &Ip4, vtep: &Ip4) -> Result<bool, DropReason> {
     let given = affinity::of_packet(packet).ok_or(DropReason::BackendGone)?;

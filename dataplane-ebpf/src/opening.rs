@@ -149,8 +149,8 @@ fn enter_reply(packet: &Packet, new: &NewFlow) -> Result<(), DropReason> {
     flow::enter(reply_key, reply)
 }
 
-/// Takes the entry out that has the reply key in `scratch`, and its connection's forward entry: only what `usable` has judged,
-/// and this very connection, which another CPU may be entering. `FlowCollision`: another CPU was faster.
+/// Takes out the entry under the reply key in `scratch`, and its connection's forward entry: only what `usable` has
+/// judged, or this very connection, which another CPU may be entering. `FlowCollision`: another CPU was faster.
 #[inline(never)]
 fn make_room(packet: &Packet) -> Result<(), DropReason> {
     let scratch = scratch()?;

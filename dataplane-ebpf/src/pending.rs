@@ -3,12 +3,11 @@
 //! These functions run for the first few packets of a connection only (and for one-way UDP), so none of them is inlined
 //! into the programs.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::bindings::__sk_buff;
 use dataplane_common::{
     addr::{Ip4, NetId},
     counter::Counter,
     flow::{Flow, FlowKey, MESH_ZONE, STOCK_ZONE, flag},
-    line,
 };
 
 use crate::{
@@ -16,8 +15,8 @@ use crate::{
     flow_lines::{self, Translated},
     global::context,
     lines::Promotion,
-    lines_map,
-    maps::{self, FLOWS},
+    lines_map::{self, Established},
+    maps,
     parse::Packet,
     proof,
     scratch::{copy, scratch},
@@ -25,9 +24,6 @@ use crate::{
     skb::Skb,
     verdict,
 };
-
-/// Of an insertion under a key that is there.
-const EEXIST: i32 = -17;
 
 /// A packet from the client of a pending connection. Whether it proves the connection: then [`promote`] follows.
 #[inline(never)]
@@ -60,25 +56,25 @@ pub(crate) fn backward(key: &FlowKey, reply: &mut Flow, packet: &Packet) -> bool
     proof::server_proves(packet)
 }
 
-/// Establishes both entries of the connection whose reply key is in `scratch`, or neither. Where they find no share or no
-/// room they stay pending: the connection works as long as nothing displaces it. `acknowledged`: of TCP, the sequence
-/// number that the backend waits for, as the packet that was the proof has it.
+/// Establishes both entries of the connection whose reply key is in `scratch`, or neither. Where they find no share or
+/// no room they stay pending: the connection works as long as nothing displaces it. `acknowledged`: of TCP, the
+/// sequence number that the backend waits for, as the packet that was the proof has it.
 // One step after the other, beside the functions above and not below them: the stack has no room for more frames.
 #[inline(always)]
 pub(crate) fn promote(ctx: &Skb, acknowledged: u32) {
     let forward = flow_promote_forward(ctx.skb.skb);
-    if forward != forward::PENDING && flow_promote_reply(ctx.skb.skb, acknowledged) == 0 && forward == forward::NEW {
+    if forward != promoted::PENDING && flow_promote_reply(ctx.skb.skb, acknowledged) == 0 && forward == promoted::NEW {
         flow_demote_forward();
     }
 }
 
 /// What [`flow_promote_forward`] returns.
-mod forward {
-    /// The reply entry must not be established.
+mod promoted {
+    /// The forward entry is pending: the reply entry must stay so.
     pub(super) const PENDING: u32 = 0;
-    /// Nothing was to be done.
+    /// It was established before, or there is none to establish.
     pub(super) const DONE: u32 = 1;
-    /// It was established by this call.
+    /// This call has established it.
     pub(super) const NEW: u32 = 2;
 }
 
@@ -86,20 +82,20 @@ mod forward {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_promote_forward(ctx: *mut __sk_buff) -> u32 {
-    let Ok(scratch) = scratch() else { return forward::PENDING };
-    let Some((reply, is_pending)) = flow::find(&scratch.reply_key) else { return forward::PENDING };
+    let Ok(scratch) = scratch() else { return promoted::PENDING };
+    let Some((reply, is_pending)) = flow::find(&scratch.reply_key) else { return promoted::PENDING };
     scratch.key = connection::forward_key(scratch.reply_key.zone, reply, scratch.reply_key.proto);
     let key = &scratch.key;
     if !shares::admits_flow(key) {
         if is_pending {
             keep(&context(ctx), reply);
         }
-        return forward::PENDING;
+        return promoted::PENDING;
     }
     if flow::find(key).is_none() {
         // A direct connection that was only noted has none.
         if reply.flags & flag::DIRECT != 0 {
-            return forward::DONE;
+            return promoted::DONE;
         }
         // It was displaced.
         copy(reply, &mut scratch.flow);
@@ -108,28 +104,28 @@ extern "C" fn flow_promote_forward(ctx: *mut __sk_buff) -> u32 {
         scratch.flow.flags = flag::SEEN;
         let _ = flow::put_pending(key, &scratch.flow);
     }
-    let Some((known, pending)) = flow::find(key) else { return forward::PENDING };
+    let Some((known, forward_is_pending)) = flow::find(key) else { return promoted::PENDING };
     // Of another connection by now.
     if !connection::leads_to(known, &scratch.reply_key) {
-        return forward::PENDING;
+        return promoted::PENDING;
     }
-    if !pending {
-        return forward::DONE;
+    if !forward_is_pending {
+        return promoted::DONE;
     }
     let ended = known.flags & flag::ENDED;
     proof::establish_forward(known);
     match establish(key, known) {
         Established::Now => {
             shares::count_flow(key, 1);
-            forward::NEW
+            promoted::NEW
         }
-        Established::Elsewhere => forward::PENDING,
+        Established::Elsewhere => promoted::PENDING,
         Established::NoRoom => {
             known.flags |= ended;
             if is_pending {
                 keep(&context(ctx), reply);
             }
-            forward::PENDING
+            promoted::PENDING
         }
     }
 }
@@ -165,8 +161,8 @@ extern "C" fn flow_promote_reply(ctx: *mut __sk_buff, acknowledged: u32) -> u32 
     }
 }
 
-/// Global, see [`crate::global`]; returns 0. Takes back what [`flow_promote_forward`] has done: an established entry whose other one
-/// may be displaced would lead there for as long as its connection is used.
+/// Global, see [`crate::global`]; returns 0. Takes back what [`flow_promote_forward`] has done: an established forward
+/// entry whose reply entry may be displaced would lead there for as long as its connection is used.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_demote_forward() -> u32 {
@@ -179,19 +175,9 @@ extern "C" fn flow_demote_forward() -> u32 {
     let Some((known, false)) = flow::find(key) else { return 0 };
     copy(known, &mut scratch.flow);
     if flow::put_pending(key, &scratch.flow).is_ok() {
-        shares::count_flow(key, flow::take_out_spilled(key));
+        shares::count_flow(key, lines_map::take_out_spilled::<Translated>(key));
     }
     0
-}
-
-/// What came of [`establish`].
-enum Established {
-    /// It is established.
-    Now,
-    /// Another CPU has done so, or the entry was displaced.
-    Elsewhere,
-    /// There is no room.
-    NoRoom,
 }
 
 /// Makes the pending entry `known` an established one.
@@ -211,32 +197,7 @@ fn establish(key: &FlowKey, known: &mut Flow) -> Established {
 fn spill(key: &FlowKey, known: &mut Flow) -> Established {
     let Ok(scratch) = scratch() else { return Established::NoRoom };
     let Some(seen) = flow_lines::copied(key, known, &mut scratch.flow) else { return Established::Elsewhere };
-    match FLOWS.insert(key, &scratch.flow, BPF_NOEXIST as u64) {
-        Ok(()) => {}
-        Err(EEXIST) => {
-            // Another CPU is doing the same; or it is of an older connection, and nobody finds it.
-            if FLOWS.get_ptr(key).is_some_and(|there| !is_same(there, &scratch.flow)) {
-                let _ = FLOWS.remove(key);
-            }
-            return Established::Elsewhere;
-        }
-        Err(_) => return Established::NoRoom,
-    }
-    lines_map::spilled::<Translated>();
-    // Last: until then it is found here. Where it was taken out meanwhile, or promoted, it is not to be there.
-    if !flow_lines::free(known, seen) {
-        let _ = FLOWS.remove(key);
-        return Established::Elsewhere;
-    }
-    Established::Now
-}
-
-/// Whether an entry of `FLOWS` is the one that was copied, but for what was noted since.
-#[inline(always)]
-fn is_same(there: *const Flow, copied: &Flow) -> bool {
-    // SAFETY: into an element of a live map; aligned, so read as a whole.
-    let created = unsafe { (&raw const (*there).created).read_volatile() };
-    line::ticks(created) == line::ticks(copied.created)
+    lines_map::spill::<Translated>(key, known, &scratch.flow, seen)
 }
 
 /// Whether this node is also the connection's ingress node: then the connection is in the table of clients too, and its

@@ -51,8 +51,8 @@ pub(crate) struct Scratch {
     pub(crate) reply_key: FlowKey,
     /// A connection that is being opened.
     pub(crate) new: NewFlow,
-    /// The sequence number of its SYN, whether a source port was found for it, and when the entry whose place it takes was
-    /// made (0: none): see `opening.rs`.
+    /// The sequence number of its SYN, whether a source port was found for it, and [`Flow::created`] of the entry whose
+    /// place it takes, which in a line is its state (0: none): see `opening.rs`.
     pub(crate) isn: u64,
     pub(crate) port_found: u64,
     pub(crate) displaced: u64,

@@ -1,7 +1,7 @@
-//! Map `SHARES`: whether a connection that has proved itself gets a place in the established table, and who holds how much.
+//! Map `SHARES`: whether a connection that has proved itself is established, and who holds how much.
 //!
-//! Counted where an entry is put into an established table or taken out of one. The agent's sweep removes entries and counts
-//! anew; what two CPUs get wrong by removing or promoting one entry at once lasts until then.
+//! Counted where an entry is established, or an established one is taken out. The agent's sweep removes entries and
+//! counts anew; what two CPUs get wrong by removing or promoting one entry at once lasts until then.
 
 use dataplane_common::{
     flow::{AffinityKey, FlowKey},
@@ -46,7 +46,7 @@ extern "C" fn shares_admit_flow(forward: *const FlowKey) -> bool {
     map().is_none_or(|shares| admits(shares, &Place::of_flow(seed(shares), forward)))
 }
 
-/// Counts `entries` of the connection with this forward key that were put into `FLOWS`, or, if negative, taken out of it.
+/// Counts `entries` of the connection with this forward key that were established, or, if negative, taken out.
 #[inline(always)]
 pub(crate) fn count_flow(forward: &FlowKey, entries: i64) {
     shares_count_flow(forward, entries);

@@ -192,7 +192,7 @@ fn translated_connections_of_an_earlier_version_are_taken_over_and_its_maps_go()
 }
 
 /// To so many nanoseconds it is known when a translated connection began.
-const TICK: u64 = 1 << 22;
+const TICK: u64 = 1 << dataplane_common::line::TICK_BITS;
 
 /// Whether programs establish connections in their lines, as this head says.
 fn establishes(head: &Path) -> Result<u64> {

@@ -52,7 +52,7 @@ fn told_apart(world: &mut World, direct: u16, vip: u16, tcp_like: bool) -> Resul
     assert_eq!(arrives_from(world, LOCAL2.ip, &more)?, direct);
     assert_eq!(arrives_from(world, VIP, &more)?, vip);
     if tcp_like {
-        // Out of the pending tables, too.
+        // Pending ones, too.
         assert_eq!(heard_from(world, &tcp(80, direct, "PA"))?, (LOCAL2.ip, 1000));
         assert_eq!(heard_from(world, &tcp(80, vip, "PA"))?, (VIP, 1000));
         assert_eq!(world.harness.pending_flows()?.len(), 0);

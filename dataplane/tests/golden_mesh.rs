@@ -396,7 +396,7 @@ fn a_task_on_the_ingress_node_itself() -> Result<()> {
     })
 }
 
-/// It is in two tables of this node, `AFFINITY` and `FLOWS`, and has still proved itself once.
+/// It is in two tables of this node, of clients and of translated connections, and has still proved itself once.
 #[test]
 fn a_connection_to_a_task_on_the_ingress_node_is_counted_once() -> Result<()> {
     world(|world| {

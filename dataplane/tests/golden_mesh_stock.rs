@@ -98,7 +98,7 @@ fn given(
         case = case.counts(Counter::MeshFlow, len).counts(Counter::MeshStock, len);
     }
     if promoted {
-        // In `AFFINITY` and in `FLOWS`, and counted once.
+        // In both tables, and counted once.
         case = case.counts(Counter::FlowPromoted, len);
     }
     case.check_tunnelled(&mut world.harness).map(|_| ())

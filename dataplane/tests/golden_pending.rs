@@ -1,4 +1,4 @@
-//! When connections leave the pending tables: only once both ends have proved that they are there.
+//! When connections are established: only once both ends have proved that they are there.
 
 mod support;
 

@@ -14,6 +14,7 @@ use dataplane_common::{
     addr::Tag,
     counter::Counter,
     flow::{Flow, FlowKey, flag},
+    line::TICK_BITS,
 };
 use support::{
     packets::{frame, ip, tcp},
@@ -154,7 +155,7 @@ fn the_sweep_counts_it_and_lets_the_programs_look_there_only_while_there_is_some
         // There is room for them by now.
         let report = world.harness.sweep(&everybody(), &Timeouts::default())?;
         assert_eq!((report.left.flows, world.harness.spilled_flows()?.len()), (2, 0));
-        assert_eq!(world.harness.established_flows()?[&forward_key].created, forward.created >> 22 << 22);
+        assert_eq!(world.harness.established_flows()?[&forward_key].created, forward.created >> TICK_BITS << TICK_BITS);
         goes_on(world, port)?;
         // In both: the line counts.
         world.harness.put_spilled_flow(forward_key, Flow { tag: [9; 8], ..forward })?;

@@ -303,7 +303,7 @@ fn sweep_reads_tables_larger_than_one_batch() -> Result<()> {
 }
 
 /// To so many nanoseconds it is known when a translated connection began.
-const TICK: u64 = 1 << 22;
+const TICK: u64 = 1 << dataplane_common::line::TICK_BITS;
 
 /// `FLOWS`.
 fn flows(bpffs: &Path) -> Result<HashMap<MapData, [u8; 20], [u8; 48]>> {

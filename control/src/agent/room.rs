@@ -8,13 +8,14 @@ use std::{
 
 use dataplane::Sizes;
 
-/// Clients' connections, and translated ones.
+/// Tables of connections: of clients', and of translated ones.
 const TABLES: u64 = 2;
-/// TCP, and all else.
+/// Halves of each: TCP's, and all else's.
 const HALVES: u64 = 2;
 /// What a line of a connection takes in bytes, used or not: a power of two of them in each half, and a MiB at least.
 const LINE: u64 = 64;
-/// What a place takes where established connections are that have found no line. Mostly none are there.
+/// What an unused place in `AFFINITY` or `FLOWS` takes, in bytes. They hold established connections that found no line:
+/// mostly none.
 const FREE: u64 = 16;
 /// What agent, programs and all other maps take, in bytes.
 const REST: u64 = 48 << 20;

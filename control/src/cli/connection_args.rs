@@ -5,7 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use clap::Args;
 use dataplane::{Sizes, Timeouts};
 
-/// Entries that a table may have: fewer would not do for the CPUs' own free lists of an LRU map, more would not fit.
+/// Entries that a table may have. Fewer would save nothing: each half takes a MiB of lines at least. More would not
+/// fit.
 const ENTRIES: RangeInclusive<i64> = 1024..=1 << 26;
 
 /// Arguments of `hiveway agent` about connections.

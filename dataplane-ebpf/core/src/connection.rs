@@ -42,13 +42,13 @@ pub fn is_nobodys(first: u8) -> bool {
     first == 0 || first == 127 || first & 0xf0 == 0xe0 || first == 0xff
 }
 
-/// Key in `FLOWS` of the packet as it stands.
+/// Key of the translated entry for the packet as it stands.
 #[inline(always)]
 pub fn flow_key(zone: NetId, packet: &Packet) -> FlowKey {
     FlowKey::new(zone, (packet.src, packet.sport), (packet.dst, packet.dport), packet.proto)
 }
 
-/// Key in `FLOWS` of the answers to the packet as it stands.
+/// Key of the translated entry for the answers to the packet as it stands.
 #[inline(always)]
 pub fn flow_key_of_answer(zone: NetId, packet: &Packet) -> FlowKey {
     FlowKey::new(zone, (packet.dst, packet.dport), (packet.src, packet.sport), packet.proto)

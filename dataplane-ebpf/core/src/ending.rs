@@ -51,7 +51,7 @@ fn is_fin(packet: &Packet) -> bool {
 }
 
 /// Whether a segment of the client's has something to say about the connection's end: then [`of_client`] follows, with
-/// the connection's entries in `FLOWS`.
+/// the connection's established entries.
 #[inline(always)]
 pub fn client_ends(packet: &Packet) -> bool {
     packet.proto == ipproto::TCP && (packet.flags & tcpflag::RST != 0 || is_fin(packet))
@@ -113,8 +113,8 @@ fn after_backend(bits: u8, fin: u8, proto: u8, flags: u8, acknowledged: bool) ->
     }
 }
 
-/// Notes what a segment of the client's that [`client_ends`] says about the end of the connection with these entries in
-/// `FLOWS`.
+/// Notes what a segment of the client's that [`client_ends`] says about the end of the connection with these
+/// established entries.
 #[inline(always)]
 pub fn of_client(forward: &mut Flow, reply: &mut Flow, packet: &Packet, now: impl FnOnce() -> u64) {
     if packet.flags & tcpflag::RST != 0 {
@@ -132,7 +132,7 @@ pub fn of_client(forward: &mut Flow, reply: &mut Flow, packet: &Packet, now: imp
     reply.last_seen = now();
 }
 
-/// The same for an RST of a direct connection that was only noted: its entry in `FLOWS` is the reply entry.
+/// The same for an RST of a direct connection that was only noted: its only entry is the reply entry.
 #[inline(always)]
 pub fn of_lone_client(reply: &mut Flow, packet: &Packet) {
     if is_next(packet.sequence, reply.tcp_number) {
@@ -149,7 +149,7 @@ fn is_next(sequence: u32, acknowledged: [u8; 3]) -> bool {
     ahead <= UNACKNOWLEDGED && acknowledged != [0; 3]
 }
 
-/// Notes in the reply entry `reply`, in `FLOWS` if it is `established`, what a packet of the backend's acknowledges.
+/// Notes in the reply entry `reply`, which may be `established`, what a packet of the backend's acknowledges.
 /// Whether it has something to say about the connection's end: then [`of_backend`] follows, with the forward entry.
 #[inline(always)]
 pub fn backend_speaks(reply: &mut Flow, packet: &Packet, established: bool) -> bool {

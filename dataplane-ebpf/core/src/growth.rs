@@ -9,15 +9,9 @@
 //! An agent that is ended meanwhile leaves both sizes in the head; the next one begins again with the copies.
 
 use alloc::vec::Vec;
-use core::{
-    mem::offset_of,
-    sync::atomic::Ordering::{Relaxed, SeqCst},
-};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use dataplane_common::{
-    flow::Affinity,
-    line::{self, Layout, VALUE, WORDS, geometry, head, state},
-};
+use dataplane_common::line::{self, CREATED, Layout, VALUE, WORDS, geometry, head, state};
 
 use crate::lines::{self, Key, KeyWords, Line, Lines, Mapped, Places, Value, state_in};
 
@@ -30,9 +24,6 @@ const BUCKETS: u32 = 1 << 12;
 const ATTEMPTS: u32 = 8;
 /// Passes over the smaller table: what finds no line at first may find one when others have moved.
 const PASSES: u32 = 3;
-
-/// Word of the value that differs between two connections with one key: when it was made.
-const CREATED: usize = offset_of!(Affinity, created) / 8;
 
 /// A line that its connection can be moved from and to.
 pub trait Movable: Line {
@@ -168,8 +159,8 @@ pub fn resume<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
     waited.map(|()| moved)
 }
 
-/// Frees the lines that no look-up comes to: an agent was ended before it could, when it had put their connections somewhere
-/// else. Nobody else may have the half grow meanwhile.
+/// Frees the lines that no look-up comes to: an agent was ended before it could, when it had put their connections
+/// somewhere else. Nobody else may have the half grow meanwhile.
 pub fn free_misplaced<L: Growing>(lines: &L, half: u32) {
     let sizes = sizes(lines, half);
     if geometry::old(sizes) != 0 {

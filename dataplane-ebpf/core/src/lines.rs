@@ -46,8 +46,8 @@ pub trait Line: Copy {
     /// Writes a word, in no order with anything.
     fn store(self, word: usize, value: u64);
 
-    /// Writes word [`Layout::STATE`] if it still is `from`. What is read or written before it stays before it, and what comes
-    /// after it after it, on every processor.
+    /// Writes word [`Layout::STATE`] if it still is `from`. What is read or written before it stays before it, and what
+    /// comes after it after it, on every processor.
     fn replace_state(self, from: u64, to: u64) -> bool;
 }
 
@@ -82,12 +82,12 @@ pub struct Key {
     pub half: u32,
 }
 
-/// A key as it lies in a line: the words before the value, but for the state's, and the state's [`Layout::KEY_BITS`].
-/// With [`Layout::STATE`] among the former there is only one of them, and the second is 0.
+/// A key as it lies in a line: the words before the value, then the state's [`Layout::KEY_BITS`]. Where
+/// [`Layout::STATE`] is one of the words before the value, the second of the three is 0.
 pub type KeyWords = [u64; 3];
 
-/// The value's words, from [`VALUE`] on. Where the state is among them: when the entry was made, in nanoseconds since the
-/// machine started, to 2²² and modulo 2⁵⁴; see [`Layout::of_value`].
+/// The value's words, from [`VALUE`] on. Where one of them lies in the state, it is the time at which the entry was
+/// made: nanoseconds on the monotonic clock, rounded down to 2²² and modulo 2⁵⁴.
 pub type Value = [u64; WORDS - VALUE];
 
 /// Word of the state.
@@ -171,7 +171,8 @@ pub fn look<L: Lines>(lines: &L, key: &Key) -> Result<Found, u64> {
             return Ok(found);
         }
     }
-    // Asked anew rather than kept: programs have little stack. What has been spilled before this was read is found then.
+    // Asked anew rather than kept: programs have little stack. What has been spilled before this was read is found
+    // then.
     let Some(places) = Places::of(lines, key) else { return Err(all) };
     all |= places.geometry;
     let Some(before) = places.before() else { return Err(all) };
@@ -307,13 +308,14 @@ fn established<L: Lines>(lines: &L, bucket: L::Bucket) -> usize {
     count
 }
 
-/// Empties a line in which a connection is established. Whether it was. Again until it was not: in two while it is moved.
+/// Frees a line in which the connection is established. Whether there was one. While the table grows there may be two:
+/// call it again after a success.
 #[inline(always)]
 pub fn remove_established<L: Lines>(lines: &L, key: &Key) -> bool {
     remove_one(lines, key, is_established) != 0
 }
 
-/// Empties a line of a connection, likewise. Its state then, or 0.
+/// Frees a line of the connection, pending or established. Its state before, or 0. Call it again likewise.
 #[inline(always)]
 pub fn remove<L: Lines>(lines: &L, key: &Key) -> u64 {
     let Some(found) = find(lines, key) else { return 0 };
@@ -321,8 +323,8 @@ pub fn remove<L: Lines>(lines: &L, key: &Key) -> u64 {
     free_at_any_stage(lines.line(bucket, found.slot), found.seen)
 }
 
-/// Empties a line whose state is `seen`, or was: its connection may have been promoted since, or a promotion been taken back.
-/// Its state then, or 0.
+/// Frees a line whose state is `seen`, or differs from it only by a promotion or a demotion since. Its state before, or
+/// 0.
 #[inline(always)]
 pub(crate) fn free_at_any_stage(line: impl Line, seen: u64) -> u64 {
     if free(line, seen) {

@@ -104,7 +104,8 @@ pub fn completes(proto: u8, flags: u8, data: bool) -> bool {
     proto == ipproto::TCP && is_plain_ack(flags) && (data || flags & tcpflag::FIN != 0)
 }
 
-/// What a reply entry is in `FLOWS`. `acknowledged`: of TCP, the sequence number that the backend waits for.
+/// Makes a reply entry what it is once established. `acknowledged`: of TCP, the sequence number that the backend waits
+/// for.
 #[inline(always)]
 pub fn establish_reply(reply: &mut Flow, acknowledged: u32) {
     // What the backend may have said to a stranger's segment meanwhile.
@@ -112,7 +113,7 @@ pub fn establish_reply(reply: &mut Flow, acknowledged: u32) {
     reply.tcp_number = ending::upper(acknowledged);
 }
 
-/// What a forward entry is there.
+/// Makes a forward entry what it is once established.
 #[inline(always)]
 pub fn establish_forward(forward: &mut Flow) {
     forward.flags &= !flag::ENDED;

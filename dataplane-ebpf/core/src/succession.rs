@@ -64,8 +64,8 @@ pub fn outlived(reply: &Flow, now: u64) -> Option<bool> {
     if !age::is_silent(reply.last_seen, now) {
         return Some(false);
     }
-    // A direct connection that was only noted has no forward entry. Of a client that has gone without a word the backend's
-    // FIN is all there is.
+    // A direct connection that was only noted has no forward entry. Of a client that has gone without a word the
+    // backend's FIN is all there is.
     let alone = reply.flags & flag::DIRECT != 0;
     if ending::ended(reply) || alone { Some(ending::ended(reply) || reply.flags & flag::FIN != 0) } else { None }
 }

@@ -149,7 +149,7 @@ impl<T: Contents> ConnectionTable<T> {
                 self.lines.remove_if(key, |_, now| now.made() == known.made());
                 Ok(true)
             }
-            // Nobody reads it.
+            // Hidden by the line.
             Some(_) => {
                 spilled.remove(key)?;
                 Ok(false)
@@ -203,7 +203,7 @@ impl<T: Contents> ConnectionTable<T> {
         if moving.is_empty() {
             return Ok(());
         }
-        // Whoever has found one there has noted what he had to.
+        // Programs that found an entry in the map have ended: what they noted is in it.
         self.lines.wait_for_programs()?;
         for (key, copied) in moving.drain(..) {
             match self.spilled.get(&key)? {
@@ -211,7 +211,7 @@ impl<T: Contents> ConnectionTable<T> {
                     self.lines.merge(&key, copied, now);
                     spilled.remove(&key)?;
                 }
-                // It was taken out by somebody who had not found the line yet, or even made anew.
+                // A program that had not found the line yet took it out, or even made it anew.
                 _ => _ = self.lines.remove_if(&key, |_, known| known.made() == copied.made()),
             }
         }

@@ -148,8 +148,8 @@ fn new_segment() -> Result<MapData, MapError> {
     MapData::from_fd(sys::create_array(size_of::<Bucket>() as u32, SEGMENT, BPF_F_MMAPABLE, types.as_fd())?)
 }
 
-/// The types of a segment's key and value as the kernel reads them (`struct btf_header`, `struct btf_type`): a number of
-/// 32 bits, and a structure of unnamed contents.
+/// The types of a segment's key and value as the kernel reads them (`struct btf_header`, `struct btf_type`): a number
+/// of 32 bits, and a structure of unnamed contents.
 fn types() -> Vec<u8> {
     const MAGIC_AND_VERSION: u32 = 0x0001_eb9f;
     const HEADER: u32 = 24;

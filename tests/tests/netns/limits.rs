@@ -45,7 +45,9 @@ fn most_during<T>(figure: impl Fn() -> Result<usize> + Sync, work: impl FnOnce()
         done.store(true, Ordering::Relaxed);
         result
     })?;
-    Ok((result, most.into_inner()))
+    let most = most.into_inner();
+    ensure!(most > 0, "no figure was read");
+    Ok((result, most))
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::agent::shared::{Shared, Snapshot};
 /// Part of a table's room, in percent, from which on it counts as full: time is left to do something.
 const FULL: u64 = 90;
 
-/// Tables of established connections that are nearly full, by the last sweep, with what to do about it. In the pending tables
-/// the least recently seen make room: they may be full.
+/// Tables of established connections that are nearly full, by the last sweep, with what to do about it. Pending entries
+/// make room for one another: their tables may be full.
 pub(super) fn nearly_full(shared: &Shared) -> Vec<String> {
     let Some((_, report)) = shared.sweeps().last else { return Vec::new() };
     full(report.left, shared.connections().capacity())

@@ -182,8 +182,8 @@ fn chosen_at<L: Lines>(lines: &L, [one, other]: [u32; 2], choice: Choice) -> Opt
     Some((bucket, lines.line(bucket, slot)))
 }
 
-/// Enters the connection in the line that was chosen, if that still is as it was. `bits`: of its state then. The whole of
-/// that.
+/// Enters the connection in the line that was chosen, if that still is as it was. `bits`: of its state then. The whole
+/// of that.
 #[inline(always)]
 pub(crate) fn write_as<L: Lines>(line: L::Line, key: &Key, choice: Choice, value: &Value, bits: u64) -> Option<u64> {
     let seen = state_in(line);
@@ -281,9 +281,9 @@ pub fn put_new_by(attempt: impl Fn() -> New) -> New {
     }
 }
 
-/// Inserts a pending connection where none is under its key, and [`choose`] has chosen. Of two CPUs that insert one under
-/// the same key at the same time, not more than one is told [`New::Done`]. For two of them to know of each other both must
-/// know how large the table is: not so in the moment in which it begins to grow.
+/// Inserts a pending connection where none is under its key, and [`choose`] has chosen. Of two CPUs that insert one
+/// under the same key at the same time, not more than one is told [`New::Done`]. For two of them to know of each other
+/// both must know how large the table is: not so in the moment in which it begins to grow.
 #[inline(always)]
 pub fn try_put_new<L: Lines>(lines: &L, key: &Key, choice: Choice, value: &Value) -> New {
     let Some(places) = Places::of(lines, key) else { return New::Not };

@@ -4,7 +4,7 @@ use dataplane_common::line::{Layout, VALUE};
 use dataplane_core::lines::{self, Key, KeyWords, Lines};
 
 /// Nanoseconds: a line of `Translated` holds when its entry was made in whole ticks.
-pub(crate) const TICK: u64 = 1 << 22;
+pub(crate) const TICK: u64 = 1 << dataplane_common::line::TICK_BITS;
 
 /// A key of those words that this layout has.
 pub(crate) fn key<L: Layout>([low, high, rest]: KeyWords, half: u32) -> Key {

@@ -1,6 +1,6 @@
-//! One client's connection as two nodes keep it: [`Backend`]'s in `FLOWS` (a VIP's node, or the backend's node of the
-//! mesh), [`Ingress`] in `AFFINITY`. The steps are those of `follow.rs`, `pending.rs` and `affinity.rs`; a table is
-//! whether there is an entry, and where.
+//! One client's connection as two nodes keep it: [`Backend`]'s translated entries (a VIP's node, or the backend's node
+//! of the mesh), [`Ingress`]'s client entry. The steps are those of `follow.rs`, `pending.rs` and `affinity.rs`; a
+//! table is whether there is an entry, and where.
 
 use dataplane_common::{
     flow::{Affinity, Flow, FlowKey, flag},

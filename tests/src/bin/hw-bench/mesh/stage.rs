@@ -42,7 +42,7 @@ pub(super) struct Instance {
 /// What Hiveway's maps hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Established {
-    /// Flows that were promoted to the established table, since the start.
+    /// Flows that were established, since the start.
     pub(super) flows: u64,
     /// Kernel memory of all maps.
     pub(super) map_bytes: u64,
