@@ -56,25 +56,16 @@ pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
     lines_map::get_spilled::<Clients>(place, key).is_some()
 }
 
-/// Finds the entry of a client's packet. One that is still pending may have proved itself with this packet.
+/// Notes a packet of the client's in its connection's entry, as [`find`] has found it. One that is still pending may have
+/// proved itself with this packet; and the packet may be the last of its stream.
 #[inline(always)]
-pub(crate) fn forward(ctx: &Skb, key: &AffinityKey, packet: &Packet) -> Option<&'static mut Affinity> {
-    let (known, is_pending) = find(key)?;
-    if !is_pending {
-        return Some(known);
+pub(crate) fn from_client(ctx: &Skb, key: &AffinityKey, packet: &Packet, known: &mut Affinity, is_pending: bool) {
+    if is_pending {
+        clock::renew(&mut known.last_seen);
+        if proof::client_proves_at_ingress(packet, known) {
+            promote(key, known, ctx.len() as usize);
+        }
     }
-    clock::renew(&mut known.last_seen);
-    if !proof::client_proves_at_ingress(packet, known) {
-        return Some(known);
-    }
-    promote(key, known, ctx.len() as usize);
-    // It may have gone to the other table, or was displaced since it was found.
-    get(key)
-}
-
-/// Notes what a packet of the client's says about the end of its connection.
-#[inline(always)]
-pub(crate) fn of_client(key: &AffinityKey, packet: &Packet) {
     if ending::client_ends_at_ingress(packet) {
         note_client_fin(key, ending::end_of(packet));
     }

@@ -37,12 +37,6 @@ pub(crate) fn mark_reply(ctx: &Skb, packet: &Packet) {
     }
 }
 
-/// Whether a packet to `config.host_ip` may be one for a published port: the address exists on the host link only.
-#[inline(always)]
-pub(crate) fn misplaced(config: &Config, ifindex: impl FnOnce() -> u32, packet: &Packet) -> bool {
-    packet.dst == config.host_ip && ifindex() != config.host_ifindex
-}
-
 /// What the stack would have to judge elsewhere must be answered here: to the stack a packet with one of the node's own
 /// addresses as its source is a martian, and the sender would wait in vain.
 #[inline(always)]

@@ -6,18 +6,19 @@ use dataplane_common::{
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
-    flow::{MESH_ZONE, flag},
+    flow::{Affinity, MESH_ZONE, flag},
     fragment::{Fragmented, place},
     headers::{ipproto, tcpflag},
-    service::{PortKey, PublishedPort, port_flag},
+    service::PublishedPort,
 };
 
 use crate::{
-    admission, affinity, clock, connection, decap, encap, fragment, host, icmp, left,
-    maps::{self, NODE_ADDRESSES, PORTS},
-    mesh_backend, mesh_stock,
+    admission::{Arrival, Found},
+    affinity, clock, connection, decap, encap, fragment, host, icmp,
+    ingress::{self, Decision},
+    maps, mesh_backend, mesh_stock,
     parse::{Eth, Fragment, Packet},
-    path, probe, reject, returns, reverse,
+    path, probe, reject, returns,
     scratch::scratch,
     sender, service,
     skb::Skb,
@@ -50,30 +51,23 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
         (first.task, first.peer, first.src != [0; 4])
     } else {
         fragment::begin(packet, MESH_ZONE, place::INGRESS);
-        // SAFETY: entries are replaced as a whole by the agent.
-        let Some(port) = (unsafe { PORTS.get(PortKey { proto: packet.proto, _pad: 0, port: packet.dport }) }) else {
-            probe::note_stray(ctx, config, packet);
-            return Ok(Action::Pass);
-        };
-        // SAFETY: as above.
-        let Some(address) = (unsafe { NODE_ADDRESSES.get(packet.dst) }) else {
-            return Ok(Action::Pass);
-        };
-        if host::misplaced(config, || verdict::ifindex(ctx), packet) {
-            return Ok(Action::Pass);
+        match ingress::decide(&Arrival { ctx, config, packet })? {
+            Decision::Forward(Found(known, is_pending), _) => forward(ctx, packet, known, is_pending),
+            Decision::Open { port, replaces } => match open(ctx, packet, port, replaces)? {
+                Some(backend) => backend,
+                None => return Ok(Action::Pass),
+            },
+            Decision::TimeExceeded => return reject::time_exceeded(ctx, packet, packet.dst),
+            Decision::Unpublished => {
+                probe::note_stray(ctx, config, packet);
+                return Ok(Action::Pass);
+            }
+            Decision::Left => {
+                verdict::count(ctx, Counter::LeftToHost);
+                return Ok(Action::Pass);
+            }
+            Decision::Pass => return Ok(Action::Pass),
         }
-        // What comes over the host link has passed the node's own rules.
-        if port.flags & port_flag::LEFT != 0 && packet.dst != config.host_ip && is_left(ctx, port, packet)? {
-            return Ok(Action::Pass);
-        }
-        let elsewhere = port.flags & port_flag::BOUND != 0 && (address.classes >> (port.class & 31)) & 1 == 0;
-        if ttl::is_spent(packet) && is_hop(config, packet) {
-            return ttl::spent(ctx, config, port, elsewhere, packet);
-        }
-        let Some(chosen) = affinity(ctx, config, port, elsewhere, packet)? else {
-            return Ok(Action::Pass);
-        };
-        chosen
     };
     let local = vtep == config.vtep;
     if !local && !encap::fits(ctx, config, &vtep, packet) {
@@ -111,56 +105,27 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
     encap::encapsulate(ctx, config, vtep, vni, dst, src, packet.tos, encap::own_hash_apart(packet))
 }
 
-/// Whether the packet is left to the host; counts it. The host's rules do not know who may use the port, so who may not opens
-/// no connection there either.
-// VERIFIER(6.18): not inlined. LLVM merged the ends of two paths otherwise, and shifted a pointer on one of them.
-#[inline(never)]
-fn is_left(ctx: &Skb, port: &PublishedPort, packet: &Packet) -> Result<bool, DropReason> {
-    let key = PortKey { proto: packet.proto, _pad: 0, port: packet.dport };
-    if !left::is_left(port, verdict::ifindex(ctx), key, u32::from_ne_bytes(packet.src)) {
-        return Ok(false);
-    }
-    if connection::may_open(packet) && affinity::of_packet(packet).is_none() {
-        admission::check_allowed(port, packet)?;
-    }
-    verdict::count(ctx, Counter::LeftToHost);
-    Ok(true)
+/// Whom a packet goes to: his ingress address, his node's VTEP, and whether that node runs no Hiveway.
+type Chosen = (Ip4, Ip4, bool);
+
+/// The backend of the connection that the packet belongs to; notes the packet there.
+#[inline(always)]
+fn forward(ctx: &Skb, packet: &Packet, known: &mut Affinity, is_pending: bool) -> Chosen {
+    let backend = (known.ip, known.vtep, known.flags & flag::STOCK != 0);
+    clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+    affinity::from_client(ctx, &connection::affinity_key(packet), packet, known, is_pending);
+    backend
 }
 
-/// The connection's backend as (ingress address, VTEP, whether that node runs no Hiveway). `None`: nobody serves, or
-/// not at this address, or TCP in the middle of a connection that did not begin with us, or one of this node's own, or a source
-/// that the kernel would refuse; the stack goes on with it, drops it, or answers with a reset or an ICMP error.
+/// The next backend of the port, which the connection that the packet opens is given to. `None`: nobody serves.
 #[inline(always)]
-fn affinity(
-    ctx: &Skb,
-    config: &Config,
-    port: &PublishedPort,
-    elsewhere: bool,
-    packet: &Packet,
-) -> Result<Option<(Ip4, Ip4, bool)>, DropReason> {
-    let key = connection::affinity_key(packet);
-    let known = affinity::forward(ctx, &key, packet);
-    let replaced = known.is_some();
-    if let Some(known) = known
-        && admission::goes_on(known, packet)
-    {
-        affinity::of_client(&key, packet);
-        clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
-        let stock = known.flags & flag::STOCK != 0;
-        return Ok(if known.flags & flag::OWN != 0 { None } else { Some((known.ip, known.vtep, stock)) });
-    }
-    if elsewhere || !connection::may_open(packet) || admission::is_martian(config, packet) {
-        return Ok(None);
-    }
-    admission::check_allowed(port, packet)?;
-    if packet.dst != config.host_ip && reverse::refuses(ctx, packet) {
-        return Ok(None);
-    }
+fn open(ctx: &Skb, packet: &Packet, port: &PublishedPort, replaces: bool) -> Result<Option<Chosen>, DropReason> {
     let Some(backend) = service::pick(port.set) else {
         return Ok(None);
     };
+    let key = connection::affinity_key(packet);
     let stock = maps::is_stock(&backend.vtep);
-    if replaced {
+    if replaces {
         affinity::clear(&key);
     }
     affinity::enter(&key, backend, flag::SEEN | if stock { flag::STOCK } else { 0 })?;

@@ -23,6 +23,7 @@ pub mod growth;
 pub mod headers;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod ingress;
 pub mod lines;
 pub mod mss;
 pub mod nat;

@@ -11,6 +11,7 @@ use dataplane_common::{
 
 use super::{
     access::{Frame, word},
+    arrival::{Arrival, Entry},
     head::{self, Head},
     hop::{self, Hop, Route},
     is_sample,
@@ -21,30 +22,27 @@ use super::{
 use crate::{
     affinity, age,
     client_lines::{self, Clients},
-    clock, connection, ending,
-    maps::NODE_ADDRESSES,
+    clock, ending,
+    ingress::{self, Decision},
     next_hop, path, verdict,
 };
 
 /// Carries the packet; `None`: not for this path.
 #[inline(always)]
 pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &Head) -> Option<u32> {
-    // What `mesh_ingress::from_outside` asks. The entry is looked up first, for it may know what the rest would be
-    // answered.
     let place = client_lines::find(packet.key().get());
     if !place.is_established() {
         // What is in `AFFINITY` is TC's.
-        let not_ours =
-            is_martian(packet.src) || (!place.is_found() && affinity::has_spilled(place, packet.key().get()));
-        return if not_ours { None } else { Some(opening::handle(ctx.ctx, place)) };
+        let spilled = !place.is_found() && affinity::has_spilled(place, packet.key().get());
+        return if spilled { None } else { Some(opening::handle(ctx.ctx, place)) };
     }
-    let known = place.entry::<Clients>()?;
     let state = known::state()?;
-    let asked = if known.generation == known::generation(state) {
-        Asked { generation: known.generation, hop: known.hop }
-    } else {
-        known::ask(packet, known, ctx.ctx)?
-    };
+    let known = place.entry::<Clients>()?;
+    let is_current = known.generation == known::generation(state);
+    let generation = if is_current { 0 } else { known::ordered_generation(state)? };
+    let arrival = Arrival::<true> { ctx: ctx.ctx, ifindex: frame.ifindex, config, packet, place, is_current };
+    let Ok(Decision::Forward(Entry(known), port)) = ingress::decide(&arrival) else { return None };
+    let asked = port.map_or(Asked::of(known), |port| Asked::since(generation, port, known));
     let now = clock::now();
     if !is_ours(config, packet, known.flags, word(&known.vtep))
         || !path::takes(config, &known.vtep, tunnelled_len(packet))
@@ -64,31 +62,17 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     Some(sent)
 }
 
-/// As `admission::is_martian`: whatever is for the host link is TC's.
-#[inline(never)]
-fn is_martian(src: u32) -> bool {
-    let src = src.to_le_bytes();
-    // SAFETY: entries are replaced as a whole by the agent.
-    connection::is_nobodys(src[0]) || unsafe { NODE_ADDRESSES.get(src) }.is_some()
-}
-
 /// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.
 #[inline(always)]
 pub(super) fn tunnelled_len(packet: &Head) -> u32 {
     u32::from(packet.total_len) + ENCAP_LEN as u32
 }
 
-/// Whether a packet whose entry has these flags and leads to this node is for this path, as far as `CONFIG` says; but
-/// for its length. Over the host link no hop is counted: that is TC's. So is the answer to a packet that has none left.
+/// Whether XDP can carry a packet of a connection with these flags to that node; but for its length. Over the host link
+/// no hop is counted: that is TC's.
 #[inline(always)]
 pub(super) fn is_ours(config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
-    let over_host_link = packet.dst == word(&config.host_ip);
-    let another = flags & flag::ENDED != 0 && packet.is_syn();
-    packet.ttl > 1
-        && !over_host_link
-        && !another
-        && flags & (flag::OWN | flag::STOCK) == 0
-        && vtep != word(&config.vtep)
+    packet.dst != word(&config.host_ip) && flags & flag::STOCK == 0 && vtep != word(&config.vtep)
 }
 
 /// The way to the backend's node: as the agent keeps it, or as the kernel finds it.

@@ -1,5 +1,5 @@
-//! What a connection's entry remembers of the other questions, so that one lookup answers all of them
-//! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
+//! What a connection's entry remembers of the questions about whom its packets are for, so that one lookup answers all of
+//! them ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use dataplane_common::{
@@ -9,13 +9,10 @@ use dataplane_common::{
     xdp::XdpState,
 };
 
-use super::{
-    access::Frame,
-    head::{self, Head},
-};
+use super::{access::Frame, head};
 use crate::{
     atomics, left,
-    maps::{self, NODE_ADDRESSES, PORTS, XDP_STATE},
+    maps::{self, PORTS, XDP_STATE},
     scratch::scratch,
 };
 
@@ -41,50 +38,10 @@ pub(super) fn generation(state: &XdpState) -> u32 {
     (unsafe { core::ptr::read_volatile(&raw const state.generation) }) as u32
 }
 
-/// The questions that TC asks about a client's packet with this entry, but for what the entry and `CONFIG` answer, in the
-/// same order. `None`: one of them was answered with no.
-#[inline(always)]
-pub(super) fn ask(packet: &Head, known: &Affinity, ctx: *mut xdp_md) -> Option<Asked> {
-    let mut generation = ordered_generation()?;
-    let flags = published(packet)?.flags;
-    if flags & port_flag::LEFT != 0 && is_left(ctx) {
-        return None;
-    }
-    // The answer is for the interface of this packet: the next one of the connection may arrive on another.
-    if flags & (port_flag::LEFT_AT_INTERFACE | port_flag::LEFT_AT_BOTH) != 0 {
-        generation = 0;
-    }
-    match maps::vtep(&known.vtep) {
-        Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => Some(Asked { generation, hop: vtep.hop }),
-        // Hiveway was taken down there (see `admission::left_behind`): asked again for every packet.
-        Some(_) if packet.may_open() => None,
-        _ => Some(Asked { generation: 0, hop: 0 }),
-    }
-}
-
-/// Whether the packet of `ctx`, which was looked at already, is left to the host.
-// Not inlined, and reads the packet again: the caller has no stack left for what the question needs.
-#[inline(never)]
-fn is_left(ctx: *mut xdp_md) -> bool {
-    let frame = Frame::of(&XdpContext::new(ctx));
-    let left = |packet: &Head| Some(left::is_left(published(packet)?, frame.ifindex, packet.port(), packet.src));
-    head::outer(frame).and_then(|packet| left(&packet)).unwrap_or(true)
-}
-
-/// What TC asks about whom a packet is for: a published port at an address of this node.
-#[inline(always)]
-pub(super) fn published(packet: &Head) -> Option<&'static PublishedPort> {
-    // SAFETY: entries are replaced as a whole by the agent.
-    let port = unsafe { PORTS.get(packet.port()) }?;
-    // SAFETY: as above.
-    unsafe { NODE_ADDRESSES.get(packet.dst.to_le_bytes()) }?;
-    Some(port)
-}
-
 /// The generation before any question is asked; 0 while the agent takes something back.
 #[inline(always)]
-fn ordered_generation() -> Option<u32> {
-    let generation = generation(state()?);
+pub(super) fn ordered_generation(state: &XdpState) -> Option<u32> {
+    let generation = generation(state);
     // The agent first takes back, then raises the number. Who reads the number must not have asked before: on processors
     // that read ahead, only an atomic instruction that returns something orders the two, wherever it adds: on memory of
     // this CPU's, for all CPUs read the number.
@@ -93,7 +50,38 @@ fn ordered_generation() -> Option<u32> {
     Some(if generation & 1 == 0 { generation } else { 0 })
 }
 
+/// Whether the packet of `ctx`, which was looked at already, is left to the host.
+// Not inlined, and reads the packet again: the caller has no stack left for what the question needs.
+#[inline(never)]
+pub(super) fn is_left(ctx: *mut xdp_md) -> bool {
+    let frame = Frame::of(&XdpContext::new(ctx));
+    let Some(packet) = head::outer(frame) else { return true };
+    // SAFETY: entries are replaced as a whole by the agent.
+    let Some(port) = (unsafe { PORTS.get(packet.port()) }) else { return true };
+    left::is_left(port, frame.ifindex, packet.port(), packet.src)
+}
+
 impl Asked {
+    /// What an entry remembers of earlier packets.
+    #[inline(always)]
+    pub(super) fn of(known: &Affinity) -> Self {
+        Self { generation: known.generation, hop: known.hop }
+    }
+
+    /// What there is to remember of a packet to this port, since that generation.
+    #[inline(always)]
+    pub(super) fn since(generation: u32, port: &PublishedPort, known: &Affinity) -> Self {
+        // The answer is for the interface of this packet: the next one of the connection may arrive on another.
+        let at_interface = port.flags & (port_flag::LEFT_AT_INTERFACE | port_flag::LEFT_AT_BOTH) != 0;
+        match maps::vtep(&known.vtep) {
+            Some(vtep) if vtep.hiveway == vtep_mesh::MEMBER => {
+                Self { generation: if at_interface { 0 } else { generation }, hop: vtep.hop }
+            }
+            // Hiveway was taken down there: asked again for every packet.
+            _ => Self { generation: 0, hop: 0 },
+        }
+    }
+
     /// Writes it into the entry.
     #[inline(always)]
     pub(super) fn remember(self, known: &mut Affinity) {

@@ -7,6 +7,7 @@
 //! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
 mod access;
+mod arrival;
 mod forward;
 mod head;
 mod hop;

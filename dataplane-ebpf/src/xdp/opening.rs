@@ -13,11 +13,12 @@ use dataplane_common::{
     counter::Counter,
     endpoint::vtep_mesh,
     flow::{Affinity, flag},
-    service::{PublishedPort, port_flag},
+    service::PublishedPort,
 };
 
 use super::{
     access::{Frame, word},
+    arrival::{Arrival, Entry},
     forward,
     head::{self, Head},
     hop::Hop,
@@ -25,12 +26,11 @@ use super::{
     tunnel::Backend,
 };
 use crate::{
-    affinity, age,
-    client_lines::Clients,
-    clock,
+    affinity, age, clock,
+    ingress::{self, Decision},
     lines_map::Place,
     maps::{self, config},
-    path, proof, reverse, service, verdict,
+    path, proof, service, verdict,
 };
 
 /// How often another CPU may have taken the turn meanwhile.
@@ -57,16 +57,17 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
     if !path::all_take(config, forward::tunnelled_len(packet)) {
         return None;
     }
-    let port = known::published(packet)?;
     let now = clock::now();
-    if !place.is_found() {
-        let (backend, hop) = open(frame, config, packet, port, now)?;
-        return forward::leave(ctx, frame, config, packet, &backend, &hop);
-    }
-    let known = place.entry::<Clients>()?;
-    if port.flags & port_flag::LEFT != 0 {
-        return None;
-    }
+    let ifindex = frame.ifindex;
+    let arrival = Arrival::<false> { ctx: ctx.ctx, ifindex, config, packet, place, is_current: false };
+    let known = match ingress::decide(&arrival).ok()? {
+        Decision::Forward(Entry(known), _) => known,
+        Decision::Open { port, replaces: false } => {
+            let (backend, hop) = open(frame, config, packet, port, now)?;
+            return forward::leave(ctx, frame, config, packet, &backend, &hop);
+        }
+        _ => return None,
+    };
     let hop = way_of(frame, config, packet, known, now)?;
     let answered = known.flags & flag::REPLIED != 0;
     let acknowledgement = || head::acknowledgement(frame);
@@ -83,26 +84,16 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
 /// The way of a packet with this pending entry.
 #[inline(always)]
 fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u64) -> Option<Hop> {
-    let vtep = maps::vtep(&known.vtep)?;
-    if (vtep.hiveway != vtep_mesh::MEMBER && packet.may_open())
-        || !forward::is_ours(config, packet, known.flags, word(&known.vtep))
-    {
+    if !forward::is_ours(config, packet, known.flags, word(&known.vtep)) {
         return None;
     }
+    let vtep = maps::vtep(&known.vtep)?;
     forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
-/// The first packet of a connection, which is entered: who serves it, and the way there. Where anything is left to the host, or
-/// sources are checked, TC opens connections.
+/// The first packet of a connection, which is entered: who serves it, and the way there.
 #[inline(always)]
 fn open(frame: Frame, config: &Config, packet: &Head, port: &PublishedPort, now: u64) -> Option<(Backend, Hop)> {
-    if !packet.may_open() || port.flags & (port_flag::RESTRICTED | port_flag::BOUND | port_flag::LEFT) != 0 {
-        return None;
-    }
-    // To ask for the way back would need more stack than there is.
-    if reverse::is_asked(frame.ifindex) {
-        return None;
-    }
     for _ in 0..TRIES {
         let turn = service::peek(port.set)?;
         let vtep = maps::vtep(&turn.backend.vtep).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
