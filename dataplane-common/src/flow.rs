@@ -9,14 +9,15 @@ use crate::addr::{Ip4, NetId, Port, Tag};
 /// In Linux: 60 (`TCP_TIMEWAIT_LEN`), and as much more as its timer wheel is late (`kernel/time/timer.c`: up to 5.1 s,
 /// at 100 Hz); and half a second, because entries are not touched for every packet.
 pub const TIME_WAIT_SECONDS: u64 = 66;
-/// Room for established entries: so many of translated connections (two each), and so many of clients. Also the size of
-/// `FLOWS` and of `AFFINITY`.
+/// Room for established entries: so many of translated connections (two each), and so many of clients. `FLOWS` and
+/// `AFFINITY`, for those that find no line, are made with fewer places.
 /// Ended connections stay for [`TIME_WAIT_SECONDS`], so this bounds the sustained rate of short connections: 7,900 per
 /// second and node.
 pub const MAX_FLOWS: u32 = 1 << 20;
-/// Lines in each half of `FLOWS_SEGMENTS` (two entries per connection) and of `AFFINITY_SEGMENTS` at first: room for
-/// connections that have not proved yet that somebody is there, and those that have found no share of the established
-/// ones (see [`crate::shares`]). Those that were silent for longest make room, so a flood only ever displaces its like.
+/// Lines that each half of `FLOWS_SEGMENTS` (two entries per connection) and of `AFFINITY_SEGMENTS` gets once half of
+/// the [`crate::line::SEGMENT`] it begins with is used: room for connections that have not proved yet that somebody is
+/// there, and those that have found no share of the established ones (see [`crate::shares`]). Those that were silent for
+/// longest make room, so a flood only ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
 
 /// Halves of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS`: one for TCP, one for all else, so that neither displaces the

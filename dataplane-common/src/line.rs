@@ -8,7 +8,7 @@
 //! mostly reads the head and one line (ADR 29). The agent reads, inserts and frees through its mapping.
 //!
 //! The table is in two halves, one for TCP and one for all else (see [`crate::flow::pending`]), so that neither
-//! displaces the other's. A half's buckets are in segments of [`SEGMENT`], each an array map; it grows by twice as many
+//! displaces the other's. A half's buckets are in segments of [`SEGMENT`], each an array map; it becomes larger
 //! while programs use it (ADR 30).
 
 use core::mem::offset_of;

@@ -380,7 +380,7 @@ impl Dataplane {
         self.tables.connections.try_clone()
     }
 
-    /// Room in the connection tables. Not what [`Options::sizes`] asks for, if maps of another size were adopted.
+    /// Room in the connection tables: established entries that there may be, and the lines of each half.
     pub fn capacity(&self) -> PerTable<u32> {
         self.tables.connections.capacity()
     }

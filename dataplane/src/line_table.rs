@@ -142,9 +142,14 @@ impl<T: Contents> LineTable<T> {
         geometry::count(self.shared.segments.head(head::GEOMETRY + half as usize))
     }
 
-    /// Room in each half, in entries.
-    pub(crate) fn capacity(&self) -> [u32; pending::COUNT as usize] {
+    /// Lines in each half.
+    pub(crate) fn lines(&self) -> [u32; pending::COUNT as usize] {
         [pending::TCP, pending::OTHER].map(|half| self.buckets(half) * SLOTS as u32)
+    }
+
+    /// Buckets in each half that pending connections may need.
+    pub(crate) fn for_pending(&self) -> u32 {
+        self.shared.segments.pending
     }
 
     pub(crate) fn get(&self, key: &T::Key) -> Option<(Stage, T::Entry)> {
@@ -257,17 +262,24 @@ impl<T: Contents> LineTable<T> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// How many entries the table holds.
-    pub(crate) fn count(&self, progress: &dyn Fn()) -> Result<Counts, MapFault> {
+    /// How many entries the table holds. By their lines' states: nothing else is read.
+    pub(crate) fn count(&self, progress: &dyn Fn()) -> Counts {
+        let _pass = self.shared.pass();
         let mut counts = Counts::default();
-        let _ = self.for_each(progress, |found| {
-            match found.stage {
-                Stage::Established => counts.established += 1,
-                Stage::Pending => counts.pending[pending::of(T::proto(&found.key)) as usize] += 1,
+        for number in self.numbers() {
+            if number % BATCH == 0 {
+                progress();
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(counts)
+            for line in self.shared.segments.bucket(number).into_iter().flatten() {
+                let seen = lines::state_in(Mapped::<T>::new(line));
+                if lines::is_established(seen) {
+                    counts.established += 1;
+                } else if line::is_pending(seen) {
+                    counts.pending[(number / line::MOST_BUCKETS) as usize] += 1;
+                }
+            }
+        }
+        counts
     }
 
     /// All entries that are established, or all that are pending.

@@ -29,7 +29,6 @@ pub struct MapFault {
 /// A hash map, plain or LRU, with key `K` and value `V`.
 pub(crate) struct Table<K, V> {
     name: MapName,
-    capacity: u32,
     map: HashMap<MapData, Raw<K>, Raw<V>>,
     /// The same map once more: aya's handle does not show its descriptor, and has no batch reads.
     fd: OwnedFd,
@@ -53,9 +52,8 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
     pub(crate) fn new(name: MapName, map: Map) -> Result<Self, MapFault> {
         let fault = |source| MapFault { map: name, source };
         let data = data(name, &map)?;
-        let capacity = data.info().map_err(fault)?.max_entries();
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| fault(e.into()))?;
-        Ok(Self { name, capacity, map: HashMap::try_from(map).map_err(fault)?, fd })
+        Ok(Self { name, map: HashMap::try_from(map).map_err(fault)?, fd })
     }
 
     /// Another handle of the same map.
@@ -66,8 +64,10 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
     }
 
     /// Room in the map, in entries.
-    pub(crate) fn capacity(&self) -> u32 {
-        self.capacity
+    pub(crate) fn capacity(&self) -> Result<u32, MapFault> {
+        let fd = self.fd.try_clone().map_err(|e| self.fault(e.into()))?;
+        let info = MapData::from_fd(fd).and_then(|map| map.info()).map_err(|e| self.fault(e))?;
+        Ok(info.max_entries())
     }
 
     /// Everything that the map holds. Entries that are added or removed meanwhile may or may not be there; all others

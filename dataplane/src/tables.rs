@@ -82,7 +82,6 @@ impl Tables {
         let xdp_state = State::new(&take(MapName::XdpState)?)?;
         let translated: ConnectionTable<Translated> = connections(&mut take, sizes)?;
         let clients: ConnectionTable<Clients> = connections(&mut take, sizes)?;
-        let room = [clients.spilled.capacity(), translated.spilled.capacity()];
         Ok(Self {
             config: array(MapName::Config, take(MapName::Config)?)?,
             locals: Table::new(MapName::Locals, take(MapName::Locals)?)?,
@@ -106,7 +105,7 @@ impl Tables {
             connections: Connections {
                 translated,
                 clients,
-                shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, room)?,
+                shares: Shares::new(descriptor(MapName::Shares, &take(MapName::Shares)?)?, [sizes.max_flows; 2])?,
                 gate: Gate::new(&take(MapName::DirectGate)?)?,
             },
             counts: Counts {
@@ -122,9 +121,20 @@ fn connections<T: Contents>(
     take: &mut impl FnMut(MapName) -> Result<Map, MapFault>,
     sizes: Sizes,
 ) -> Result<ConnectionTable<T>, MapFault> {
+    let spilled: Table<T::Key, T::Entry> = Table::new(T::SPILLED, take(T::SPILLED)?)?;
+    if spilled.capacity()? < sizes.spilled() {
+        tracing::warn!(
+            "map {} has {} places for connections that find no line: an earlier agent made it for a smaller --max-flows. \
+             {} are wanted for {}; `hiveway teardown` and a new start make it anew (connections end)",
+            T::SPILLED,
+            spilled.capacity()?,
+            sizes.spilled(),
+            sizes.max_flows
+        );
+    }
     Ok(ConnectionTable {
         lines: LineTable::new(take(T::SEGMENTS)?, &take(T::HEAD)?, sizes)?,
-        spilled: Table::new(T::SPILLED, take(T::SPILLED)?)?,
+        spilled,
         earlier: Earlier::none(),
     })
 }

@@ -244,7 +244,7 @@ fn the_reply_goes_to_the_router_that_the_routing_table_names() -> Result<()> {
         // there are no samples.
         let ways = |world: &mut World, flags: &'static str, wanted: usize| -> Result<_> {
             let (mut given, mut written) = (BTreeSet::new(), BTreeSet::new());
-            let limit = Duration::from_millis(if wanted > 1 { 10_000 } else { 300 });
+            let limit = Duration::from_millis(if wanted > 1 { 60_000 } else { 300 });
             let until = Instant::now() + limit;
             while Instant::now() < until && given.len() + written.len() < wanted.max(2) {
                 let answer = returning(PEER, &REMOTE1, &back, &tcp(PUBLISHED, CLIENT_PORT, flags));

@@ -16,7 +16,12 @@ use dataplane::{
         Harness, Input, Shooter,
     },
 };
-use dataplane_common::{line, service::Backend};
+use dataplane_common::{
+    flow::{Affinity, AffinityKey, Flow, FlowKey},
+    headers::ipproto,
+    line,
+    service::Backend,
+};
 use support::{mesh::*, packets::tcp, vip::sent, world::*};
 use zerocopy::IntoBytes as _;
 
@@ -302,4 +307,51 @@ fn sizes_have_limits() {
     assert_eq!(line::buckets(0), 1);
     assert_eq!([line::buckets(4096), line::buckets(4097)], [1024, 2048]);
     assert_eq!(line::buckets(u32::MAX), line::MOST_BUCKETS);
+}
+
+/// Beginning with a segment for each half, they get what `max_pending` asks for as soon as half of the lines are used,
+/// and no more for that.
+#[test]
+fn pending_connections_have_the_table_grow_to_what_was_asked_for() -> Result<()> {
+    const FIRST: u32 = 1 << 14;
+    const ASKED: u32 = 1 << 16;
+    world(|world| {
+        let sizes = Sizes { max_flows: 1 << 18, max_pending: ASKED };
+        world.harness = Harness::with_first_lines(&[], sizes)?;
+        let harness = &mut world.harness;
+        let now = 1 << 40;
+        // Established for long: displaced by nothing.
+        let old = AffinityKey::new(([203, 0, 113, 1], [1, 1]), ([192, 0, 2, 1], [0, 80]), ipproto::TCP);
+        harness.put_affinity(old, Affinity { created: 1, last_seen: 1, ..Affinity::default() })?;
+        let mut entered = 0;
+        let mut enter = |harness: &mut Harness, up_to: u32| -> Result<()> {
+            for number in entered..up_to {
+                let [_, a, b, c] = number.to_be_bytes();
+                let (client, node) = (([198, 51, a, b], [c, 1]), ([192, 0, 2, 1], [0, 80]));
+                let affinity = Affinity { created: now, last_seen: now, ..Affinity::default() };
+                harness.put_pending_affinity(AffinityKey::new(client, node, ipproto::TCP), affinity)?;
+                let flow = Flow { created: now, last_seen: now, ..Flow::default() };
+                harness.put_pending_flow(FlowKey::new([1; 4], client, node, ipproto::TCP), flow)?;
+            }
+            entered = up_to;
+            Ok(())
+        };
+        enter(harness, FIRST * 2 / 5)?;
+        assert_eq!(harness.grow_lines([0, 0])?, [false; 2], "two fifths");
+        enter(harness, FIRST * 3 / 5)?;
+        assert_eq!(harness.grow_lines([0, 0])?, [true; 2], "three fifths");
+        assert_eq!(harness.lines(), [[ASKED, FIRST]; 2]);
+        let seen = harness.pending_affinity()?.len();
+        assert!(seen > FIRST as usize * 3 / 5 * 99 / 100, "{seen} are there");
+        assert_eq!(harness.grow_lines([0, 0])?, [false; 2], "once is enough");
+        // The other half, for established ones: sparse as long as it is small.
+        assert_eq!(harness.grow_lines([0, u64::from(FIRST) / 8])?, [false; 2], "an eighth");
+        assert_eq!(harness.grow_lines([0, u64::from(FIRST) / 8 + 1])?, [true; 2], "more than that");
+        assert_eq!(harness.lines(), [[ASKED, 2 * FIRST]; 2]);
+        enter(harness, 2 * ASKED)?;
+        assert_eq!(harness.grow_lines([0, 0])?, [false; 2], "more than was asked for");
+        assert_eq!(harness.grow_lines([u64::from(ASKED) / 2, 0])?, [true; 2], "established ones get more");
+        assert_eq!(harness.established_affinity()?.keys().collect::<Vec<_>>(), [&old]);
+        Ok(())
+    })
 }

@@ -12,11 +12,12 @@ use dataplane::Sizes;
 const TABLES: u64 = 2;
 /// Halves of each: TCP's, and all else's.
 const HALVES: u64 = 2;
-/// What a line of a connection takes in bytes, used or not: a power of two of them in each half, and a MiB at least.
+/// What a line of a connection takes in bytes, used or not; each half takes a MiB at least.
 const LINE: u64 = 64;
-/// What an unused place in `AFFINITY` or `FLOWS` takes, in bytes. They hold established connections that found no line:
-/// mostly none.
+/// What a place in `AFFINITY` or `FLOWS` takes, unused (a power of two of them) and used, in bytes. They hold established
+/// connections that found no line, mostly none.
 const FREE: u64 = 16;
+const USED: u64 = 160;
 /// What agent, programs and all other maps take, in bytes.
 const REST: u64 = 48 << 20;
 /// What a start takes besides, in bytes, until the programs are loaded: mostly what the kernel's verifier remembers of
@@ -25,6 +26,8 @@ const START: u64 = 64 << 20;
 /// Since this version the kernel counts what its verifier takes as the process's.
 const VERIFIER_COUNTS: (u32, u32) = (6, 17);
 const MIB: u64 = 1 << 20;
+/// The smallest `--max-flows` and `--max-pending` that are taken.
+const LEAST: u32 = 1024;
 
 /// Where control groups are mounted.
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -72,24 +75,20 @@ fn start_on(release: &str) -> u64 {
 /// When not even empty ones do, with the remedy. What is returned otherwise is a warning that full ones do not.
 pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> Result<Option<String>, String> {
     let Some((limit, file)) = limit else { return Ok(None) };
-    let (flows, pending) = (u64::from(sizes.max_flows), u64::from(sizes.max_pending));
-    let lines = |each: u64| TABLES * HALVES * (each.next_power_of_two() * LINE).max(MIB);
-    let free = TABLES * flows * FREE;
-    // When all halves have grown as far as they may.
-    let full = REST + free + lines(pending.max(2 * flows));
-    let begins = REST + free + lines(pending) + start;
-    if full.max(begins) <= limit {
+    let has_room = |sizes| {
+        let (begins, full) = takes(sizes, start);
+        full.max(begins) <= limit
+    };
+    if has_room(sizes) {
         return Ok(None);
     }
-    let room = limit.saturating_sub(REST + lines(pending));
-    // A power of two may be twice as many lines as are asked for.
-    let most = (room / (TABLES * (FREE + HALVES * 4 * LINE))).min(room.saturating_sub(start) / (TABLES * FREE));
+    let (begins, full) = takes(sizes, start);
     let enough = full.max(begins).div_ceil(MIB);
-    let remedy = match most {
-        0..1024 if REST + start + lines(0) <= limit => {
+    let remedy = match largest(sizes.max_flows, |max_flows| has_room(Sizes { max_flows, ..sizes })) {
+        0..LEAST if has_room(Sizes { max_flows: LEAST, max_pending: LEAST }) => {
             format!("lower --max-pending and --max-flows, or raise the limit to {enough} MiB")
         }
-        0..1024 => format!("raise the limit to {enough} MiB"),
+        0..LEAST => format!("raise the limit to {enough} MiB"),
         most => format!("lower --max-flows to {most}, or raise the limit to {enough} MiB"),
     };
     let what = format!("--max-flows {} --max-pending {}", sizes.max_flows, sizes.max_pending);
@@ -106,6 +105,25 @@ pub(super) fn fits(sizes: Sizes, start: u64, limit: Option<(u64, PathBuf)>) -> R
          kernel would end the agent before they are full; {remedy}",
         full.div_ceil(MIB)
     )))
+}
+
+/// What agent and maps take in bytes: at a start, and when all halves have grown as far as they may and what finds no
+/// line has filled its map.
+fn takes(sizes: Sizes, start: u64) -> (u64, u64) {
+    // A flood has all halves grow to what pending connections may need.
+    let (pending, most) = sizes.lines();
+    let lines = |each: u32| TABLES * HALVES * (u64::from(each) * LINE).max(MIB);
+    let spilled = u64::from(sizes.spilled());
+    let begins = REST + start + lines(pending) + TABLES * spilled.next_power_of_two() * FREE;
+    (begins, REST + lines(most) + TABLES * spilled * USED)
+}
+
+/// The largest number up to `most` that is good, where all below a good one are; 0 if there is none.
+fn largest(most: u32, is_good: impl Fn(u32) -> bool) -> u32 {
+    (0..u32::BITS).rev().map(|bit| 1 << bit).fold(0, |found, more| {
+        let next = found + more;
+        if next <= most && is_good(next) { next } else { found }
+    })
 }
 
 #[cfg(test)]
@@ -129,8 +147,11 @@ mod tests {
         let warning = judged(1 << 20, 0, 128).unwrap().unwrap();
         assert!(warning.contains("--max-flows 1048576") && warning.contains("has 128 MiB"), "{warning}");
         assert_eq!(judged(advised(&warning), 0, 128), Ok(None), "what it advises does");
-        let error = judged(1 << 24, 0, 128).unwrap_err();
-        assert!(error.contains("--max-flows 16777216") && error.contains("memory.max"), "{error}");
+        assert!(judged(advised(&warning) + 1, 0, 128).unwrap().is_some(), "and no more does");
+        let error = judged(1 << 20, 0, 60).unwrap_err();
+        assert!(error.contains("lower --max-pending and --max-flows"), "{error}");
+        let error = judged(1 << 28, 0, 128).unwrap_err();
+        assert!(error.contains("--max-flows 268435456") && error.contains("memory.max"), "{error}");
         assert!(judged(1 << 20, 0, 32).unwrap_err().contains("raise the limit"), "not even the rest has room");
     }
 
@@ -139,11 +160,36 @@ mod tests {
         for (release, more) in [("6.1.0-31-amd64", 0), ("6.16.12", 0), ("6.17.0-rc1", START), ("7.0", START), ("", 0)] {
             assert_eq!(start_on(release), more, "{release}");
         }
-        let error = judged(1 << 20, START, 150).unwrap_err();
-        assert!(error.contains("takes 160 MiB") && error.contains("has 150 MiB"), "{error}");
-        assert_eq!(judged(advised(&error), START, 150), Ok(None), "what it advises does");
-        let error = judged(1 << 20, START, 128).unwrap_err();
+        let error = judged(1 << 20, START, 131).unwrap_err();
+        assert!(error.contains("takes 132 MiB") && error.contains("has 131 MiB"), "{error}");
+        assert_eq!(judged(advised(&error), START, 131), Ok(None), "what it advises does");
+        let error = judged(1 << 20, START, 127).unwrap_err();
         assert!(error.contains("lower --max-pending and --max-flows"), "{error}");
+        assert!(judged(1 << 20, START, 116).unwrap_err().contains(": raise the limit"), "not even the smallest");
+    }
+
+    #[test]
+    fn tables_begin_small_and_grow() {
+        const TABLES_OF: u64 = 4;
+        // Four halves with what pending connections may need, a MiB at least, and two maps for what finds no line.
+        let empty = |sizes| takes(sizes, 0).0 - REST;
+        assert_eq!(empty(Sizes::default()), TABLES_OF * 4 * MIB + 4 * MIB);
+        assert_eq!(empty(Sizes { max_flows: 1024, max_pending: 1024 }), TABLES_OF * MIB + 2 * 1024 * FREE);
+        // Twice as many lines as entries may be established, or as many as pending connections get.
+        let full = |max_flows, max_pending| takes(Sizes { max_flows, max_pending }, START).1 - REST;
+        assert_eq!(full(1 << 20, 1 << 16), TABLES_OF * 128 * MIB + 2 * (1 << 17) * USED);
+        assert_eq!(full(1 << 16, 1 << 20), TABLES_OF * 64 * MIB + 2 * (1 << 13) * USED);
+        // There are lines for 16 million in each half at most.
+        assert_eq!(full(1 << 26, 1 << 16), TABLES_OF * 1024 * MIB + 2 * ((1 << 26) - (1 << 23)) * USED);
+    }
+
+    #[test]
+    fn the_largest_good_number_is_found() {
+        for (most, good, found) in
+            [(0, 5, 0), (9, 5, 5), (9, 0, 0), (4, 5, 4), (u32::MAX, u32::MAX, u32::MAX), (8, 8, 8)]
+        {
+            assert_eq!(largest(most, |number| number <= good), found, "{good} of {most}");
+        }
     }
 
     #[test]

@@ -128,7 +128,6 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         source: args.table.to_string(),
         bpffs: args.bpffs.display().to_string(),
         timeouts: args.connections.timeouts(),
-        sizes: args.connections.sizes(),
         started: std::time::Instant::now(),
         relay: relay.as_ref().map(|relay| relay.board.clone()),
         engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),

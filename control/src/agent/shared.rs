@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane::{Connections, Counts, Dataplane, MapFault, Removed, Sizes, SweepReport, Timeouts};
+use dataplane::{Connections, Counts, Dataplane, MapFault, Removed, SweepReport, Timeouts};
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
 use tokio::sync::watch;
 
@@ -193,8 +193,6 @@ pub struct About {
     pub bpffs: String,
     /// How long idle connections are remembered.
     pub timeouts: Timeouts,
-    /// Room in the connection tables, as asked for.
-    pub sizes: Sizes,
     /// When the agent started.
     pub started: Instant,
     /// The paths to other nodes.

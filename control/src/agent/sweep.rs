@@ -20,8 +20,9 @@ const SPARING: u32 = 10;
 /// The sweep is heard of within this time: with each buffer's worth of entries, and while there is nothing to do.
 const HEARD: Duration = Duration::from_secs(60);
 /// While there is nothing to do it says so as often as this, and looks whether a table of connections is about to be
-/// full: 30,000 new entries a second take an eighth of the default size meanwhile. A sweep keeps it waiting; what finds
-/// no line then is found more slowly, clients' connections without XDP.
+/// full: 30,000 new entries a second take not even half of what a half begins with meanwhile. Until then a flood has
+/// pending connections displace one another sooner. A sweep keeps it waiting; what finds no line then is found more
+/// slowly, clients' connections without XDP.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// For so long it does not grow after that has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
@@ -103,8 +104,8 @@ impl Growth {
             && self.failed.is_none()
         {
             tracing::warn!(
-                "a table of connections cannot grow: {error}. Established ones that find no line are slower. \
-                 It is tried again every {} s; if memory is short, raise the control group's limit or lower --max-flows",
+                "a table of connections cannot grow: {error}. Established ones that find no line are slower, and pending \
+                 ones make room for others sooner. It is tried again every {} s; if memory is short, raise the control group's limit or lower --max-flows",
                 AFTER_FAILURE.as_secs()
             );
         }

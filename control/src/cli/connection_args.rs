@@ -18,12 +18,13 @@ pub struct ConnectionArgs {
     #[arg(long = "timeout", value_name = "STATE=TIME,...", value_delimiter = ',', value_parser = timeout)]
     timeouts: Vec<Timeout>,
     /// Room for established connections: entries of translated ones (two per connection), and clients' connections at
-    /// this node. Only for maps that are made; pinned ones keep their size until a teardown.
+    /// this node.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().max_flows,
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_flows: u32,
     /// Room for connections that have not proved yet that somebody is there, likewise; those that were silent for
-    /// longest make room. The tables begin with so many lines, rounded up to a power of two, and get more.
+    /// longest make room. The tables begin with 16,384 lines, get so many, rounded up to a power of two, as soon as half
+    /// of them are used, and more for established connections.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().max_pending,
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_pending: u32,

@@ -1,4 +1,4 @@
-//! How the table of connections becomes twice as large while programs use it (ADR 30).
+//! How the table of connections becomes larger while programs use it (ADR 30).
 //!
 //! From the moment the head names both sizes, connections are entered at their places in the larger table and looked
 //! for at both, there first. Once no program runs that knows the smaller one only, each connection whose place is
@@ -74,13 +74,14 @@ pub struct Moved {
     pub lost: usize,
 }
 
-/// Makes a half twice as large. Nobody else may do so meanwhile.
+/// Has a half grow to so many buckets, a power of two and more than there are. Nobody else may do so meanwhile. In one
+/// step: in a table that is still too small connections would find no line.
 ///
 /// # Errors
 /// Those of [`Growing`]. The table works on, and [`resume`] has it grow further.
-pub fn double<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
+pub fn grow<L: Growing>(lines: &L, half: u32, buckets: u32) -> Result<Moved, L::Error> {
     let before = resume(lines, half)?;
-    begin(lines, half)?;
+    begin(lines, half, buckets)?;
     let moved = resume(lines, half)?;
     Ok(Moved {
         moved: before.moved + moved.moved,
@@ -89,21 +90,22 @@ pub fn double<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
     })
 }
 
-/// Has connections entered at their places in a table twice as large. [`resume`] must follow before the next time.
+/// Has connections entered at their places among so many buckets. [`resume`] must follow before the next time.
 ///
 /// # Errors
 /// Those of [`Growing`].
-pub fn begin<L: Growing>(lines: &L, half: u32) -> Result<(), L::Error> {
+pub fn begin<L: Growing>(lines: &L, half: u32, buckets: u32) -> Result<(), L::Error> {
     let count = geometry::count(sizes(lines, half));
-    lines.add(half, 2 * count)?;
-    lines.set_head(word(half), geometry::of(2 * count, count));
+    debug_assert!(buckets.is_power_of_two() && buckets > count);
+    lines.add(half, buckets)?;
+    lines.set_head(word(half), geometry::of(buckets, count));
     Ok(())
 }
 
 /// Moves connections from where they were in a table that has begun to grow; does nothing in another one.
 ///
 /// # Errors
-/// As [`double`].
+/// As [`grow`].
 pub fn resume<L: Growing>(lines: &L, half: u32) -> Result<Moved, L::Error> {
     let sizes = sizes(lines, half);
     let (count, old) = (geometry::count(sizes), geometry::old(sizes));

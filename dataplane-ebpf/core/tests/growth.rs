@@ -204,7 +204,7 @@ impl<L: Layout> Table<L> {
                     self.find(number).unwrap().store(VALUE, now);
                 }
             }
-            Step::Grow(_) => {}
+            Step::Grow(..) => {}
         }
         for (number, value) in model.iter() {
             assert_eq!(self.get(*number), Some(*value), "{number} after {step:?}");
@@ -213,9 +213,10 @@ impl<L: Layout> Table<L> {
     }
 
     /// The agent's part. Nothing else is done at the same time but in `wait`.
-    fn grow(&self, ends_after: Option<u32>) {
+    fn grow(&self, times: u32, ends_after: Option<u32>) {
         self.ends_after.set(ends_after);
-        if let Ok(Moved { lost, .. }) = growth::double(&self, 0) {
+        let buckets = (times * geometry::count(self.head[head::GEOMETRY].load(Relaxed))).min(BUCKETS as u32);
+        if let Ok(Moved { lost, .. }) = growth::grow(&self, 0, buckets) {
             assert_eq!(lost, 0);
             self.has_grown();
         }
@@ -255,8 +256,8 @@ enum Step {
     /// As a program does.
     End(u64),
     See(u64),
-    /// The table is doubled; perhaps by an agent that is ended after waiting so often.
-    Grow(Option<u32>),
+    /// The table becomes so many times as large; perhaps by an agent that is ended after waiting so often.
+    Grow(u32, Option<u32>),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -268,7 +269,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => number.clone().prop_map(Step::Remove),
         2 => number.clone().prop_map(Step::End),
         6 => number.prop_map(Step::See),
-        1 => prop::option::of(0..3u32).prop_map(Step::Grow),
+        1 => (prop::sample::select(&[2, 4, 8][..]), prop::option::of(0..3u32)).prop_map(|(times, ends)| Step::Grow(times, ends)),
     ];
     prop::collection::vec(step, 1..200)
 }
@@ -286,8 +287,8 @@ fn follow<L: Layout>(table: &Table<L>, steps: Vec<Step>) {
     loop {
         let next = table.steps.borrow_mut().pop();
         match next {
-            Some(Step::Grow(_)) if geometry::count(table.head[head::GEOMETRY].load(Relaxed)) as usize == BUCKETS => {}
-            Some(Step::Grow(ends_after)) => table.grow(ends_after),
+            Some(Step::Grow(..)) if geometry::count(table.head[head::GEOMETRY].load(Relaxed)) as usize == BUCKETS => {}
+            Some(Step::Grow(times, ends_after)) => table.grow(times, ends_after),
             Some(step) => table.take(step),
             None => break,
         }
@@ -332,7 +333,7 @@ fn a_table_that_grows_in_time_loses_nothing<L: Layout>() {
         }
         // Where both buckets are full, somebody has made room.
         table.model.borrow_mut().retain(|number, _| table.get(*number).is_some());
-        table.grow(None);
+        table.grow(2, None);
     }
     assert!(table.model.borrow().len() * 100 > 98 * BUCKETS * 3 / 4);
 }
@@ -345,7 +346,7 @@ fn what_is_taken_out_while_it_is_copied_is_not_found_again<L: Layout>() {
         assert!(lines::put(&&table, &key::<L>(number), &[100, TICK, number, 0, 0, 0]));
         table.taken_out.set(Some((reads, number)));
         table.gone.set(Some(number));
-        growth::double(&&table, 0).unwrap();
+        growth::grow(&&table, 0, 2).unwrap();
         if table.taken_out.take().is_none() {
             taken_out += 1;
             assert!(table.get(number).is_none(), "{reads}");
@@ -370,7 +371,7 @@ fn what_finds_no_room_in_the_larger_table_ends_and_is_counted<L: Layout>() {
     for line in &table.buckets[1][..3] {
         line[L::STATE].store(state::CLAIMED, Relaxed);
     }
-    assert_eq!(growth::double(&&table, 0).unwrap(), Moved { moved: 1, spilled: 1, lost: 2 });
+    assert_eq!(growth::grow(&&table, 0, 2).unwrap(), Moved { moved: 1, spilled: 1, lost: 2 });
     assert_eq!(numbers.iter().filter(|number| table.get(**number).is_some()).count(), 1);
     assert_eq!(table.spilled.borrow().len(), 1);
     assert!(table.buckets[0].iter().all(|line| lines::read(Mapped::<L>::new(line)).is_none()));

@@ -138,7 +138,7 @@ fn while_it_grows<L: Shared>(program: fn(&Table<L>), after: fn(&Table<L>, Moved)
         assert!(lines::put(&&*table, &key::<L>(1), &value(1)));
         let agent = {
             let table = table.clone();
-            thread::spawn(move || growth::double(&&*table, 0).unwrap())
+            thread::spawn(move || growth::grow(&&*table, 0, 2).unwrap())
         };
         program(&table);
         let moved = agent.join().unwrap();

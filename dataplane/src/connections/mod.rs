@@ -120,11 +120,11 @@ impl Connections {
 
     /// Room in each table, in entries.
     pub fn capacity(&self) -> PerTable<u32> {
-        let [flows_pending, flows_pending_other] = self.translated.lines.capacity();
-        let [affinity_pending, affinity_pending_other] = self.clients.lines.capacity();
+        let [flows_pending, flows_pending_other] = self.translated.lines.lines();
+        let [affinity_pending, affinity_pending_other] = self.clients.lines.lines();
         PerTable {
-            flows: self.translated.spilled.capacity(),
-            affinity: self.clients.spilled.capacity(),
+            flows: self.shares.room(FLOWS),
+            affinity: self.shares.room(AFFINITY),
             flows_pending,
             affinity_pending,
             flows_pending_other,

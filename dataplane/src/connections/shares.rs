@@ -30,6 +30,11 @@ impl Shares {
         Ok(Self(Arc::new(words)))
     }
 
+    /// How many entries of a table, [`AFFINITY`] or [`FLOWS`], may be established.
+    pub(crate) fn room(&self, table: usize) -> u32 {
+        self.0.load((Self::ROOM + table) as u32) as u32
+    }
+
     /// What the connections' places are computed with.
     pub(crate) fn seed(&self) -> u64 {
         self.0.load(Self::SEED as u32)
@@ -55,6 +60,12 @@ impl Shares {
     #[cfg(feature = "testing")]
     pub(crate) fn save(&self) -> Vec<u64> {
         self.recount().before
+    }
+
+    /// As [`Self::new`] sets it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn set_room(&self, room: [u32; 2]) {
+        (0..).zip(room).for_each(|(table, room)| self.0.store(Self::ROOM as u32 + table, room.into()));
     }
 
     /// Puts them back.

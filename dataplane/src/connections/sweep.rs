@@ -142,8 +142,8 @@ impl Connections {
             Ok(())
         })?;
         self.shares.correct(&recount);
-        let translated = self.translated.lines.count(progress)?;
-        let clients = self.clients.lines.count(progress)?;
+        let translated = self.translated.lines.count(progress);
+        let clients = self.clients.lines.count(progress);
         let [flows_pending, flows_pending_other] = translated.pending;
         let [affinity_pending, affinity_pending_other] = clients.pending;
         let left = PerTable {

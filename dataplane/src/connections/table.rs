@@ -43,7 +43,12 @@ impl<T: Contents> ConnectionTable<T> {
                 Ok(ControlFlow::Continue(()))
             })?;
         }
-        self.grow_lines([0; _], &|| ())?;
+        // What is pending in maps of an earlier version wants as much room as there.
+        let least = if self.earlier.are_there() { self.lines.for_pending() } else { 0 };
+        // A table that is still growing works, and sweeps make room: better than no agent.
+        if let Err(error) = self.grow_lines([0; _], least, &|| ()) {
+            tracing::warn!("a table of connections is still growing: {error}; it is tried again");
+        }
         self.lines.free_misplaced();
         Ok(())
     }
@@ -159,16 +164,22 @@ impl<T: Contents> ConnectionTable<T> {
 
     /// Has the lines grow if they are about to be full with so many established entries, TCP's first. Whether they did.
     pub(crate) fn grow(&mut self, used: [u64; 2], progress: &dyn Fn()) -> Result<bool, MapFault> {
-        let grown = self.grow_lines(used, progress)?;
+        let grown = self.grow_lines(used, 0, progress)?;
         if grown && self.lines.spilled().0 {
             self.return_spilled(progress)?;
         }
         Ok(grown)
     }
 
-    fn grow_lines(&mut self, used: [u64; 2], progress: &dyn Fn()) -> Result<bool, MapFault> {
+    /// Gives both halves all the lines that pending connections may need.
+    #[cfg(feature = "testing")]
+    pub(crate) fn grow_for_pending(&mut self) -> Result<bool, MapFault> {
+        self.grow_lines([0; _], self.lines.for_pending(), &|| ())
+    }
+
+    fn grow_lines(&mut self, used: [u64; 2], least: u32, progress: &dyn Fn()) -> Result<bool, MapFault> {
         let Self { lines, spilled, .. } = self;
-        lines.grow(used, progress, &mut |key, entry| match entry {
+        lines.grow(used, least, progress, &mut |key, entry| match entry {
             Some(entry) => spill(lines, spilled, key, entry),
             None => spilled.remove(&key),
         })

@@ -3,20 +3,26 @@
 use std::{cell::RefCell, sync::atomic::AtomicU64};
 
 use dataplane_common::{
-    flow::pending,
-    line::{SLOTS, WORDS, head},
+    flow::{MAX_PENDING, pending},
+    line::{self, SLOTS, WORDS, head},
 };
 use dataplane_core::{
     growth::{self, Growing, Moved},
-    lines::{KeyWords, Lines, Mapped, Value},
+    lines::{self, KeyWords, Lines, Mapped, Value},
 };
 
 use super::{Contents, LineTable};
 use crate::table::MapFault;
 
-/// A half is doubled once more of its lines hold established connections than this share, in eighths: up to there
-/// hardly any connection finds both of its buckets full.
+/// A half grows once more of its lines hold established connections than this share, in eighths: up to there hardly any
+/// connection finds both of its buckets full.
 const FULL: u64 = 3;
+/// The same as long as it is smaller than what pending connections may need: up to there hardly one finds them full.
+const SPARSE: u64 = 1;
+/// Not in larger ones, though: so many buckets are 4 MiB.
+const MOST_SPARSE: u32 = line::buckets(MAX_PENDING);
+/// Buckets that are looked at to find out how many lines are used.
+const SAMPLE: u32 = 256;
 
 /// The table as [`growth`] wants it.
 struct Growth<'a, T: Contents> {
@@ -79,28 +85,32 @@ impl<T: Contents> Growing for Growth<'_, T> {
 }
 
 impl<T: Contents> LineTable<T> {
-    /// Doubles a half as often as it takes for so many connections in it, TCP's first, and ends what an earlier call
-    /// has begun. Whether a half has grown.
+    /// Has a half grow as far as it takes for so many established connections in it, TCP's first, and for the pending ones
+    /// that are there, to `least` buckets in any case; and ends what an earlier call has begun. Whether a half has grown.
     ///
     /// # Errors
     /// When the kernel refuses. The table is as good as before, and the next call goes on.
     pub(crate) fn grow(
         &self,
         used: [u64; pending::COUNT as usize],
+        least: u32,
         progress: &dyn Fn(),
         spill: Spill<'_, T>,
     ) -> Result<bool, MapFault> {
         let _pass = self.shared.pass();
         let lines = Growth { lines: self, progress, spill: RefCell::new(spill) };
-        let mut grown = false;
-        for (half, used) in (0..).zip(used) {
+        let grow = |half, used| -> Result<bool, MapFault> {
             self.tell(half, growth::resume(&lines, half)?);
-            while self.is_full(half, used) && u64::from(self.buckets(half)) < self.shared.segments.head(head::MOST) {
-                self.tell(half, growth::double(&lines, half)?);
-                grown = true;
+            let wanted = self.wanted(half, used).max(least);
+            if wanted <= self.buckets(half) {
+                return Ok(false);
             }
-        }
-        Ok(grown)
+            self.tell(half, growth::grow(&lines, half, wanted)?);
+            Ok(true)
+        };
+        // Each on its own: one may be refused what the other gets.
+        let [tcp, other] = [grow(pending::TCP, used[0]), grow(pending::OTHER, used[1])];
+        Ok(tcp? | other?)
     }
 
     /// Frees the lines that an agent has left behind that was ended when a half had just grown.
@@ -116,7 +126,7 @@ impl<T: Contents> LineTable<T> {
         if moved == Moved::default() {
             return;
         }
-        let room = self.capacity()[half as usize];
+        let room = self.lines()[half as usize];
         tracing::info!("{} have {room} lines now; {} were moved", T::WHAT, moved.moved);
         if moved.spilled > 0 {
             let (spilled, map) = (moved.spilled, T::SPILLED);
@@ -132,10 +142,36 @@ impl<T: Contents> LineTable<T> {
     pub(crate) fn begin_to_grow(&self, half: u32) -> Result<(), MapFault> {
         let mut nothing = |_, _| Ok(());
         let spill = RefCell::new(&mut nothing as Spill<'_, T>);
-        growth::begin(&Growth { lines: self, progress: &|| (), spill }, half)
+        growth::begin(&Growth { lines: self, progress: &|| (), spill }, half, 2 * self.buckets(half))
     }
 
-    fn is_full(&self, half: u32, used: u64) -> bool {
-        8 * used > FULL * u64::from(self.buckets(half)) * SLOTS as u64
+    /// How many buckets a half should have.
+    fn wanted(&self, half: u32, used: u64) -> u32 {
+        let (segments, mut buckets) = (&self.shared.segments, self.buckets(half));
+        if buckets < segments.pending && self.is_pressed(half) {
+            buckets = segments.pending;
+        }
+        let is_fuller = |buckets: u32, share: u64| 8 * used > share * u64::from(buckets) * SLOTS as u64;
+        while buckets < segments.pending.min(MOST_SPARSE) && is_fuller(buckets, SPARSE) {
+            buckets *= 2;
+        }
+        while u64::from(buckets) < segments.head(head::MOST) && is_fuller(buckets, FULL) {
+            buckets *= 2;
+        }
+        buckets
+    }
+
+    /// Whether half of the lines are used, by a look at some buckets: with more, pending connections displace one another
+    /// soon. A flood fills what the tables begin with in a fraction of a second.
+    fn is_pressed(&self, half: u32) -> bool {
+        let buckets = self.buckets(half);
+        let sample = (0..buckets).step_by((buckets / SAMPLE).max(1) as usize);
+        let lines = sample.filter_map(|index| self.shared.segments.bucket(line::number(half, index))).flatten();
+        let (mut all, mut used) = (0, 0);
+        for line in lines {
+            all += 1;
+            used += u32::from(lines::is_used(lines::state_in(Mapped::<T>::new(line))));
+        }
+        2 * used > all
     }
 }

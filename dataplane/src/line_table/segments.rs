@@ -16,6 +16,7 @@ use dataplane_common::{
 use super::Contents;
 use crate::{
     MapName, Sizes,
+    options::Buckets,
     random::random,
     sys,
     table::{MapFault, descriptor},
@@ -31,6 +32,8 @@ pub(super) struct Segments {
     head: Words,
     mapped: Box<[OnceLock<Words>]>,
     map: Mutex<ArrayOfMaps<MapData>>,
+    /// Buckets in each half that pending connections may need.
+    pub(super) pending: u32,
 }
 
 fn map_words(map: MapName, fd: BorrowedFd<'_>, count: u32) -> Result<Words, MapFault> {
@@ -41,19 +44,18 @@ impl Segments {
     /// Maps what there is, and makes what is new ready.
     pub(super) fn new<T: Contents>(segments: Map, head: &Map, sizes: Sizes) -> Result<Self, MapFault> {
         let fault = |source| MapFault { map: T::SEGMENTS, source };
+        let Buckets { first, pending, most } = sizes.buckets();
         let segments = Self {
             name: T::SEGMENTS,
             head: map_words(T::HEAD, descriptor(T::HEAD, head)?, head::WORDS as u32)?,
             mapped: (0..pending::COUNT * SEGMENTS).map(|_| OnceLock::new()).collect(),
             map: Mutex::new(segments.try_into().map_err(fault)?),
+            pending,
         };
-        let (first, most) = sizes.buckets();
         if segments.head(head::SEED) == 0 {
             segments.set_head(head::SEED, random().map_err(|error| fault(error.into()))?);
         }
-        if segments.head(head::MOST) == 0 {
-            segments.set_head(head::MOST, most.into());
-        }
+        segments.set_head(head::MOST, most.into());
         for half in 0..pending::COUNT {
             let word = head::GEOMETRY + half as usize;
             match geometry::count(segments.head(word)) {

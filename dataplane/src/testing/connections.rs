@@ -7,7 +7,7 @@ use dataplane_common::{
     shares,
 };
 
-use super::harness::{Harness, HarnessError, LINES};
+use super::harness::{Harness, HarnessError, LINES, tables};
 use crate::{
     connections::Stage,
     line_table::{Contents, LineTable},
@@ -175,12 +175,12 @@ impl Harness {
 
     /// Room in them, clients' first, of each TCP's first.
     pub fn lines(&self) -> [[u32; 2]; 2] {
-        [self.tables.connections.clients.lines.capacity(), self.tables.connections.translated.lines.capacity()]
+        [self.tables.connections.clients.lines.lines(), self.tables.connections.translated.lines.lines()]
     }
 
     /// Takes the lines over as the next agent does.
     pub fn next_agent(&mut self) -> Result<(), HarnessError> {
-        self.tables = self.loaded.tables(LINES)?;
+        self.tables = tables(&self.loaded, LINES)?;
         self.tables.connections.clients.recover()?;
         Ok(self.tables.connections.translated.recover()?)
     }

@@ -40,6 +40,7 @@ use crate::{
     attach::side,
     clock,
     clock::monotonic_now,
+    connections::Connections,
     line_table::made_at_most,
     load,
     paths::{PathLimit, Paths},
@@ -116,6 +117,14 @@ pub struct Harness {
     xdp_carried: bool,
 }
 
+/// Handles of its maps. So many entries are established as would find room without lines: tests choose that.
+pub(super) fn tables(loaded: &Loaded, lines: Sizes) -> Result<Tables, HarnessError> {
+    let tables = loaded.tables(lines)?;
+    let Connections { clients, translated, shares, .. } = &tables.connections;
+    shares.set_room([clients.spilled.capacity()?, translated.spilled.capacity()?]);
+    Ok(tables)
+}
+
 impl Harness {
     /// Empty maps, and programs that are loaded when they first run, if not by an earlier harness of this process. Needs root.
     pub fn new() -> Result<Self, HarnessError> {
@@ -127,13 +136,21 @@ impl Harness {
         Self::with_lines(sizes, LINES)
     }
 
-    /// As [`Harness::with_sizes`], with this room in the lines of both tables.
+    /// As [`Harness::with_sizes`], with this room in the lines of both tables: all that pending connections may need.
     pub fn with_lines(sizes: &[(MapName, u32)], lines: Sizes) -> Result<Self, HarnessError> {
+        let mut harness = Self::with_first_lines(sizes, lines)?;
+        harness.tables.connections.translated.grow_for_pending()?;
+        harness.tables.connections.clients.grow_for_pending()?;
+        Ok(harness)
+    }
+
+    /// The same with as many lines as an agent begins with.
+    pub fn with_first_lines(sizes: &[(MapName, u32)], lines: Sizes) -> Result<Self, HarnessError> {
         preflight::check_machine(TcHook::Auto)?;
         let loaded = Loaded::take(sizes)?;
         let cursors = loaded.map(MapName::Cursors)?;
         let cursors = cursors.try_into().map_err(|source| MapFault { map: MapName::Cursors, source })?;
-        let tables = loaded.tables(lines)?;
+        let tables = tables(&loaded, lines)?;
         tables.connections.translated.establish();
         tables.connections.clients.establish();
         Ok(Self { loaded, tables, cursors, xdp_carried: false })

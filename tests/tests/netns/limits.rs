@@ -215,11 +215,11 @@ fn multiply(agent: &Agent, count: u32) -> Result<()> {
                 }
             }
             let (key, flow): ([u8; 20], [u8; 48]) = (transmute!(key), transmute!(flow));
-            // The kernel keeps some entries ready, and refuses one while it fetches more.
+            // The map may be full until a sweep has counted what is there, and the lines have grown.
             let started = Instant::now();
             while let Err(error) = flows.insert(key, flow, 0) {
-                ensure!(started.elapsed() < Duration::from_secs(5), "entry {n}: {error:?}");
-                thread::yield_now();
+                ensure!(started.elapsed() < 2 * PATIENCE, "entry {n}: {error:?}");
+                thread::sleep(Duration::from_millis(10));
             }
         }
     }
@@ -259,9 +259,14 @@ fn lists(agent: &Agent, pid: u32, all: usize) -> Result<Duration> {
         // To be counted, they need not be read.
         Ok(agent.cli(&[&["flow", "ls", "--json"], filter].concat())?.matches("\"client\":").count())
     };
+    // What finds a line meanwhile may be missing.
+    wait_for("all to be listed", 2 * PATIENCE, || {
+        let seen = rows(&[])?;
+        ensure!(seen == all, "{seen} are listed, not {all}");
+        Ok(())
+    })?;
     let used = processor(pid)?;
-    let seen = rows(&[])?;
-    ensure!(seen == all, "{seen} are listed, not {all}");
+    rows(&[])?;
     let took = processor(pid)?.saturating_sub(used);
     for (filter, expected) in [
         (&["--service", "web", "--limit", "900"][..], 900),
@@ -277,16 +282,16 @@ fn lists(agent: &Agent, pid: u32, all: usize) -> Result<Duration> {
 }
 
 #[test]
-fn two_hundred_thousand_connections_are_swept_and_listed_within_192_mib() {
-    const CONNECTIONS: u32 = 200_000;
-    // 171 MiB were used at most: 52 without a connection, 64 for the lines, and another 52 for the copies, which are in
-    // the map of entries that find no line until the lines are there. 118 are left then.
+fn many_connections_are_swept_and_listed_within_192_mib() {
+    const CONNECTIONS: u32 = 180_000;
+    // Used at most: what there is without a connection, 64 MiB for the lines, and 40 for the copies, which are in the
+    // map of entries that find no line until the lines are there.
     const MIB: u64 = 192;
     // What sweeping and listing take of the agent's own, in MiB, for any number of connections: 4 at most, measured.
     const OWN: usize = 12;
     // Lines for their entries, and few for what has proved nothing: the limit is enough for as many in one of the four
     // halves of tables, but not for four that are full.
-    const SIZES: [&str; 4] = ["--max-flows", "524288", "--max-pending", "1024"];
+    const SIZES: [&str; 4] = ["--max-flows", "2097152", "--max-pending", "1024"];
     scenario_alone(|lab| {
         let client = lab.client()?;
         let mut cluster = Cluster::start(lab, 1, web_table(&["n1"], &[("tcp", 8080, 80)], "n1"))?;
@@ -335,7 +340,7 @@ fn two_hundred_thousand_connections_are_swept_and_listed_within_192_mib() {
 
         // More than there can be is refused, before the kernel would end it.
         agent.terminate()?;
-        let refused = agent.restart_with(&["--max-flows", "16777216"]).err().context("it has started")?.to_string();
+        let refused = agent.restart_with(&["--max-flows", "67108864"]).err().context("it has started")?.to_string();
         ensure!(refused.contains("--max-flows") && refused.contains(&format!("{MIB} MiB")), "{refused}");
         agent.sigkill();
         Ok(())

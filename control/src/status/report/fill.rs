@@ -44,7 +44,7 @@ fn kept(kept: &Kept, snapshot: &Snapshot) -> Option<String> {
         "{} entries of connections have found no share of the connection tables, most from {clients}, most to {service}: of \
          what is free these clients or that service hold too much, or all that is not TCP; they are served, and stay among \
          the connections that others displace. `hiveway flow ls` shows them; shorter idle times (`--timeout`) make room, \
-         and so does `--max-flows` after a teardown",
+         and so does a larger `--max-flows`",
         kept.entries
     ))
 }
@@ -73,7 +73,7 @@ fn full(left: PerTable<usize>, room: PerTable<u32>) -> Vec<String> {
             format!(
                 "connection table {name} is nearly full: {entries} of {room} entries; what finds no room stays among the \
                  connections that others displace. `hiveway flow ls` shows whose they are; shorter idle times (`--timeout`) make \
-                 room, and so does `--max-flows` after a teardown"
+                 room, and so does a larger `--max-flows`"
             )
         })
         .collect()

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
-use dataplane::PerTable;
 use hiveway_core::{LeftOut, Problem, path_check::Finding};
 use serde::Serialize;
 
@@ -343,27 +342,11 @@ fn dataplane(shared: &Shared, snapshot: &Snapshot) -> Result<Dataplane, dataplan
         warnings: [
             nearly_full(shared),
             without_share(shared, snapshot).into_iter().collect(),
-            wrong_sizes(capacity, shared.about.sizes.into()),
             snapshot.pins_gone.map(|gone| gone.warning(&shared.about.bpffs)).into_iter().collect(),
         ]
         .concat(),
         counters: counters.into_iter().map(|(counter, stat)| (counter.name(), stat.packets)).collect(),
     })
-}
-
-/// Adopted tables of another size than was asked for.
-fn wrong_sizes(have: PerTable<u32>, want: PerTable<u32>) -> Vec<String> {
-    let both = have.named().into_iter().zip(want.named());
-    // Those that grow may be larger.
-    let grown = |name: &str, have, want| name.contains("_pending") && have > want;
-    both.filter(|&((name, have), (_, want))| have != want && !grown(name, have, want))
-        .map(|((name, have), (_, want))| {
-            format!(
-                "connection table {name} has room for {have} entries, not {want}: an earlier agent made it, and its \
-                 connections were kept; `hiveway teardown` and a new start make it anew (connections end)"
-            )
-        })
-        .collect()
 }
 
 fn item(trouble: &Trouble) -> Item {
@@ -381,23 +364,4 @@ fn ms(duration: std::time::Duration) -> f64 {
 
 fn ago(at: Option<Instant>) -> Option<u64> {
     at.map(|at| at.elapsed().as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_that_have_grown_are_as_they_should_be() {
-        let want = PerTable { flows: 10, affinity_pending: 10, affinity_pending_other: 10, ..PerTable::default() };
-        let grown = PerTable { flows_pending: 5, affinity_pending: 20, affinity_pending_other: 40, ..want };
-        assert_eq!(wrong_sizes(grown, want), Vec::<String>::new());
-        let [flows, lines] = &wrong_sizes(PerTable { flows: 20, affinity_pending: 5, ..want }, want)[..] else {
-            panic!("two of them")
-        };
-        assert!(
-            flows.contains("flows has room for 20") && lines.contains("affinity_pending has room for 5"),
-            "{lines}"
-        );
-    }
 }

@@ -3,7 +3,7 @@
 use std::{fs, os::fd::AsRawFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapType};
 use dataplane_common::service::{PortKey, PublishedPort, SetWord};
 
 /// A type of the maps as aya wants it.
@@ -42,17 +42,29 @@ impl Published {
     }
 }
 
-/// Bytes of kernel memory in all maps that are pinned under a directory, by what the kernel says of each.
+/// Bytes of kernel memory in all maps that are pinned under a directory, and in those that they hold, by what the kernel
+/// says of each.
 pub(crate) fn memory(bpffs: &Path) -> Result<u64> {
     let directory = bpffs.join("maps");
     let entries = fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
     let mut bytes = 0;
     for entry in entries {
         let map = MapData::from_pin(entry?.path())?;
-        let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsFd::as_fd(map.fd()).as_raw_fd());
-        let text = fs::read_to_string(&path)?;
-        let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-        bytes += line.with_context(|| format!("no memlock in {path}"))?.trim().parse::<u64>()?;
+        bytes += memlock(&map)?;
+        let info = map.info()?;
+        if info.map_type()? == MapType::ArrayOfMaps {
+            let maps: ArrayOfMaps<MapData> = Map::from_map_data(map)?.try_into()?;
+            for inner in (0..info.max_entries()).filter_map(|nth| maps.get(&nth, 0).ok()) {
+                bytes += memlock(&inner)?;
+            }
+        }
     }
     Ok(bytes)
+}
+
+fn memlock(map: &MapData) -> Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", std::os::fd::AsFd::as_fd(map.fd()).as_raw_fd());
+    let text = fs::read_to_string(&path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(line.with_context(|| format!("no memlock in {path}"))?.trim().parse()?)
 }

@@ -12,8 +12,8 @@ use super::{
 
 /// Fewest new flows of which the maps' memory is divided.
 const ENOUGH: u64 = 1000;
-/// Flows that are opened before they are answered for good: Hiveway has room for 65,536 of them.
-const AT_ONCE: u32 = 16_384;
+/// Flows that are opened before they are answered for good: Hiveway begins with room for 16,384 of them.
+const AT_ONCE: u32 = 4096;
 
 /// What opening flows has shown.
 #[derive(Clone, Copy, Debug, Default)]
