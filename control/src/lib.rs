@@ -20,6 +20,7 @@ pub mod liveness;
 pub mod local_address;
 pub mod log;
 mod lost_uplinks;
+pub mod measured;
 pub mod mesh;
 pub mod metrics;
 pub mod netlink;

@@ -2,6 +2,9 @@
 //! network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version says little:
 //! enterprise kernels have backports.
 
+mod verdict;
+mod xdp;
+
 use std::{path::Path, thread};
 
 use dataplane::Check;
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     child::{self, Limits},
-    cli::exit,
+    cli::{PreflightArgs, exit},
     netlink::Socket,
     say::outln,
 };
@@ -30,21 +33,35 @@ const RULES: &str = "table inet hiveway_preflight {
 }
 ";
 
+/// Tries the machine, or with `--xdp` measures interfaces instead; returns the exit code.
+pub fn run(args: &PreflightArgs) -> u8 {
+    if args.xdp.is_empty() {
+        return report_all(&checks(&args.bpffs, true), args.json);
+    }
+    // Without privileges the kernel's refusal would be taken for the driver's.
+    let privileges: Vec<_> =
+        dataplane::checks(&args.bpffs, false).into_iter().filter(|check| check.name == "privileges").collect();
+    if privileged(&privileges) {
+        xdp::run(&args.xdp, &args.state_dir, args.json)
+    } else {
+        report_all(&privileges, args.json)
+    }
+}
+
 /// Prints every check, as lines or as JSON; the exit code says whether all have passed.
-pub fn run(bpffs: &Path, as_json: bool) -> u8 {
-    let checks = checks(bpffs, true);
+fn report_all(checks: &[Check], as_json: bool) -> u8 {
     let ok = checks.iter().all(|check| check.result.is_ok());
     if as_json {
-        outln!("{:#}", report(&checks));
+        outln!("{:#}", report(checks));
     } else {
-        for check in &checks {
+        for check in checks {
             match &check.result {
                 Ok(found) => outln!("ok      {:12}{found}", check.name),
                 Err(missing) => outln!("MISSING {:12}{missing}", check.name),
             }
         }
         outln!("{}", if ok { "This machine has what Hiveway needs." } else { "Hiveway cannot run here as it is." });
-        if !privileged(&checks) {
+        if !privileged(checks) {
             outln!("Nothing else can be tried without these privileges.");
         }
     }

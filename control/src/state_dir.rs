@@ -41,8 +41,11 @@ pub const RELAY_REPORTS: &str = "relay-reports.json";
 /// Whom teardown says goodbye to.
 pub const RELAY_CONTACTS: &str = "relay-contacts.json";
 
+/// What `hiveway preflight --xdp` has measured, see [`crate::measured`].
+pub const XDP_MEASURED: &str = "xdp-measured.json";
+
 /// All that is ours in it.
-const FILES: [&str; 7] = [ADDRESSES, SYSCTLS, OFFLOADS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS, LOCK];
+const FILES: [&str; 8] = [ADDRESSES, SYSCTLS, OFFLOADS, LAST_TABLE, RELAY_REPORTS, RELAY_CONTACTS, XDP_MEASURED, LOCK];
 
 /// The state directory could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -49,7 +49,7 @@ mod xdp_state;
 pub use crate::{
     adopt::AdoptError,
     apply::ApplyError,
-    attach::{AttachError, AttachFault, Attached, XdpMode},
+    attach::{AttachError, AttachFault, Attached, XdpMode, XdpTrial, is_taken},
     changes::{Changes, Delta, Failure},
     clock::monotonic_now,
     connections::{
@@ -66,7 +66,7 @@ pub use crate::{
     options::{LogLevel, Options, Sizes, TcHook, UnknownLevel},
     paths::{Belief, PathLimit, Paths},
     pins::{Mended, PinsError},
-    preflight::{Check, PreflightError, checks, has_tcx, preflight, sees_owners, try_clsact},
+    preflight::{Check, PreflightError, checks, has_tcx, preflight, release, sees_owners, try_clsact},
     probes::Probes,
     program::{Direction, Program, UnknownProgram},
     reverse::ReversePaths,

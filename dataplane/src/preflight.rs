@@ -124,7 +124,7 @@ pub fn has_tcx() -> Result<bool, PreflightError> {
 }
 
 /// The kernel's version as it calls itself.
-fn release() -> String {
+pub fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }

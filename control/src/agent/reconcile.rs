@@ -471,7 +471,7 @@ impl Agent {
         let wanted = programs::wanted(desired, links, &self.uplinks.names, clients, &self.sandboxes);
         self.attach(&wanted, round);
         let (xdp, changes) = self.xdp.attach(
-            self.args.xdp,
+            (self.args.xdp, &self.args.state_dir),
             &mut self.shared.dataplane(),
             (clients, &self.uplinks.names),
             links,

@@ -1,12 +1,19 @@
 //! Where XDP carries the routing mesh's hot path, and why not elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use dataplane::{Attached, Dataplane, Program};
 use hiveway_core::observed::{Kind, Layer, Link};
 use serde::Serialize;
 
-use crate::{cli::XdpMode, netlink::Socket};
+use crate::{
+    cli::XdpMode,
+    measured::{self, Now, Record},
+    netlink::Socket,
+};
 
 /// What runs on a mesh interface, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,7 +47,7 @@ const TAG_OFFLOADS: [(&str, &str); 2] =
 /// Why XDP would not see the VLAN tags of frames that arrive on the interface, if there are VLAN devices on it: it
 /// would serve a frame of another VLAN as one without a tag. A tag that is not in the frame is in the skb's metadata,
 /// which only TC sees. `is_on` says whether an offload of the interface is on.
-fn hidden_tags<E: std::fmt::Display>(
+pub(crate) fn hidden_tags<E: std::fmt::Display>(
     name: &str,
     link: &Link,
     links: &BTreeMap<String, Link>,
@@ -85,28 +92,60 @@ fn hidden_tags<E: std::fmt::Display>(
     })
 }
 
-/// On a veth it was measured; on others it was not.
-fn choose(mode: XdpMode, link: &Link, hidden_tags: impl FnOnce() -> Option<String>) -> Choice {
-    match (mode, &link.kind) {
-        (XdpMode::Off, _) => Choice::Off(None),
-        (_, _) if link.layer != Layer::Ethernet => Choice::off("its packets have no Ethernet header"),
-        (XdpMode::Native, Kind::Other(kind)) if kind == "bond" || kind == "team" => Choice::off(
-            "a bond runs the driver's programs on its slaves, whose interfaces have no addresses; --xdp generic runs on the \
-             bond itself",
-        ),
-        (XdpMode::Native, _) => {
-            hidden_tags().map_or(Choice::On(dataplane::XdpMode::Native), |why| Choice::Off(Some(why)))
-        }
-        (XdpMode::Generic, _) => {
-            hidden_tags().map_or(Choice::On(dataplane::XdpMode::Generic), |why| Choice::Off(Some(why)))
-        }
-        (XdpMode::Auto, Kind::Veth { .. }) => Choice::off(
-            "a veth: XDP in its driver turns off segmentation offload at its peer, which costs everybody else more than \
-             the mesh gains; --xdp native turns it on",
-        ),
-        (XdpMode::Auto, _) => {
-            Choice::off("not measured on this kind of interface yet; --xdp native turns it on where the driver can")
-        }
+/// Why XDP in the driver does not pay on an interface of this kind, whatever attaching costs on it.
+pub(crate) fn never(link: &Link) -> Option<&'static str> {
+    match &link.kind {
+        _ if link.layer != Layer::Ethernet => Some(NO_ETHERNET),
+        Kind::Other(kind) if kind == "bond" || kind == "team" => Some(BOND),
+        Kind::Veth { .. } => Some(VETH),
+        _ => None,
+    }
+}
+
+const NO_ETHERNET: &str = "its packets have no Ethernet header";
+const BOND: &str = "a bond runs the driver's programs on its slaves, whose interfaces have no addresses; --xdp generic \
+                    runs on the bond itself";
+const VETH: &str = "a veth: XDP in its driver turns off segmentation offload at its peer, which costs everybody else \
+                    more than the mesh gains; --xdp native turns it on";
+
+/// `measured`: whether a measurement of the interface allows XDP in [`XdpMode::Auto`].
+fn choose(
+    mode: XdpMode,
+    link: &Link,
+    measured: impl FnOnce() -> Result<(), String>,
+    hidden_tags: impl FnOnce() -> Option<String>,
+) -> Choice {
+    let on = match (mode, never(link)) {
+        (XdpMode::Off, _) => return Choice::Off(None),
+        (_, Some(NO_ETHERNET)) => return Choice::off(NO_ETHERNET),
+        (XdpMode::Auto, Some(why)) | (XdpMode::Native, Some(why @ BOND)) => return Choice::off(why),
+        (XdpMode::Auto, None) => match measured() {
+            Ok(()) => dataplane::XdpMode::Native,
+            Err(why) => return Choice::Off(Some(why)),
+        },
+        (XdpMode::Native, _) => dataplane::XdpMode::Native,
+        (XdpMode::Generic, _) => dataplane::XdpMode::Generic,
+    };
+    hidden_tags().map_or(Choice::On(on), |why| Choice::Off(Some(why)))
+}
+
+/// What `hiveway preflight --xdp` has left in the state directory, and the kernel that it must have been measured with.
+struct Measurements<'a> {
+    state_dir: &'a Path,
+    record: Result<Record, String>,
+    kernel: String,
+}
+
+impl<'a> Measurements<'a> {
+    fn read(state_dir: &'a Path) -> Self {
+        Self { state_dir, record: Record::read(state_dir), kernel: dataplane::release() }
+    }
+
+    fn allow(&self, name: &str, link: &Link, socket: &Socket) -> Result<(), String> {
+        let command = measured::command(name, self.state_dir);
+        let record = self.record.as_ref().map_err(|why| format!("{why}: {command} writes it anew"))?;
+        let now = Now { name, mac: link.mac, kernel: &self.kernel };
+        measured::allows(record, now, || measured::driver(socket, name, link), &command)
     }
 }
 
@@ -117,13 +156,16 @@ pub(super) struct Xdp {
     refused: BTreeMap<(String, u32), String>,
     /// Interfaces whose tags it would not see, by name, and the reason that was logged.
     blind: BTreeMap<String, String>,
+    /// Why the measurements cannot be read, as it was logged.
+    unreadable: Option<String>,
 }
 
 impl Xdp {
-    /// Attaches where it is wanted. Returns what runs where, and whether anything was changed.
+    /// Attaches where it is wanted. Returns what runs where, and whether anything was changed. Measurements are read
+    /// each time: they are made while the agent runs.
     pub(super) fn attach(
         &mut self,
-        mode: XdpMode,
+        (mode, state_dir): (XdpMode, &Path),
         dataplane: &mut Dataplane,
         (clients, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
         links: &BTreeMap<String, Link>,
@@ -132,11 +174,14 @@ impl Xdp {
         let present = |(name, index): &(String, u32)| links.get(name).is_some_and(|link| link.index == *index);
         self.refused.retain(|interface, _| present(interface));
         let mut blind = std::mem::take(&mut self.blind);
+        let measurements = (mode == XdpMode::Auto).then(|| Measurements::read(state_dir));
+        self.warn_of(measurements.as_ref());
         let mut changes = 0;
         let status = clients.iter().filter_map(|name| Some((name, links.get(name)?))).map(|(name, link)| {
             let off = |why: Option<String>| XdpStatus { interface: name.clone(), mode: "off", why };
             let mut hidden = None;
-            let choice = choose(mode, link, || {
+            let measured = || measurements.as_ref().map_or(Ok(()), |kept| kept.allow(name, link, socket));
+            let choice = choose(mode, link, measured, || {
                 hidden = hidden_tags(name, link, links, |feature| socket.has_offload(name, feature));
                 hidden.clone()
             });
@@ -145,7 +190,7 @@ impl Xdp {
                     tracing::warn!("XDP is off on {name}: {why}");
                 }
                 self.blind.insert(name.clone(), why);
-            } else if blind.remove(name).is_some() {
+            } else if blind.remove(name).is_some() && matches!(choice, Choice::On(_)) {
                 tracing::info!("XDP sees all VLAN tags on {name} again");
             }
             let wanted = match choice {
@@ -161,7 +206,8 @@ impl Xdp {
                     changes += usize::from(attached != Attached::Unchanged);
                     XdpStatus { interface: name.clone(), mode: shown(wanted), why: None }
                 }
-                Err(error) if error.no_interface() => off(Some(error.to_string())),
+                // Neither lasts: a measurement holds the interface for a second.
+                Err(error) if error.no_interface() || error.is_taken() => off(Some(error.to_string())),
                 Err(error) => {
                     let why = format!("{error}; the TC programs carry everything here");
                     tracing::warn!("--xdp {}: {why}", shown(wanted));
@@ -171,6 +217,15 @@ impl Xdp {
             }
         });
         (status.collect(), changes)
+    }
+
+    /// Logs that the measurements cannot be read, once for each reason.
+    fn warn_of(&mut self, measurements: Option<&Measurements<'_>>) {
+        let unreadable = measurements.and_then(|kept| kept.record.as_ref().err()).cloned();
+        if let Some(why) = unreadable.as_ref().filter(|why| self.unreadable.as_ref() != Some(*why)) {
+            tracing::warn!("--xdp auto: {why}; XDP is off");
+        }
+        self.unreadable = unreadable;
     }
 }
 
@@ -194,9 +249,9 @@ mod tests {
         Link::new(2, kind)
     }
 
-    /// Of an interface that carries no VLAN devices.
+    /// Of an interface that carries no VLAN devices and was not measured.
     fn choose(mode: XdpMode, link: &Link) -> Choice {
-        super::choose(mode, link, || None)
+        super::choose(mode, link, || Err("not measured".to_owned()), || None)
     }
 
     /// Why XDP is off in this mode on `eth0` of that kind, with these VLAN devices and these offloads on.
@@ -207,7 +262,7 @@ mod tests {
             links.insert((*name).to_owned(), device);
         }
         let is_on = |feature: &str| Ok::<_, std::fmt::Error>(on.contains(&feature));
-        match super::choose(mode, &links["eth0"], || hidden_tags("eth0", &links["eth0"], &links, is_on)) {
+        match super::choose(mode, &links["eth0"], || Ok(()), || hidden_tags("eth0", &links["eth0"], &links, is_on)) {
             Choice::On(_) => None,
             Choice::Off(why) => Some(why.expect("a reason")),
         }
@@ -217,7 +272,7 @@ mod tests {
     fn where_the_driver_hides_vlan_tags_it_is_off_and_says_why() {
         let nic = || Kind::Other(String::new());
         let own = [("eth0.100", "eth0")];
-        for mode in [XdpMode::Native, XdpMode::Generic] {
+        for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Auto] {
             let why = why_off(mode, nic(), &own, &["rx-vlan-hw-parse"]).expect("off");
             for word in ["eth0.100 is a VLAN device on eth0", "`ethtool -K eth0 rxvlan off`", "--xdp off"] {
                 assert!(why.contains(word), "{why}");
@@ -228,7 +283,7 @@ mod tests {
             assert_eq!(why_off(mode, nic(), &own, &["tx-vlan-hw-insert"]), None);
             assert_eq!(why_off(mode, nic(), &[("eth1.100", "eth1")], &["rx-vlan-hw-parse"]), None);
             assert_eq!(why_off(mode, nic(), &[], &["rx-vlan-hw-parse"]), None);
-            assert_eq!(why_off(mode, Kind::Veth { peer: 3 }, &[], &["rx-vlan-hw-parse"]), None);
+            assert_eq!(why_off(mode, Kind::Bridge, &[], &["rx-vlan-hw-parse"]), None);
         }
     }
 
@@ -255,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_is_off_and_says_why() {
+    fn auto_is_on_in_the_driver_where_it_was_measured_to_pay_and_elsewhere_says_why_not() {
         let (veth, nic) = (link(Kind::Veth { peer: 3 }), link(Kind::Other(String::new())));
         for link in [&veth, &nic] {
             assert_eq!(choose(XdpMode::Off, link), Choice::Off(None));
@@ -268,6 +323,10 @@ mod tests {
         };
         assert!(why(&veth).contains("a veth"));
         assert!(why(&nic).contains("not measured"));
+        let measured = |link| super::choose(XdpMode::Auto, link, || Ok(()), || None);
+        assert_eq!(measured(&nic), Choice::On(dataplane::XdpMode::Native));
+        // No measurement of its own says what a veth costs its peer.
+        assert!(matches!(measured(&veth), Choice::Off(Some(why)) if why == VETH));
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub struct AgentArgs {
 /// `--xdp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpMode {
-    /// Where it is known to pay; so far that is nowhere: off.
+    /// In the driver where `hiveway preflight --xdp IFACE` has found that it pays; elsewhere off.
     Auto,
     /// In the driver; off where the driver cannot.
     Native,
@@ -206,7 +206,7 @@ impl AgentArgs {
     }
 }
 
-fn interface_name(text: &str) -> Result<String, String> {
+pub(super) fn interface_name(text: &str) -> Result<String, String> {
     let sane = !text.is_empty() && text.len() <= 15 && !text.contains(['/', ' ', ':']) && text != "." && text != "..";
     if sane {
         Ok(text.to_owned())

@@ -74,7 +74,8 @@ pub enum Command {
     Flow(Flows),
     /// Dropped packets by reason.
     Drops(ShowArgs),
-    /// Tries what Hiveway needs of this machine and names what is missing, with the remedy. Changes nothing.
+    /// Tries what Hiveway needs of this machine and names what is missing, with the remedy. Changes nothing, but for a
+    /// moment with --xdp.
     Preflight(PreflightArgs),
     /// Removes everything that the agent owns on this node, and nothing else. The agent must be stopped.
     Teardown(TeardownArgs),
@@ -153,6 +154,15 @@ pub struct PreflightArgs {
     /// Directory on a BPF file system where the agent is to pin its maps and links.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
+    /// Measures instead what XDP costs on this interface, and keeps the verdict for agents with --xdp auto; may be given
+    /// several times. An XDP program that passes every frame is attached for about a second and detached again, which
+    /// with some drivers interrupts the link for a moment or switches offloads off as long: that is why it is only done
+    /// on request. An interface that has an XDP program is left alone.
+    #[arg(long, value_name = "IFACE,...", value_delimiter = ',', value_parser = agent_args::interface_name)]
+    pub xdp: Vec<String>,
+    /// Where the agent keeps what it must remember; with --xdp the verdicts are written there.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// `check`.

@@ -1,6 +1,7 @@
-//! Turning an offload of an interface on and off, by ethtool's ioctl (`<linux/ethtool.h>`).
+//! Offloads of an interface, read and turned on and off, and its driver's name, by ethtool's ioctl (`<linux/ethtool.h>`).
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsRawFd, BorrowedFd},
 };
@@ -10,6 +11,7 @@ use std::{
 /// stack must do it before the packet reaches us.
 pub const LATE_SEGMENTATION: [&str; 2] = ["tx-udp-segmentation", "tx-sctp-segmentation"];
 
+const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -42,11 +44,38 @@ pub(super) fn set(socket: BorrowedFd<'_>, name: &str, feature: &str, on: bool) -
 pub(super) fn is_on(socket: BorrowedFd<'_>, name: &str, feature: &str) -> io::Result<bool> {
     let device = Device { socket, name };
     let Some(place) = device.place(feature)? else { return Ok(false) };
-    // Blocks of (available, requested, active, never changed).
-    let mut request = vec![0u32; 2 + 4 * place.blocks];
-    (request[0], request[1]) = (ETHTOOL_GFEATURES, place.blocks as u32);
-    device.call(&mut request)?;
-    Ok(request[2 + 4 * place.block + 2] & place.bit != 0)
+    Ok(device.active(place.blocks)?[place.block] & place.bit != 0)
+}
+
+/// All features that the kernel names, and whether each is on, as `ethtool -k` lists them.
+///
+/// # Errors
+/// As [`set`].
+pub(super) fn all(socket: BorrowedFd<'_>, name: &str) -> io::Result<BTreeMap<String, bool>> {
+    let device = Device { socket, name };
+    let names = device.feature_names()?;
+    let active = device.active(names.len().div_ceil(32))?;
+    let on = |(at, name): (usize, String)| (name, active[at / 32] & 1 << (at % 32) != 0);
+    // Numbers that the kernel does not use have no names.
+    Ok(names.into_iter().enumerate().filter(|(_, name)| !name.is_empty()).map(on).collect())
+}
+
+/// What the driver calls itself.
+///
+/// # Errors
+/// As [`set`]; `EOPNOTSUPP` where the driver does not say.
+pub(super) fn driver(socket: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    // `struct ethtool_drvinfo`: the command, then names of 32 bytes, of which the driver's is the first.
+    let mut info = [0u32; 49];
+    info[0] = ETHTOOL_GDRVINFO;
+    Device { socket, name }.call(&mut info)?;
+    Ok(text(&info[1..1 + ETH_GSTRING_LEN / 4]))
+}
+
+/// A string of the kernel's, which ends at the first zero byte.
+fn text(words: &[u32]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 /// Where the kernel's bit masks have a feature.
@@ -68,6 +97,15 @@ impl Device<'_> {
         Ok(index.map(|index| Place { blocks: names.len().div_ceil(32), block: index / 32, bit: 1 << (index % 32) }))
     }
 
+    /// Which features are on, in blocks of 32.
+    fn active(&self, blocks: usize) -> io::Result<Vec<u32>> {
+        // Blocks of (available, requested, active, never changed).
+        let mut request = vec![0u32; 2 + 4 * blocks];
+        (request[0], request[1]) = (ETHTOOL_GFEATURES, blocks as u32);
+        self.call(&mut request)?;
+        Ok(request[2..].chunks(4).map(|block| block[2]).collect())
+    }
+
     fn feature_names(&self) -> io::Result<Vec<String>> {
         // Command, reserved, 64-bit mask of string sets, number of strings in the one that is asked for.
         let mut info = [ETHTOOL_GSSET_INFO, 0, 0, 0, 0, 0];
@@ -80,9 +118,7 @@ impl Device<'_> {
         let mut strings = vec![0u32; 3 + count * ETH_GSTRING_LEN / 4];
         strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count as u32]);
         self.call(&mut strings)?;
-        let bytes: Vec<u8> = strings[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let text = |raw: &[u8]| String::from_utf8_lossy(raw.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
-        Ok(bytes.chunks(ETH_GSTRING_LEN).map(text).collect())
+        Ok(strings[3..].chunks(ETH_GSTRING_LEN / 4).map(text).collect())
     }
 
     /// One request, answered in place.
@@ -117,6 +153,19 @@ mod tests {
             is_on(socket.as_fd(), "lo", feature).unwrap();
             let error = set(socket.as_fd(), "no-such-if", feature, false).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        }
+    }
+
+    #[test]
+    fn all_features_are_listed_as_each_alone_is_read() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let features = all(socket.as_fd(), "lo").unwrap();
+        assert!(features.values().any(|on| *on) && features.values().any(|on| !on), "{features:?}");
+        for (feature, on) in &features {
+            assert_eq!(is_on(socket.as_fd(), "lo", feature).unwrap(), *on, "{feature}");
+        }
+        for read in [all(socket.as_fd(), "no-such-if").err(), driver(socket.as_fd(), "no-such-if").err()] {
+            assert_eq!(read.unwrap().raw_os_error(), Some(libc::ENODEV));
         }
     }
 }

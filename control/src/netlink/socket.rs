@@ -1,6 +1,7 @@
 //! A netlink socket in some network namespace.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -180,6 +181,24 @@ impl Socket {
     pub fn has_offload(&self, name: &str, feature: &str) -> Result<bool, Error> {
         offload::is_on(self.plain.as_fd(), name, feature)
             .map_err(|source| Error::Kernel { what: format!("ask for {feature} of {name}"), source })
+    }
+
+    /// All offloads of an interface, as `ethtool -k` names them, and whether each is on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn features(&self, name: &str) -> Result<BTreeMap<String, bool>, Error> {
+        offload::all(self.plain.as_fd(), name)
+            .map_err(|source| Error::Kernel { what: format!("ask for the features of {name}"), source })
+    }
+
+    /// The name of an interface's driver.
+    ///
+    /// # Errors
+    /// The kernel's; `EOPNOTSUPP` where the driver does not say.
+    pub fn driver(&self, name: &str) -> Result<String, Error> {
+        offload::driver(self.plain.as_fd(), name)
+            .map_err(|source| Error::Kernel { what: format!("ask for the driver of {name}"), source })
     }
 
     /// The typed requests of rtnetlink.

@@ -9,6 +9,7 @@ pub(crate) mod clsact;
 mod pin_name;
 mod qdisc;
 pub(crate) mod tcx;
+mod trial;
 pub(crate) mod xdp;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 
 pub(crate) use self::pin_name::PinName;
-pub use self::xdp::XdpMode;
+pub use self::{trial::XdpTrial, xdp::XdpMode};
 use crate::{Direction, Program, sys};
 
 /// What an `attach` did.
@@ -102,6 +103,17 @@ impl AttachError {
     pub fn no_interface(&self) -> bool {
         matches!(self.source, AttachFault::NoInterface)
     }
+
+    /// Whether the reason is somebody else's XDP program, there or on a device above: it may go at any time.
+    pub fn is_taken(&self) -> bool {
+        matches!(&self.source, AttachFault::Kernel { source, .. } if is_taken(source))
+    }
+}
+
+/// Whether the kernel refuses an XDP program because there is another one (`dev_xdp_attach`): at the device, or at its
+/// master, a bridge or bond.
+pub fn is_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// Why a program could not be attached or detached.

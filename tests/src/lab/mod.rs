@@ -19,6 +19,6 @@ pub use netns::Netns;
 pub use offload::Offloads;
 pub use process::Process;
 pub use topology::{Lab, scenario, scenario_alone, with_and_without_offloads};
-pub use tun::Tunnels;
+pub use tun::{Tunnels, tap};
 pub use wait::{PATIENCE, slowness, wait_for, wait_until};
 pub(crate) use xdp::mode as xdp_mode;

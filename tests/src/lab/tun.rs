@@ -38,7 +38,7 @@ impl Tunnels {
     pub fn start(name: &str, mtu: u32, ends: &[(&Netns, Ipv4Addr)]) -> Result<Self> {
         let mut devices = Vec::new();
         for (netns, address) in ends {
-            let device = netns.enter(|| open(name))??;
+            let device = netns.enter(|| open(name, libc::IFF_TUN))??;
             netns.run(&format!("ip addr add {address}/24 dev {name}"))?;
             netns.run(&format!("ip link set {name} mtu {mtu} up"))?;
             devices.push((address.octets(), Arc::new(device)));
@@ -62,9 +62,15 @@ impl Drop for Tunnels {
     }
 }
 
-fn open(name: &str) -> Result<File> {
+/// Makes a TAP device, which has an Ethernet header, in a namespace. Its carrier is there and the device exists while the
+/// file is open; what it sends is read by nothing.
+pub fn tap(netns: &Netns, name: &str) -> Result<File> {
+    netns.enter(|| open(name, libc::IFF_TAP))?
+}
+
+fn open(name: &str, kind: libc::c_int) -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
-    let mut request = Request { name: [0; 16], flags: (libc::IFF_TUN | libc::IFF_NO_PI) as u16, rest: [0; 22] };
+    let mut request = Request { name: [0; 16], flags: (kind | libc::IFF_NO_PI) as u16, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     // SAFETY: the request has the layout and the length of `struct ifreq`.
     if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {

@@ -54,3 +54,4 @@ mod uplinks;
 mod vip;
 mod vlans;
 mod xdp;
+mod xdp_auto;
