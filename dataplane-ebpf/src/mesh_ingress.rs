@@ -57,6 +57,13 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
                 Some(backend) => backend,
                 None => return Ok(Action::Pass),
             },
+            Decision::Own(Found(known, is_pending)) => {
+                clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
+                if is_pending {
+                    clock::renew(&mut known.last_seen);
+                }
+                return Ok(Action::Pass);
+            }
             Decision::TimeExceeded => return reject::time_exceeded(ctx, packet, packet.dst),
             Decision::Unpublished => {
                 probe::note_stray(ctx, config, packet);

@@ -90,6 +90,8 @@ pub enum Decision<'a, K> {
     Pass,
     /// It is for no published port.
     Unpublished,
+    /// It answers a connection of this node's own: the stack's, and a sign that the connection is in use.
+    Own(K),
     /// It is left to the host's own rules.
     Left,
     /// It would go on, and its TTL has come to an end: its sender is told so.
@@ -148,7 +150,7 @@ pub fn decide<W: World>(world: &W) -> Result<Decision<'_, W::Known>, W::Refusal>
 #[inline(always)]
 fn forward<'a, W: World>(world: &W, known: W::Known, port: Option<&'a PublishedPort>) -> Decision<'a, W::Known> {
     if known.entry().flags & flag::OWN != 0 {
-        return Decision::Pass;
+        return if is_over(world) { Decision::Pass } else { Decision::Own(known) };
     }
     if is_over(world) { Decision::TimeExceeded } else { Decision::Forward(known, port) }
 }

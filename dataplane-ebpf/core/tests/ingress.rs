@@ -98,6 +98,7 @@ impl Node {
     fn decide(&self) -> Became {
         match ingress::decide(self) {
             Ok(Decision::Pass) => Became::Passes,
+            Ok(Decision::Own(_)) => Became::Own,
             Ok(Decision::Unpublished) => Became::Unpublished,
             Ok(Decision::Left) => Became::Left,
             Ok(Decision::TimeExceeded) => Became::TimeExceeded,
@@ -117,6 +118,7 @@ enum Became {
     Left,
     TimeExceeded,
     Forwarded,
+    Own,
     Opens { replaces: bool },
     Refused,
     Anothers,
@@ -332,7 +334,7 @@ fn what_belongs_to_a_known_connection() {
     all(&[
         ("a segment", syn().known(0).segment(), Became::Forwarded),
         ("its SYN again", syn().known(0), Became::Forwarded),
-        ("the node's own", syn().known(flag::OWN).segment(), Became::Passes),
+        ("the node's own", syn().known(flag::OWN).segment(), Became::Own),
         ("the node's own, no hop left", syn().known(flag::OWN).with(|node| node.packet.ttl = 1), Became::Passes),
         ("a SYN after the end", syn().known(flag::ENDED), REPLACES),
         ("a segment after the end", syn().known(flag::ENDED).segment(), Became::Forwarded),
@@ -410,6 +412,7 @@ proptest! {
             Became::Refused => prop_assert!(!node.allowed && node.port.flags & port_flag::RESTRICTED != 0),
             Became::TimeExceeded => prop_assert!(node.packet.ttl <= 1 && node.packet.dst != HOST_LINK),
             Became::Left => prop_assert!(node.left && node.port.flags & port_flag::LEFT != 0),
+            Became::Own => prop_assert!(node.known.is_some_and(|known| known.flags & flag::OWN != 0)),
             Became::Passes | Became::Unpublished => {}
             Became::Anothers => prop_assert!(false, "all questions have answers"),
         }
