@@ -240,8 +240,12 @@ pub struct Affinity {
     /// Established: 1 from when the client has proved itself until the backend says something else than SYN-ACK and
     /// RST.
     pub unspoken: u8,
-    /// Always zero.
-    pub _pad: [u8; 5],
+    /// The way back to the client, as XDP last found it: its number in map `WAYS_BACK`.
+    pub back: u8,
+    /// [`crate::xdp::HopWords::version`] of what it found. If there is another one, that is another way.
+    pub back_version: u16,
+    /// When it asked: [`crate::xdp::way_back::step`].
+    pub back_asked: u16,
 }
 
 /// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct

@@ -1,9 +1,12 @@
-//! Maps `XDP_DEVICES`, `XDP_STATE` and `HOPS`: what XDP needs to know besides what TC knows, and the next hops, which both
-//! use.
+//! Maps `XDP_DEVICES`, `XDP_STATE`, `HOPS` and `WAYS_BACK`: what XDP needs to know besides what TC knows, and the next hops,
+//! which both use.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Ip4, Mac};
+use crate::{
+    addr::{Ip4, Mac},
+    hash::mix,
+};
 
 /// Value of map `XDP_DEVICES` (hash, key: interface index, native `u32`): an interface that has `xdp_mesh`.
 #[repr(C)]
@@ -84,6 +87,29 @@ pub struct Hop {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct HopWords(pub [u64; 4]);
 
+/// Map `WAYS_BACK` (array of [`HopWords`], written by `xdp_mesh`): the ways back to clients, as the kernel's routing table has
+/// named them. In place of the tunnel address a way has the interface at which the reply came in. Its version is a hash of its
+/// content with a secret, so connections whose replies go the same way have one element, and an entry recognises its way by
+/// the version.
+pub mod way_back {
+    /// Elements of the map, one for each value of [`crate::flow::Affinity::back`].
+    pub const MAX: u32 = 256;
+    /// How long a way is believed, in steps.
+    pub const STEPS: u16 = 6;
+
+    /// The step of a time in nanoseconds: 17 ms each; they begin anew after 18 minutes.
+    #[inline(always)]
+    pub const fn step(now: u64) -> u16 {
+        (now >> 24) as u16
+    }
+
+    /// Whether a way that was asked for in step `asked` is believed in step `now`.
+    #[inline(always)]
+    pub const fn is_fresh(asked: u16, now: u16) -> bool {
+        now.wrapping_sub(asked) < STEPS
+    }
+}
+
 /// Where the version is.
 const VERSION_SHIFT: u32 = 48;
 const CONTENT: u64 = (1 << VERSION_SHIFT) - 1;
@@ -101,6 +127,19 @@ impl HopWords {
                 u32::from_le_bytes(hop.vtep) as u64 | version,
             ]),
         }
+    }
+
+    /// A way back, with its version, and its number in map `WAYS_BACK`. The first twelve bytes of an Ethernet header as in
+    /// [`HopWords::ethernet`]; `from`: the interface at which replies come in; `seed`: without it, a neighbour whose MAC makes
+    /// his way look like another one cannot be computed.
+    #[inline(always)]
+    pub const fn way_back(seed: u64, (first, second): (u64, u32), ifindex: u32, mtu: u16, from: u32) -> (Self, u8) {
+        let dst = first & CONTENT;
+        let src = first >> VERSION_SHIFT | (second as u64) << 16;
+        let way = ifindex as u64 | (mtu as u64) << 32;
+        let hash = mix(mix(mix(mix(seed ^ dst) ^ src) ^ way) ^ from as u64);
+        let version = hash & !CONTENT;
+        (Self([dst | version, src | version, way | version, from as u64 | version]), hash as u8)
     }
 
     /// The version of the words, if they belong together.
@@ -125,7 +164,8 @@ impl HopWords {
         (self.0[2] >> 32) as u16
     }
 
-    /// Tunnel address of the node that it leads to, as a little-endian word.
+    /// Tunnel address of the node that it leads to, as a little-endian word; of a way back, the interface at which replies come
+    /// in.
     #[inline(always)]
     pub const fn vtep(self) -> u32 {
         self.0[3] as u32
@@ -175,6 +215,35 @@ mod tests {
             let words: [u64; 4] = core::array::from_fn(|at| if torn >> at & 1 == 0 { old.0[at] } else { new.0[at] });
             assert_eq!(HopWords(words).version(), None);
         }
+    }
+
+    #[test]
+    fn a_way_back_has_its_contents_hash_as_version() {
+        const SEED: u64 = 0x0123_4567_89ab_cdef;
+        let ethernet = HopWords::pack(Some(HOP), 0).ethernet();
+        let (words, number) = HopWords::way_back(SEED, ethernet, 7, 1500, 3);
+        assert_eq!((words.ethernet(), words.ifindex(), words.mtu(), words.vtep()), (ethernet, 7, 1500, 3));
+        let version = words.version();
+        assert!(version.is_some());
+        assert_eq!(HopWords::way_back(SEED, ethernet, 7, 1500, 3), (words, number));
+        for other in [
+            HopWords::way_back(SEED ^ 1, ethernet, 7, 1500, 3),
+            HopWords::way_back(SEED, ethernet, 8, 1500, 3),
+            HopWords::way_back(SEED, ethernet, 7, 1501, 3),
+            HopWords::way_back(SEED, ethernet, 7, 1500, 4),
+            HopWords::way_back(SEED, (ethernet.0 ^ 1, ethernet.1), 7, 1500, 3),
+            HopWords::way_back(SEED, (ethernet.0, ethernet.1 ^ 1), 7, 1500, 3),
+        ] {
+            assert_ne!((other.0.version(), other.1), (version, number));
+        }
+    }
+
+    #[test]
+    fn a_way_back_is_believed_for_a_tenth_of_a_second() {
+        const MS: u64 = 1_000_000;
+        let at = |now: u64| way_back::is_fresh(way_back::step(1 << 40), way_back::step((1 << 40) + now));
+        assert!(at(0) && at(80 * MS) && !at(120 * MS) && !at(3_600_000 * MS + 200 * MS));
+        assert!(way_back::is_fresh(u16::MAX, 0) && !way_back::is_fresh(0, u16::MAX));
     }
 
     #[test]

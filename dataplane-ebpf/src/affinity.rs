@@ -18,6 +18,7 @@ use crate::{
     clock, connection, ending,
     lines::Promotion,
     lines_map::{self, Established, Place},
+    notes,
     parse::Packet,
     proof,
     scratch::scratch,
@@ -60,14 +61,11 @@ pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
 /// proved itself with this packet; and the packet may be the last of its stream.
 #[inline(always)]
 pub(crate) fn from_client(ctx: &Skb, key: &AffinityKey, packet: &Packet, known: &mut Affinity, is_pending: bool) {
-    if is_pending {
-        clock::renew(&mut known.last_seen);
-        if proof::client_proves_at_ingress(packet, known) {
-            promote(key, known, ctx.len() as usize);
-        }
+    if notes::of_client(known, is_pending, packet, clock::now()) {
+        promote(key, known, ctx.len() as usize);
     }
-    if ending::client_ends_at_ingress(packet) {
-        note_client_fin(key, ending::end_of(packet));
+    if let Some(end) = ending::client_ends_at_ingress(packet) {
+        note_client_fin(key, end);
     }
 }
 
@@ -82,15 +80,7 @@ fn note_client_fin(key: &AffinityKey, end: u32) {
 /// Notes a packet from the backend in its connection's entry, as [`find`] has found it.
 #[inline(always)]
 pub(crate) fn answered(ctx: &Skb, key: &AffinityKey, (known, is_pending): (&mut Affinity, bool), packet: &Packet) {
-    ending::of_backend_at_ingress(known, packet);
-    clock::note(&mut known.last_seen, &mut known.flags, flag::REPLIED);
-    if !is_pending {
-        return;
-    }
-    clock::renew(&mut known.last_seen);
-    if let Some(expected) = proof::expected_ack(packet) {
-        known.tcp_number = expected;
-    } else if proof::server_proves(packet) {
+    if notes::of_backend(known, is_pending, packet, clock::now()) {
         promote(key, known, ctx.len() as usize);
     }
 }

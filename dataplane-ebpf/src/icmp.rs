@@ -2,7 +2,7 @@
 //! must see them. They never keep a connection alive nor end one: whoever can guess ports can send them.
 
 use dataplane_common::{
-    addr::{Ip4, Mac, NetId, TASK_MAC_PREFIX, Tag, mac_of},
+    addr::{Ip4, NetId, Tag},
     counter::Counter,
     drop_reason::DropReason,
     endpoint::{Endpoint, EndpointKey, Local, kind},
@@ -15,6 +15,7 @@ use dataplane_common::{
 use crate::{
     affinity, flow,
     maps::{self, MESH_TARGETS},
+    notes,
     parse::{Fragment, Packet},
     quote,
     scratch::scratch,
@@ -141,10 +142,10 @@ pub(crate) fn translate(ctx: &Skb, packet: &Packet, zone: &NetId) -> Result<(), 
     quote::rewrite(ctx, packet, quote, known)
 }
 
-/// Mesh, ingress node: whether an error that came back is about a connection that this node gave to the task with
-/// ingress MAC `task` behind `vtep`, and says so in the name of the address that the client talks to.
+/// Mesh, ingress node: whether an error that came back is about a connection that this node gave to `task` behind `vtep`,
+/// and says so in the name of the address that the client talks to.
 #[inline(never)]
-pub(crate) fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bool {
+pub(crate) fn returned(ctx: &Skb, packet: &Packet, task: Ip4, vtep: Ip4) -> bool {
     let Some(quote) = skb::quoted(ctx, packet, &MESH_ZONE) else {
         return false;
     };
@@ -152,8 +153,5 @@ pub(crate) fn returned(ctx: &Skb, packet: &Packet, task: &Mac, vtep: &Ip4) -> bo
     let Some(known) = affinity::get(&key) else {
         return false;
     };
-    packet.src == quote.key.src
-        && known.flags & flag::OWN == 0
-        && *task == mac_of(TASK_MAC_PREFIX, known.ip)
-        && *vtep == known.vtep
+    packet.src == quote.key.src && notes::was_given_to(known, task, vtep)
 }

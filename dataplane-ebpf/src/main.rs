@@ -74,8 +74,8 @@ use aya_ebpf::{
 };
 use dataplane_common::{headers::ETH_LEN, mark::l3_program};
 use dataplane_core::{
-    age, checksum, connection, ending, headers, ingress, lines, mss, options, parse, proof, quote, succession,
-    timestamp,
+    age, checksum, connection, ending, headers, ingress, lines, mss, notes, options, parse, proof, quote, segment,
+    succession, timestamp,
 };
 
 use self::skb::Skb;

@@ -284,12 +284,12 @@ fn send_back(ctx: &Skb, config: &Config, packet: &mut Packet) -> Verdict {
         return mesh_direct::leave(ctx, packet, direct);
     }
     verdict::count(ctx, Counter::MeshReturn);
-    let mac = mac_of(TASK_MAC_PREFIX, task);
     if local {
-        returns::check_return(ctx, packet, &mac, &config.vtep)?;
+        returns::check_return(ctx, packet, task, config.vtep)?;
         verdict::count(ctx, Counter::MeshReply);
         return host::leave(ctx, config, packet);
     }
+    let mac = mac_of(TASK_MAC_PREFIX, task);
     if slow {
         return encap::by_kernel(ctx, config, mac_of(NODE_MAC_PREFIX, peer), mac);
     }

@@ -2,7 +2,7 @@
 //! backend's node inside the mesh VNI, untouched but for its TTL; the reply comes back the same way.
 
 use dataplane_common::{
-    addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, mac_of},
+    addr::{Ip4, NODE_MAC_PREFIX, TASK_MAC_PREFIX, ip_in_mac, mac_of},
     config::Config,
     counter::Counter,
     drop_reason::DropReason,
@@ -16,7 +16,7 @@ use crate::{
     admission::{Arrival, Found},
     affinity, clock, connection, decap, encap, fragment, host, icmp,
     ingress::{self, Decision},
-    maps, mesh_backend, mesh_stock,
+    maps, mesh_backend, mesh_stock, notes,
     parse::{Eth, Fragment, Packet},
     path, probe, reject, returns,
     scratch::scratch,
@@ -58,10 +58,7 @@ pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: 
                 None => return Ok(Action::Pass),
             },
             Decision::Own(Found(known, is_pending)) => {
-                clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
-                if is_pending {
-                    clock::renew(&mut known.last_seen);
-                }
+                notes::of_client(known, is_pending, packet, clock::now());
                 return Ok(Action::Pass);
             }
             Decision::TimeExceeded => return reject::time_exceeded(ctx, packet, packet.dst),
@@ -119,7 +116,6 @@ type Chosen = (Ip4, Ip4, bool);
 #[inline(always)]
 fn forward(ctx: &Skb, packet: &Packet, known: &mut Affinity, is_pending: bool) -> Chosen {
     let backend = (known.ip, known.vtep, known.flags & flag::STOCK != 0);
-    clock::note(&mut known.last_seen, &mut known.flags, flag::SEEN);
     affinity::from_client(ctx, &connection::affinity_key(packet), packet, known, is_pending);
     backend
 }
@@ -152,7 +148,8 @@ fn is_hop(config: &Config, packet: &Packet) -> bool {
 /// nobody can have this node send packets of his choice.
 #[inline(always)]
 pub(crate) fn from_tunnel(ctx: &Skb, config: &Config, outer: &Packet, eth: &Eth, inner: &mut Packet) -> Verdict {
-    returns::check_return(ctx, inner, &eth.src, &outer.src)?;
+    let task = ip_in_mac(TASK_MAC_PREFIX, eth.src).ok_or(DropReason::MeshBadReturn)?;
+    returns::check_return(ctx, inner, task, outer.src)?;
     decap::decapsulate(ctx, outer.tos, inner)?;
     if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 {
         encap::clamp_mss(ctx, config, inner, &outer.src)?;

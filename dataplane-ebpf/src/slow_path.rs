@@ -111,7 +111,7 @@ fn mesh(ctx: &Skb, config: &Config, eth: &Eth, packet: &Packet, sender: u32) -> 
     let task = ip_in_mac(TASK_MAC_PREFIX, eth.src).ok_or(DropReason::MeshBadReturn)?;
     let from = elsewhere(config.ingress_net, task).filter(|from| low24(from.vtep) == sender);
     let from = from.ok_or(DropReason::BadInnerSource)?;
-    returns::check_return(ctx, packet, &eth.src, &from.vtep)?;
+    returns::check_return(ctx, packet, task, from.vtep)?;
     verdict::count(ctx, Counter::MeshReply);
     host::leave(ctx, config, packet)
 }

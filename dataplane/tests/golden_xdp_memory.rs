@@ -3,18 +3,19 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use dataplane::{XdpMode, testing::XdpOutcome};
 use dataplane_common::{
     counter::Counter,
     endpoint::{Vtep, vtep_mesh},
     flow::{Affinity, AffinityKey},
-    xdp::Hop,
+    xdp::{Hop, way_back},
 };
 use support::{
     mesh::*,
-    packets::{Mac, tcp, udp},
+    packets::{Ip4, L4, Mac, ip, tcp, udp},
     sandbox::run,
     world::*,
     xdp::*,
@@ -29,8 +30,12 @@ fn data() -> Vec<u8> {
 
 /// CLIENT's TCP connection.
 fn connection(world: &World) -> Result<(AffinityKey, Affinity)> {
+    connection_of(world, CLIENT)
+}
+
+fn connection_of(world: &World, client: Ip4) -> Result<(AffinityKey, Affinity)> {
     let mut all = world.harness.established_affinity()?.into_iter();
-    all.find(|(key, _)| key.client == CLIENT && key.proto == 6).context("the connection")
+    all.find(|(key, _)| key.client == client && key.proto == 6).context("the connection")
 }
 
 /// Sends a packet; XDP carries it, and remembers what it has heard.
@@ -155,8 +160,8 @@ fn what_is_followed_needs_no_sample() -> Result<()> {
         let old = Affinity { last_seen: entry.last_seen - 10_000_000_000, ..entry };
         keep_way(world, Some(PEER_MAC))?;
         run("ip neigh del 192.0.2.2 dev eth0")?;
-        let until = std::time::Instant::now() + Duration::from_millis(200);
-        while std::time::Instant::now() < until {
+        let until = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < until {
             world.harness.put_affinity(key, old)?;
             sent_to(world)?;
             assert!(connection(world)?.1.last_seen >= entry.last_seen, "not renewed");
@@ -183,5 +188,93 @@ fn what_is_remembered_answers_no_question_about_the_packet() -> Result<()> {
         world.state.config.host_ifindex = dev.client;
         world.harness.apply(&world.state)?;
         passes(world, "to the host link's address, from outside", &data(), dev.underlay)
+    })
+}
+
+/// Where the reply to a connection goes that was heard of just now, or it might be a sample.
+fn replies_to(world: &mut World, client: Ip4, l4: &L4) -> Result<XdpOutcome> {
+    let (key, entry) = connection_of(world, client)?;
+    world.harness.put_affinity(key, Affinity { last_seen: dataplane::monotonic_now(), ..entry })?;
+    let packet = answer(&ip(client, key.node), l4);
+    let outcome = through_xdp(world, &packet, world.dev.underlay)?;
+    assert!([XDP_TX, XDP_REDIRECT].contains(&outcome.verdict), "{client:?}: {}", outcome.verdict);
+    Ok(outcome)
+}
+
+/// The same of data to CLIENT.
+fn replied_to(world: &mut World) -> Result<Mac> {
+    let outcome = replies_to(world, CLIENT, &tcp(PUBLISHED, CLIENT_PORT, "PA"))?;
+    Ok(outcome.packet[..6].try_into()?)
+}
+
+#[test]
+fn the_way_back_is_believed_for_a_tenth_of_a_second() -> Result<()> {
+    const OTHER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0xfd];
+    established(|world| {
+        assert_eq!(replied_to(world)?, ROUTER_MAC);
+        let (key, old) = connection(world)?;
+        run("ip neigh change 192.0.2.254 lladdr 52:54:00:00:00:fd dev eth0 nud permanent")?;
+        assert_eq!(replied_after(world, (key, old), 0)?, ROUTER_MAC, "it was asked again at once");
+        assert_eq!(replied_after(world, (key, old), way_back::STEPS)?, OTHER_MAC);
+        assert_eq!(replied_after(world, (key, old), 1 << 15)?, OTHER_MAC);
+        run("ip neigh change 192.0.2.254 lladdr 52:54:00:00:00:fe dev eth0 nud permanent")?;
+        std::thread::sleep(Duration::from_millis(130));
+        assert_eq!(replied_to(world)?, ROUTER_MAC);
+        Ok(())
+    })
+}
+
+/// Where data to CLIENT goes if it was asked for so many steps ago, and `entry` remembers what was answered.
+fn replied_after(world: &mut World, (key, entry): (AffinityKey, Affinity), steps: u16) -> Result<Mac> {
+    loop {
+        let now = way_back::step(dataplane::monotonic_now());
+        world.harness.put_affinity(key, Affinity { back_asked: now.wrapping_sub(steps), ..entry })?;
+        let mac = replied_to(world)?;
+        // A machine may take long for that.
+        if way_back::is_fresh(now, way_back::step(dataplane::monotonic_now())) {
+            return Ok(mac);
+        }
+    }
+}
+
+#[test]
+fn what_is_too_long_for_the_way_back_passes() -> Result<()> {
+    established(|world| {
+        run("ip route replace default via 192.0.2.254 mtu lock 600")?;
+        let of = |payload| long(PUBLISHED, CLIENT_PORT, payload);
+        let room = 600 - 20 - 32;
+        for _ in 0..3 {
+            replies_to(world, CLIENT, &of(room))?;
+            passes(world, "too long", &answer(&client_ip(), &of(room + 1)), world.dev.underlay)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn each_connection_remembers_its_own_way_back() -> Result<()> {
+    established(|world| {
+        for ifindex in [world.dev.underlay, world.dev.client] {
+            world.harness.put_xdp_device(ifindex, XdpMode::Native, NODE_MAC)?;
+        }
+        let l4 = tcp(PUBLISHED, CLIENT_PORT, "PA");
+        for _ in 0..3 {
+            let (far, near) = (replies_to(world, CLIENT, &l4)?, replies_to(world, NEAR, &l4)?);
+            assert_eq!((far.verdict, &far.packet[..6]), (XDP_TX, &ROUTER_MAC[..]));
+            assert_eq!((near.verdict, &near.packet[..6]), (XDP_REDIRECT, &NEAR_MAC[..]));
+        }
+        // What lies where an entry points to is another connection's way, or nobody's: the kernel is asked.
+        let ((key, mine), (_, other)) = (connection_of(world, CLIENT)?, connection_of(world, NEAR)?);
+        assert_ne!((mine.back, mine.back_version), (other.back, other.back_version));
+        for entry in [
+            Affinity { back: other.back, ..mine },
+            Affinity { back: mine.back.wrapping_add(1), ..mine },
+            Affinity { back_version: mine.back_version ^ 1, ..mine },
+        ] {
+            assert_eq!(replied_after(world, (key, entry), 0)?, ROUTER_MAC, "{entry:?}");
+            let (_, now) = connection_of(world, CLIENT)?;
+            assert_eq!((now.back, now.back_version), (mine.back, mine.back_version));
+        }
+        Ok(())
     })
 }

@@ -17,7 +17,7 @@ use dataplane_common::{
     headers::{ipproto, sctpchunk, tcpflag},
 };
 
-use crate::parse::{Fragment, Packet};
+use crate::{parse::Packet, segment::Segment};
 
 /// An RST of the client's may lie this many times 256 bytes behind what the backend has acknowledged last: what it got
 /// meanwhile.
@@ -30,38 +30,17 @@ pub fn upper(number: u32) -> [u8; 3] {
     [a, b, c]
 }
 
-/// The sequence number behind a segment with a FIN: of `payload` bytes, from `sequence` on.
-#[inline(always)]
-pub fn behind_fin(sequence: u32, payload: u32) -> u32 {
-    // The FIN counts as one.
-    sequence.wrapping_add(payload).wrapping_add(1)
-}
-
-/// The same for a packet with a FIN.
-#[inline(always)]
-pub fn end_of(packet: &Packet) -> u32 {
-    let headers = (packet.l4 - packet.net) as u32 + u32::from(packet.tcp_len);
-    behind_fin(packet.sequence, u32::from(packet.total_len).wrapping_sub(headers))
-}
-
-/// Whether a segment has a FIN, and its end is known: of a part of one it is not, nor of one with more than 64 kB.
-#[inline(always)]
-fn is_fin(packet: &Packet) -> bool {
-    packet.flags & tcpflag::FIN != 0 && packet.fragment == Fragment::Whole && packet.total_len != 0
-}
-
 /// Whether a segment of the client's has something to say about the connection's end: then [`of_client`] follows, with
 /// the connection's established entries.
 #[inline(always)]
 pub fn client_ends(packet: &Packet) -> bool {
-    packet.proto == ipproto::TCP && (packet.flags & tcpflag::RST != 0 || is_fin(packet))
+    packet.proto == ipproto::TCP && (packet.flags & tcpflag::RST != 0 || packet.end().is_some())
 }
 
-/// Whether a segment of the client's has something to say about it at the ingress node: then [`note_client_fin`]
-/// follows.
+/// What a segment of the client's has to say about it at the ingress node: then [`note_client_fin`] follows.
 #[inline(always)]
-pub fn client_ends_at_ingress(packet: &Packet) -> bool {
-    packet.proto == ipproto::TCP && is_fin(packet)
+pub fn client_ends_at_ingress(packet: &impl Segment) -> Option<u32> {
+    packet.end()
 }
 
 /// The connection has ended; a new SYN may take its place.
@@ -124,8 +103,10 @@ pub fn of_client(forward: &mut Flow, reply: &mut Flow, packet: &Packet, now: imp
         }
         return;
     }
-    if !ended(forward) {
-        forward.tcp_number = upper(end_of(packet));
+    if !ended(forward)
+        && let Some(end) = packet.end()
+    {
+        forward.tcp_number = upper(end);
         forward.flags |= flag::FIN;
     }
     // Not only packets of the backend's: see `age::QUIET_NS`.
@@ -186,7 +167,7 @@ pub fn of_backend(reply: &mut Flow, forward: Option<&mut Flow>, packet: &Packet,
     }
 }
 
-/// Notes a FIN of the client's in an established entry; `end`: the number behind it, as [`behind_fin`] says. None that
+/// Notes a FIN of the client's in an established entry; `end`: the number behind it, see [`Segment::end`]. None that
 /// comes after the end: it would be another's.
 #[inline(always)]
 pub fn note_client_fin(known: &mut Affinity, end: u32) {
@@ -196,35 +177,35 @@ pub fn note_client_fin(known: &mut Affinity, end: u32) {
     }
 }
 
-/// Whether a packet of the backend's with these flags may change what the connection `known` has come to.
+/// Notes what a packet of the backend's says about the end of a connection at its ingress node.
 #[inline(always)]
-pub fn may_change(known: &Affinity, proto: u8, flags: u8) -> bool {
+pub fn of_backend_at_ingress(known: &mut Affinity, packet: &impl Segment) {
+    if may_change(known, packet) {
+        change(known, packet);
+    }
+}
+
+/// Whether the packet may change what the connection `known` has come to. Most do not, and cost no more than this.
+#[inline(always)]
+fn may_change(known: &Affinity, packet: &impl Segment) -> bool {
     const SPEAKS: u8 = tcpflag::SYN | tcpflag::FIN | tcpflag::RST;
     const CHANGES: u8 = flag::FIN | flag::BACKEND_FIN | flag::ENDED;
-    match proto {
-        ipproto::TCP => flags & SPEAKS != 0 || (known.flags & CHANGES) | known.unspoken != 0,
+    match packet.proto() {
+        ipproto::TCP => packet.flags() & SPEAKS != 0 || (known.flags & CHANGES) | known.unspoken != 0,
         ipproto::SCTP => true,
         _ => false,
     }
 }
 
-/// Notes what a packet of the backend's says about the end of a connection at its ingress node.
+/// What [`of_backend_at_ingress`] does.
 #[inline(always)]
-pub fn of_backend_at_ingress(known: &mut Affinity, packet: &Packet) {
-    if may_change(known, packet.proto, packet.flags) {
-        change(known, packet.proto, packet.flags, packet.acknowledgement);
-    }
-}
-
-/// The same for who has asked whether it [`may_change`] anything; `acknowledgement`: of TCP.
-#[inline(always)]
-pub fn change(known: &mut Affinity, proto: u8, flags: u8, acknowledgement: u32) {
-    let acknowledged = known.flags & flag::FIN != 0 && known.tcp_number == upper(acknowledgement);
-    let bits = after_backend(known.flags, flag::BACKEND_FIN, proto, flags, acknowledged);
+fn change(known: &mut Affinity, packet: &impl Segment) {
+    let acknowledged = known.flags & flag::FIN != 0 && known.tcp_number == upper(packet.acknowledgement());
+    let bits = after_backend(known.flags, flag::BACKEND_FIN, packet.proto(), packet.flags(), acknowledged);
     if bits != known.flags {
         known.flags = bits;
     }
-    if flags & (tcpflag::SYN | tcpflag::RST) == 0 && known.unspoken != 0 {
+    if packet.flags() & (tcpflag::SYN | tcpflag::RST) == 0 && known.unspoken != 0 {
         known.unspoken = 0;
     }
 }
@@ -240,6 +221,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::parse::Fragment;
 
     /// What the backend has acknowledged, and its upper 24 bits.
     const WAITS_FOR: u32 = 0x0102_0380;
@@ -263,13 +245,11 @@ mod tests {
     #[test]
     fn a_fin_counts_as_one_behind_its_data() {
         let fin = segment(ACK | FIN, 0xffff_fff0, 0);
-        assert_eq!(end_of(&fin), 0xffff_fff1);
-        assert_eq!(end_of(&Packet { total_len: fin.total_len + 0x20, ..fin }), 0x11);
+        assert_eq!(fin.end(), Some(0xffff_fff1));
+        assert_eq!(Packet { total_len: fin.total_len + 0x20, ..fin }.end(), Some(0x11));
         // With IP and TCP options.
-        assert_eq!(
-            end_of(&Packet { l4: IPV4_LEN + 8, tcp_len: 32, total_len: fin.total_len + 24, ..fin }),
-            0xffff_fff5
-        );
+        let options = Packet { l4: IPV4_LEN + 8, tcp_len: 32, total_len: fin.total_len + 24, ..fin };
+        assert_eq!(options.end(), Some(0xffff_fff5));
     }
 
     #[test]
@@ -281,10 +261,10 @@ mod tests {
             Packet { proto: ipproto::UDP, ..fin },
             segment(ACK, 1, 1),
         ];
-        assert!(client_ends(&fin) && client_ends_at_ingress(&fin));
-        assert!(others.iter().all(|packet| !client_ends(packet) && !client_ends_at_ingress(packet)));
+        assert!(client_ends(&fin) && client_ends_at_ingress(&fin).is_some());
+        assert!(others.iter().all(|packet| !client_ends(packet) && client_ends_at_ingress(packet).is_none()));
         // The ingress node does not follow the numbers that an RST of the client's is judged by.
-        assert!(client_ends(&segment(RST, 1, 1)) && !client_ends_at_ingress(&segment(RST, 1, 1)));
+        assert!(client_ends(&segment(RST, 1, 1)) && client_ends_at_ingress(&segment(RST, 1, 1)).is_none());
     }
 
     #[test]
@@ -388,15 +368,15 @@ mod tests {
 
     #[test]
     fn what_may_change_nothing_changes_nothing() {
-        // XDP reads an acknowledgement number only where it may.
         for bits in 0..=u8::MAX {
             for flags in 0..=u8::MAX {
                 for proto in [ipproto::TCP, ipproto::UDP] {
                     let known = Affinity { flags: bits, tcp_number: UPPER, ..Affinity::default() };
                     let mut after = known;
-                    change(&mut after, proto, flags, WAITS_FOR);
+                    let packet = Packet { proto, ..segment(flags, 0, WAITS_FOR) };
+                    change(&mut after, &packet);
                     let possible = proto == ipproto::TCP || bits & (flag::BACKEND_FIN | ENDED) == 0;
-                    assert!(!possible || may_change(&known, proto, flags) || after == known, "{bits:#x} {flags:#x}");
+                    assert!(!possible || may_change(&known, &packet) || after == known, "{bits:#x} {flags:#x}");
                 }
             }
         }

@@ -11,7 +11,7 @@ use dataplane_common::{
     headers::{ipproto, tcpflag},
 };
 
-use crate::{ending, parse::Packet};
+use crate::{ending, segment::Segment};
 
 /// A TCP segment with ACK and neither SYN nor RST.
 #[inline(always)]
@@ -21,14 +21,8 @@ fn is_plain_ack(flags: u8) -> bool {
 
 /// A TCP segment with SYN and ACK.
 #[inline(always)]
-pub fn is_syn_ack(proto: u8, flags: u8) -> bool {
-    proto == ipproto::TCP && flags & (tcpflag::SYN | tcpflag::ACK) == tcpflag::SYN | tcpflag::ACK
-}
-
-/// What the client must acknowledge after a SYN-ACK with this sequence number.
-#[inline(always)]
-pub fn after(sequence: u32) -> [u8; 3] {
-    lower(sequence.wrapping_add(1))
+pub fn is_syn_ack(packet: &impl Segment) -> bool {
+    packet.proto() == ipproto::TCP && packet.flags() & (tcpflag::SYN | tcpflag::ACK) == tcpflag::SYN | tcpflag::ACK
 }
 
 /// The lower 24 bits of a number, big endian.
@@ -40,50 +34,35 @@ fn lower(number: u32) -> [u8; 3] {
 
 /// What the client's packet must acknowledge after this one of the server, if it is a SYN-ACK.
 #[inline(always)]
-pub fn expected_ack(packet: &Packet) -> Option<[u8; 3]> {
-    is_syn_ack(packet.proto, packet.flags).then(|| after(packet.sequence))
+pub fn expected_ack(packet: &impl Segment) -> Option<[u8; 3]> {
+    is_syn_ack(packet).then(|| lower(packet.sequence().wrapping_add(1)))
 }
 
 /// Whether a client's packet proves the pending connection with this reply entry.
 #[inline(always)]
-pub fn client_proves_flow(packet: &Packet, reply: &Flow) -> bool {
+pub fn client_proves_flow(packet: &impl Segment, reply: &Flow) -> bool {
     client_proves(packet, reply.tcp_number, reply.flags & flag::SEEN != 0)
 }
 
 /// The same at the ingress node. What this node has opened itself stays pending: its packets are the stack's.
 #[inline(always)]
-pub fn client_proves_at_ingress(packet: &Packet, known: &Affinity) -> bool {
+pub fn client_proves_at_ingress(packet: &impl Segment, known: &Affinity) -> bool {
     known.flags & flag::OWN == 0 && client_proves(packet, known.tcp_number, known.flags & flag::REPLIED != 0)
 }
 
 /// Whether the client's packet proves that it has seen an answer. `expected`: of the SYN-ACK, zero if there was none;
 /// `answered`: something came back.
 #[inline(always)]
-fn client_proves(packet: &Packet, expected: [u8; 3], answered: bool) -> bool {
-    proves(packet.proto, packet.flags, expected, answered, || Some(packet.acknowledgement))
-}
-
-/// The same for who reads the acknowledgement number in another way.
-#[inline(always)]
-pub fn proves(
-    proto: u8,
-    flags: u8,
-    expected: [u8; 3],
-    answered: bool,
-    acknowledgement: impl FnOnce() -> Option<u32>,
-) -> bool {
-    if proto != ipproto::TCP {
+fn client_proves(packet: &impl Segment, expected: [u8; 3], answered: bool) -> bool {
+    if packet.proto() != ipproto::TCP {
         return answered;
     }
-    if expected == [0; 3] || !is_plain_ack(flags) {
-        return false;
-    }
-    acknowledgement().is_some_and(|number| lower(number) == expected)
+    expected != [0; 3] && is_plain_ack(packet.flags()) && lower(packet.acknowledgement()) == expected
 }
 
 /// Notes in a pending entry, in its `tcp_number`, what a SYN-ACK of the backend's lets the client prove itself with.
 #[inline(always)]
-pub fn note_syn_ack(tcp_number: &mut [u8; 3], packet: &Packet) {
+pub fn note_syn_ack(tcp_number: &mut [u8; 3], packet: &impl Segment) {
     if let Some(expected) = expected_ack(packet) {
         *tcp_number = expected;
     }
@@ -91,17 +70,9 @@ pub fn note_syn_ack(tcp_number: &mut [u8; 3], packet: &Packet) {
 
 /// Whether the server's packet proves that its side of the handshake is complete.
 #[inline(always)]
-pub fn server_proves(packet: &Packet) -> bool {
-    // Zero on BIG TCP, which always carries data.
-    let header = packet.l4 - packet.net + usize::from(packet.tcp_len);
-    let data = packet.total_len == 0 || usize::from(packet.total_len) > header;
-    completes(packet.proto, packet.flags, data)
-}
-
-/// The same for a packet with or without data.
-#[inline(always)]
-pub fn completes(proto: u8, flags: u8, data: bool) -> bool {
-    proto == ipproto::TCP && is_plain_ack(flags) && (data || flags & tcpflag::FIN != 0)
+pub fn server_proves(packet: &impl Segment) -> bool {
+    let speaks = packet.flags() & tcpflag::FIN != 0 || packet.has_data();
+    packet.proto() == ipproto::TCP && is_plain_ack(packet.flags()) && speaks
 }
 
 /// Makes a reply entry what it is once established. `acknowledged`: of TCP, the sequence number that the backend waits
@@ -135,6 +106,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::parse::Packet;
 
     /// A TCP segment with so many bytes of payload.
     fn segment(flags: u8, payload: usize) -> Packet {

@@ -12,7 +12,7 @@ use dataplane_common::{
 use super::{
     access::{Frame, word},
     arrival::{Arrival, Entry},
-    head::{self, Head},
+    head::{Head, Said},
     hop::{self, Hop, Route},
     is_sample,
     known::{self, Asked},
@@ -20,11 +20,11 @@ use super::{
     tunnel::{Backend, Tunnel},
 };
 use crate::{
-    affinity, age,
+    affinity,
     client_lines::{self, Clients},
     clock, ending,
     ingress::{self, Decision},
-    next_hop, path, verdict,
+    next_hop, notes, path, verdict,
 };
 
 /// Carries the packet; `None`: not for this path.
@@ -40,9 +40,12 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     let known = place.entry::<Clients>()?;
     let is_current = known.generation == known::generation(state);
     let generation = if is_current { 0 } else { known::ordered_generation(state)? };
-    let arrival = Arrival::<true> { ctx: ctx.ctx, ifindex: frame.ifindex, config, packet, place, is_current };
+    let arrival = Arrival::<true> { ctx: ctx.ctx, ifindex: frame.ifindex, config, packet, known, is_current };
     let Ok(Decision::Forward(Entry(known), port)) = ingress::decide(&arrival) else { return None };
-    let asked = port.map_or(Asked::of(known), |port| Asked::since(generation, port, known));
+    let asked = match port {
+        Some(port) => Asked::since(generation, port, known),
+        None => Asked::of(known),
+    };
     let now = clock::now();
     if !is_ours(config, packet, known.flags, word(&known.vtep))
         || !path::takes(config, &known.vtep, tunnelled_len(packet))
@@ -50,13 +53,13 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         return None;
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
-    let end = if packet.is_fin() { ending::behind_fin(head::sequence(frame)?, packet.payload()) } else { 0 };
+    let said = Said::outer(frame, packet)?;
     let sent = leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     if known.generation != asked.generation {
         asked.remember(known);
     }
-    age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
-    if packet.is_fin() {
+    notes::of_client(known, false, &said, now);
+    if let Some(end) = ending::client_ends_at_ingress(&said) {
         ending::note_client_fin(known, end);
     }
     Some(sent)
@@ -86,7 +89,7 @@ fn hop(
 ) -> Option<Hop> {
     let vtep = word(&known.vtep);
     if let Some(words) = next_hop::kept(state, number, vtep, now) {
-        return hop::kept(frame, words, outer_len(frame));
+        return hop::of_words(frame, words, outer_len(frame));
     }
     if is_sample(known, now) {
         return None;
@@ -101,7 +104,7 @@ fn hop(
 /// The way to the node with the tunnel address `vtep` if the agent keeps it.
 #[inline(always)]
 pub(super) fn kept_hop(frame: Frame, state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<Hop> {
-    hop::kept(frame, next_hop::kept(state, number, vtep, now)?, outer_len(frame))
+    hop::of_words(frame, next_hop::kept(state, number, vtep, now)?, outer_len(frame))
 }
 
 /// Length of the outer IP packet.

@@ -8,7 +8,10 @@ use dataplane_common::{
 };
 
 use super::access::Frame;
-use crate::connection;
+use crate::{
+    connection,
+    segment::{self, Segment},
+};
 
 /// IPv4, five words of header.
 const VERSION_IHL: u8 = 0x45;
@@ -70,12 +73,6 @@ impl Head {
         self.proto == ipproto::UDP || self.is_syn()
     }
 
-    /// Whether there is anything behind the TCP header.
-    #[inline(always)]
-    pub(super) fn has_data(&self) -> bool {
-        self.payload() != 0
-    }
-
     /// A TCP segment with FIN.
     #[inline(always)]
     pub(super) fn is_fin(&self) -> bool {
@@ -84,7 +81,7 @@ impl Head {
 
     /// Bytes behind the TCP header.
     #[inline(always)]
-    pub(super) fn payload(&self) -> u32 {
+    fn payload(&self) -> u32 {
         (u32::from(self.total_len)).wrapping_sub(IPV4_LEN as u32 + u32::from(self.tcp_len))
     }
 }
@@ -123,32 +120,69 @@ pub(super) fn inner(frame: Frame) -> Option<Head> {
     ethernet::<INNER_ETH, INNER_NET, INNER_L4>(frame)
 }
 
-/// Offsets in the TCP header.
-const SEQUENCE: usize = 4;
-const ACKNOWLEDGEMENT: usize = 8;
-
-/// The sequence number of the TCP segment in the frame.
-#[inline(always)]
-pub(super) fn sequence(frame: Frame) -> Option<u32> {
-    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<SEQUENCE>().swap_bytes())
+/// What is noted of a packet: read before the frame is moved.
+pub(super) struct Said {
+    head: Head,
+    sequence: u32,
+    acknowledgement: u32,
 }
 
-/// The acknowledgement number of the TCP segment in the frame.
-#[inline(always)]
-pub(super) fn acknowledgement(frame: Frame) -> Option<u32> {
-    Some(frame.part::<OUTER_L4, TCP_LEN>()?.four::<ACKNOWLEDGEMENT>().swap_bytes())
+impl Said {
+    /// By the packet in the frame.
+    #[inline(always)]
+    pub(super) fn outer(frame: Frame, head: &Head) -> Option<Self> {
+        Self::at::<OUTER_L4>(frame, head)
+    }
+
+    /// By the packet in the frame in its tunnel.
+    #[inline(always)]
+    pub(super) fn inner(frame: Frame, head: &Head) -> Option<Self> {
+        Self::at::<INNER_L4>(frame, head)
+    }
+
+    #[inline(always)]
+    fn at<const L4: usize>(frame: Frame, head: &Head) -> Option<Self> {
+        const SEQUENCE: usize = 4;
+        const ACKNOWLEDGEMENT: usize = 8;
+        let (mut sequence, mut acknowledgement) = (0, 0);
+        if head.proto == ipproto::TCP {
+            let tcp = frame.part::<L4, TCP_LEN>()?;
+            (sequence, acknowledgement) = (tcp.four::<SEQUENCE>(), tcp.four::<ACKNOWLEDGEMENT>());
+        }
+        Some(Self { head: *head, sequence, acknowledgement })
+    }
 }
 
-/// The acknowledgement number of the TCP segment in the frame in its tunnel.
-#[inline(always)]
-pub(super) fn inner_acknowledgement(frame: Frame) -> Option<u32> {
-    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<ACKNOWLEDGEMENT>().swap_bytes())
-}
+impl Segment for Said {
+    #[inline(always)]
+    fn proto(&self) -> u8 {
+        self.head.proto
+    }
 
-/// The sequence number of the TCP segment in the frame in its tunnel.
-#[inline(always)]
-pub(super) fn inner_sequence(frame: Frame) -> Option<u32> {
-    Some(frame.part::<INNER_L4, TCP_LEN>()?.four::<SEQUENCE>().swap_bytes())
+    #[inline(always)]
+    fn flags(&self) -> u8 {
+        self.head.flags
+    }
+
+    #[inline(always)]
+    fn sequence(&self) -> u32 {
+        self.sequence.swap_bytes()
+    }
+
+    #[inline(always)]
+    fn acknowledgement(&self) -> u32 {
+        self.acknowledgement.swap_bytes()
+    }
+
+    #[inline(always)]
+    fn has_data(&self) -> bool {
+        self.head.payload() != 0
+    }
+
+    #[inline(always)]
+    fn end(&self) -> Option<u32> {
+        self.head.is_fin().then(|| segment::behind_fin(self.sequence(), self.head.payload()))
+    }
 }
 
 /// The maximum segment size (RFC 9293 section 3.7.1) in the first option, where Linux, BSD and Windows put it, of the TCP

@@ -12,12 +12,20 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use dataplane_common::{
+    config::Config,
     drop_reason::DropReason,
-    xdp::{HopWords, xdp_mode},
+    flow::Affinity,
+    line::head,
+    xdp::{HopWords, way_back, xdp_mode},
 };
 
 use super::access::{Frame, Part};
-use crate::{maps::XDP_DEVICES, verdict};
+use crate::{
+    client_lines::Clients,
+    lines_map::Table as _,
+    maps::{WAYS_BACK, XDP_DEVICES},
+    verdict,
+};
 
 const AF_INET: u8 = 2;
 
@@ -40,36 +48,67 @@ pub(super) struct Route {
     pub len: u16,
 }
 
-/// The way of a packet that the node forwards. `None`: no way, no neighbour yet, too big for it, or an interface that
-/// XDP cannot send out of; the kernel knows better.
-#[inline(always)]
-pub(super) fn forwarded(ctx: &XdpContext, frame: Frame, route: &Route) -> Option<Hop> {
-    lookup(ctx, frame, route, frame.ifindex, 0)
-}
-
-/// The same for a packet that leaves through the interface `ifindex` in any case.
+/// The way of a packet that leaves through the interface `ifindex` in any case. `None`: no way, no neighbour yet, too big for
+/// it, or an interface that XDP cannot send out of; the kernel knows better.
 #[inline(always)]
 pub(super) fn through(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32) -> Option<Hop> {
-    lookup(ctx, frame, route, ifindex, BPF_FIB_LOOKUP_OUTPUT).filter(|hop| hop.ifindex == ifindex)
+    asked(ctx, frame, route, ifindex, BPF_FIB_LOOKUP_OUTPUT).filter(|hop| hop.ifindex == ifindex)
+}
+
+/// The same of one that the node forwards, as the kernel finds it.
+#[inline(always)]
+pub(super) fn forwarded(ctx: &XdpContext, frame: Frame, route: &Route) -> Option<Hop> {
+    asked(ctx, frame, route, frame.ifindex, 0)
+}
+
+/// The same if it is a reply of the connection `known`, which remembers the way for a moment if it `is_established`: a
+/// pending one may lose its line meanwhile, and another connection would remember its way.
+#[inline(always)]
+pub(super) fn back(
+    ctx: &XdpContext,
+    frame: Frame,
+    config: &Config,
+    route: &Route,
+    (known, is_established): (&mut Affinity, bool),
+    now: u64,
+) -> Option<Hop> {
+    let question = Question { route: *route, ifindex: frame.ifindex, flags: 0 };
+    let mut found = Found { ethernet: (0, 0), ifindex: 0, mtu: 0 };
+    let step = way_back::step(now);
+    let remembered = is_established && recall(known, frame.ifindex, step, &mut found);
+    if !remembered {
+        ask(ctx.as_ptr(), &question, &mut found);
+    }
+    let hop = sendable(frame, &found, route.len)?;
+    // A path's own MTU can be made by who forges ICMP errors, and with it a way that looks like another one.
+    if !remembered && is_established && u32::from(found.mtu) >= u32::from(config.underlay_mtu) {
+        remember(known, frame.ifindex, step, &found);
+    }
+    Some(hop)
 }
 
 /// The same if the agent keeps the way.
 #[inline(always)]
-pub(super) fn kept(frame: Frame, words: HopWords, len: u16) -> Option<Hop> {
-    let ifindex = words.ifindex();
-    if len > words.mtu() || !(ifindex == frame.ifindex || sends(frame.ifindex, ifindex)) {
-        return None;
-    }
-    let (first, second) = words.ethernet();
-    Some(Hop { ifindex, first, second })
+pub(super) fn of_words(frame: Frame, words: HopWords, len: u16) -> Option<Hop> {
+    sendable(frame, &Found { ethernet: words.ethernet(), ifindex: words.ifindex(), mtu: words.mtu() }, len)
 }
 
 #[inline(always)]
-fn lookup(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32, flags: u32) -> Option<Hop> {
+fn asked(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32, flags: u32) -> Option<Hop> {
     let question = Question { route: *route, ifindex, flags };
-    let mut found = Hop { ifindex: 0, first: 0, second: 0 };
+    let mut found = Found { ethernet: (0, 0), ifindex: 0, mtu: 0 };
     ask(ctx.as_ptr(), &question, &mut found);
-    (found.ifindex != 0 && (found.ifindex == frame.ifindex || sends(frame.ifindex, found.ifindex))).then_some(found)
+    sendable(frame, &found, route.len)
+}
+
+/// The hop, if there is one that XDP can send an IP packet of `len` bytes to.
+#[inline(always)]
+fn sendable(frame: Frame, found: &Found, len: u16) -> Option<Hop> {
+    let Found { ethernet: (first, second), ifindex, mtu } = *found;
+    if ifindex == 0 || len > mtu || !(ifindex == frame.ifindex || sends(frame.ifindex, ifindex)) {
+        return None;
+    }
+    Some(Hop { ifindex, first, second })
 }
 
 /// What the kernel is asked.
@@ -79,10 +118,67 @@ struct Question {
     flags: u32,
 }
 
+/// A way.
+struct Found {
+    /// See [`HopWords::ethernet`].
+    ethernet: (u64, u32),
+    /// 0: there is none.
+    ifindex: u32,
+    /// Longest IP packet.
+    mtu: u16,
+}
+
+/// The way of replies that come in at the interface `from`, if the connection `known` remembers it. Whether it does.
+// Not inlined, as those below: the stack has no room, and the verifier walks what follows once.
+#[inline(never)]
+fn recall(known: &Affinity, from: u32, step: u16, found: &mut Found) -> bool {
+    if !way_back::is_fresh(known.back_asked, step) {
+        return false;
+    }
+    let Some(words) = slot(known.back).map(load) else { return false };
+    // An element that nobody has written yet is for no interface.
+    if words.version() != Some(known.back_version) || words.vtep() != from {
+        return false;
+    }
+    *found = Found { ethernet: words.ethernet(), ifindex: words.ifindex(), mtu: words.mtu() };
+    true
+}
+
+/// Remembers it.
+#[inline(never)]
+fn remember(known: &mut Affinity, from: u32, step: u16, found: &Found) {
+    let Some(head) = Clients::head().get(0) else { return };
+    let (words, number) = HopWords::way_back(head.words[head::SEED], found.ethernet, found.ifindex, found.mtu, from);
+    let (Some(slot), Some(version)) = (slot(number), words.version()) else { return };
+    for (at, word) in words.0.into_iter().enumerate() {
+        // Only what changes: all CPUs read it.
+        // SAFETY: a word of an element of a live array map; aligned, so read and written as a whole.
+        unsafe {
+            if slot.add(at).read_volatile() != word {
+                slot.add(at).write_volatile(word);
+            }
+        }
+    }
+    (known.back, known.back_version, known.back_asked) = (number, version, step);
+}
+
+/// The first word of a way back.
+#[inline(always)]
+fn slot(number: u8) -> Option<*mut u64> {
+    Some(WAYS_BACK.get_ptr_mut(number.into())?.cast())
+}
+
+/// Four words, each read as a whole.
+#[inline(always)]
+fn load(at: *mut u64) -> HopWords {
+    // SAFETY: an element of a live array map.
+    HopWords(core::array::from_fn(|word| unsafe { at.add(word).read_volatile() }))
+}
+
 /// Asks the kernel; `found` stays as it is if it finds nothing.
 // Not inlined: its parameter block would lie on the stack below everything else.
 #[inline(never)]
-fn ask(ctx: *mut c_void, question: &Question, found: &mut Hop) {
+fn ask(ctx: *mut c_void, question: &Question, found: &mut Found) {
     const { assert!(size_of::<Params>() == 64 && align_of::<Params>() <= 8) };
     // In words, for LLVM zeroes byte by byte what is aligned to less.
     let mut zeroed = [0u64; 8];
@@ -99,8 +195,12 @@ fn ask(ctx: *mut c_void, question: &Question, found: &mut Hop) {
     if result == BPF_FIB_LKUP_RET_SUCCESS as i64 {
         let (d, s) = (params.dmac, params.smac);
         found.ifindex = params.ifindex;
-        found.first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
-        found.second = u32::from_ne_bytes([s[2], s[3], s[4], s[5]]);
+        // SAFETY: the kernel has written it (since 5.12), or left the length; any bytes are valid.
+        found.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+        found.ethernet = (
+            u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]),
+            u32::from_ne_bytes([s[2], s[3], s[4], s[5]]),
+        );
     }
 }
 

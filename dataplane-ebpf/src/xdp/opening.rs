@@ -4,6 +4,8 @@
 //! path can send to it: whoever else's turn it is waits for TC, and is counted once. Only where the agent keeps the way: to
 //! ask the kernel for it would need more stack than there is.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{xdp_action::XDP_PASS, xdp_md},
     programs::XdpContext,
@@ -20,17 +22,19 @@ use super::{
     access::{Frame, word},
     arrival::{Arrival, Entry},
     forward,
-    head::{self, Head},
+    head::{self, Head, Said},
     hop::Hop,
     known,
     tunnel::Backend,
 };
 use crate::{
-    affinity, age, clock,
+    affinity,
+    client_lines::Clients,
+    clock,
     ingress::{self, Decision},
     lines_map::Place,
     maps::{self, config},
-    path, proof, service, verdict,
+    notes, path, service, verdict,
 };
 
 /// How often another CPU may have taken the turn meanwhile.
@@ -59,7 +63,11 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
     }
     let now = clock::now();
     let ifindex = frame.ifindex;
-    let arrival = Arrival::<false> { ctx: ctx.ctx, ifindex, config, packet, place, is_current: false };
+    let mut known = ptr::null_mut();
+    if place.is_found() {
+        known = place.entry::<Clients>()?;
+    }
+    let arrival = Arrival::<false> { ctx: ctx.ctx, ifindex, config, packet, known, is_current: false };
     let known = match ingress::decide(&arrival).ok()? {
         Decision::Forward(Entry(known), _) => known,
         Decision::Open { port, replaces: false } => {
@@ -69,13 +77,9 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
         _ => return None,
     };
     let hop = way_of(frame, config, packet, known, now)?;
-    let answered = known.flags & flag::REPLIED != 0;
-    let acknowledgement = || head::acknowledgement(frame);
-    let proved = proof::proves(packet.proto, packet.flags, known.tcp_number, answered, acknowledgement);
+    let said = Said::outer(frame, packet)?;
     let sent = forward::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
-    age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
-    known.last_seen = now;
-    if proved {
+    if notes::of_client(known, true, &said, now) {
         affinity::promote(packet.key().get(), known, frame.len());
     }
     Some(sent)

@@ -14,14 +14,14 @@ use dataplane_common::{
 
 use super::{
     access::{Frame, word},
-    head::{self, Head},
+    head::{self, Head, Said},
     hop::{self, Route},
     is_sample, known,
 };
 use crate::{
-    affinity, age,
+    affinity,
     client_lines::{self, Clients},
-    clock, decap, ending, maps, path, proof, verdict,
+    clock, decap, maps, notes, path, proof, verdict,
 };
 
 /// Carries what is in the tunnel; `None`: not for this path.
@@ -45,8 +45,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     let place = client_lines::find(key.get());
     // What is in `AFFINITY` is TC's.
     let known = if place.is_found() { place.entry::<Clients>()? } else { return None };
-    // Whether it was given to that task, there.
-    if known.flags & flag::OWN != 0 || task != word(&known.ip) || outer.src != word(&known.vtep) {
+    if !notes::was_given_to(known, task.to_le_bytes(), outer.src.to_le_bytes()) {
         return None;
     }
     let now = clock::now();
@@ -62,18 +61,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     if inner.proto == ipproto::TCP && inner.flags & tcpflag::SYN != 0 && !mss_fits(frame, config, inner) {
         return None;
     }
-    // Always something: LLVM would keep what `None` has instead, and the kernel wants to know what that is.
-    let is_syn_ack = proof::is_syn_ack(inner.proto, inner.flags);
+    let said = Said::inner(frame, inner)?;
     // A client that does not answer the first one may be another machine by now: see `fib::route`.
-    if is_syn_ack && known.flags & flag::REPLIED != 0 {
+    if known.flags & flag::REPLIED != 0 && proof::is_syn_ack(&said) {
         return None;
     }
-    let expected = if is_syn_ack { proof::after(head::inner_sequence(frame)?) } else { [0; 3] };
-    let ends = ending::may_change(known, inner.proto, inner.flags);
-    let acknowledgement = if ends { head::inner_acknowledgement(frame)? } else { 0 };
     let len = frame.len() - ENCAP_LEN;
     let route = Route { src: inner.src, dst: inner.dst, proto: inner.proto, len: (len - ETH_LEN) as u16 };
-    let hop = hop::forwarded(ctx, frame, &route)?;
+    let hop = hop::back(ctx, frame, config, &route, (&mut *known, place.is_established()), now)?;
     // SAFETY: the context is valid; every pointer into the frame is made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, ENCAP_LEN as i32) } != 0 {
         return None;
@@ -82,18 +77,8 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     const _: () = assert!(INNER_NET - ENCAP_LEN == ETH_LEN);
     let Some(head) = Frame::of(ctx).part::<0, ETH_LEN>() else { return Some(hop::broken(len)) };
     hop.address(head);
-    if ends {
-        ending::change(known, inner.proto, inner.flags, acknowledgement);
-    }
-    age::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, now);
-    if !place.is_established() {
-        known.last_seen = now;
-        // As in `affinity::answered`.
-        if is_syn_ack {
-            known.tcp_number = expected;
-        } else if proof::completes(inner.proto, inner.flags, inner.has_data()) {
-            affinity::promote(key.get(), known, frame.len());
-        }
+    if notes::of_backend(known, !place.is_established(), &said, now) {
+        affinity::promote(key.get(), known, frame.len());
     }
     verdict::count_of(Counter::XdpReply, len);
     Some(hop.leave(frame))

@@ -6,7 +6,7 @@ use dataplane_common::{
     flow::{Affinity, Flow, FlowKey, flag},
     headers::{IPV4_LEN, TCP_LEN, UDP_LEN, ipproto},
 };
-use dataplane_core::{age, connection, ending, parse::Packet, proof, succession};
+use dataplane_core::{age, connection, ending, notes, parse::Packet, proof, succession};
 
 const ZONE: [u8; 4] = [1; 4];
 const CLIENT: [u8; 4] = [192, 0, 2, 1];
@@ -123,19 +123,15 @@ pub(crate) struct Ingress {
 impl Ingress {
     pub(crate) fn of_client(&mut self, packet: &Packet) {
         let now = self.now;
-        if let Some((known, established)) = &mut self.entry
-            && !*established
-            && proof::client_proves_at_ingress(packet, known)
-        {
-            proof::establish_at_ingress(known, packet.proto);
-            *established = true;
-        }
         match &mut self.entry {
             Some((known, established)) if !succession::makes_room(known, packet, || now) => {
-                if *established && ending::client_ends_at_ingress(packet) {
-                    ending::note_client_fin(known, ending::end_of(packet));
+                if notes::of_client(known, !*established, packet, now) {
+                    proof::establish_at_ingress(known, packet.proto);
+                    *established = true;
                 }
-                age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
+                if let (true, Some(end)) = (*established, ending::client_ends_at_ingress(packet)) {
+                    ending::note_client_fin(known, end);
+                }
             }
             None if !connection::may_open(packet) => {}
             _ => {
@@ -148,15 +144,9 @@ impl Ingress {
 
     pub(crate) fn of_backend(&mut self, packet: &Packet) {
         let Some((known, established)) = &mut self.entry else { return };
-        ending::of_backend_at_ingress(known, packet);
-        age::note_at(&mut known.last_seen, &mut known.flags, flag::REPLIED, self.now);
-        if !*established {
-            if let Some(expected) = proof::expected_ack(packet) {
-                known.tcp_number = expected;
-            } else if proof::server_proves(packet) {
-                proof::establish_at_ingress(known, packet.proto);
-                *established = true;
-            }
+        if notes::of_backend(known, !*established, packet, self.now) {
+            proof::establish_at_ingress(known, packet.proto);
+            *established = true;
         }
     }
 
