@@ -1,5 +1,5 @@
-//! What is around the agent and only running programs or many files can tell: asked for when somebody asks for the status or
-//! the metrics, who get the last answer where a fresh one is long in coming.
+//! What is around the agent and only running programs or many files can tell: asked for when somebody asks for the
+//! status or the metrics, who get the last answer where a fresh one is long in coming.
 
 use std::{
     collections::BTreeSet,

@@ -1,6 +1,7 @@
-//! Programs that the agent runs (`nft`, `iptables-save`, `ipset`), each bounded in time and in what it may say: a program
-//! that hangs costs its caller a few seconds and is killed with its own children; one that cannot even be killed counts
-//! until it is gone, and beyond a few of those none is started. None is left behind by an agent that ends.
+//! Programs that the agent runs (`nft`, `iptables-save`, `ipset`), each bounded in time and in what it may say: a
+//! program that hangs costs its caller a few seconds and is killed with its own children; one that cannot even be
+//! killed counts until it is gone, and beyond a few of those none is started. None is left behind by an agent that
+//! ends.
 
 use std::{
     io::{self, Read, Write},
@@ -189,8 +190,8 @@ pub fn run(program: &str, args: &[&str], input: &[u8], limits: Limits) -> Result
 /// Kills all programs that run, and starts no more: the agent ends, and nobody waits for what they say. One that is
 /// being started would outlive the agent if that ended first.
 ///
-/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: std uses `posix_spawn`, which cannot
-/// set it, and a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
+/// The kernel could kill them (`PR_SET_PDEATHSIG`), but that is set between fork and exec: std uses `posix_spawn`,
+/// which cannot set it, and a fork copies the agent's page tables, which takes 0.1 ms for each of its MiB.
 pub(crate) fn end_all() {
     let mut running = running();
     running.over = true;

@@ -29,8 +29,8 @@ pub fn has_ipvs() -> bool {
     Path::new(IPVS).exists()
 }
 
-/// Those ports of an engine's routing mesh that Hiveway does not serve (it serves `served`), if the engine cannot either.
-/// `backend`: the engine's firewall backend, if it says so; `reading`: the host's rules, if they can be read.
+/// Those ports of an engine's routing mesh that Hiveway does not serve (it serves `served`), if the engine cannot
+/// either. `backend`: the engine's firewall backend, if it says so; `reading`: the host's rules, if they can be read.
 pub fn dead_ports(
     model: &Model,
     served: &BTreeSet<(u8, u16)>,

@@ -1,5 +1,5 @@
-//! Answers that may be long in coming, for who cannot wait: a fresh one if it comes in time, otherwise the last one. However
-//! many ask, there is one question under way.
+//! Answers that may be long in coming, for who cannot wait: a fresh one if it comes in time, otherwise the last one.
+//! However many ask, there is one question under way.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},

@@ -74,8 +74,8 @@ impl Instance {
     /// Takes the place.
     ///
     /// # Errors
-    /// [`InstanceError::Running`] names the process that has it; [`InstanceError::Lock`] what is wrong with `/run/hiveway`
-    /// or the lock in it.
+    /// [`InstanceError::Running`] names the process that has it; [`InstanceError::Lock`] what is wrong with
+    /// `/run/hiveway` or the lock in it.
     pub fn take() -> Result<Self, InstanceError> {
         Self::take_in(Path::new(DIRECTORY))
     }

@@ -60,8 +60,8 @@ pub enum EngineProcess {
 const DAEMON: &str = "dockerd";
 const PROXY: &str = "docker-proxy";
 
-/// Such sockets in the caller's network namespace, on `published` ports (IP protocol number, port), sorted. Connected UDP
-/// sockets hear from their own peer only and don't count.
+/// Such sockets in the caller's network namespace, on `published` ports (IP protocol number, port), sorted. Connected
+/// UDP sockets hear from their own peer only and don't count.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -211,8 +211,8 @@ fn each_socket(mut found: impl FnMut(&Process, u64)) -> ProcResult<()> {
     Ok(())
 }
 
-/// What `process` is to a Docker engine. Not by its name, which each process chooses: by the program that it runs, which
-/// must run as root, and for a proxy by its parent.
+/// What `process` is to a Docker engine. Not by its name, which each process chooses: by the program that it runs,
+/// which must run as root, and for a proxy by its parent.
 fn engine_process(process: &Process) -> Option<EngineProcess> {
     match program(process)?.as_str() {
         DAEMON => Some(EngineProcess::Daemon),

@@ -1,6 +1,6 @@
-//! Whether the parts of the agent are at work. Each says how soon it will be heard of again, and with each step of its work
-//! that it goes on; one that is not heard of by then is overdue. That is looked at from elsewhere: by who asks for the status, and
-//! by a thread that feeds systemd's watchdog.
+//! Whether the parts of the agent are at work. Each says how soon it will be heard of again, and with each step of its
+//! work that it goes on; one that is not heard of by then is overdue. That is looked at from elsewhere: by who asks for
+//! the status, and by a thread that feeds systemd's watchdog.
 
 use std::{
     collections::BTreeMap,
@@ -112,8 +112,8 @@ impl Pulse {
         self.liveness.promises().insert(self.part, Promise { at, within });
     }
 
-    /// A step of what it is at is done: the time that it has promised begins anew. What is long, like a first round after a
-    /// power cut, is no hang.
+    /// A step of what it is at is done: the time that it has promised begins anew. What is long, like a first round
+    /// after a power cut, is no hang.
     pub fn goes_on(&self) {
         self.goes_on_at(Instant::now());
     }
@@ -130,8 +130,8 @@ impl Pulse {
     }
 }
 
-/// Looks after all parts for as long as the process lives, on a thread of its own: says which are overdue, and feeds systemd's
-/// watchdog while none is.
+/// Looks after all parts for as long as the process lives, on a thread of its own: says which are overdue, and feeds
+/// systemd's watchdog while none is.
 ///
 /// # Errors
 /// When the kernel refuses a thread.

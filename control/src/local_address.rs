@@ -18,8 +18,8 @@ use crate::{
 /// Any port does: nothing is sent.
 const ANY_PORT: u16 = 9;
 
-/// Own addresses that a NAT is likely to lead to, the likeliest first: where the engine listens, the one that was found `last`,
-/// and with what the kernel would send to a manager.
+/// Own addresses that a NAT is likely to lead to, the likeliest first: where the engine listens, the one that was found
+/// `last`, and with what the kernel would send to a manager.
 pub fn candidates(view: &EngineView, last: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
     let other = view.managers.iter().find(|(_, node)| view.local.node.as_ref() != Some(*node));
     view.local_addr.into_iter().chain(last).chain(other.and_then(|(manager, _)| source_towards(*manager))).collect()
@@ -35,8 +35,8 @@ fn source_towards(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The address where tunnels arrive, if that is not `vtep`. `asked`: `--underlay-address`. `candidates`: of a live source;
-/// files say nothing of NATs, and a wrong address in one must not look like one.
+/// The address where tunnels arrive, if that is not `vtep`. `asked`: `--underlay-address`. `candidates`: of a live
+/// source; files say nothing of NATs, and a wrong address in one must not look like one.
 ///
 /// # Errors
 /// When the address that was asked for is not there, or none is.

@@ -1,5 +1,6 @@
-//! The agent's log, on stderr, written by a thread of its own: a reader that is there and does not read (a stopped journald, a
-//! pager) keeps no part of the agent waiting. What is too much for the room that there is meanwhile is dropped, and counted.
+//! The agent's log, on stderr, written by a thread of its own: a reader that is there and does not read (a stopped
+//! journald, a pager) keeps no part of the agent waiting. What is too much for the room that there is meanwhile is
+//! dropped, and counted.
 
 use std::{
     any::Any,

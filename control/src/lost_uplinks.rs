@@ -1,5 +1,5 @@
-//! Uplinks that were in use and are gone. Traffic goes on over the others, so nothing fails: what is lost is the redundancy,
-//! and nobody notices until the last one goes as well.
+//! Uplinks that were in use and are gone. Traffic goes on over the others, so nothing fails: what is lost is the
+//! redundancy, and nobody notices until the last one goes as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +12,17 @@ use crate::uplinks::{Underlay, Uplinks};
 
 /// What is remembered of uplinks.
 ///
-/// An uplink that was removed, was taken down or has lost its carrier is named until a route leads over it again, or the agent
-/// is restarted. Not for a bounded time: a warning that ends by itself says after a night that all is well. And also when it
-/// works again, as long as no route leads over it: taking an interface down removes its static routes, and bringing it up
-/// does not bring them back. An interface that works when the last route leaves it is forgotten: that is what routing
-/// daemons and operators do on purpose.
+/// An uplink that was removed, was taken down or has lost its carrier is named until a route leads over it again, or
+/// the agent is restarted. Not for a bounded time: a warning that ends by itself says after a night that all is well.
+/// And also when it works again, as long as no route leads over it: taking an interface down removes its static routes,
+/// and bringing it up does not bring them back. An interface that works when the last route leaves it is forgotten:
+/// that is what routing daemons and operators do on purpose.
 #[derive(Debug, Default)]
 pub(crate) struct LostUplinks {
     /// Those in use, with their indices.
     used: BTreeMap<String, u32>,
-    /// Those that were in use at the last look and worked then. Interfaces are listed before routes are asked for, so what
-    /// goes down in between still seems to work: the next look decides.
+    /// Those that were in use at the last look and worked then. Interfaces are listed before routes are asked for, so
+    /// what goes down in between still seems to work: the next look decides.
     left: BTreeMap<String, u32>,
     /// Those that were in use until they failed.
     lost: BTreeMap<String, u32>,
@@ -69,8 +69,8 @@ impl LostUplinks {
         self.used = used;
     }
 
-    /// What an operator should know: which uplink is gone, where tunnels still arrive, and what to do. An interface that
-    /// has to be there and is not, or is down, is a failing item: the one with the tunnel address, and those that
+    /// What an operator should know: which uplink is gone, where tunnels still arrive, and what to do. An interface
+    /// that has to be there and is not, or is down, is a failing item: the one with the tunnel address, and those that
     /// `--underlay` names.
     pub(crate) fn warnings(
         &self,

@@ -39,7 +39,8 @@ pub fn interfaces(
     chosen.into_iter().chain(uplinks.iter().cloned()).collect()
 }
 
-/// Where clients should arrive and do not: named interfaces that are not there, and those whose link type no program knows.
+/// Where clients should arrive and do not: named interfaces that are not there, and those whose link type no program
+/// knows.
 pub fn left_out(links: &BTreeMap<String, Link>, wanted: &MeshInterfaces, gateway: &str) -> Vec<String> {
     let named: &[String] = match wanted {
         MeshInterfaces::All => &[],
@@ -78,8 +79,8 @@ pub fn idle_places(places: &Places, links: &BTreeMap<String, Link>, own: &BTreeM
     places.all().iter().filter_map(idle).collect()
 }
 
-/// Interfaces that services' labels name and that are not here, where a port of theirs should answer here (`bound`: those
-/// that are bound to some addresses). What a label names besides may be other nodes' on purpose.
+/// Interfaces that services' labels name and that are not here, where a port of theirs should answer here (`bound`:
+/// those that are bound to some addresses). What a label names besides may be other nodes' on purpose.
 pub fn idle_labels<'s>(
     services: impl IntoIterator<Item = &'s Service>,
     bound: &BTreeMap<(u8, u16), Binding>,
@@ -141,7 +142,8 @@ fn faces_clients(name: &str, link: &Link, gateway: &str) -> bool {
     !(name == gateway || ours || (docker && link.kind == Kind::Bridge))
 }
 
-/// A bridge that a Docker engine makes, by its name: the default one, the gateway bridge, those of user-defined networks.
+/// A bridge that a Docker engine makes, by its name: the default one, the gateway bridge, those of user-defined
+/// networks.
 fn is_engines_bridge(name: &str) -> bool {
     name == "docker0"
         || name == "docker_gwbridge"

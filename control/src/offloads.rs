@@ -1,6 +1,7 @@
-//! Segmentation offloads of containers' interfaces on an engine's gateway bridge. Replies of the routing mesh leave there, and
-//! what is not cut yet when it enters a tunnel cannot be taken out of it again. So the containers' stacks cut it, as on the
-//! interfaces that the agent makes. What was on is remembered first, and given back with the network or at teardown.
+//! Segmentation offloads of containers' interfaces on an engine's gateway bridge. Replies of the routing mesh leave
+//! there, and what is not cut yet when it enters a tunnel cannot be taken out of it again. So the containers' stacks
+//! cut it, as on the interfaces that the agent makes. What was on is remembered first, and given back with the network
+//! or at teardown.
 
 use std::{collections::BTreeSet, io, os::unix::fs::MetadataExt};
 
@@ -73,7 +74,8 @@ pub fn turn_off(space: &Space, on: &BTreeSet<Offload>) -> Result<(), OffloadErro
     Ok(())
 }
 
-/// Gives back all but what `keep` keeps; carries on after errors and returns all of them. Returns how many were given back.
+/// Gives back all but what `keep` keeps; carries on after errors and returns all of them. Returns how many were given
+/// back.
 pub fn give_back(state: &StateDir, keep: impl Fn(&Offload) -> bool) -> (usize, Vec<OffloadError>) {
     let known = match state.offloads() {
         Ok(known) => known,

@@ -1,5 +1,5 @@
-//! Names of nodes, services and processes come from others, who may put into them what a terminal obeys, or what
-//! looks like a line of ours, and who may make them as long as they like. What is shown to people says them without, and
+//! Names of nodes, services and processes come from others, who may put into them what a terminal obeys, or what looks
+//! like a line of ours, and who may make them as long as they like. What is shown to people says them without, and
 //! shortened.
 
 use std::{borrow::Cow, fmt::Write as _};

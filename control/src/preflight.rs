@@ -1,6 +1,6 @@
-//! `hiveway preflight`, and what the agent asks before it starts: everything that the agent needs of the machine is tried, in a
-//! network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version says little:
-//! enterprise kernels have backports.
+//! `hiveway preflight`, and what the agent asks before it starts: everything that the agent needs of the machine is
+//! tried, in a network namespace that is thrown away, and what is missing is named with its remedy. A kernel's version
+//! says little: enterprise kernels have backports.
 
 mod verdict;
 mod xdp;
@@ -85,7 +85,8 @@ fn privileged(checks: &[Check]) -> bool {
     !checks.iter().any(|check| check.name == "privileges" && check.result.is_err())
 }
 
-/// Tries everything. Without `programs` these are not loaded, which takes seconds: for the agent, which loads them next.
+/// Tries everything. Without `programs` these are not loaded, which takes seconds: for the agent, which loads them
+/// next.
 pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     let mut checks = dataplane::checks(bpffs, programs);
     if !privileged(&checks) {
@@ -96,7 +97,8 @@ pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     checks
 }
 
-/// Checks on a thread in a network namespace of its own, which does nothing to this process's namespaces, whatever happens.
+/// Checks on a thread in a network namespace of its own, which does nothing to this process's namespaces, whatever
+/// happens.
 fn inside(checks: impl FnOnce() -> Vec<Check> + Send + 'static) -> Vec<Check> {
     let failed = |why: String| vec![Check { name: "namespace", result: Err(why) }];
     let thread = thread::Builder::new().spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
@@ -171,8 +173,8 @@ fn clsact() -> Result<String, String> {
 
 /// Has `nft` take such rules.
 fn nft(rules: &str) -> Result<String, String> {
-    // The first rules of their kind have modules loaded, which takes seconds on a machine that is busy booting; giving up
-    // would end the agent's start.
+    // The first rules of their kind have modules loaded, which takes seconds on a machine that is busy booting; giving
+    // up would end the agent's start.
     let limits = Limits { time: std::time::Duration::from_secs(30), bytes: 64 * 1024 };
     let output = child::run("nft", &["-f", "-"], rules.as_bytes(), limits).map_err(|error| {
         if error.is_missing() {

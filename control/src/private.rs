@@ -11,8 +11,8 @@ use dataplane::private::{self, DIRECTORY, OTHERS};
 
 const FILE: u32 = 0o600;
 
-/// Makes a directory, and those above it that are missing, for this user alone. Returns whether others may look into one
-/// that was there before.
+/// Makes a directory, and those above it that are missing, for this user alone. Returns whether others may look into
+/// one that was there before.
 ///
 /// # Errors
 /// The kernel's.
@@ -79,8 +79,8 @@ fn temporary(path: &Path) -> io::Result<PathBuf> {
     Ok(path.with_file_name(format!(".{}.tmp", name.display())))
 }
 
-/// Opens a file that locks are taken on, and makes it if it is missing. One that another user could have opened is refused:
-/// whoever has it open can hold the lock.
+/// Opens a file that locks are taken on, and makes it if it is missing. One that another user could have opened is
+/// refused: whoever has it open can hold the lock.
 ///
 /// # Errors
 /// That it is not this user's alone; the kernel's.

@@ -1,5 +1,5 @@
-//! What commands and the agent print. A reader that has gone away or a disk that is full ends nothing half-way, as `println!`
-//! would by its panic.
+//! What commands and the agent print. A reader that has gone away or a disk that is full ends nothing half-way, as
+//! `println!` would by its panic.
 
 use std::{
     fmt,

@@ -22,8 +22,8 @@ pub struct Shadowed {
     pub process: Option<String>,
 }
 
-/// Those of `listeners` that published ports hide. `mesh`: a Docker engine's routing mesh was taken over, whose ingress is
-/// in that subnet (of the gateway bridge): what the engine holds open for it is not hidden from anybody.
+/// Those of `listeners` that published ports hide. `mesh`: a Docker engine's routing mesh was taken over, whose ingress
+/// is in that subnet (of the gateway bridge): what the engine holds open for it is not hidden from anybody.
 pub fn shadowed(listeners: &[Listener], mesh: Option<Ipv4Net>) -> Vec<Shadowed> {
     // The programs look at IPv4 only.
     let hidden = listeners.iter().filter(|socket| socket.ipv4 && !mesh.is_some_and(|ingress| holds(socket, ingress)));

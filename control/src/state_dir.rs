@@ -89,8 +89,8 @@ pub struct SysctlState {
 /// An offload that was on before us, of an interface that an engine has made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Offload {
-    /// The container's task. Empty where a version has written it that did not remember the task: such a one is given back,
-    /// and turned off anew where that is still needed.
+    /// The container's task. Empty where a version has written it that did not remember the task: such a one is given
+    /// back, and turned off anew where that is still needed.
     #[serde(default)]
     pub task: String,
     /// The container's network namespace.
@@ -112,8 +112,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory if it is missing, for this user alone. One that was open to others is closed, unless there is
-    /// something else in it.
+    /// Makes the directory if it is missing, for this user alone. One that was open to others is closed, unless there
+    /// is something else in it.
     ///
     /// # Errors
     /// When it cannot be made.

@@ -25,8 +25,8 @@ const NO_PMTU_DISC: &str = "net.ipv4.ip_no_pmtu_disc";
 const MIN_PMTU: &str = "net.ipv4.route.min_pmtu";
 const MTU_EXPIRES: &str = "net.ipv4.route.mtu_expires";
 
-/// What this network namespace believes of ICMP "fragmentation needed". Where the kernel has a sysctl for all namespaces
-/// together (before 5.18), its default counts.
+/// What this network namespace believes of ICMP "fragmentation needed". Where the kernel has a sysctl for all
+/// namespaces together (before 5.18), its default counts.
 pub fn path_mtu() -> Belief {
     let number = |name, default| read(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     // 3 believes what is about a socket's own packets, which the programs check in any case.
@@ -122,8 +122,9 @@ pub fn quiet(links: &BTreeMap<String, Link>) -> Result<bool, SysctlError> {
     Ok(arp_off(of(Link::is_overlay_bridge))? || changed)
 }
 
-/// Switches IPv6 off on interfaces of ours in this namespace: a container's router advertisement would otherwise give the
-/// node an address and a default route through the container (as in CVE-2020-13401). Returns whether it was on anywhere.
+/// Switches IPv6 off on interfaces of ours in this namespace: a container's router advertisement would otherwise give
+/// the node an address and a default route through the container (as in CVE-2020-13401). Returns whether it was on
+/// anywhere.
 ///
 /// # Errors
 /// The kernel's. A kernel without IPv6, and an interface that has gone, are none.

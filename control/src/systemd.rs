@@ -72,8 +72,8 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Tells the next thing, once there is one. That the agent is ready is told until it has been heard: systemd kills who does
-    /// not say so. The rest comes again by itself.
+    /// Tells the next thing, once there is one. That the agent is ready is told until it has been heard: systemd kills
+    /// who does not say so. The rest comes again by itself.
     fn tell(&self, notify: impl FnOnce(&Said) -> io::Result<()>) -> io::Result<()> {
         let mut untold = self.untold();
         let said = loop {

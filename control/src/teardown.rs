@@ -112,8 +112,8 @@ fn missing(bpffs: &Path, has_state: bool, state_dir: &Path) -> Vec<String> {
 /// How long connections get to end that the engine's own balancer does not know: most are over in less.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Beside a Docker engine new connections to published ports are the engine's before anything is taken away, so that none
-/// is begun that would end with us.
+/// Beside a Docker engine new connections to published ports are the engine's before anything is taken away, so that
+/// none is begun that would end with us.
 fn hand_over(bpffs: &Path, report: &mut Report) {
     let ports = match dataplane::leave(bpffs) {
         Ok(Left { ports: 0, interfaces: 0 }) => return,

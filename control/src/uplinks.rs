@@ -27,8 +27,8 @@ const AT_ONCE: usize = 64;
 /// `--underlay`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Underlay {
-    /// The interface that carries the tunnel address, unless that is where nothing arrives, and those that the routes to
-    /// other nodes lead through, as far as [`choose`] believes where those are.
+    /// The interface that carries the tunnel address, unless that is where nothing arrives, and those that the routes
+    /// to other nodes lead through, as far as [`choose`] believes where those are.
     #[default]
     Auto,
     /// These.
@@ -88,8 +88,8 @@ impl Uplinks {
         self.left_out.iter().map(|(name, why)| left_out(name, why))
     }
 
-    /// What the log says of interfaces that are left out for another reason than `before`. Nodes choose what they claim,
-    /// and may claim something else all the time: one line for each interface and minute.
+    /// What the log says of interfaces that are left out for another reason than `before`. Nodes choose what they
+    /// claim, and may claim something else all the time: one line for each interface and minute.
     pub(crate) fn news(&self, before: &Self, seldom: &Seldom) -> Vec<String> {
         let news = self.left_out.iter().filter(|(name, why)| before.left_out.get(*name) != Some(*why));
         news.filter_map(|(name, why)| Some(left_out(name, why) + &seldom.say(name)?)).collect()

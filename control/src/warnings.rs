@@ -5,7 +5,8 @@ use std::fs;
 use hiveway_core::names;
 use serde_json::Value;
 
-/// What is in the way, and what to do about it. `ruleset`: as `nft -j` lists it; `bridge`: the gateway bridge, if it is ours.
+/// What is in the way, and what to do about it. `ruleset`: as `nft -j` lists it; `bridge`: the gateway bridge, if it is
+/// ours.
 pub fn warnings(ruleset: &Value, bridge: Option<&str>, published: bool) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(bridge.and_then(|bridge| {

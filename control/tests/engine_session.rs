@@ -145,8 +145,8 @@ async fn the_api_is_spoken_in_a_version_that_both_know() {
     assert_eq!(asked[0], "/version");
     assert!(asked[1..].iter().all(|path| path.starts_with("/v1.41/")), "{asked:?}");
 
-    // Upgraded beyond what this agent speaks: it says so, and what was said before stays. Only a stream of events that has
-    // begun ends with the engine.
+    // Upgraded beyond what this agent speaks: it says so, and what was said before stays. Only a stream of events that
+    // has begun ends with the engine.
     while fake.listeners() == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -1,5 +1,5 @@
-//! The firewall with another version's `nft`: a test program of its own, because it changes its own `PATH`. Needs root and
-//! `nft`.
+//! The firewall with another version's `nft`: a test program of its own, because it changes its own `PATH`. Needs root
+//! and `nft`.
 
 mod support;
 

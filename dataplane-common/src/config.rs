@@ -10,14 +10,14 @@ use crate::addr::{Ip4, Mac, NetId, Port, VniBytes};
 pub struct Config {
     /// [`crate::ABI_VERSION`] of whoever wrote the maps; 0 in a map that was never written.
     pub abi: u32,
-    /// The uplink, if there is exactly one: tunnels leave through it. 0: several, or none; the routing table is asked for
-    /// each packet.
+    /// The uplink, if there is exactly one: tunnels leave through it. 0: several, or none; the routing table is asked
+    /// for each packet.
     pub underlay_ifindex: u32,
     /// This node's tunnel address, as other nodes know it: its name in frames and tables.
     pub vtep: Ip4,
-    /// The underlay's own address, where tunnels arrive and from which they leave: [`Config::vtep`] too, unless a 1:1 NAT
-    /// stands between this node and the others. What arrives from there has been translated: its outer source is the other
-    /// node's `vtep`, its outer destination this address.
+    /// The underlay's own address, where tunnels arrive and from which they leave: [`Config::vtep`] too, unless a 1:1
+    /// NAT stands between this node and the others. What arrives from there has been translated: its outer source is
+    /// the other node's `vtep`, its outer destination this address.
     pub underlay_ip: Ip4,
     /// VNI of mesh frames.
     pub mesh_vni: VniBytes,

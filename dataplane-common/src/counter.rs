@@ -57,8 +57,8 @@ counters! {
     MeshReturn = 8, "mesh_return";
     /// Mesh replies handed to the client.
     MeshReply = 9, "mesh_reply";
-    /// Connections that have proved that both ends are there (handshake complete, or answered and continued): once on each
-    /// node, also where it is both ingress node and the backend's.
+    /// Connections that have proved that both ends are there (handshake complete, or answered and continued): once on
+    /// each node, also where it is both ingress node and the backend's.
     FlowPromoted = 10, "flow_promoted";
     /// Connections made directly to a VIP's backend, noted to keep them apart from VIP connections.
     DirectNoted = 11, "direct_noted";
@@ -72,10 +72,11 @@ counters! {
     FragNeeded = 15, "frag_needed";
     /// Fragments of translated datagrams passed on.
     FragmentTranslated = 16, "fragment_translated";
-    /// Connections from this node's own sockets and from masqueraded containers that use a published port as their source.
+    /// Connections from this node's own sockets and from masqueraded containers that use a published port as their
+    /// source.
     OwnNoted = 17, "own_noted";
-    /// New mesh flows on this node as ingress node to a backend on a node without Hiveway: the client is shown with this
-    /// node's ingress address.
+    /// New mesh flows on this node as ingress node to a backend on a node without Hiveway: the client is shown with
+    /// this node's ingress address.
     MeshStock = 18, "mesh_stock";
     /// Of `mesh_forward`: those that XDP has carried. It counts them here only, see [`Counter::includes`].
     XdpForward = 19, "xdp_forward";

@@ -1,6 +1,7 @@
 //! Why a packet was dropped: one source for the programs, the metrics, the CLI and the tests.
 
-/// Declares [`DropReason`]. Append only: numbers are indices of the pinned `DROPS` map and names are a stable interface.
+/// Declares [`DropReason`]. Append only: numbers are indices of the pinned `DROPS` map and names are a stable
+/// interface.
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)+) => {
         /// Why a packet was dropped. Index of map `DROPS` (per-CPU array of [`crate::counter::Stat`]).

@@ -37,8 +37,8 @@ pub mod local_flag {
     pub const NO_BALANCER: u8 = 1;
     /// As [`endpoint_flag::VIP_BACKEND`](super::endpoint_flag::VIP_BACKEND), of the task behind the veth.
     pub const VIP_BACKEND: u8 = 1 << 1;
-    /// On a network that the engine carries: Hiveway is about to leave this node. What opens a connection to a VIP is left
-    /// to the engine's own balancer, and so are ARP and pings; what is under way goes on.
+    /// On a network that the engine carries: Hiveway is about to leave this node. What opens a connection to a VIP is
+    /// left to the engine's own balancer, and so are ARP and pings; what is under way goes on.
     pub const LEAVING: u8 = 1 << 2;
 }
 

@@ -16,8 +16,8 @@ pub const TIME_WAIT_SECONDS: u64 = 66;
 pub const MAX_FLOWS: u32 = 1 << 20;
 /// Lines that each half of `FLOWS_SEGMENTS` (two entries per connection) and of `AFFINITY_SEGMENTS` gets once half of
 /// the [`crate::line::SEGMENT`] it begins with is used: room for connections that have not proved yet that somebody is
-/// there, and those that have found no share of the established ones (see [`crate::shares`]). Those that were silent for
-/// longest make room, so a flood only ever displaces its like.
+/// there, and those that have found no share of the established ones (see [`crate::shares`]). Those that were silent
+/// for longest make room, so a flood only ever displaces its like.
 pub const MAX_PENDING: u32 = 1 << 16;
 
 /// Halves of `FLOWS_SEGMENTS` and `AFFINITY_SEGMENTS`: one for TCP, one for all else, so that neither displaces the

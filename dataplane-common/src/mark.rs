@@ -3,12 +3,12 @@
 /// Upper byte of `skb->mark` on a tunnelled frame whose outer and inner sender `from_underlay` has checked; the lower
 /// 24 bits are its VNI. The mark survives the kernel's decapsulation within one namespace; `from_vxlan` clears it.
 pub const CHECKED: u32 = 0x48 << 24;
-/// Upper byte of `skb->mark` on what a known VTEP has sent to ours and `from_underlay` has not seen whole: an IP fragment, or
-/// several datagrams in one packet (GSO). The lower 24 bits are those of the VTEP's address. After reassembly or
-/// segmentation, and decapsulation, `from_vxlan` checks the inner sender of each frame against them.
+/// Upper byte of `skb->mark` on what a known VTEP has sent to ours and `from_underlay` has not seen whole: an IP
+/// fragment, or several datagrams in one packet (GSO). The lower 24 bits are those of the VTEP's address. After
+/// reassembly or segmentation, and decapsulation, `from_vxlan` checks the inner sender of each frame against them.
 pub const FRAGMENT: u32 = 0x49 << 24;
-/// Upper byte of `skb->mark` on a frame of a known VTEP that is neither IPv4 nor ARP, so that no sender can be checked; the
-/// lower 24 bits are its VNI. Others that have come in the same packet (GSO) are not taken for it.
+/// Upper byte of `skb->mark` on a frame of a known VTEP that is neither IPv4 nor ARP, so that no sender can be checked;
+/// the lower 24 bits are its VNI. Others that have come in the same packet (GSO) are not taken for it.
 pub const OTHER: u32 = 0x4b << 24;
 /// Upper byte of `skb->mark` on a mesh reply that this node hands to its client: `to_outside` must not take it for a
 /// connection of the node's own; it clears the mark.

@@ -1,20 +1,21 @@
 //! Maps `PATHS` and `PATH_STATE`: how large a packet may be on its way to another node.
 //!
-//! Three sources say so, and the smallest counts: the routing table (which knows what the kernel was told about the path),
-//! ICMP "fragmentation needed" about a tunnel's packet, which the programs note themselves so that it works without an
-//! agent, and probes. The agent keeps the first and the last.
+//! Three sources say so, and the smallest counts: the routing table (which knows what the kernel was told about the
+//! path), ICMP "fragmentation needed" about a tunnel's packet, which the programs note themselves so that it works
+//! without an agent, and probes. The agent keeps the first and the last.
 //!
 //! Concurrency: the programs change `learned` and `learned_until` in place, the agent replaces whole entries. What a
-//! program has learned while the agent replaced the entry is lost, until the next packet that is too big is answered with
-//! the same error.
+//! program has learned while the agent replaced the entry is lost, until the next packet that is too big is answered
+//! with the same error.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// How many paths are kept: as many as there can be nodes.
 pub const MAX_PATHS: u32 = 16_384;
 
-/// Value of map `PATHS` (hash, key: [`crate::addr::Ip4`], tunnel address of the other node). There is none for a path that
-/// takes what the interface takes. Lengths are those of the outer IP packet in bytes, in native order; 0: not limited.
+/// Value of map `PATHS` (hash, key: [`crate::addr::Ip4`], tunnel address of the other node). There is none for a path
+/// that takes what the interface takes. Lengths are those of the outer IP packet in bytes, in native order; 0: not
+/// limited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Path {
@@ -49,12 +50,13 @@ const fn smaller(mtu: u16, limit: u16) -> u16 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PathState {
-    /// No path takes less: an outer IP packet of this length fits all that are not limited by the interface, and `PATHS`
-    /// need not be asked. The programs lower it, the agent raises it.
+    /// No path takes less: an outer IP packet of this length fits all that are not limited by the interface, and
+    /// `PATHS` need not be asked. The programs lower it, the agent raises it.
     pub floor: u64,
     /// What an ICMP error says counts as no less than this (`net.ipv4.route.min_pmtu`).
     pub min: u64,
-    /// For how long it is believed, in nanoseconds (`net.ipv4.route.mtu_expires`); 0: not at all (`net.ipv4.ip_no_pmtu_disc`).
+    /// For how long it is believed, in nanoseconds (`net.ipv4.route.mtu_expires`); 0: not at all
+    /// (`net.ipv4.ip_no_pmtu_disc`).
     pub expires: u64,
 }
 

@@ -1,9 +1,9 @@
 //! Probes: small packets by which nodes try the paths between them, and map `PROBES`, which holds what came of it.
 //!
 //! A probe is a mesh frame from node to node: MACs `02:48` + tunnel address on both sides, and in it an IPv4/UDP packet
-//! between the two tunnel addresses, to port [`PORT`], without a checksum. The agent hands it to `from_client` on the host link,
-//! which encapsulates it as any other packet; the other node's `from_underlay` turns it round, whatever becomes of its agent;
-//! and the sender's `from_underlay` notes the answer.
+//! between the two tunnel addresses, to port [`PORT`], without a checksum. The agent hands it to `from_client` on the
+//! host link, which encapsulates it as any other packet; the other node's `from_underlay` turns it round, whatever
+//! becomes of its agent; and the sender's `from_underlay` notes the answer.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -15,8 +15,8 @@ use crate::{
 /// UDP port of the packet inside (`discard`, should one ever leave its tunnel).
 pub const PORT: Port = 9u16.to_be_bytes();
 
-/// What a probe carries behind its UDP header. What is longer is filled with zeros. Numbers are big endian but for those that
-/// only their sender reads.
+/// What a probe carries behind its UDP header. What is longer is filled with zeros. Numbers are big endian but for
+/// those that only their sender reads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Probe {
@@ -68,8 +68,8 @@ pub const INNER_LEN: usize = IPV4_LEN + UDP_LEN + size_of::<Probe>();
 /// Length of its outer IP packet.
 pub const OUTER_LEN: usize = ENCAP_LEN + INNER_LEN;
 
-/// Value of map `PROBES` (hash, key: [`crate::addr::Ip4`], tunnel address of the other node). The agent makes the entry;
-/// afterwards only programs write it, in place. All in native order.
+/// Value of map `PROBES` (hash, key: [`crate::addr::Ip4`], tunnel address of the other node). The agent makes the
+/// entry; afterwards only programs write it, in place. All in native order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Probed {

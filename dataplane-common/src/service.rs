@@ -127,9 +127,9 @@ pub struct AllowPrefix {
     pub ip: Ip4,
 }
 
-/// Data of the keys of map `LEFT` (longest prefix match, value: 1): clients whose packets to published ports are left to the
-/// host's own path, because its packet filters may close the port to them. A prefix length counts from the start of this
-/// structure: 64 + that of the CIDR.
+/// Data of the keys of map `LEFT` (longest prefix match, value: 1): clients whose packets to published ports are left
+/// to the host's own path, because its packet filters may close the port to them. A prefix length counts from the start
+/// of this structure: 64 + that of the CIDR.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,

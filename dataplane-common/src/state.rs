@@ -61,7 +61,8 @@ pub struct MapState {
     pub deny: BTreeSet<(u32, AllowPrefix)>,
     /// Published ports that answer at some of this node's addresses only, with their class.
     pub bound: BTreeMap<PortKey, u8>,
-    /// Clients that are left to the host: (prefix length as in map `LEFT`, prefix). There may be many, and they seldom change.
+    /// Clients that are left to the host: (prefix length as in map `LEFT`, prefix). There may be many, and they seldom
+    /// change.
     pub left: Arc<BTreeSet<(u32, LeftPrefix)>>,
     /// Which entries of `left` published ports have to be asked about: bits of [`crate::service::port_flag::LEFT`].
     pub left_flags: BTreeMap<PortKey, u8>,

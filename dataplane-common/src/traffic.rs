@@ -1,4 +1,5 @@
-//! What the bench's traffic programs (`dataplane-ebpf/src/bin/traffic`) are told, and what they count. No agent loads them.
+//! What the bench's traffic programs (`dataplane-ebpf/src/bin/traffic`) are told, and what they count. No agent loads
+//! them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,5 +1,5 @@
-//! Maps `XDP_DEVICES`, `XDP_STATE`, `HOPS` and `WAYS_BACK`: what XDP needs to know besides what TC knows, and the next hops,
-//! which both use.
+//! Maps `XDP_DEVICES`, `XDP_STATE`, `HOPS` and `WAYS_BACK`: what XDP needs to know besides what TC knows, and the next
+//! hops, which both use.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -38,11 +38,12 @@ pub const MAX_HOPS: u32 = 16_384;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct XdpState {
-    /// What `PORTS`, `NODE_ADDRESSES` and `VTEPS` have once said yes to holds as long as this does not change. Odd while
-    /// the agent takes something out of them: then nothing is known. Fits 32 bits; never 0 once an agent was there.
+    /// What `PORTS`, `NODE_ADDRESSES` and `VTEPS` have once said yes to holds as long as this does not change. Odd
+    /// while the agent takes something out of them: then nothing is known. Fits 32 bits; never 0 once an agent was
+    /// there.
     pub generation: u64,
-    /// Until when what `HOPS` holds may be used: `CLOCK_MONOTONIC` (coarse) in nanoseconds. The agent puts it off as long as
-    /// it follows routes and neighbours.
+    /// Until when what `HOPS` holds may be used: `CLOCK_MONOTONIC` (coarse) in nanoseconds. The agent puts it off as
+    /// long as it follows routes and neighbours.
     pub hops_until: u64,
 }
 
@@ -78,19 +79,20 @@ pub struct Hop {
     pub mtu: u16,
 }
 
-/// Value of map `HOPS` (memory-mapped array, index: [`crate::endpoint::Vtep::hop`]): a [`Hop`] in four words, each stored as a
-/// whole. Each has a version in its highest 16 bits, and only where all are the same they belong together: so nobody needs
-/// a lock, and no order in which words are stored or read. All zero: none.
+/// Value of map `HOPS` (memory-mapped array, index: [`crate::endpoint::Vtep::hop`]): a [`Hop`] in four words, each
+/// stored as a whole. Each has a version in its highest 16 bits, and only where all are the same they belong together:
+/// so nobody needs a lock, and no order in which words are stored or read. All zero: none.
 ///
-/// Words are little endian, as the programs are: 0 destination MAC, 1 source MAC, 2 interface and MTU, 3 tunnel address.
+/// Words are little endian, as the programs are: 0 destination MAC, 1 source MAC, 2 interface and MTU, 3 tunnel
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct HopWords(pub [u64; 4]);
 
-/// Map `WAYS_BACK` (array of [`HopWords`], written by `xdp_mesh`): the ways back to clients, as the kernel's routing table has
-/// named them. In place of the tunnel address a way has the interface at which the reply came in. Its version is a hash of its
-/// content with a secret, so connections whose replies go the same way have one element, and an entry recognises its way by
-/// the version.
+/// Map `WAYS_BACK` (array of [`HopWords`], written by `xdp_mesh`): the ways back to clients, as the kernel's routing
+/// table has named them. In place of the tunnel address a way has the interface at which the reply came in. Its version
+/// is a hash of its content with a secret, so connections whose replies go the same way have one element, and an entry
+/// recognises its way by the version.
 pub mod way_back {
     /// Elements of the map, one for each value of [`crate::flow::Affinity::back`].
     pub const MAX: u32 = 256;
@@ -129,9 +131,9 @@ impl HopWords {
         }
     }
 
-    /// A way back, with its version, and its number in map `WAYS_BACK`. The first twelve bytes of an Ethernet header as in
-    /// [`HopWords::ethernet`]; `from`: the interface at which replies come in; `seed`: without it, a neighbour whose MAC makes
-    /// his way look like another one cannot be computed.
+    /// A way back, with its version, and its number in map `WAYS_BACK`. The first twelve bytes of an Ethernet header as
+    /// in [`HopWords::ethernet`]; `from`: the interface at which replies come in; `seed`: without it, a neighbour whose
+    /// MAC makes his way look like another one cannot be computed.
     #[inline(always)]
     pub const fn way_back(seed: u64, (first, second): (u64, u32), ifindex: u32, mtu: u16, from: u32) -> (Self, u8) {
         let dst = first & CONTENT;
@@ -164,8 +166,8 @@ impl HopWords {
         (self.0[2] >> 32) as u16
     }
 
-    /// Tunnel address of the node that it leads to, as a little-endian word; of a way back, the interface at which replies come
-    /// in.
+    /// Tunnel address of the node that it leads to, as a little-endian word; of a way back, the interface at which
+    /// replies come in.
     #[inline(always)]
     pub const fn vtep(self) -> u32 {
         self.0[3] as u32

@@ -57,8 +57,8 @@ pub(crate) fn has_spilled(place: Place, key: &AffinityKey) -> bool {
     lines_map::get_spilled::<Clients>(place, key).is_some()
 }
 
-/// Notes a packet of the client's in its connection's entry, as [`find`] has found it. One that is still pending may have
-/// proved itself with this packet; and the packet may be the last of its stream.
+/// Notes a packet of the client's in its connection's entry, as [`find`] has found it. One that is still pending may
+/// have proved itself with this packet; and the packet may be the last of its stream.
 #[inline(always)]
 pub(crate) fn from_client(ctx: &Skb, key: &AffinityKey, packet: &Packet, known: &mut Affinity, is_pending: bool) {
     if notes::of_client(known, is_pending, packet, clock::now()) {

@@ -116,8 +116,8 @@ fn hand_over(ctx: &Skb, local: &Local, to: &Endpoint, packet: &Packet, translate
     encap::encapsulate(ctx, config, to.vtep, to.vni, to.mac, local.mac, packet.tos, encap::kernels_hash(ctx))
 }
 
-/// Whether a fragment that fits comes behind a first one that did not: it must not overtake that on the fast path, for it
-/// is no use to a VIP's client before.
+/// Whether a fragment that fits comes behind a first one that did not: it must not overtake that on the fast path, for
+/// it is no use to a VIP's client before.
 #[inline(always)]
 fn behind(ctx: &Skb, local: &Local, packet: &Packet) -> bool {
     fragment::begin(packet, local.net, place::SLOW);

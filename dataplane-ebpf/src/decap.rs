@@ -19,11 +19,12 @@ const CE: u8 = 0x03;
 /// Removes outer IP, UDP, VXLAN and inner Ethernet header; the outer Ethernet header stays in front and is overwritten
 /// by whoever delivers. Moves the packet's offsets.
 ///
-/// The kernel goes on to call the skb "encapsulated": it must not be encapsulated again or change its tail, and a UDP GSO
-/// packet would be cut as if the tunnel were still there: it is refused. No released kernel has a flag against that (those
-/// for `DECAP_L3` change the protocol only, and IPv4 in IPv4 needs none); `BPF_F_ADJ_ROOM_DECAP_L4_UDP` will be one.
-// VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other has
-// a number.
+/// The kernel goes on to call the skb "encapsulated": it must not be encapsulated again or change its tail, and a UDP
+/// GSO packet would be cut as if the tunnel were still there: it is refused. No released kernel has a flag against that
+/// (those for `DECAP_L3` change the protocol only, and IPv4 in IPv4 needs none); `BPF_F_ADJ_ROOM_DECAP_L4_UDP` will be
+/// one.
+// VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other
+// has a number.
 #[inline(never)]
 pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Result<(), DropReason> {
     if needs_kernel(ctx, inner) {
@@ -39,8 +40,9 @@ pub(crate) fn decapsulate(ctx: &Skb, outer_tos: u8, inner: &mut Packet) -> Resul
     Ok(())
 }
 
-/// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, or the first of several
-/// frames, which only the kernel's own device can take out. (A total length of 0 is that of more than 64 kB of TCP.)
+/// Whether what is in the tunnel is several datagrams of UDP or chunks of SCTP in one GSO packet, or the first of
+/// several frames, which only the kernel's own device can take out. (A total length of 0 is that of more than 64 kB of
+/// TCP.)
 #[inline(always)]
 pub(crate) fn needs_kernel(ctx: &Skb, inner: &Packet) -> bool {
     ctx.gso_size() != 0

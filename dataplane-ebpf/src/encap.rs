@@ -37,7 +37,8 @@ const ROOM_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | ENCAP_L2;
 
-/// First of the ports that flows are spread over (the dynamic range of RFC 6335), and how many there are (a power of two).
+/// First of the ports that flows are spread over (the dynamic range of RFC 6335), and how many there are (a power of
+/// two).
 const SOURCE_PORT_BASE: u16 = 49152;
 const SOURCE_PORT_MASK: u32 = 0x3fff;
 
@@ -59,12 +60,12 @@ pub(crate) fn room(config: &Config, vtep: &Ip4) -> u16 {
     path::mtu(config, vtep).saturating_sub(ENCAP_LEN as u16)
 }
 
-/// Lowers the MSS option of a SYN so that full segments fit the tunnel to `peer`, or for a task of this node the underlay,
-/// which may take less than the 1500 bytes that the container's interface claims.
+/// Lowers the MSS option of a SYN so that full segments fit the tunnel to `peer`, or for a task of this node the
+/// underlay, which may take less than the 1500 bytes that the container's interface claims.
 ///
-/// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and the
-/// task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2. For a backend on a node
-/// without Hiveway N1 lowers both.
+/// Each end of the tunnel knows its own way: N2 lowers what the client says in its SYN, which limits the replies, and
+/// the task's SYN-ACK, in case the way is the same both ways; N1 lowers the SYN-ACK by its own way to N2. For a backend
+/// on a node without Hiveway N1 lowers both.
 #[inline(always)]
 pub(crate) fn clamp_mss(ctx: &Skb, config: &Config, packet: &Packet, peer: &Ip4) -> Result<(), DropReason> {
     outcome(mss_clamp(ctx.skb.skb, config, packet, peer))
@@ -154,8 +155,8 @@ pub(crate) fn uplink(ctx: &Skb, config: &Config, vtep: &Ip4, hash: u32) -> Resul
     }
 }
 
-/// Writes all headers of a tunnelled frame up to the inner Ethernet header; `ip_len`: of the outer IP packet; `second`: as in
-/// [`Headers`].
+/// Writes all headers of a tunnelled frame up to the inner Ethernet header; `ip_len`: of the outer IP packet; `second`:
+/// as in [`Headers`].
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "as for `encapsulate`")]
 pub(crate) fn write_headers(
@@ -191,8 +192,8 @@ pub(crate) fn write_headers(
     ctx.store(0, unsafe { &*buffer }, 0).map_err(|_| DropReason::RewriteFailed)
 }
 
-/// Whether routers may fragment what goes to `vtep`, as they may the kernel's own tunnels: no probes find out what a path to a
-/// node without Hiveway takes, and where no router says so either, larger packets would be lost for good.
+/// Whether routers may fragment what goes to `vtep`, as they may the kernel's own tunnels: no probes find out what a
+/// path to a node without Hiveway takes, and where no router says so either, larger packets would be lost for good.
 #[inline(always)]
 fn may_be_fragmented(config: &Config, vtep: &Ip4) -> bool {
     config.flags & node_flag::STOCK_NODES != 0 && maps::is_stock(vtep)

@@ -22,12 +22,13 @@ const AF_INET: u8 = 2;
 /// Sends the packet out of the interface that the main routing table names.
 ///
 /// With the Ethernet addresses that come with the answer, or for the neighbours' sake now and then with the next hop,
-/// whose address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet header:
-/// some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is not set
-/// then.
+/// whose address the kernel looks up then: nobody looks the route up once more. Only on an uplink with an Ethernet
+/// header: some tunnel devices (GRE without a remote address) take the destination from the packet's route, which is
+/// not set then.
 #[inline(always)]
 pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
-    // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet header.
+    // Without a length the kernel would compare the skb's with the interface's MTU, as if every link had an Ethernet
+    // header.
     let len = skb::network_len(ctx, packet).min(u32::from(u16::MAX)) as u16;
     let ends = Ends::of(packet.src, packet.dst, packet.proto);
     let way = match ask(ctx, &ends, len)? {
@@ -55,8 +56,8 @@ pub(crate) fn route(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
 
 /// What the routing table says of a destination.
 pub(crate) enum Way {
-    /// Out of the interface with this index; `via`: the next router, or the destination itself; `None`: a router with an
-    /// IPv6 address. `known`: the kernel knows its Ethernet address, which the answer has.
+    /// Out of the interface with this index; `via`: the next router, or the destination itself; `None`: a router with
+    /// an IPv6 address. `known`: the kernel knows its Ethernet address, which the answer has.
     Interface { index: u32, via: Option<Ip4>, known: bool },
     /// The way takes no more than this.
     TooNarrow(u16),
@@ -74,8 +75,8 @@ pub(crate) fn is_sample(now: u64) -> bool {
     (now >> 22).is_multiple_of(SAMPLED)
 }
 
-/// Whether a backend accepts a connection with the packet: its client's address may be another machine's by now, and must
-/// be asked about soon, whatever the samples.
+/// Whether a backend accepts a connection with the packet: its client's address may be another machine's by now, and
+/// must be asked about soon, whatever the samples.
 #[inline(always)]
 fn begins(packet: &Packet) -> bool {
     ending::begins(packet.proto, packet.flags)

@@ -1,18 +1,18 @@
 //! What the verifier checks once instead of once for each way that leads to it.
 //!
-//! A function that is not inlined is still verified again for each call with other knowledge of registers and stack, and what
-//! follows the call once more for each way through the function. A *global* function (BTF's word for one that is visible
-//! outside the object; function-by-function verification, Linux 5.6) is verified on its own: for any arguments, and after a
-//! call nothing is known of its result but the type. Such functions here come in pairs: an inlined one with the types of the rest of the crate,
-//! and behind it the global one,
+//! A function that is not inlined is still verified again for each call with other knowledge of registers and stack,
+//! and what follows the call once more for each way through the function. A *global* function (BTF's word for one that
+//! is visible outside the object; function-by-function verification, Linux 5.6) is verified on its own: for any
+//! arguments, and after a call nothing is known of its result but the type. Such functions here come in pairs: an
+//! inlined one with the types of the rest of the crate, and behind it the global one,
 //!
 //! * `#[unsafe(no_mangle)]`, not inlined, `extern "C"`;
-//! * whose arguments are at most five: the context, scalars, and pointers to structs of a fixed size, which the verifier takes
-//!   for pointers that may be null, and which the caller has written in full;
-//! * which reads what is to be the key of a map into memory of its own, with [`key`] (VERIFIER(6.1): a pointer that was passed
-//!   is taken for no key);
-//! * whose result is a scalar, 0 where there is nothing to say (VERIFIER(6.1): a function without a result is refused); for
-//!   `Result<(), DropReason>` see [`code`] and [`outcome`].
+//! * whose arguments are at most five: the context, scalars, and pointers to structs of a fixed size, which the
+//!   verifier takes for pointers that may be null, and which the caller has written in full;
+//! * which reads what is to be the key of a map into memory of its own, with [`key`] (VERIFIER(6.1): a pointer that was
+//!   passed is taken for no key);
+//! * whose result is a scalar, 0 where there is nothing to say (VERIFIER(6.1): a function without a result is refused);
+//!   for `Result<(), DropReason>` see [`code`] and [`outcome`].
 //!
 //! It pays where a function is called from several places, or where its ways differ in what they leave in registers.
 

@@ -1,6 +1,6 @@
-//! Broadcast and multicast of a container, and what is for nobody that is known, which the slow path copies to every node
-//! of the network: bounded per interface by a token bucket. Where there are none of those, "time exceeded" is bounded by it (RFC 1812 section
-//! 4.3.2.8).
+//! Broadcast and multicast of a container, and what is for nobody that is known, which the slow path copies to every
+//! node of the network: bounded per interface by a token bucket. Where there are none of those, "time exceeded" is
+//! bounded by it (RFC 1812 section 4.3.2.8).
 //!
 //! Concurrency: two CPUs that send for one container at the same moment may take one token for two frames.
 
@@ -40,8 +40,8 @@ pub(crate) fn admit(ctx: &Skb, reason: DropReason) -> Result<(), DropReason> {
     }
 }
 
-/// To the slow path; what is copied there to every node only at the rate that its container is allowed: group frames, and
-/// those to a MAC that the bridge does not know.
+/// To the slow path; what is copied there to every node only at the rate that its container is allowed: group frames,
+/// and those to a MAC that the bridge does not know.
 #[inline(always)]
 pub(crate) fn slow_path(ctx: &Skb, local: &Local, dst: &Mac) -> Verdict {
     if !is_known(local, dst) {
@@ -50,8 +50,8 @@ pub(crate) fn slow_path(ctx: &Skb, local: &Local, dst: &Mac) -> Verdict {
     Ok(Action::SlowPath)
 }
 
-/// Whether somebody in the container's network, on another node, has the MAC: one that is made of an address, as the engine
-/// and the agent make them. Of those here the bridge does not learn: their packets pass it by.
+/// Whether somebody in the container's network, on another node, has the MAC: one that is made of an address, as the
+/// engine and the agent make them. Of those here the bridge does not learn: their packets pass it by.
 // Not inlined, as `admit`.
 #[inline(never)]
 fn is_known(local: &Local, dst: &Mac) -> bool {

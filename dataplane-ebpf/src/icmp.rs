@@ -29,8 +29,8 @@ pub(crate) fn is_error(packet: &Packet) -> bool {
     packet.proto == ipproto::ICMP && packet.fragment == Fragment::Whole && is_error_type(packet.flags)
 }
 
-/// Whether a container's packet is an error in a form that no host sends one in: to many, or in pieces. What is asked of
-/// errors would not be asked of it.
+/// Whether a container's packet is an error in a form that no host sends one in: to many, or in pieces. What is asked
+/// of errors would not be asked of it.
 #[inline(always)]
 pub(crate) fn is_hidden(packet: &Packet, group: bool) -> bool {
     (group || packet.fragment == Fragment::First)
@@ -142,8 +142,8 @@ pub(crate) fn translate(ctx: &Skb, packet: &Packet, zone: &NetId) -> Result<(), 
     quote::rewrite(ctx, packet, quote, known)
 }
 
-/// Mesh, ingress node: whether an error that came back is about a connection that this node gave to `task` behind `vtep`,
-/// and says so in the name of the address that the client talks to.
+/// Mesh, ingress node: whether an error that came back is about a connection that this node gave to `task` behind
+/// `vtep`, and says so in the name of the address that the client talks to.
 #[inline(never)]
 pub(crate) fn returned(ctx: &Skb, packet: &Packet, task: Ip4, vtep: Ip4) -> bool {
     let Some(quote) = skb::quoted(ctx, packet, &MESH_ZONE) else {

@@ -1,5 +1,5 @@
-//! What the host's own packet filters may close is left to the host: its packets go on to the stack, where the rules decide,
-//! whether they open a connection or belong to an open one.
+//! What the host's own packet filters may close is left to the host: its packets go on to the stack, where the rules
+//! decide, whether they open a connection or belong to an open one.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use dataplane_common::service::{LeftPrefix, PortKey, PublishedPort, port_flag};

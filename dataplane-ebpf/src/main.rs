@@ -177,11 +177,11 @@ pub fn xdp_mesh(ctx: XdpContext) -> u32 {
     xdp::handle(&ctx)
 }
 
-/// The same in a driver. It declares that it copes with frames in several buffers, so that drivers take it at MTUs of more than
-/// a page: it sees the first buffer, and leaves to TC what does not lie in it.
+/// The same in a driver. It declares that it copes with frames in several buffers, so that drivers take it at MTUs of
+/// more than a page: it sees the first buffer, and leaves to TC what does not lie in it.
 ///
-/// Not for generic mode: there the kernel copies the packet for such a program and forgets the length of its Ethernet header
-/// (`skb_pp_cow_data`, as of Linux 6.18), and TC programs behind it would see a packet without one.
+/// Not for generic mode: there the kernel copies the packet for such a program and forgets the length of its Ethernet
+/// header (`skb_pp_cow_data`, as of Linux 6.18), and TC programs behind it would see a packet without one.
 #[xdp(frags)]
 #[inline(always)]
 pub fn xdp_mesh_frags(ctx: XdpContext) -> u32 {

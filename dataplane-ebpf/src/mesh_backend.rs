@@ -76,11 +76,11 @@ pub(crate) fn to_task(ctx: &Skb, config: &Config, packet: &Packet, task: Ip4, in
     Ok(if asked { Action::Device(target.ifindex) } else { Action::Peer(target.ifindex) })
 }
 
-/// Delivers a client's RST, and the same segment as an ACK behind it. A backend that has taken the RST answers with one of
-/// its own, which ends the connection here and at the ingress node; one whose connection goes on acknowledges, as it does
-/// for any segment that is out of place (RFC 9293 section 3.10.7.4). Whether the RST was delivered: then the packet is the
-/// question, and follows through the same device. Nobody is asked where the ACK could do more than ask: complete a
-/// handshake, or deliver data.
+/// Delivers a client's RST, and the same segment as an ACK behind it. A backend that has taken the RST answers with one
+/// of its own, which ends the connection here and at the ingress node; one whose connection goes on acknowledges, as it
+/// does for any segment that is out of place (RFC 9293 section 3.10.7.4). Whether the RST was delivered: then the
+/// packet is the question, and follows through the same device. Nobody is asked where the ACK could do more than ask:
+/// complete a handshake, or deliver data.
 #[inline(never)]
 fn asks(ctx: &Skb, packet: &Packet, ifindex: u32) -> bool {
     const OFFSET_AND_FLAGS: usize = 12;
@@ -190,8 +190,8 @@ fn shown_as(ctx: &Skb, config: &Config, client: Ip4, target: &Target, ingress: I
     if rule.shown_as == shown_as::INGRESS_NODE { ingress } else { config.gateway_ip }
 }
 
-/// If a packet out of a gateway-bridge veth answers a mesh connection of task `tag`, sends it back to the client through
-/// the ingress node. `None`: it is ordinary traffic.
+/// If a packet out of a gateway-bridge veth answers a mesh connection of task `tag`, sends it back to the client
+/// through the ingress node. `None`: it is ordinary traffic.
 #[inline(always)]
 pub(crate) fn reply(ctx: &Skb, config: &Config, tag: Tag, packet: &mut Packet) -> Option<Verdict> {
     if packet.proto == ipproto::ICMP {
@@ -212,7 +212,8 @@ pub(crate) fn reply(ctx: &Skb, config: &Config, tag: Tag, packet: &mut Packet) -
 fn answers(ctx: &Skb, config: &Config, tag: Tag, packet: &Packet) -> bool {
     let key = connection::flow_key(MESH_ZONE, packet);
     let mut proved = false;
-    // On a bridge of the engine's the address is what the container says it is: another task's connection is left alone.
+    // On a bridge of the engine's the address is what the container says it is: another task's connection is left
+    // alone.
     let comes_from = |known: &Flow, is_pending: bool| {
         proved = !is_pending && !ending::ended(known);
         known.tag == tag

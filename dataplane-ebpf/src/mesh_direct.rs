@@ -1,5 +1,5 @@
-//! Routing mesh, the backend's node (N2), with `--mesh-return dsr`: which replies leave directly for their client, with the
-//! ingress node's address and published port as their source, and which go back through the tunnel all the same
+//! Routing mesh, the backend's node (N2), with `--mesh-return dsr`: which replies leave directly for their client, with
+//! the ingress node's address and published port as their source, and which go back through the tunnel all the same
 //! ([ADR 16](../../docs/adr/0016-direct-server-return.md)).
 //!
 //! The ingress node need not know. What it lives by still passes it: every packet of the client's, and of the replies
@@ -27,7 +27,8 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// A client that was not heard for so long may be one that only listens. More than twice as long as entries are touched.
+/// A client that was not heard for so long may be one that only listens. More than twice as long as entries are
+/// touched.
 const SILENT_NS: u64 = 1_200_000_000;
 
 /// Time is cut into turns of about half a second; every 32nd is a connection's turn to send a reply through the tunnel.
@@ -50,8 +51,9 @@ pub(crate) fn way_of(config: &Config, packet: &Packet, known: &Flow, proved: boo
 /// Whether the client can be answered from here at all.
 #[inline(always)]
 fn may_leave(packet: &Packet, known: &Flow) -> bool {
-    // A client that the task sees with another address is one whose own leads elsewhere from here: it is in a subnet that
-    // every node has for itself. And what stands for published ports on the host link is an address of that link only.
+    // A client that the task sees with another address is one whose own leads elsewhere from here: it is in a subnet
+    // that every node has for itself. And what stands for published ports on the host link is an address of that link
+    // only.
     packet.dst == known.dst && known.src[..2] != [169, 254]
 }
 

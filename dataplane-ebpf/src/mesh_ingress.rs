@@ -26,7 +26,8 @@ use crate::{
     verdict::{self, Action, Verdict},
 };
 
-/// A packet from outside. Whatever is not for a published port of ours is the stack's. `uplink`: tunnels arrive here too.
+/// A packet from outside. Whatever is not for a published port of ours is the stack's. `uplink`: tunnels arrive here
+/// too.
 #[inline(always)]
 pub(crate) fn from_outside(ctx: &Skb, config: &Config, packet: &Packet, uplink: bool) -> Verdict {
     let mut slow = false;

@@ -36,8 +36,8 @@ pub(crate) fn kept(state: &XdpState, number: u16, vtep: u32, now: u64) -> Option
     (words.vtep() == vtep && words.ifindex() != 0).then_some(words)
 }
 
-/// Sends a tunnel's packet to `vtep` through the interface `out`: with the addresses of the next hop if that is kept, else
-/// the kernel finds one.
+/// Sends a tunnel's packet to `vtep` through the interface `out`: with the addresses of the next hop if that is kept,
+/// else the kernel finds one.
 #[inline(always)]
 pub(crate) fn towards(ctx: &Skb, vtep: Ip4, out: u32) -> Action {
     match next_hop_address(ctx.skb.skb, u32::from_le_bytes(vtep), out) {

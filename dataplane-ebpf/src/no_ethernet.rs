@@ -1,10 +1,10 @@
-//! Hooks `from_underlay_l3` and `from_client_l3`: links without an Ethernet header (WireGuard, tun, IP tunnels, PPP). At TC
-//! ingress there the skb begins with the IP header.
+//! Hooks `from_underlay_l3` and `from_client_l3`: links without an Ethernet header (WireGuard, tun, IP tunnels, PPP).
+//! At TC ingress there the skb begins with the IP header.
 //!
-//! A packet for this node gets an Ethernet header in front, all zeroes but for the type, and goes on in the program that
-//! the interface would have if it were Ethernet. So the programs know one layout only, and Ethernet pays nothing for the
-//! other ([ADR 19](../../docs/adr/0019-links-without-ethernet-header.md)). The kernel takes the header off again wherever
-//! there must be none: before the stack sees the packet, and when it is redirected to such a link.
+//! A packet for this node gets an Ethernet header in front, all zeroes but for the type, and goes on in the program
+//! that the interface would have if it were Ethernet. So the programs know one layout only, and Ethernet pays nothing
+//! for the other ([ADR 19](../../docs/adr/0019-links-without-ethernet-header.md)). The kernel takes the header off
+//! again wherever there must be none: before the stack sees the packet, and when it is redirected to such a link.
 
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_skb_change_head};
 use dataplane_common::{

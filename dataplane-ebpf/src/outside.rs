@@ -1,8 +1,8 @@
 //! Hook `to_outside`: a packet leaves the node through the underlay or an interface where clients arrive.
 //!
 //! Only one kind matters: UDP from an address of this node and a published port that is no answer of the mesh. A socket
-//! of the node itself, or a container behind masquerade, uses that port as its source; what comes back must not be taken
-//! for a client's first packet. TCP needs no such care: what answers a SYN never opens a connection.
+//! of the node itself, or a container behind masquerade, uses that port as its source; what comes back must not be
+//! taken for a client's first packet. TCP needs no such care: what answers a SYN never opens a connection.
 
 use dataplane_common::{
     config::Config,
@@ -82,8 +82,8 @@ fn own(ctx: &Skb, config: &Config, packet: &Packet) -> Verdict {
     Ok(Action::Pass)
 }
 
-/// Enters the connection under the key that its answers will have. A client's connection that has this key already keeps
-/// its backend: then the local socket answers a client of the mesh, and is not meant.
+/// Enters the connection under the key that its answers will have. A client's connection that has this key already
+/// keeps its backend: then the local socket answers a client of the mesh, and is not meant.
 // Not inlined: rare, and the entry needs stack.
 #[inline(never)]
 fn note(ctx: &Skb, packet: &Packet) {

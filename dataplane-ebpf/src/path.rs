@@ -1,8 +1,8 @@
 //! How large a packet may be on its way to another node: path-MTU discovery (RFC 1191) for the tunnel's outer packets.
 //!
-//! Those to other members have DF, so a router that cannot pass one on says so to this node's tunnel address. No socket has
-//! sent the packet, so the kernel has nobody to tell, and the error is noted here. Those to nodes without Hiveway may be cut on
-//! the way, as what comes back from there; that shows what the path takes, too.
+//! Those to other members have DF, so a router that cannot pass one on says so to this node's tunnel address. No socket
+//! has sent the packet, so the kernel has nobody to tell, and the error is noted here. Those to nodes without Hiveway
+//! may be cut on the way, as what comes back from there; that shows what the path takes, too.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_common::{
@@ -51,7 +51,8 @@ pub(crate) fn mtu(config: &Config, vtep: &Ip4) -> u16 {
     }
 }
 
-/// What is looked at of an ICMP error about a tunnel's packet: ICMP header, quoted IP header without options, quoted ports.
+/// What is looked at of an ICMP error about a tunnel's packet: ICMP header, quoted IP header without options, quoted
+/// ports.
 const LOOKED_AT: usize = ICMP_LEN + IPV4_LEN + 4;
 
 /// Notes what an ICMP error says about the path to another node, if that is "fragmentation needed" about a packet of a
@@ -83,8 +84,9 @@ pub(crate) fn note(ctx: &Skb, config: &Config, packet: &Packet) {
     learn(ctx, config, &vtep, told);
 }
 
-/// Notes how long the first fragment is into which a tunnel's packet was cut on the way from a node without Hiveway, whose
-/// packets have no DF: the way there is taken to be as narrow. From members come fragments that they have cut themselves.
+/// Notes how long the first fragment is into which a tunnel's packet was cut on the way from a node without Hiveway,
+/// whose packets have no DF: the way there is taken to be as narrow. From members come fragments that they have cut
+/// themselves.
 #[inline(never)]
 pub(crate) fn note_cut(ctx: &Skb, config: &Config, packet: &Packet) {
     if maps::is_stock(&packet.src) {

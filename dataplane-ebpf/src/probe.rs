@@ -130,8 +130,8 @@ fn heard(from: &Ip4, probe: &Probe) -> Result<(), DropReason> {
 }
 
 /// Notes an answer to a request of this node's agent.
-// VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other has
-// a number.
+// VERIFIER(6.18): not inlined, for LLVM then joins two ways of the caller, one of which holds a pointer where the other
+// has a number.
 #[inline(never)]
 fn answered(ctx: &Skb, from: &Ip4) -> Result<(), DropReason> {
     let probe = load(ctx)?;
@@ -181,8 +181,8 @@ fn load(ctx: &Skb) -> Result<&'static mut Probe, DropReason> {
     if result == 0 { Ok(probe) } else { Err(DropReason::Truncated) }
 }
 
-/// Cuts a request to the smallest size. From the front, where all is written anew: the kernel cuts the tail of no packet that
-/// it calls encapsulated, which one from a veth still is.
+/// Cuts a request to the smallest size. From the front, where all is written anew: the kernel cuts the tail of no
+/// packet that it calls encapsulated, which one from a veth still is.
 #[inline(always)]
 fn cut(ctx: &Skb) -> Result<(), DropReason> {
     // What the kernel takes out with one call.
@@ -240,7 +240,8 @@ fn answer(ctx: &Skb, config: &Config, outer: &Packet, inner: &Packet) -> Verdict
     Ok(next_hop::towards(ctx, outer.src, out))
 }
 
-/// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its own.
+/// Notes a probe of another node that uses another port for VXLAN. `packet` is for this node, to a port that is not its
+/// own.
 #[inline(always)]
 pub(crate) fn note_stray(ctx: &Skb, config: &Config, packet: &Packet) {
     if packet.proto == ipproto::UDP

@@ -198,8 +198,8 @@ fn header_sum(tcp: &mut Tcp) -> u32 {
     folded(sum)
 }
 
-/// What `bpf_csum_diff` gives, as big-endian words sum up to. The helper sums words as they stand in memory; a folded sum
-/// may be byte-swapped afterwards (RFC 1071 section 2).
+/// What `bpf_csum_diff` gives, as big-endian words sum up to. The helper sums words as they stand in memory; a folded
+/// sum may be byte-swapped afterwards (RFC 1071 section 2).
 #[inline(always)]
 fn folded(sum: i64) -> u32 {
     u32::from(u16::from_be(checksum::fold(sum as u32)))

@@ -14,8 +14,8 @@ use crate::{
     skb::Skb,
 };
 
-/// Lets a reply pass that comes from where its connection was given to: from `task`, behind `vtep`. A later fragment passes
-/// if its first has passed, from there.
+/// Lets a reply pass that comes from where its connection was given to: from `task`, behind `vtep`. A later fragment
+/// passes if its first has passed, from there.
 #[inline(always)]
 pub(crate) fn check_return(ctx: &Skb, packet: &Packet, task: Ip4, vtep: Ip4) -> Result<(), DropReason> {
     if icmp::is_error(packet) {

@@ -1,6 +1,6 @@
 //! Hooks `from_sandbox` and `to_sandbox`: a container's own interface on a network that the engine carries, in the
-//! container's namespace. Connections to VIPs are translated before the engine's bridge, tunnel and encryption see them;
-//! everything else passes as it is. Nothing is checked here that the engine does not check, no sender above all.
+//! container's namespace. Connections to VIPs are translated before the engine's bridge, tunnel and encryption see
+//! them; everything else passes as it is. Nothing is checked here that the engine does not check, no sender above all.
 //!
 //! What goes back to the container (an ARP answer, a reset) comes in through the same interface, past `to_sandbox`.
 
@@ -117,8 +117,8 @@ pub(crate) fn to(ctx: &Skb) -> Verdict {
     Ok(Action::Pass)
 }
 
-/// Whose interface it is: the stub has left its id. `None` also for frames that carry a VLAN tag beside the packet, which
-/// would look like others.
+/// Whose interface it is: the stub has left its id. `None` also for frames that carry a VLAN tag beside the packet,
+/// which would look like others.
 #[inline(always)]
 fn local(ctx: &Skb) -> Option<&'static Local> {
     // SAFETY: the context pointer is valid for the program's run.

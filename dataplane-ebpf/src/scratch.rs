@@ -86,8 +86,9 @@ pub(crate) fn scratch() -> Result<&'static mut Scratch, DropReason> {
 }
 
 /// Copies a value of a map, in words.
-// VERIFIER: for `*to = *from` LLVM calls `memmove` where it cannot tell that the two do not overlap, and that goes byte by byte:
-// 760 instructions for 48 bytes, and as many to verify for each way that leads there. Volatile, or LLVM would see through it.
+// VERIFIER: for `*to = *from` LLVM calls `memmove` where it cannot tell that the two do not overlap, and that goes byte
+// by byte: 760 instructions for 48 bytes, and as many to verify for each way that leads there. Volatile, or LLVM would
+// see through it.
 #[inline(always)]
 pub(crate) fn copy<T>(from: &T, to: &mut T) {
     const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };

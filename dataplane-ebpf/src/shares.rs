@@ -77,7 +77,8 @@ fn seed(shares: *mut Shares) -> u64 {
 
 #[inline(always)]
 fn admits(shares: *mut Shares, place: &Place) -> bool {
-    // SAFETY: as above; aligned words, each of which other CPUs change as a whole, and the indices are within their arrays.
+    // SAFETY: as above; aligned words, each of which other CPUs change as a whole, and the indices are within their
+    // arrays.
     let held = unsafe {
         Held {
             room: (*shares).room[place.table],

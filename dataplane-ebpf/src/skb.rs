@@ -153,8 +153,8 @@ pub(crate) fn quoted(ctx: &Skb, packet: &Packet, zone: &NetId) -> Option<&'stati
     quote::of(ctx, packet, zone, &mut scratch().ok()?.quote)
 }
 
-/// `gso_size` of packets that are a list of finished ones, as SCTP makes them (`<linux/skbuff.h>`). The kernel's helper does
-/// not put a tunnel around those.
+/// `gso_size` of packets that are a list of finished ones, as SCTP makes them (`<linux/skbuff.h>`). The kernel's helper
+/// does not put a tunnel around those.
 pub(crate) const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// Length of the packet, or of each segment of a GSO packet, from the IP header on.

@@ -1,11 +1,11 @@
 //! The slow path's two ends, where the kernel's vxlan device puts the tunnel on and takes it off.
 //!
-//! At the hook `from_vxlan` the outer header is gone; the mark says what `from_underlay` has seen of it. A frame without
-//! a mark came in through another interface (the loopback, say) and nobody has checked it.
+//! At the hook `from_vxlan` the outer header is gone; the mark says what `from_underlay` has seen of it. A frame
+//! without a mark came in through another interface (the loopback, say) and nobody has checked it.
 //!
-//! The routing mesh has no vxlan device of its own. Its packets that must be fragmented travel on the ingress network's,
-//! with the MACs of mesh frames: its forwarding entries know tasks by `02:42` + ingress address and nodes by `02:48` +
-//! VTEP, and no container has a MAC of the second kind.
+//! The routing mesh has no vxlan device of its own. Its packets that must be fragmented travel on the ingress
+//! network's, with the MACs of mesh frames: its forwarding entries know tasks by `02:42` + ingress address and nodes by
+//! `02:48` + VTEP, and no container has a MAC of the second kind.
 
 use dataplane_common::{
     addr::{Ip4, NODE_MAC_PREFIX, NetId, TASK_MAC_PREFIX, ip_in_mac},

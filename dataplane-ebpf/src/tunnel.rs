@@ -109,8 +109,8 @@ fn inner_source(net: NetId, src: [u8; 4], outer: &Packet) -> Option<&'static End
         .filter(|from| (from.kind == kind::REMOTE || from.kind == kind::NODE) && from.vtep == outer.src)
 }
 
-/// Whether it is a piece of a mesh datagram whose first piece had to take the slow path: it takes the same, so as not to
-/// overtake. `from_vxlan` checks its sender.
+/// Whether it is a piece of a mesh datagram whose first piece had to take the slow path: it takes the same, so as not
+/// to overtake. `from_vxlan` checks its sender.
 #[inline(never)]
 fn is_mesh_fragment(config: &Config, net: NetId, eth: &Eth, inner: &Packet) -> bool {
     net == config.ingress_net && inner.fragment == Fragment::Later && slow_path::is_mesh(eth)

@@ -40,7 +40,8 @@ pub(crate) enum Action {
     Reply(u32),
     /// For the programs alone, and done with: not dropped, for it has come where it should.
     Taken,
-    /// As [`Action::Reply`], with the answer that the packet is not served. It was counted as dropped before it became the answer.
+    /// As [`Action::Reply`], with the answer that the packet is not served. It was counted as dropped before it became
+    /// the answer.
     Refuse(u32, DropReason),
 }
 
@@ -94,7 +95,8 @@ fn carry_out(ctx: &Skb, verdict: Verdict, back: u64) -> i32 {
             match next_hop {
                 // SAFETY: the next hop lives in scratch memory and has the size that is given.
                 Ok(hop) => unsafe { bpf_redirect_neigh(ifindex, hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 },
-                // No scratch memory: cannot happen, for the next hop was noted there. The kernel finds it by itself then.
+                // No scratch memory: cannot happen, for the next hop was noted there. The kernel finds it by itself
+                // then.
                 // SAFETY: as for `Neigh`.
                 Err(_) => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
             }

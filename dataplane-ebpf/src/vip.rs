@@ -48,8 +48,8 @@ pub(crate) fn translate(
     Ok(backend)
 }
 
-/// The backend of a packet from `local` to the VIP `vip`; its translation is in `scratch().new.to`. An existing connection
-/// keeps its backend; a new one gets the next.
+/// The backend of a packet from `local` to the VIP `vip`; its translation is in `scratch().new.to`. An existing
+/// connection keeps its backend; a new one gets the next.
 #[inline(always)]
 pub(crate) fn find(ctx: &Skb, local: &Local, vip: &Endpoint, packet: &Packet) -> Result<&'static Endpoint, DropReason> {
     let mut backend = None;

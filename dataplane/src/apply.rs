@@ -42,8 +42,8 @@ impl Tables {
         let mut changes = Changes::default();
         let now = monotonic_now();
         let vteps = numbered(&have.vteps, &want.vteps);
-        // XDP remembers for each connection that it was told yes. Before any of that is taken back it is told to ask again,
-        // and after it that it may remember again. What is new it asks about in any case.
+        // XDP remembers for each connection that it was told yes. Before any of that is taken back it is told to ask
+        // again, and after it that it may remember again. What is new it asks about in any case.
         let have_left = self.left_now(want)?;
         let left: BTreeMap<_, _> = match have_left {
             Some(_) => want.left.iter().map(|prefix| (*prefix, LISTED)).collect(),
@@ -158,7 +158,8 @@ impl Tables {
         })
     }
 
-    /// What map `LEFT` holds; `None`: just what is wanted. It may be large, so what was seen there a moment ago is believed.
+    /// What map `LEFT` holds; `None`: just what is wanted. It may be large, so what was seen there a moment ago is
+    /// believed.
     fn left_now(&mut self, want: &MapState) -> Result<Option<LeftEntries>, MapFault> {
         let believed = |(seen, at): &(_, Instant)| Arc::ptr_eq(seen, &want.left) && at.elapsed() < BELIEVED;
         let large = want.left.len() > LARGE;

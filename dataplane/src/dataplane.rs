@@ -118,8 +118,8 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Checks the machine, locks the directory, takes over maps that an earlier agent has left or makes new ones, and
-    /// loads the programs. What is attached keeps running its old programs until [`Dataplane::attach`]; in sandboxes the
-    /// new ones take over at once.
+    /// loads the programs. What is attached keeps running its old programs until [`Dataplane::attach`]; in sandboxes
+    /// the new ones take over at once.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let tcx = preflight::check_machine(options.tc_hook)?;
         let bpffs = options.bpffs.as_path();
@@ -157,8 +157,8 @@ impl Dataplane {
         })
     }
 
-    /// Makes pins anew that were taken away since the data plane was opened, on a file system that is mounted again if that is
-    /// gone, too. Programs whose links have ended with their pins must be attached anew.
+    /// Makes pins anew that were taken away since the data plane was opened, on a file system that is mounted again if
+    /// that is gone, too. Programs whose links have ended with their pins must be attached anew.
     ///
     /// # Errors
     /// When that cannot be, with the remedy.
@@ -212,8 +212,8 @@ impl Dataplane {
         Ok(self.tables.vteps.read()?.into_iter().map(|(ip, vtep)| (ip, vtep.hop)).collect())
     }
 
-    /// Writes a change of what was applied last, without looking at the rest. What is to be written is compared with what
-    /// the maps hold, like in [`Dataplane::apply`], which must follow.
+    /// Writes a change of what was applied last, without looking at the rest. What is to be written is compared with
+    /// what the maps hold, like in [`Dataplane::apply`], which must follow.
     pub fn change(&mut self, change: &MapChange) -> Changes {
         self.tables.change(change)
     }
@@ -259,9 +259,10 @@ impl Dataplane {
         })
     }
 
-    /// Attaches `xdp_mesh`, in drivers `xdp_mesh_frags`, to the interface `ifname`, replacing in place what an earlier agent
-    /// has attached there in the same mode. `mac` is the interface's: frames for another one are left to the stack. `uplink`:
-    /// tunnels arrive there. Cheap when it is attached already. A driver may refuse; then nothing is attached.
+    /// Attaches `xdp_mesh`, in drivers `xdp_mesh_frags`, to the interface `ifname`, replacing in place what an earlier
+    /// agent has attached there in the same mode. `mac` is the interface's: frames for another one are left to the
+    /// stack. `uplink`: tunnels arrive there. Cheap when it is attached already. A driver may refuse; then nothing is
+    /// attached.
     pub fn attach_xdp(&mut self, ifname: &str, mode: XdpMode, mac: Mac, uplink: bool) -> Result<Attached, AttachError> {
         let program = Program::XdpMesh;
         let fail = |fault| AttachError::new(program, ifname, fault);
@@ -305,10 +306,10 @@ impl Dataplane {
         devices.read()?.keys().filter(|ifindex| !kept.contains(ifindex)).try_for_each(|ifindex| devices.remove(ifindex))
     }
 
-    /// Attaches `from_sandbox` and `to_sandbox` to the interface `ifname` of the network namespace `netns`, under the id
-    /// `id` (with `SANDBOX_BIT`; key of the interface's entry in map `LOCALS`). Replaces in place what an earlier agent
-    /// has attached there; if that was in another namespace, or on another device of that name, it is detached. Cheap
-    /// when it is attached already. Runs on a thread of its own that enters the namespace.
+    /// Attaches `from_sandbox` and `to_sandbox` to the interface `ifname` of the network namespace `netns`, under the
+    /// id `id` (with `SANDBOX_BIT`; key of the interface's entry in map `LOCALS`). Replaces in place what an earlier
+    /// agent has attached there; if that was in another namespace, or on another device of that name, it is detached.
+    /// Cheap when it is attached already. Runs on a thread of its own that enters the namespace.
     pub fn attach_sandbox(&mut self, netns: BorrowedFd<'_>, ifname: &str, id: u32) -> Result<Attached, AttachError> {
         let mut unpinned = Unpinned::default();
         let attached = self.sandboxes.attach(self.hook, &self.bpffs, netns, ifname, id, &mut unpinned);
@@ -329,8 +330,9 @@ impl Dataplane {
         sandbox::ids(self.hook, &self.bpffs)
     }
 
-    /// Detaches everything of ours outside sandboxes that is not in `keep`, also what is attached by the other kind of hook, and what
-    /// was on interfaces that are gone. Carries on after errors; returns what was detached and what could not be.
+    /// Detaches everything of ours outside sandboxes that is not in `keep`, also what is attached by the other kind of
+    /// hook, and what was on interfaces that are gone. Carries on after errors; returns what was detached and what
+    /// could not be.
     pub fn detach_all_except(&mut self, keep: &BTreeSet<(Program, String)>) -> Detached {
         let mut result = Detached::default();
         let mut unpinned = Unpinned::default();

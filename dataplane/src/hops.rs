@@ -39,8 +39,8 @@ impl Hops {
         Ok(Self { words, count, state })
     }
 
-    /// Stores the way to the node whose [`Vtep::hop`] this is, or that there is none. Does nothing if it is stored already;
-    /// whether it was not.
+    /// Stores the way to the node whose [`Vtep::hop`] this is, or that there is none. Does nothing if it is stored
+    /// already; whether it was not.
     pub fn put(&mut self, number: u16, hop: Option<Hop>) -> bool {
         let at = u32::from(number);
         if at == 0 || at >= self.count {

@@ -20,9 +20,9 @@ pub struct Left {
     pub interfaces: usize,
 }
 
-/// If a Docker engine carries this node's ingress network, empties the backend sets of published ports in the maps pinned
-/// under `bpffs`: new connections to them go to the stack, where the engine's own balancer waits. Likewise the VIPs of
-/// containers on the engine's networks, where it has a balancer. Nothing is left if nothing is pinned there.
+/// If a Docker engine carries this node's ingress network, empties the backend sets of published ports in the maps
+/// pinned under `bpffs`: new connections to them go to the stack, where the engine's own balancer waits. Likewise the
+/// VIPs of containers on the engine's networks, where it has a balancer. Nothing is left if nothing is pinned there.
 ///
 /// # Errors
 /// When a pinned map cannot be read or written.

@@ -44,8 +44,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// How often a program is given to a verifier that is interrupted by signals. As often as libbpf does it, and as much again: the
-/// larger ones take it most of a second on a busy machine.
+/// How often a program is given to a verifier that is interrupted by signals. As often as libbpf does it, and as much
+/// again: the larger ones take it most of a second on a busy machine.
 const MOST_ATTEMPTS: u32 = 10;
 
 /// How the maps are made.

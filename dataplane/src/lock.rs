@@ -1,5 +1,5 @@
-//! One agent per directory: an flock on the directory itself, which ends with the process that holds it. Whoever may open the
-//! directory may lock it, so nobody else may.
+//! One agent per directory: an flock on the directory itself, which ends with the process that holds it. Whoever may
+//! open the directory may lock it, so nobody else may.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},

@@ -57,8 +57,8 @@ impl Paths {
         self.state.store(Self::EXPIRES, u64::try_from(belief.expires.as_nanos()).unwrap_or(u64::MAX / 2));
     }
 
-    /// Limits the paths to these nodes, over an interface that takes `interface` bytes, and forgets all other paths. What
-    /// ICMP has said stays until it expires. Returns the MTU of each path.
+    /// Limits the paths to these nodes, over an interface that takes `interface` bytes, and forgets all other paths.
+    /// What ICMP has said stays until it expires. Returns the MTU of each path.
     ///
     /// # Errors
     /// When the map cannot be read or written. What was written stays.

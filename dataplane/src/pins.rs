@@ -1,5 +1,6 @@
-//! Pins that are taken away while the agent runs: removed by hand, or gone with their file system. The programs run on as long as
-//! something holds them; the pins are made anew, so that the next agent finds everything as if nothing had happened.
+//! Pins that are taken away while the agent runs: removed by hand, or gone with their file system. The programs run on
+//! as long as something holds them; the pins are made anew, so that the next agent finds everything as if nothing had
+//! happened.
 
 use std::{
     collections::BTreeMap,
@@ -64,8 +65,8 @@ pub struct Mended {
     pub mounted: bool,
     /// Maps that were pinned.
     pub maps: usize,
-    /// Links and notes of filters that were pinned. Those of a process that has no descriptors left for them have ended with their
-    /// pins, and have to be attached anew.
+    /// Links and notes of filters that were pinned. Those of a process that has no descriptors left for them have ended
+    /// with their pins, and have to be attached anew.
     pub links: usize,
 }
 
@@ -83,8 +84,8 @@ const SHARE: u64 = 16;
 pub(crate) struct Pins {
     /// Descriptors of all maps: while they are open no map ends.
     maps: Vec<(MapName, OwnedFd)>,
-    /// Descriptors of what is pinned for each attached program, by its path below the directory: as long as they are open no
-    /// link ends with its pin.
+    /// Descriptors of what is pinned for each attached program, by its path below the directory: as long as they are
+    /// open no link ends with its pin.
     links: BTreeMap<PathBuf, OwnedFd>,
     /// Where the BPF file system is mounted.
     mounted_at: PathBuf,
@@ -125,8 +126,8 @@ impl Pins {
         Ok(attached)
     }
 
-    /// Holds what is pinned at `pin` for a program that is attached, while there are descriptors to spare; `new`: it is another
-    /// than before.
+    /// Holds what is pinned at `pin` for a program that is attached, while there are descriptors to spare; `new`: it is
+    /// another than before.
     fn hold_link(&mut self, bpffs: &Path, pin: &Path, new: bool) {
         let Ok(name) = pin.strip_prefix(bpffs) else { return };
         if self.links.contains_key(name) && !new {

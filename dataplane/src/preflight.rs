@@ -96,8 +96,8 @@ pub fn preflight(bpffs: &Path) -> Result<(), PreflightError> {
     check_bpffs(bpffs)
 }
 
-/// Privileges and hook. Returns whether TCX is to be used. Whether the programs load is seen by loading them: a version says
-/// little about a kernel with backports.
+/// Privileges and hook. Returns whether TCX is to be used. Whether the programs load is seen by loading them: a version
+/// says little about a kernel with backports.
 pub(crate) fn check_machine(hook: TcHook) -> Result<bool, PreflightError> {
     check_privilege()?;
     match hook {
@@ -138,8 +138,8 @@ pub struct Check {
     pub result: Result<String, String>,
 }
 
-/// Tries what the data plane needs of this machine: privileges, a BPF file system for `bpffs`, the way to attach, and with
-/// `programs` all maps and programs, which takes seconds. Nothing of it stays.
+/// Tries what the data plane needs of this machine: privileges, a BPF file system for `bpffs`, the way to attach, and
+/// with `programs` all maps and programs, which takes seconds. Nothing of it stays.
 pub fn checks(bpffs: &Path, programs: bool) -> Vec<Check> {
     let said = |result: Result<String, PreflightError>| result.map_err(|error| error.to_string());
     let tcx = |tcx| if tcx { "TCX links" } else { "clsact filters (no TCX before 6.6)" };
@@ -174,8 +174,8 @@ fn try_programs() -> Result<String, String> {
     }
 }
 
-/// Whether filters of the clsact qdisc can be attached in this thread's network namespace: adds the qdisc to its loopback. For
-/// namespaces that are thrown away.
+/// Whether filters of the clsact qdisc can be attached in this thread's network namespace: adds the qdisc to its
+/// loopback. For namespaces that are thrown away.
 ///
 /// # Errors
 /// The kernel's.

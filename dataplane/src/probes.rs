@@ -23,7 +23,8 @@ impl Probes {
         self.nonce
     }
 
-    /// Notes answers of these nodes, and their own requests, from now on, and forgets all others. Returns what was noted.
+    /// Notes answers of these nodes, and their own requests, from now on, and forgets all others. Returns what was
+    /// noted.
     ///
     /// # Errors
     /// When the map cannot be read or written.

@@ -280,8 +280,8 @@ pub(crate) fn lookup_batch(
     }
 }
 
-/// Writes the first `count` of `keys` and `values` into the map `fd`, as many calls for one entry would. On an error, how many
-/// have been written before it.
+/// Writes the first `count` of `keys` and `values` into the map `fd`, as many calls for one entry would. On an error,
+/// how many have been written before it.
 pub(crate) fn update_batch(fd: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> Result<(), usize> {
     let mut attr = attributes();
     attr.batch.keys = keys.as_ptr() as u64;

@@ -38,8 +38,8 @@ pub(crate) struct Table<K, V> {
 pub(crate) trait Entries<K, V> {
     fn name(&self) -> MapName;
     fn put(&mut self, key: K, value: V) -> Result<(), MapFault>;
-    /// Writes entries in order with one system call, up to the first that fails; returns how many were written. Where the
-    /// map has no such call that is none.
+    /// Writes entries in order with one system call, up to the first that fails; returns how many were written. Where
+    /// the map has no such call that is none.
     fn put_first(&mut self, _: &[(K, V)]) -> usize {
         0
     }
@@ -88,9 +88,9 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
         read_all(self.fd.as_fd()).map_err(|error| self.fault(error.into()))
     }
 
-    /// Hands everything that the map holds to `each`, a buffer's worth at a time: however large the map, no more than that is in
-    /// memory. `each` may change the map; what is added or removed meanwhile may or may not be handed over. It ends early
-    /// where `each` breaks. `progress` is called with each buffer.
+    /// Hands everything that the map holds to `each`, a buffer's worth at a time: however large the map, no more than
+    /// that is in memory. `each` may change the map; what is added or removed meanwhile may or may not be handed over.
+    /// It ends early where `each` breaks. `progress` is called with each buffer.
     pub(crate) fn for_each(
         &self,
         progress: &dyn Fn(),

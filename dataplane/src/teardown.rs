@@ -41,8 +41,8 @@ pub enum TeardownError {
     Lock(#[from] LockError),
 }
 
-/// Detaches all programs, unpins all maps and removes the directories that are empty then. No error if there is nothing.
-/// Must run in the node's network namespace to find clsact filters there (links are found from anywhere).
+/// Detaches all programs, unpins all maps and removes the directories that are empty then. No error if there is
+/// nothing. Must run in the node's network namespace to find clsact filters there (links are found from anywhere).
 pub fn teardown(bpffs: &Path) -> Result<TeardownReport, TeardownError> {
     let mut report = TeardownReport::default();
     if !bpffs.exists() {

@@ -29,7 +29,8 @@ pub struct Verified {
     pub length: usize,
     /// Instructions the verifier went through on all paths; the kernel's limit is one million.
     pub instructions: u64,
-    /// Stack in bytes of the deepest chain of calls, as kernel 6.1 counts it, which is the most: each frame rounded up to
+    /// Stack in bytes of the deepest chain of calls, as kernel 6.1 counts it, which is the most: each frame rounded up
+    /// to
     /// 32. A kernel refuses more than 512.
     pub stack: u64,
     /// Verifier states kept at the peak.

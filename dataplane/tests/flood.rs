@@ -235,7 +235,8 @@ fn no_flood_of_invented_sources_touches_an_established_connection() -> Result<()
         // The VIP's two entries, and those of the client whose backend is here.
         let before = established(world)?;
         assert_eq!(before, (4, 2));
-        // Everything that is not established is swept away again and again; what is established has been idle for longer.
+        // Everything that is not established is swept away again and again; what is established has been idle for
+        // longer.
         let timeouts = Timeouts {
             tcp_half_open: Duration::from_millis(20),
             tcp_half_closed: Duration::from_millis(20),
@@ -279,7 +280,8 @@ fn no_flood_of_invented_sources_touches_an_established_connection() -> Result<()
 }
 
 /// Whoever sends twice from an invented source, and is answered in between, has proved as much as a real client of UDP
-/// does. Such a flood fills half of the established tables for a while; it displaces nobody there, and TCP finds its place.
+/// does. Such a flood fills half of the established tables for a while; it displaces nobody there, and TCP finds its
+/// place.
 #[test]
 fn datagrams_fill_half_of_a_table_and_keep_no_tcp_out() -> Result<()> {
     world(|world| {

@@ -146,8 +146,8 @@ fn spoofed_senders_are_dropped() -> Result<()> {
         // What the slow path carries comes from the container's own MAC too.
         let ipv6 = ethernet(mac(LOCAL2.ip), STALE, 0x86dd, &[0x60; 40]);
         case(world, "IPv6 with another's MAC", ipv6, Drop(DropReason::SpoofedMac)).check(&mut world.harness)?;
-        // The hook sees a tag in the frame only behind one with VID 0, which the kernel has moved into the metadata. (Tags in
-        // the metadata are the namespace lab's: a test run cannot set them.)
+        // The hook sees a tag in the frame only behind one with VID 0, which the kernel has moved into the metadata.
+        // (Tags in the metadata are the namespace lab's: a test run cannot set them.)
         for tag in [0x8100, 0x88a8] {
             let tagged = ethernet(mac(LOCAL1.ip), STALE, tag, &[0, 1, 8, 0, 0x45, 0, 0, 0, 0, 0]);
             case(world, "a second tag", tagged, Drop(DropReason::UnsupportedProtocol)).check(&mut world.harness)?;

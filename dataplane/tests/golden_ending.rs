@@ -1,5 +1,5 @@
-//! When a connection has ended: not because a client says so, whose address anybody can use, but because its backend does,
-//! or because the client says it at the sequence number that the backend waits for.
+//! When a connection has ended: not because a client says so, whose address anybody can use, but because its backend
+//! does, or because the client says it at the sequence number that the backend waits for.
 
 mod support;
 
@@ -235,7 +235,8 @@ fn at_the_ingress_node_only_the_backend_ends_a_connection() -> Result<()> {
     })
 }
 
-/// A backend that has not accepted the connection yet answers so to whoever acknowledges what it never sent, and keeps it.
+/// A backend that has not accepted the connection yet answers so to whoever acknowledges what it never sent, and keeps
+/// it.
 #[test]
 fn at_the_ingress_node_an_rst_before_the_backend_has_spoken_moves_nothing() -> Result<()> {
     world(|world| {
@@ -266,7 +267,8 @@ fn at_the_ingress_node_a_fin_counts_once_it_is_acknowledged() -> Result<()> {
             arrives(world, "FA", NEXT.0 + end, NEXT.1 + 1)?;
             assert!(!arrives(world, "S", 77, 0)?, "the client's word");
             returns(world, "A", NEXT.1 + 1, NEXT.0 + acknowledged)?;
-            // A last segment may be lost behind this node still: the backend sends it again, the client acknowledges it.
+            // A last segment may be lost behind this node still: the backend sends it again, the client acknowledges
+            // it.
             assert!(!arrives(world, "S", 77, 0)?, "at once");
             quiet(world)?;
             assert_eq!(arrives(world, "S", 77, 0)?, over);

@@ -1,5 +1,5 @@
-//! Golden packets of fragmented datagrams through VIPs: every piece comes out as the same piece of the datagram that the
-//! receiver should get, checksum included. The routing mesh is in `golden_fragments_mesh`, the slow path in
+//! Golden packets of fragmented datagrams through VIPs: every piece comes out as the same piece of the datagram that
+//! the receiver should get, checksum included. The routing mesh is in `golden_fragments_mesh`, the slow path in
 //! `golden_slow_path`.
 
 mod support;

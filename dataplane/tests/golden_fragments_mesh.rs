@@ -1,4 +1,5 @@
-//! Golden packets of fragmented datagrams through the routing mesh: at the ingress node, at the backend's node, and back.
+//! Golden packets of fragmented datagrams through the routing mesh: at the ingress node, at the backend's node, and
+//! back.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Golden packets that are to be segmented later (GSO), of the kinds that the kernel's helper puts no tunnel around or takes
-//! none off rightly: only the kernel's own tunnel device can.
+//! Golden packets that are to be segmented later (GSO), of the kinds that the kernel's helper puts no tunnel around or
+//! takes none off rightly: only the kernel's own tunnel device can.
 
 mod support;
 

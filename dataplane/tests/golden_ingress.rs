@@ -1,5 +1,6 @@
-//! What becomes of a client's packet at the ingress node, by the loaded programs: the cases of the decision's own tests,
-//! put into maps. `Harness::run` runs `xdp_mesh` in front, and compares what that carries with what TC makes of it.
+//! What becomes of a client's packet at the ingress node, by the loaded programs: the cases of the decision's own
+//! tests, put into maps. `Harness::run` runs `xdp_mesh` in front, and compares what that carries with what TC makes of
+//! it.
 
 #[path = "../../dataplane-ebpf/core/tests/cases/ingress.rs"]
 mod cases;
@@ -98,8 +99,8 @@ fn entry_of(known: &Affinity) -> Affinity {
     Affinity { last_seen, created: last_seen - 1_000_000_000, tag: REMOTE1.tag, ip: REMOTE1.ingress, ..*known }
 }
 
-/// What the programs have made of it, as far as it can be seen from outside: what is no published port's, the stack's or
-/// a connection's of this node's own passes.
+/// What the programs have made of it, as far as it can be seen from outside: what is no published port's, the stack's
+/// or a connection's of this node's own passes.
 fn became(outcome: &Outcome) -> Result<Became> {
     let counts = |counter| outcome.counters.contains_key(&counter);
     let opened = counts(Counter::MeshFlow);

@@ -1,5 +1,5 @@
-//! What the host's packet filters may close is left to the host: packets pass to the stack untouched, whether they open a
-//! connection or belong to one; everything else is served as ever.
+//! What the host's packet filters may close is left to the host: packets pass to the stack untouched, whether they open
+//! a connection or belong to one; everything else is served as ever.
 
 mod support;
 

@@ -240,8 +240,8 @@ fn the_reply_goes_to_the_router_that_the_routing_table_names() -> Result<()> {
     world(|world| {
         opened(world)?;
         let back = ip(VTEP, CLIENT);
-        // Next hops that the kernel was given, and addresses that were written: until there are so many, or for longer than
-        // there are no samples.
+        // Next hops that the kernel was given, and addresses that were written: until there are so many, or for longer
+        // than there are no samples.
         let ways = |world: &mut World, flags: &'static str, wanted: usize| -> Result<_> {
             let (mut given, mut written) = (BTreeSet::new(), BTreeSet::new());
             let limit = Duration::from_millis(if wanted > 1 { 60_000 } else { 300 });

@@ -1,5 +1,5 @@
-//! Golden packets of `--mesh-return dsr`: which replies of the backend's node leave directly for the client, and which go
-//! back through the ingress node.
+//! Golden packets of `--mesh-return dsr`: which replies of the backend's node leave directly for the client, and which
+//! go back through the ingress node.
 
 mod support;
 

@@ -263,7 +263,8 @@ fn thousands_of_clients_with_one_port_all_get_one_of_their_own() -> Result<()> {
     })
 }
 
-/// A SYN of the client's with these TCP options (a multiple of four bytes), and with another sequence number than [`tcp`]'s.
+/// A SYN of the client's with these TCP options (a multiple of four bytes), and with another sequence number than
+/// [`tcp`]'s.
 fn syn_with(options: &[u8]) -> Vec<u8> {
     let mut header = TcpHeader::new(CLIENT_PORT, PUBLISHED, 0x5a00_0000, 64_240);
     header.syn = true;
@@ -290,8 +291,8 @@ fn reopened(world: &mut World, options: &[u8], ended: &Flow, pending: bool) -> R
     Ok(through.then_some(outcome.packet))
 }
 
-/// A connection to [`ON_PLAIN`] of another client's, silent for four seconds, that has ended with both FINs; `end` are the
-/// upper 24 bits of the number behind its client's.
+/// A connection to [`ON_PLAIN`] of another client's, silent for four seconds, that has ended with both FINs; `end` are
+/// the upper 24 bits of the number behind its client's.
 fn ended(end: u32) -> Flow {
     let last_seen = dataplane::monotonic_now() - 4_000_000_000;
     let [_, a, b, c] = end.to_be_bytes();

@@ -1,5 +1,5 @@
-//! Golden packets of the tunnel's own path-MTU discovery (RFC 1191): a router's word about a tunnel's packet is believed as
-//! the kernel would believe it, and from then on everything towards that node keeps to it.
+//! Golden packets of the tunnel's own path-MTU discovery (RFC 1191): a router's word about a tunnel's packet is
+//! believed as the kernel would believe it, and from then on everything towards that node keeps to it.
 
 mod support;
 

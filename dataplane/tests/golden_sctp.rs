@@ -1,5 +1,5 @@
-//! Golden packets of SCTP (RFC 9260) and of protocols without ports, through VIPs and the routing mesh: addresses and the
-//! IP header's checksum change, everything behind it stays.
+//! Golden packets of SCTP (RFC 9260) and of protocols without ports, through VIPs and the routing mesh: addresses and
+//! the IP header's checksum change, everything behind it stays.
 
 mod support;
 

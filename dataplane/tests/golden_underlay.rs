@@ -1,5 +1,5 @@
-//! Golden packets of `from_underlay`: tunnelled frames of the overlay, and what is none of our business. Those cut off are
-//! in `golden_malformed`.
+//! Golden packets of `from_underlay`: tunnelled frames of the overlay, and what is none of our business. Those cut off
+//! are in `golden_malformed`.
 
 mod support;
 

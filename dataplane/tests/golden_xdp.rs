@@ -1,5 +1,5 @@
-//! Golden packets of the routing mesh's hot path in XDP: what it carries is, byte for byte and counter for counter, what
-//! the TC programs make of the same packet in the same state; everything else passes untouched and uncounted.
+//! Golden packets of the routing mesh's hot path in XDP: what it carries is, byte for byte and counter for counter,
+//! what the TC programs make of the same packet in the same state; everything else passes untouched and uncounted.
 
 mod support;
 

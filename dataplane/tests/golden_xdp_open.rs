@@ -1,5 +1,5 @@
-//! XDP opens connections, and sees them prove themselves, as TC does: the same backend in turn, the same entries. What it
-//! cannot send it leaves to TC with the turn not taken.
+//! XDP opens connections, and sees them prove themselves, as TC does: the same backend in turn, the same entries. What
+//! it cannot send it leaves to TC with the turn not taken.
 //!
 //! `Harness::run` compares with TC whatever XDP carries.
 

@@ -1,5 +1,5 @@
-//! Real sockets in two namespaces whose interfaces are ports of a plain Linux bridge in a third, as an engine sets up its
-//! networks: VIPs are balanced inside the containers' own namespaces. Needs root.
+//! Real sockets in two namespaces whose interfaces are ports of a plain Linux bridge in a third, as an engine sets up
+//! its networks: VIPs are balanced inside the containers' own namespaces. Needs root.
 
 mod support;
 

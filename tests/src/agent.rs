@@ -259,7 +259,8 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("hiveway {} --json said {text}", what.join(" ")))
     }
 
-    /// Waits until `status` is as `check` wants it: what takes long to read (sockets, the firewall) may be the last answer.
+    /// Waits until `status` is as `check` wants it: what takes long to read (sockets, the firewall) may be the last
+    /// answer.
     pub fn wait_status(&self, what: &str, check: impl Fn(&Value) -> Result<()>) -> Result<()> {
         wait_for(&format!("status to say {what}"), PATIENCE, || check(&self.json(&["status"])?))
     }

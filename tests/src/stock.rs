@@ -1,6 +1,6 @@
-//! A node as a Docker engine makes it, by hand: per network a namespace with a bridge and a vxlan device (made in the node's
-//! namespace and moved, so that its tunnel socket is the node's), `docker_gwbridge` in the node's, and containers with an
-//! interface on each.
+//! A node as a Docker engine makes it, by hand: per network a namespace with a bridge and a vxlan device (made in the
+//! node's namespace and moved, so that its tunnel socket is the node's), `docker_gwbridge` in the node's, and
+//! containers with an interface on each.
 
 use std::path::Path;
 

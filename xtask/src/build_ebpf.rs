@@ -1,5 +1,5 @@
-//! Builds the BPF objects with a toolchain of their own and puts them where the `dataplane` crate embeds its own from, and
-//! the bench loads its own.
+//! Builds the BPF objects with a toolchain of their own and puts them where the `dataplane` crate embeds its own from,
+//! and the bench loads its own.
 
 use std::fs;
 use std::path::PathBuf;

@@ -92,8 +92,8 @@ struct Done {
     found: Vec<PathBuf>,
 }
 
-/// `cargo fuzz COMMAND`. Stable compilers take the flags for coverage. They have no sanitizers, and this code has hardly
-/// anything unsafe.
+/// `cargo fuzz COMMAND`. Stable compilers take the flags for coverage. They have no sanitizers, and this code has
+/// hardly anything unsafe.
 fn cargo_fuzz(command: &str) -> Command {
     let mut cargo = sh::cargo();
     cargo.args(["fuzz", command, "--sanitizer", "none", "--target-dir"]).arg(directory("build"));

@@ -60,8 +60,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures against what the kernel offers (as root): `bench overlay`, `mesh`, `vip`, `churn`, `all`, each with `--help`;
-    /// `bench report` makes tables and a chart of what they have written
+    /// Measures against what the kernel offers (as root): `bench overlay`, `mesh`, `vip`, `churn`, `all`, each with
+    /// `--help`; `bench report` makes tables and a chart of what they have written
     Bench {
         /// What to measure and how; passed on
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -87,7 +87,8 @@ enum Command {
         engine: Option<setup::engine::Wanted>,
         /// `packets`, `links` and `swarm` without it
         suite: Option<vm::Suite>,
-        /// For `packets`: test files, or `all`. For `links`: names of scenarios, for `swarm` of stories. For `run`: the command
+        /// For `packets`: test files, or `all`. For `links`: names of scenarios, for `swarm` of stories. For `run`: the
+        /// command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

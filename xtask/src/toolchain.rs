@@ -41,7 +41,8 @@ impl Toolchain {
         self.command("cargo")
     }
 
-    /// The toolchain's clippy, to be given cargo's arguments. Not `cargo clippy`: that finds rustup's, whichever cargo asks.
+    /// The toolchain's clippy, to be given cargo's arguments. Not `cargo clippy`: that finds rustup's, whichever cargo
+    /// asks.
     pub(crate) fn clippy(&self) -> Command {
         let mut clippy = self.command("cargo-clippy");
         clippy.env("CARGO", self.bin.join("cargo")).arg("clippy");

@@ -1,4 +1,5 @@
-//! `cargo xtask verify`: loads every program into this kernel and compares what it costs with dataplane-ebpf/budget.txt.
+//! `cargo xtask verify`: loads every program into this kernel and compares what it costs with
+//! dataplane-ebpf/budget.txt.
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 use std::fs;

@@ -4,8 +4,8 @@ use std::num::NonZeroU16;
 
 use crate::model::{Dataplane, Model};
 
-/// Where the UDP port of VXLAN that node `me` (an id or a host name) uses is not the swarm's or another node's, in sentences
-/// with the remedy. Nodes that have not said which port they use are not named.
+/// Where the UDP port of VXLAN that node `me` (an id or a host name) uses is not the swarm's or another node's, in
+/// sentences with the remedy. Nodes that have not said which port they use are not named.
 pub fn vxlan_ports(model: &Model, me: &str, port: u16, swarm: Option<NonZeroU16>) -> Vec<String> {
     let mut problems = Vec::new();
     if let Some(swarm) = swarm.filter(|swarm| swarm.get() != port) {

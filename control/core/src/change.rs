@@ -1,9 +1,9 @@
 //! What a change of a few tasks changes in the maps, found without deriving everything anew.
 //!
-//! What the maps say of a task that is elsewhere follows from the nodes, the networks, this node's own tasks, its service
-//! and that service's other tasks, and from whoever publishes the same ports. So both tables are cut down to these, the
-//! maps are derived from what is left of each, and where the two differ is what has changed. Whatever else changes is not
-//! for this module: it answers `None`, and everything is derived anew.
+//! What the maps say of a task that is elsewhere follows from the nodes, the networks, this node's own tasks, its
+//! service and that service's other tasks, and from whoever publishes the same ports. So both tables are cut down to
+//! these, the maps are derived from what is left of each, and where the two differ is what has changed. Whatever else
+//! changes is not for this module: it answers `None`, and everything is derived anew.
 
 use std::{
     cmp::Ordering,

@@ -33,8 +33,8 @@ pub struct Desired {
     pub gateway: Option<GatewayBridge>,
     /// The host link; `None` while this node has no published port and no other node that runs Hiveway.
     pub host_link: Option<HostLink>,
-    /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks in
-    /// host mode. (IP protocol number, port).
+    /// Published ports that answer here: in ingress mode, whether or not this node has a task, and those of its tasks
+    /// in host mode. (IP protocol number, port).
     pub published: BTreeSet<(u8, u16)>,
     /// Those of them that answer at some of this node's addresses only.
     pub bound: BTreeMap<(u8, u16), Binding>,

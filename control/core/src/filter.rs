@@ -46,8 +46,8 @@ pub fn filter(table: &Loaded, node: &str) -> Loaded {
     Loaded { model: part, left_out, data_path_port: table.data_path_port, ..Loaded::default() }
 }
 
-/// Whether a node with this part of the model is to hear of what was left out: unless it names an item that is in the model
-/// and not in the part.
+/// Whether a node with this part of the model is to hear of what was left out: unless it names an item that is in the
+/// model and not in the part.
 fn concerns(item: &LeftOut, model: &Model, part: &Model) -> bool {
     let words = item.what.split([' ', '(', ')', ',']).filter(|word| !word.is_empty());
     let elsewhere = |id: &str| {

@@ -40,8 +40,8 @@ impl Linger {
         Self { period, last: Arc::default(), departing: BTreeMap::new(), leaving: BTreeMap::new() }
     }
 
-    /// `model`, with tasks that left it less than a period ago as draining; `model` itself if there are none. `now` is any
-    /// monotonic time.
+    /// `model`, with tasks that left it less than a period ago as draining; `model` itself if there are none. `now` is
+    /// any monotonic time.
     pub fn apply(&mut self, model: &Arc<Model>, now: Duration) -> Arc<Model> {
         if !Arc::ptr_eq(&self.last, model) {
             let last = std::mem::replace(&mut self.last, model.clone());
@@ -121,8 +121,8 @@ fn addresses_besides(model: &Model) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     of_services.chain(of_nodes)
 }
 
-/// Makes of a departed task what lingers of it: false if that is nothing. `taken`: (network, address) pairs that others have
-/// since.
+/// Makes of a departed task what lingers of it: false if that is nothing. `taken`: (network, address) pairs that others
+/// have since.
 fn drains(model: &Model, task: &mut Task, taken: &BTreeSet<(&str, Ipv4Addr)>) -> bool {
     let ended_badly = model
         .tasks

@@ -48,8 +48,8 @@ pub fn route_mtu(way: Option<&Way>, interface: u16) -> u16 {
     if mtu < interface { mtu } else { 0 }
 }
 
-/// The hop to the node with this tunnel address. `None`: there is none that can be told beforehand, and the kernel has to
-/// be asked for each packet.
+/// The hop to the node with this tunnel address. `None`: there is none that can be told beforehand, and the kernel has
+/// to be asked for each packet.
 pub fn hop(vtep: Ipv4Addr, way: Option<&Way>, underlay: &Underlay, neighbours: &Neighbours) -> Option<Hop> {
     let way = way.filter(|way| way.interface == underlay.index)?;
     let neighbour = neighbours.get(&way.next)?;

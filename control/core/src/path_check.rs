@@ -96,8 +96,8 @@ pub fn findings(here: &Here, paths: &[PathTo], networks: &[Overlay]) -> Vec<Find
     found
 }
 
-/// Whether anything stands in the way of traffic, or none was seen to pass yet. A node that joins is given a moment, or all
-/// others would not be healthy whenever one does.
+/// Whether anything stands in the way of traffic, or none was seen to pass yet. A node that joins is given a moment, or
+/// all others would not be healthy whenever one does.
 pub fn blocked(paths: &[PathTo]) -> bool {
     paths.iter().any(|PathTo { view, .. }| match view.state {
         State::Failing => true,

@@ -22,8 +22,8 @@ pub const FAULT: usize = 200;
 pub const REFRESH: Duration = Duration::from_secs(60);
 /// The least time between two reports of a node with few paths.
 const GAP: Duration = Duration::from_secs(5);
-/// Paths for which that is enough; with more of them it grows in proportion: 1,000 agents that all see paths come and go
-/// send a manager 20 reports a second.
+/// Paths for which that is enough; with more of them it grows in proportion: 1,000 agents that all see paths come and
+/// go send a manager 20 reports a second.
 const FEW: u32 = 100;
 
 /// How many paths are in which state.

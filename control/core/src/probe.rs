@@ -1,10 +1,11 @@
-//! When to probe which path, and what the answers say about it. Pure: time comes in as nanoseconds of `CLOCK_MONOTONIC`,
-//! what the programs have noted as [`Probed`].
+//! When to probe which path, and what the answers say about it. Pure: time comes in as nanoseconds of
+//! `CLOCK_MONOTONIC`, what the programs have noted as [`Probed`].
 //!
-//! Each other node is sent a small probe every second, and where there are more than [`SMALL_PER_SECOND`] nodes less often;
-//! and a probe as large as the path is taken to carry every half minute. A path fails after [`FAILS`] small probes in a row
-//! without an answer, and passes again after [`PASSES`] with one, so that a single lost packet changes nothing. Before the
-//! first answer it is waited for, and that is not passing; only a node that joins while others pass is given a moment.
+//! Each other node is sent a small probe every second, and where there are more than [`SMALL_PER_SECOND`] nodes less
+//! often; and a probe as large as the path is taken to carry every half minute. A path fails after [`FAILS`] small
+//! probes in a row without an answer, and passes again after [`PASSES`] with one, so that a single lost packet changes
+//! nothing. Before the first answer it is waited for, and that is not passing; only a node that joins while others pass
+//! is given a moment.
 //!
 //! If large probes get no answer where small ones do, no router has said why: the size that passes is searched for (as
 //! RFC 8899 does), to the byte; every ten minutes the search goes on from there, in case more passes now.
@@ -32,8 +33,8 @@ pub const LARGE_PER_SECOND: u64 = 4;
 pub const FAILS: u32 = 3;
 /// The same for a path that never has: the other node's agent may start later than this one.
 pub const FAILS_AT_FIRST: u32 = 10;
-/// For so long a node that has just joined is waited for without a word, if the paths to others pass or there have been none
-/// for [`ALONE`]. Its first probe is due at once; longer than a path takes to fail it must not go unnoticed.
+/// For so long a node that has just joined is waited for without a word, if the paths to others pass or there have been
+/// none for [`ALONE`]. Its first probe is due at once; longer than a path takes to fail it must not go unnoticed.
 pub const JOINS: Duration = Duration::from_secs(3);
 /// A node that has been alone for so long has not merely started and not heard of the others yet.
 pub const ALONE: Duration = Duration::from_secs(10);
@@ -47,12 +48,12 @@ const TIMEOUT: u64 = SECOND;
 const SMALL: u64 = SECOND;
 /// How often with a large one.
 const LARGE: u64 = 30 * SECOND;
-/// Requests of another node that are younger than this say that its packets arrive here; where it sends them seldom, those
-/// that are younger than [`HEARD_PERIODS`] times their distance.
+/// Requests of another node that are younger than this say that its packets arrive here; where it sends them seldom,
+/// those that are younger than [`HEARD_PERIODS`] times their distance.
 const HEARD: Duration = Duration::from_secs(30);
 const HEARD_PERIODS: u32 = 3;
-/// A request that came in where no tunnel is expected is forgotten once so many in a row have come in as they should: where a
-/// node's packets take several ways, one of them may still lead there.
+/// A request that came in where no tunnel is expected is forgotten once so many in a row have come in as they should:
+/// where a node's packets take several ways, one of them may still lead there.
 const STRAY_PERIODS: u32 = 5;
 /// How many of the last small probes the loss is reckoned over.
 const WINDOW: u32 = 60;
@@ -184,8 +185,8 @@ impl PathView {
         }
     }
 
-    /// The other node's packets arrive here, which says which direction it is that fails: what has arrived before a path
-    /// began to fail says nothing.
+    /// The other node's packets arrive here, which says which direction it is that fails: what has arrived before a
+    /// path began to fail says nothing.
     pub fn is_heard(&self) -> bool {
         let long = heard_for(self.period);
         let counts = if self.state == State::Failing { long.min(self.since) } else { long };
@@ -203,8 +204,8 @@ fn heard_for(period: Duration) -> Duration {
     HEARD.max(HEARD_PERIODS * period)
 }
 
-/// How long after a path began to fail the other node's next probe is in, if it arrives at all, where nodes probe each other
-/// that often.
+/// How long after a path began to fail the other node's next probe is in, if it arrives at all, where nodes probe each
+/// other that often.
 pub fn settles(period: Duration) -> Duration {
     period + 2 * Duration::from_nanos(TIMEOUT)
 }
@@ -230,8 +231,8 @@ struct Bucket {
     /// Nanoseconds that are saved up.
     saved: u64,
     last: u64,
-    /// The first path since the last [`Bucket::fill`] that got no probe. The next look begins with it, or paths that are
-    /// probed again and again would take all probes from those behind them.
+    /// The first path since the last [`Bucket::fill`] that got no probe. The next look begins with it, or paths that
+    /// are probed again and again would take all probes from those behind them.
     missed_out: Option<Ip4>,
     /// Where the last look began.
     first: Ip4,
@@ -302,8 +303,8 @@ impl Prober {
         }
     }
 
-    /// From then on (nanoseconds as `now`) a node that comes joins others that are in order, rather than being one of all those
-    /// that this node has just learned of. `None`: not as things are.
+    /// From then on (nanoseconds as `now`) a node that comes joins others that are in order, rather than being one of
+    /// all those that this node has just learned of. `None`: not as things are.
     pub fn joins(&self) -> Option<u64> {
         let passing = self.paths.values().any(|path| path.state == State::Passing);
         if passing { Some(0) } else { self.alone.map(|since| since + ALONE.as_nanos() as u64) }

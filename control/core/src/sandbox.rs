@@ -1,5 +1,5 @@
-//! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address, the
-//! one on the gateway bridge by the bridge's subnet and its other end.
+//! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address,
+//! the one on the gateway bridge by the bridge's subnet and its other end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,8 +60,9 @@ pub struct Sandboxes {
     pub waiting: Vec<Blocked>,
     /// A namespace is there but not finished: it says nothing when it is.
     pub incomplete: bool,
-    /// Ids of running tasks whose namespace is finished but for an interface on the gateway bridge. Where that stays so,
-    /// another network of theirs is the way out (macvlan, a bridge network of the swarm), and the engine makes none.
+    /// Ids of running tasks whose namespace is finished but for an interface on the gateway bridge. Where that stays
+    /// so, another network of theirs is the way out (macvlan, a bridge network of the swarm), and the engine makes
+    /// none.
     pub without_gateway: BTreeSet<String>,
 }
 

@@ -19,8 +19,8 @@ use crate::{
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
 /// Default of `--mesh-vni`: one below the largest VNI, far from what managers hand out.
 pub const DEFAULT_MESH_VNI: u32 = 16_777_214;
-/// Stands for the node's published ports on the host link: link-local (RFC 3927), so that no network can hold it, and the
-/// same on every node, because it never leaves one.
+/// Stands for the node's published ports on the host link: link-local (RFC 3927), so that no network can hold it, and
+/// the same on every node, because it never leaves one.
 pub const DEFAULT_HOST_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 72, 1);
 
 /// The agent's settings that the desired state depends on.
@@ -39,8 +39,8 @@ pub struct Settings {
     /// The gateway bridge's subnet. With host bits set, those are the bridge's own address (as on an adopted bridge);
     /// without, the bridge has the first address.
     pub gwbridge_subnet: Ipv4Net,
-    /// MTU of the containers' interfaces on the gateway bridge: 1500 as Docker's, or the underlay's if that is less. A mesh
-    /// reply leaves its ingress node as the container has sent it; nobody fragments it there.
+    /// MTU of the containers' interfaces on the gateway bridge: 1500 as Docker's, or the underlay's if that is less. A
+    /// mesh reply leaves its ingress node as the container has sent it; nobody fragments it there.
     pub gateway_mtu: u32,
     /// `--mesh-allow`; `None`: published ports are open to all.
     pub mesh_allow: Option<AllowList>,

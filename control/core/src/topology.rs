@@ -48,8 +48,8 @@ pub(crate) struct Topology<'a> {
     pub(crate) carried: BTreeSet<&'a str>,
     /// Ports in ingress mode, by (IP protocol number, port), whose tasks take mesh frames here.
     pub(crate) published: BTreeMap<(u8, u16), Published<'a>>,
-    /// This node answers clients on them. Otherwise the engine's own mesh does, while ours on other nodes sends frames to the
-    /// tasks here all the same.
+    /// This node answers clients on them. Otherwise the engine's own mesh does, while ours on other nodes sends frames
+    /// to the tasks here all the same.
     answers: bool,
     /// Ports of local tasks in host mode, likewise. No port is in both.
     pub(crate) host_ports: BTreeMap<(u8, u16), HostPort<'a>>,
@@ -139,8 +139,9 @@ impl<'a> Topology<'a> {
         self.published.iter().filter(|(_, published)| self.answers && !self.only_engine_reaches(published.service))
     }
 
-    /// Whether no backend of `service` has an interface on its node's gateway bridge, because a network of the service's own
-    /// is the way out. The engine's mesh reaches tasks over the ingress network, so it can serve such ports, and ours cannot.
+    /// Whether no backend of `service` has an interface on its node's gateway bridge, because a network of the
+    /// service's own is the way out. The engine's mesh reaches tasks over the ingress network, so it can serve such
+    /// ports, and ours cannot.
     pub(crate) fn only_engine_reaches(&self, service: &str) -> bool {
         let mut backends =
             self.endpoints.of_service(service).filter(|placed| placed.role == TaskRole::Backend).peekable();
@@ -191,8 +192,8 @@ impl<'a> Topology<'a> {
         service.virtual_ips.iter().filter_map(|(id, ip)| Some((*self.networks.get(id.as_str())?, *ip)))
     }
 
-    /// This node's own address on the engine's ingress network, with its subnet: what tasks on nodes without Hiveway see of
-    /// clients that come through here. `None`: they cannot be served.
+    /// This node's own address on the engine's ingress network, with its subnet: what tasks on nodes without Hiveway
+    /// see of clients that come through here. `None`: they cannot be served.
     pub(crate) fn speaks_with_stock_nodes(&self, me: &str) -> Option<(Ipv4Addr, &'a Subnet)> {
         stock_address(self.model, self.ingress(), me)
     }

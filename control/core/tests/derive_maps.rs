@@ -135,8 +135,8 @@ fn three_replicas_on_n1() {
     assert_eq!(state.targets, BTreeMap::from([(key, target)]));
 }
 
-/// A node without tasks still answers published ports: it knows who the backends are, has the mesh's slow path, and nothing
-/// of other networks.
+/// A node without tasks still answers published ports: it knows who the backends are, has the mesh's slow path, and
+/// nothing of other networks.
 #[test]
 fn ingress_node_without_tasks() {
     let state = maps(&capture("06b-scale-2-done").model, "n2");

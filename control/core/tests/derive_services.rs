@@ -1,4 +1,5 @@
-//! Services whose shape is less usual: without a VIP, over several subnets, sharing a port number, changing their ports.
+//! Services whose shape is less usual: without a VIP, over several subnets, sharing a port number, changing their
+//! ports.
 
 mod support;
 
@@ -101,7 +102,8 @@ fn one_port_number_in_tcp_and_udp() {
     assert_eq!(state.restricted.iter().map(|key| key.proto).collect::<Vec<_>>(), [17], "a list is one service's");
 }
 
-/// A service changes its target port: the table knows only the new one, old tasks keep theirs, new ones have the new one.
+/// A service changes its target port: the table knows only the new one, old tasks keep theirs, new ones have the new
+/// one.
 #[test]
 fn old_and_new_target_ports_side_by_side() {
     let before = capture("03b-scale-6-done").model;

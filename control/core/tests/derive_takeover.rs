@@ -179,7 +179,8 @@ fn a_mesh_that_is_not_taken_over_answers_nobody() {
         let (desired, state) = maps(text, &settings);
         assert!(desired.published.is_empty());
         assert!(state.sets.keys().all(|key| *key != port(6, 8080)));
-        // An encrypted one is nobody's. But what a node refuses its own clients, other nodes may still serve with its tasks.
+        // An encrypted one is nobody's. But what a node refuses its own clients, other nodes may still serve with its
+        // tasks.
         let serves = why != "encrypted";
         assert_eq!(state.targets.is_empty(), !serves, "{why}");
         assert_eq!(

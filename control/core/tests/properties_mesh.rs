@@ -98,8 +98,8 @@ proptest! {
         prop_assert_eq!(clients.collect::<BTreeMap<_, _>>(), expected);
     }
 
-    /// A port in host mode answers exactly where a task has it, and at most one task gets new connections: a running one
-    /// of this node.
+    /// A port in host mode answers exactly where a task has it, and at most one task gets new connections: a running
+    /// one of this node.
     #[test]
     fn host_mode_ports_are_those_of_local_tasks(table in table()) {
         let world = world(&table, None);

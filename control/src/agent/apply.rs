@@ -125,8 +125,8 @@ impl Round {
         self.failed.len()
     }
 
-    /// Ends the account: items that have nothing left to do are failing no longer. What a round has not come to, because it has
-    /// ended early, fails as before.
+    /// Ends the account: items that have nothing left to do are failing no longer. What a round has not come to,
+    /// because it has ended early, fails as before.
     pub(super) fn close(&mut self, backoff: &mut Backoff, done: anyhow::Result<()>) {
         if self.note(backoff, WHOLE, done).is_none() {
             return;

@@ -79,8 +79,8 @@ impl Backoff {
         &self.0
     }
 
-    /// When a round is due because of a failing item: when it has its turn, but while rounds end early, and may never come to
-    /// it, not before the whole has.
+    /// When a round is due because of a failing item: when it has its turn, but while rounds end early, and may never
+    /// come to it, not before the whole has.
     pub(super) fn next(&self) -> Option<Instant> {
         let first = self.0.values().map(|failing| failing.next).min();
         first.max(self.0.get(WHOLE).map(|whole| whole.next))

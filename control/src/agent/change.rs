@@ -6,8 +6,8 @@ use tokio::task::block_in_place;
 use super::reconcile::Agent;
 
 impl Agent {
-    /// Lets the maps show a change of a few tasks elsewhere, before anything is looked at: the round that follows compares
-    /// everything. Returns whether they do.
+    /// Lets the maps show a change of a few tasks elsewhere, before anything is looked at: the round that follows
+    /// compares everything. Returns whether they do.
     pub(super) fn change_maps(&mut self) -> bool {
         let Some(programmed) = self.programmed.take() else { return false };
         let now = &self.table.model;
@@ -22,7 +22,8 @@ impl Agent {
         shown
     }
 
-    /// The maps have been compared with the whole table and hold what follows from it. `before`: what was last said so of.
+    /// The maps have been compared with the whole table and hold what follows from it. `before`: what was last said so
+    /// of.
     pub(super) fn programmed(&mut self, before: Option<Programmed>, settings: &Settings, facts: Facts) {
         self.last.change = self.table.shown().or(self.last.change);
         self.programmed = Some(match before {

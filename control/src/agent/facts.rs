@@ -179,8 +179,8 @@ pub(super) struct Answering {
 }
 
 impl Answering {
-    /// On a node with these links. `bound`: `--mesh-addresses`. What there is no room for are the last ones in numerical
-    /// order, those that are not bound first.
+    /// On a node with these links. `bound`: `--mesh-addresses`. What there is no room for are the last ones in
+    /// numerical order, those that are not bound first.
     pub(super) fn new(bound: Option<&Places>, links: &BTreeMap<String, Link>, gateway: &str) -> Self {
         let all = mesh::addresses(links, gateway);
         let carried = mesh::carried(links);

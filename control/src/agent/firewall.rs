@@ -122,8 +122,8 @@ fn host(
     })
 }
 
-/// Bridges of containers, which a stock engine may have made before a task of ours is there; the gateway bridge also before
-/// it is there itself.
+/// Bridges of containers, which a stock engine may have made before a task of ours is there; the gateway bridge also
+/// before it is there itself.
 fn bridges(links: &BTreeMap<String, Link>, gateway: &Gateway) -> BTreeSet<String> {
     let there = mesh::container_bridges(links, &gateway.name).map(|(name, _)| name.clone());
     there.chain([gateway.name.clone()]).collect()

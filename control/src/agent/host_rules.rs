@@ -1,5 +1,5 @@
-//! What the host's own packet filters may close is left to the host; where that is everything an engine's routing mesh stays
-//! the engine's.
+//! What the host's own packet filters may close is left to the host; where that is everything an engine's routing mesh
+//! stays the engine's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,8 +37,8 @@ pub(super) struct HostRules {
     judged: Option<Judged>,
     /// What the last round has seen of them: the rules, and why they could not be read again.
     seen: (Option<Arc<Ruleset>>, Option<String>),
-    /// What the maps held when the agent started: published ports, and what of them was left to the host. It stays in force
-    /// until the rules have been read.
+    /// What the maps held when the agent started: published ports, and what of them was left to the host. It stays in
+    /// force until the rules have been read.
     before: LeftEntries,
     /// Published ports of a round without any rules.
     unread: Option<BTreeSet<Port>>,
@@ -78,7 +78,8 @@ pub struct FirewallStatus {
     pub ignored_missing: Vec<String>,
     /// Why the mesh is not taken over, if that is because of a rule.
     pub refused: Option<String>,
-    /// This agent has not read the rules yet: what the maps held before holds, and all other ports are left to the host.
+    /// This agent has not read the rules yet: what the maps held before holds, and all other ports are left to the
+    /// host.
     pub unread: bool,
 }
 
@@ -133,7 +134,8 @@ impl HostRules {
         Self { heard, judged: None, seen: (None, None), before, unread: None, left: None, missing: Vec::new() }
     }
 
-    /// Where an engine's routing mesh leads published ports, as its own rules say: one address, or a few while they change.
+    /// Where an engine's routing mesh leads published ports, as its own rules say: one address, or a few while they
+    /// change.
     pub(super) fn sandbox(&self) -> BTreeSet<Ipv4Addr> {
         let spans = self.seen.0.iter().flat_map(|rules| rules.sandbox.spans());
         spans
@@ -143,8 +145,8 @@ impl HostRules {
             .collect()
     }
 
-    /// What is to be done about news of the rules: everything is looked at only if they mean something else for published
-    /// ports than in the last round. `ignored`: as in that round.
+    /// What is to be done about news of the rules: everything is looked at only if they mean something else for
+    /// published ports than in the last round. `ignored`: as in that round.
     pub(super) fn news(&mut self, ignored: &Ignored) -> Cause {
         let heard = self.heard.borrow().clone();
         if heard.error != self.seen.1 {
@@ -275,8 +277,8 @@ impl HostSay {
 }
 
 impl Agent {
-    /// Judges the host's rules. Returns why an engine's routing mesh must stay the engine's, as far as they are concerned,
-    /// and what keeps published ports from being served as they should.
+    /// Judges the host's rules. Returns why an engine's routing mesh must stay the engine's, as far as they are
+    /// concerned, and what keeps published ports from being served as they should.
     pub(super) fn mesh_refused(&mut self, links: &BTreeMap<String, Link>, gateway: &Gateway) -> HostSay {
         let (path, ignored) = (self.path(links, gateway), self.args.ignored());
         let heard = self.host_rules.heard.borrow().clone();

@@ -1,8 +1,8 @@
 //! A node that is new to the mesh lets the others know before it sends them anything.
 //!
 //! Mesh frames are taken from nodes that are known to run Hiveway only, and a node says so when its data plane is
-//! programmed. If it took over the mesh at once, what it sends to other nodes' backends until they know would be dropped
-//! there. So at first it serves what others send, and leaves clients to the engine's own mesh.
+//! programmed. If it took over the mesh at once, what it sends to other nodes' backends until they know would be
+//! dropped there. So at first it serves what others send, and leaves clients to the engine's own mesh.
 
 use std::{
     path::Path,
@@ -29,8 +29,8 @@ pub(super) enum Newcomer {
 }
 
 impl Newcomer {
-    /// At the start of an agent with a live table (`live`); one that finds a data plane on the node only resumes. Must be
-    /// called before there is one.
+    /// At the start of an agent with a live table (`live`); one that finds a data plane on the node only resumes. Must
+    /// be called before there is one.
     pub(super) fn at_start(live: bool, bpffs: &Path) -> Self {
         if live && !bpffs.join("maps").exists() { Self::Unknown } else { Self::Known }
     }

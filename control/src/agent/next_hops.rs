@@ -1,8 +1,9 @@
 //! Keeps the ways to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for
 //! each packet, and the path MTUs that the kernel knows.
 //!
-//! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop for
-//! a few seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be wrong.
+//! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop
+//! for a few seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be
+//! wrong.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -272,7 +273,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Has packets keep to the MTUs that the routing table has for the paths: of routes, and what the kernel was told of.
+    /// Has packets keep to the MTUs that the routing table has for the paths: of routes, and what the kernel was told
+    /// of.
     fn limit_paths(&mut self, wanted: &Wanted) -> Result<(), Trouble> {
         self.paths.believe(sysctl::path_mtu());
         let interface = u16::try_from(wanted.mtu).unwrap_or(u16::MAX);

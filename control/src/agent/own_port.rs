@@ -1,5 +1,6 @@
-//! The UDP port of VXLAN: which one it is, and whether all nodes use the same. It is held for as long as the agent runs:
-//! else a local user who binds it while no vxlan device is up would keep them all down, Hiveway's and the engine's.
+//! The UDP port of VXLAN: which one it is, and whether all nodes use the same. It is held for as long as the agent
+//! runs: else a local user who binds it while no vxlan device is up would keep them all down, Hiveway's and the
+//! engine's.
 
 use std::{
     num::NonZeroU16,
@@ -58,8 +59,8 @@ impl Agent {
                 self.port = Some(port);
                 (Ok(()), None)
             }
-            // A device of the same kind is there, a former agent's that is still being taken down, say: what was found out
-            // before still holds.
+            // A device of the same kind is there, a former agent's that is still being taken down, say: what was found
+            // out before still holds.
             Err(error) if error.errno() == Some(libc::EEXIST) => return,
             Err(error) if error.errno() == Some(libc::EADDRINUSE) => match taken(number) {
                 Ok(why) => (Err(why), None),

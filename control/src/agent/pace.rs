@@ -1,5 +1,5 @@
-//! How often the surroundings may cause a round, and which of their events may. Somebody who makes and deletes interfaces all the
-//! time must neither keep the agent from what is due nor take the processor.
+//! How often the surroundings may cause a round, and which of their events may. Somebody who makes and deletes
+//! interfaces all the time must neither keep the agent from what is due nor take the processor.
 
 use std::{
     collections::BTreeSet,

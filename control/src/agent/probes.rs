@@ -1,5 +1,5 @@
-//! Tries the paths to other nodes: sends probes into the host link, where the programs encapsulate them as any packet, and
-//! reads what the programs note about answers. What to send and what it means is `hiveway_core::probe`'s.
+//! Tries the paths to other nodes: sends probes into the host link, where the programs encapsulate them as any packet,
+//! and reads what the programs note about answers. What to send and what it means is `hiveway_core::probe`'s.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,8 +29,8 @@ use crate::liveness::Pulse;
 const LOOK: Duration = Duration::from_millis(200);
 /// Looks are heard of within this time.
 const HEARD: Duration = Duration::from_secs(15);
-/// How much time lies between two lines of the log about paths that begin to fail or to pass: where a whole underlay fails,
-/// paths do so one after the other.
+/// How much time lies between two lines of the log about paths that begin to fail or to pass: where a whole underlay
+/// fails, paths do so one after the other.
 const LINES: Duration = Duration::from_secs(5);
 
 /// `CLOCK_MONOTONIC` in nanoseconds, to the nanosecond as the programs have it when an answer comes in.

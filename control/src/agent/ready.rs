@@ -1,6 +1,6 @@
-//! Tells systemd and the log how far the agent has come. Ready in systemd's sense is an agent that answers on its socket and
-//! whose programs this machine takes: a table may be long in coming, after a power cut of a whole swarm say, and no reason to
-//! kill the agent. The line `ready:` on stderr says that the first table has been programmed.
+//! Tells systemd and the log how far the agent has come. Ready in systemd's sense is an agent that answers on its
+//! socket and whose programs this machine takes: a table may be long in coming, after a power cut of a whole swarm say,
+//! and no reason to kill the agent. The line `ready:` on stderr says that the first table has been programmed.
 
 use std::time::Duration;
 

@@ -227,8 +227,8 @@ impl Agent {
         if early && shown {
             self.sweep(cause, round);
         } else if early {
-            // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not delay
-            // what is known now: no new flow for who has left, and an answer for who still talks to it.
+            // What the kernel takes its time for (deleting a namespace's links: seconds on a busy machine) must not
+            // delay what is known now: no new flow for who has left, and an answer for who still talks to it.
             let clients = self.clients(&links, &gateway);
             block_in_place(|| {
                 self.lookout(&desired, &links, &clients, round);
@@ -355,8 +355,8 @@ impl Agent {
         self.guarded = guarded.then_some(wanted);
     }
 
-    /// Makes sure of our own table alone. Returns whether everything is to be looked at: it had to be replaced, or could not
-    /// be looked at, which the next round tells and tries again in its turn.
+    /// Makes sure of our own table alone. Returns whether everything is to be looked at: it had to be replaced, or
+    /// could not be looked at, which the next round tells and tries again in its turn.
     pub(super) fn guard_table(&mut self) -> bool {
         let Some((firewall, _)) = &self.guarded else { return false };
         if !self.backoff.ready(OWN_TABLE, Instant::now()) {
@@ -420,8 +420,8 @@ impl Agent {
         }
     }
 
-    /// Leads clients to tasks whose interfaces have come up since the maps were written. That is written even if another
-    /// entry could not be. What fails here the next round does.
+    /// Leads clients to tasks whose interfaces have come up since the maps were written. That is written even if
+    /// another entry could not be. What fails here the next round does.
     async fn open(&mut self, desired: &Desired, settings: &Settings, gateway: &Gateway, round: &mut Round) {
         if self.opened.is_all() {
             return;
@@ -445,7 +445,8 @@ impl Agent {
         mesh::interfaces(links, &self.args.mesh_interfaces, &self.uplinks.names, &gateway.name)
     }
 
-    /// What must be there before ports are: the reverse-path filters, and what notes the node's own use of published ports.
+    /// What must be there before ports are: the reverse-path filters, and what notes the node's own use of published
+    /// ports.
     fn lookout(
         &mut self,
         desired: &Desired,

@@ -1,5 +1,5 @@
-//! Rest between two looks at everything, where one takes much of the processor: a large swarm that nothing happens in is to take
-//! little of it all the same.
+//! Rest between two looks at everything, where one takes much of the processor: a large swarm that nothing happens in
+//! is to take little of it all the same.
 
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,9 @@ fn enough(ended: Option<Instant>, cost: Duration, now: Instant) -> bool {
     ended.is_none_or(|ended| now.saturating_duration_since(ended) >= (cost * SPARING).min(MOST))
 }
 
-/// Processor time that rounds have used so far: of this thread, which the loop runs on, and of the netlink sockets' connections,
-/// which read for it on others. What a look costs does not grow because of sweeps, tables that are served or scrapes.
+/// Processor time that rounds have used so far: of this thread, which the loop runs on, and of the netlink sockets'
+/// connections, which read for it on others. What a look costs does not grow because of sweeps, tables that are served
+/// or scrapes.
 pub(super) fn used() -> Duration {
     cost::of_thread() + netlink::used()
 }

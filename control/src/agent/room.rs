@@ -14,8 +14,8 @@ const TABLES: u64 = 2;
 const HALVES: u64 = 2;
 /// What a line of a connection takes in bytes, used or not; each half takes a MiB at least.
 const LINE: u64 = 64;
-/// What a place in `AFFINITY` or `FLOWS` takes, unused (a power of two of them) and used, in bytes. They hold established
-/// connections that found no line, mostly none.
+/// What a place in `AFFINITY` or `FLOWS` takes, unused (a power of two of them) and used, in bytes. They hold
+/// established connections that found no line, mostly none.
 const FREE: u64 = 16;
 const USED: u64 = 160;
 /// What agent, programs and all other maps take, in bytes.

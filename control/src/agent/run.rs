@@ -50,8 +50,8 @@ const WAITING: Duration = Duration::from_millis(500);
 const FIRST_RULES: Duration = Duration::from_secs(20);
 /// The loop is heard of within this time: with each step of a round, and between two.
 const ROUND: Duration = Duration::from_secs(30);
-/// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds do that
-/// the surroundings cause.
+/// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds
+/// do that the surroundings cause.
 const TABLES: Allowance = Allowance { burst: 20, every: Duration::from_secs(1) };
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);

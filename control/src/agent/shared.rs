@@ -273,8 +273,8 @@ impl Shared {
         }
     }
 
-    /// The data plane, for the loop alone: its calls take as long as map operations do. Who answers questions has [`counts`] and
-    /// [`connections`].
+    /// The data plane, for the loop alone: its calls take as long as map operations do. Who answers questions has
+    /// [`counts`] and [`connections`].
     ///
     /// [`counts`]: Self::counts
     /// [`connections`]: Self::connections

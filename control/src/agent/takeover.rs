@@ -41,8 +41,8 @@ pub struct Takeover {
     pub mesh_why: Option<String>,
 }
 
-/// How long a running task may be without an interface on the gateway bridge before others are told: the engine makes it
-/// before the task runs.
+/// How long a running task may be without an interface on the gateway bridge before others are told: the engine makes
+/// it before the task runs.
 const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Logs why the routing mesh is the engine's if it was not, or for another reason, and that it is ours again.
@@ -89,8 +89,8 @@ impl Agent {
         self.report_unreachable(without_gateway);
     }
 
-    /// Tells the other nodes of tasks here that stay without an interface on the gateway bridge: they leave them out of the
-    /// routing mesh.
+    /// Tells the other nodes of tasks here that stay without an interface on the gateway bridge: they leave them out of
+    /// the routing mesh.
     fn report_unreachable(&mut self, without_gateway: BTreeSet<String>) {
         let now = Instant::now();
         self.without_gateway.retain(|id, _| without_gateway.contains(id));
@@ -136,11 +136,12 @@ impl Agent {
         }));
     }
 
-    /// Has the stacks of containers that serve published ports cut what they send, and gives back what is not needed any
-    /// more.
+    /// Has the stacks of containers that serve published ports cut what they send, and gives back what is not needed
+    /// any more.
     pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
         let behind_gateway = || desired.tapped.iter().filter(|task| task.gateway);
-        // Who is only gone for a moment keeps its setting. First, for what is given back by mistake is turned off again below.
+        // Who is only gone for a moment keeps its setting. First, for what is given back by mistake is turned off again
+        // below.
         let keep: BTreeSet<&str> = behind_gateway().map(|task| task.id.as_str()).collect();
         let (_, failures) = offloads::give_back(&self.state, |offload| keep.contains(offload.task.as_str()));
         for failure in failures {

@@ -24,17 +24,17 @@ pub struct AgentArgs {
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     pub node: String,
     /// Where the task table comes from: file:PATH (YAML or JSON, watched), engine:DIR (Docker Engine API captures
-    /// nodes.json, services.json, tasks.json, networks.json), swarm (the Docker Swarm that this node belongs to, live) or
-    /// relay:HOST:PORT (another node's agent).
+    /// nodes.json, services.json, tasks.json, networks.json), swarm (the Docker Swarm that this node belongs to, live)
+    /// or relay:HOST:PORT (another node's agent).
     #[arg(long, value_name = "SOURCE")]
     pub table: Source,
-    /// Interfaces where other nodes' VXLAN arrives, separated by commas: the one that carries this node's tunnel address
-    /// (VTEP), or those that lead to other nodes. `auto`: that one, unless it is the loopback device, and those that routes
-    /// to other nodes lead through. With the live sources `auto` if left out.
+    /// Interfaces where other nodes' VXLAN arrives, separated by commas: the one that carries this node's tunnel
+    /// address (VTEP), or those that lead to other nodes. `auto`: that one, unless it is the loopback device, and those
+    /// that routes to other nodes lead through. With the live sources `auto` if left out.
     #[arg(long, value_name = "IFACE,...|auto")]
     pub underlay: Option<Underlay>,
-    /// The node's own address where tunnels arrive, where a 1:1 NAT announces another one to the other nodes. With the live
-    /// sources it is found by itself.
+    /// The node's own address where tunnels arrive, where a 1:1 NAT announces another one to the other nodes. With the
+    /// live sources it is found by itself.
     #[arg(long, value_name = "ADDR")]
     pub underlay_address: Option<Ipv4Addr>,
     /// This node's engine, for live sources.
@@ -70,8 +70,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "VNI", default_value_t = 16_777_214,
           value_parser = clap::value_parser!(u32).range(1..=16_777_215))]
     pub mesh_vni: u32,
-    /// Where the routing mesh's hot path runs on the mesh interfaces; what it does not carry, and everything where it is
-    /// off, is carried by the TC programs. `status` says what runs where, and why.
+    /// Where the routing mesh's hot path runs on the mesh interfaces; what it does not carry, and everything where it
+    /// is off, is carried by the TC programs. `status` says what runs where, and why.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     pub xdp: XdpMode,
     /// Gateway bridge: used as it is if it exists, created otherwise. Without the flag: docker_gwbridge if it exists,
@@ -98,9 +98,9 @@ pub struct AgentArgs {
     /// another address is left to the stack.
     #[arg(long, value_name = "CIDR|IFACE,...", value_delimiter = ',')]
     pub mesh_addresses: Vec<Place>,
-    /// What the host's packet filters may close to some clients is left to them, and a Docker engine's routing mesh is not
-    /// taken over where that is everything. With this flag they are not asked: none of them, or only not these chains, named
-    /// like ip:filter:DOCKER-USER.
+    /// What the host's packet filters may close to some clients is left to them, and a Docker engine's routing mesh is
+    /// not taken over where that is everything. With this flag they are not asked: none of them, or only not these
+    /// chains, named like ip:filter:DOCKER-USER.
     #[arg(long, value_name = "FAMILY:TABLE:CHAIN,...", value_delimiter = ',', num_args = 0.., require_equals = true,
           default_missing_value = "all", value_parser = chain_name)]
     pub ignore_firewall: Vec<String>,
@@ -127,8 +127,8 @@ pub enum XdpMode {
 pub enum MeshReturn {
     /// Through the tunnel to the ingress node.
     Tunnel,
-    /// Directly (direct server return), with the ingress node's address as their source; what opens or ends a connection
-    /// still goes through the tunnel.
+    /// Directly (direct server return), with the ingress node's address as their source; what opens or ends a
+    /// connection still goes through the tunnel.
     Dsr,
 }
 

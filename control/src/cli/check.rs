@@ -16,7 +16,8 @@ use crate::{
     status::{client::ask, protocol::Request},
 };
 
-/// Asks, prints, and says by the exit code whether all paths pass. Waits a while for paths that nothing is known of yet.
+/// Asks, prints, and says by the exit code whether all paths pass. Waits a while for paths that nothing is known of
+/// yet.
 pub(super) fn check(args: &CheckArgs) -> u8 {
     let until = Instant::now() + Duration::from_secs(args.wait);
     let value = loop {

@@ -23,8 +23,8 @@ pub struct ConnectionArgs {
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_flows: u32,
     /// Room for connections that have not proved yet that somebody is there, likewise; those that were silent for
-    /// longest make room. The tables begin with 16,384 lines, get so many, rounded up to a power of two, as soon as half
-    /// of them are used, and more for established connections.
+    /// longest make room. The tables begin with 16,384 lines, get so many, rounded up to a power of two, as soon as
+    /// half of them are used, and more for established connections.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().max_pending,
           value_parser = clap::value_parser!(u32).range(ENTRIES))]
     max_pending: u32,

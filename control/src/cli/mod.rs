@@ -58,7 +58,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Shows how the agent and its node are doing.
     Status(ShowArgs),
-    /// Shows whether the paths to other nodes work, what is wrong with them and what to do; exit code 1 if one does not.
+    /// Shows whether the paths to other nodes work, what is wrong with them and what to do; exit code 1 if one does
+    /// not.
     Check(CheckArgs),
     /// Overlay networks.
     #[command(subcommand)]
@@ -154,10 +155,10 @@ pub struct PreflightArgs {
     /// Directory on a BPF file system where the agent is to pin its maps and links.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
-    /// Measures instead what XDP costs on this interface, and keeps the verdict for agents with --xdp auto; may be given
-    /// several times. An XDP program that passes every frame is attached for about a second and detached again, which
-    /// with some drivers interrupts the link for a moment or switches offloads off as long: that is why it is only done
-    /// on request. An interface that has an XDP program is left alone.
+    /// Measures instead what XDP costs on this interface, and keeps the verdict for agents with --xdp auto; may be
+    /// given several times. An XDP program that passes every frame is attached for about a second and detached again,
+    /// which with some drivers interrupts the link for a moment or switches offloads off as long: that is why it is
+    /// only done on request. An interface that has an XDP program is left alone.
     #[arg(long, value_name = "IFACE,...", value_delimiter = ',', value_parser = agent_args::interface_name)]
     pub xdp: Vec<String>,
     /// Where the agent keeps what it must remember; with --xdp the verdicts are written there.

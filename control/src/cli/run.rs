@@ -72,8 +72,8 @@ fn log_to_stderr() {
 /// What is logged.
 fn filter(chosen: Option<&str>) -> String {
     let chosen = chosen.unwrap_or("info");
-    // It writes down all bytes of a message that it cannot decode: a container could push out everything else. What could
-    // not be read is counted and told by the agent itself.
+    // It writes down all bytes of a message that it cannot decode: a container could push out everything else. What
+    // could not be read is counted and told by the agent itself.
     let quiet = if chosen.contains("netlink_proto") { "" } else { "netlink_proto=off," };
     // The programs' own level decides what they say; all of it is shown.
     format!("{quiet}{chosen},dataplane_ebpf=trace")

@@ -50,8 +50,8 @@ pub struct EngineVersion {
     pub newest_api: String,
 }
 
-/// A client of the engine at `socket` that speaks a version of the API which the engine knows, and the count of what its
-/// stream of events has said: set to 0 with each event that is taken from it.
+/// A client of the engine at `socket` that speaks a version of the API which the engine knows, and the count of what
+/// its stream of events has said: set to 0 with each event that is taken from it.
 ///
 /// # Errors
 /// When the engine does not answer, or no version is known to both; then what to upgrade.

@@ -37,7 +37,8 @@ fn apply_swarm(view: &mut EngineView, swarm: &SwarmInfo, swarm_dir: &Path) {
     view.membership = match swarm.local_node_state {
         Some(State::ACTIVE) => Membership::Member,
         Some(State::INACTIVE) => Membership::None,
-        // Joining, or a manager that waits to be unlocked; or it could not start its part in the swarm, and that may pass.
+        // Joining, or a manager that waits to be unlocked; or it could not start its part in the swarm, and that may
+        // pass.
         Some(State::PENDING | State::LOCKED | State::ERROR | State::EMPTY) | None => Membership::Unknown,
     };
     if view.membership == Membership::Unknown {

@@ -45,8 +45,8 @@ pub struct EngineView {
     pub local_addr: Option<Ipv4Addr>,
     /// Its program and the API version that is used; `None` before it has answered.
     pub version: Option<EngineVersion>,
-    /// What it makes its packet filters with: `iptables`, `nftables`, perhaps with `+firewalld`. Engines before 28.2 do not
-    /// say.
+    /// What it makes its packet filters with: `iptables`, `nftables`, perhaps with `+firewalld`. Engines before 28.2 do
+    /// not say.
     pub firewall_backend: Option<String>,
     /// Containers that it could not be asked about, by id, and why: what was known of them stays.
     pub unanswered: BTreeMap<String, String>,

@@ -1,8 +1,8 @@
 //! One connection to the engine: what it has, then its events, until these end.
 //!
-//! The engine lets questions about a container wait while it starts, those about the swarm while there is no leader, and
-//! some for ever where a volume plugin or a mount hangs. So nothing here waits for an answer: an answer that fails or never
-//! comes costs what it was about, and that is asked again with the next list.
+//! The engine lets questions about a container wait while it starts, those about the swarm while there is no leader,
+//! and some for ever where a volume plugin or a mount hangs. So nothing here waits for an answer: an answer that fails
+//! or never comes costs what it was about, and that is asked again with the next list.
 
 use std::{
     collections::HashMap,
@@ -139,8 +139,8 @@ enum Answer {
 struct Session {
     docker: Docker,
     view: EngineView,
-    /// When something was last known of a container from an event or an answer, in turns: answers to what was asked before
-    /// are out of date.
+    /// When something was last known of a container from an event or an answer, in turns: answers to what was asked
+    /// before are out of date.
     known: HashMap<String, u64>,
     /// Grows with every question and event.
     turn: u64,
@@ -298,8 +298,8 @@ impl Session {
             (Some(Type::CONTAINER), action) if action == "start" || action.starts_with("health_status") => {
                 self.questions.ask_now(id);
             }
-            // A container that runs outside the swarm belongs to it from when it is connected to one of its networks. The
-            // network is the actor.
+            // A container that runs outside the swarm belongs to it from when it is connected to one of its networks.
+            // The network is the actor.
             (Some(Type::NETWORK), "connect" | "disconnect") => {
                 let known = |container: &String| self.view.local.containers.contains_key(container);
                 if let Some(container) = attributes.get("container").filter(|it| is_swarms(&id) || known(it)) {

@@ -1,5 +1,5 @@
-//! Requests over the engine's socket, a connection for each. The client library collects an answer whole, and an event up to
-//! its end, so what arrives is counted here, and a connection that has said too much is closed.
+//! Requests over the engine's socket, a connection for each. The client library collects an answer whole, and an event
+//! up to its end, so what arrives is counted here, and a connection that has said too much is closed.
 
 use std::{
     io,
@@ -51,8 +51,8 @@ pub(super) async fn send(
     Ok(requests.send_request(request).await?)
 }
 
-/// What to say of a stream of events that was closed because of too large an event. The client library keeps the cause to
-/// itself.
+/// What to say of a stream of events that was closed because of too large an event. The client library keeps the cause
+/// to itself.
 pub(super) fn too_much(unheard: &Unheard) -> Option<String> {
     (unheard.load(Ordering::Relaxed) > EVENT).then(|| larger(EVENT))
 }

@@ -1,5 +1,5 @@
-//! Reads the host's rules again whenever they change, on a thread of its own: a program that hangs keeps nobody waiting.
-//! Another thread hears of the changes, and says so at once, whatever the reading takes.
+//! Reads the host's rules again whenever they change, on a thread of its own: a program that hangs keeps nobody
+//! waiting. Another thread hears of the changes, and says so at once, whatever the reading takes.
 
 use std::{
     io,

@@ -1,4 +1,5 @@
-//! Connections to `--metrics`: anybody who reaches the address may open them, so they are few, and each lives for a short time.
+//! Connections to `--metrics`: anybody who reaches the address may open them, so they are few, and each lives for a
+//! short time.
 
 use std::{
     io,

@@ -115,9 +115,8 @@ impl Stale {
     }
 
     /// A process or container of the node has begun it before the port was published, and no translation leads it
-    /// elsewhere: what an engine has translated stays with the engine if that answers, and what comes from outside is not of
-    /// this node.
-    /// TCP stays where it is: its other end is a process, which would see it end.
+    /// elsewhere: what an engine has translated stays with the engine if that answers, and what comes from outside is
+    /// not of this node. TCP stays where it is: its other end is a process, which would see it end.
     fn older(&self, original: &Ends, reply: &Ends) -> bool {
         let within = |nets: &[Ipv4Net], ip: Ipv4Addr| nets.iter().any(|net| net.contains(&ip));
         original.protocol == ipproto::UDP

@@ -35,8 +35,8 @@ pub struct About {
     pub master: Option<u32>,
 }
 
-/// Sends `()` for every change of a link or an IPv4 address in the caller's namespace, but for events of links that `ignores`
-/// wants to hear nothing of. Changes that come faster than they are taken are merged.
+/// Sends `()` for every change of a link or an IPv4 address in the caller's namespace, but for events of links that
+/// `ignores` wants to hear nothing of. Changes that come faster than they are taken are merged.
 ///
 /// # Errors
 /// When the kernel refuses the socket.
@@ -84,8 +84,8 @@ pub struct Heard {
     pub routes: u64,
 }
 
-/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change, but for links that `ignores`
-/// wants to hear nothing of.
+/// Says when IPv4 routes, rules, neighbours, links or addresses in the caller's namespace change, but for links that
+/// `ignores` wants to hear nothing of.
 ///
 /// # Errors
 /// When the kernel refuses the socket.

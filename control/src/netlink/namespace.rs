@@ -1,5 +1,5 @@
-//! Opens what is said to be a network namespace. What the path leads to is looked at first: a pipe would keep its opener
-//! waiting for ever, and a device may do something when it is opened.
+//! Opens what is said to be a network namespace. What the path leads to is looked at first: a pipe would keep its
+//! opener waiting for ever, and a device may do something when it is opened.
 
 use std::{
     fs::File,

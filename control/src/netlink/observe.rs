@@ -204,8 +204,8 @@ pub(super) async fn permanent_neighbours(
     neighbour_messages(socket, AddressFamily::Inet, interface, "list neighbours", permanent).await
 }
 
-/// What `keep` makes of the messages: of one interface, or of all. There may be very many, and each takes far more memory
-/// than what it says.
+/// What `keep` makes of the messages: of one interface, or of all. There may be very many, and each takes far more
+/// memory than what it says.
 pub(super) async fn neighbour_messages<T>(
     socket: &Socket,
     family: AddressFamily,

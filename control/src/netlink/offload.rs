@@ -1,4 +1,5 @@
-//! Offloads of an interface, read and turned on and off, and its driver's name, by ethtool's ioctl (`<linux/ethtool.h>`).
+//! Offloads of an interface, read and turned on and off, and its driver's name, by ethtool's ioctl
+//! (`<linux/ethtool.h>`).
 
 use std::{
     collections::BTreeMap,
@@ -6,9 +7,9 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-/// Segmentation by the device of UDP (`UDP_SEGMENT`, as QUIC senders use) and SCTP. A packet that is cut only after it has
-/// been through a tunnel program still counts as tunnelled there, and the receiving end cuts it wrongly: the container's
-/// stack must do it before the packet reaches us.
+/// Segmentation by the device of UDP (`UDP_SEGMENT`, as QUIC senders use) and SCTP. A packet that is cut only after it
+/// has been through a tunnel program still counts as tunnelled there, and the receiving end cuts it wrongly: the
+/// container's stack must do it before the packet reaches us.
 pub const LATE_SEGMENTATION: [&str; 2] = ["tx-udp-segmentation", "tx-sctp-segmentation"];
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
@@ -20,8 +21,8 @@ const ETH_SS_FEATURES: u32 = 4;
 const ETH_GSTRING_LEN: usize = 32;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
-/// Turns `feature` on or off on the interface `name` of the namespace in which `socket` (any socket) was opened. An interface
-/// or kernel that does not know the feature is as good as one that has it off.
+/// Turns `feature` on or off on the interface `name` of the namespace in which `socket` (any socket) was opened. An
+/// interface or kernel that does not know the feature is as good as one that has it off.
 ///
 /// # Errors
 /// The kernel's: `ENODEV` without such an interface, `EPERM` without `CAP_NET_ADMIN`.

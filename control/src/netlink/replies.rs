@@ -1,5 +1,6 @@
 //! Which clients' replies leave a task's namespace by the gateway bridge: asked of the kernel, once for each prefix
-//! that its routing tables and rules have, so that rules, metrics and other tables count as they do for the replies themselves.
+//! that its routing tables and rules have, so that rules, metrics and other tables count as they do for the replies
+//! themselves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,7 +56,8 @@ pub(super) async fn replies(socket: &Socket, inside: &Inside, gateway: Ipv4Net) 
     let mut elsewhere = BTreeMap::new();
     for net in &prefixes {
         if let Some(client) = representative(*net, &prefixes) {
-            // A socket that is bound to no address has none yet when its answer's route is looked up, and rules may ask.
+            // A socket that is bound to no address has none yet when its answer's route is looked up, and rules may
+            // ask.
             let back = interface(socket, client, Some(source)).await? == Some(index)
                 && interface(socket, client, None).await? == Some(index);
             elsewhere.insert(*net, !back);

@@ -120,8 +120,8 @@ impl Socket {
         self.spent.load(Ordering::Relaxed) || self.connection.is_finished()
     }
 
-    /// Closes it, and returns when that is done: dropped alone, its descriptor is there until a thread for connections comes
-    /// to it.
+    /// Closes it, and returns when that is done: dropped alone, its descriptor is there until a thread for connections
+    /// comes to it.
     pub(super) async fn close(mut self) {
         self.connection.abort();
         // What hangs in the kernel is closed later.

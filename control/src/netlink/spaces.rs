@@ -21,8 +21,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Error, Socket, inside::observe_inside, namespace, replies::replies};
 
-/// A task's namespace: the file that names it. Sockets inside are opened for the moment: a node may have many tasks, and each
-/// descriptor that is held for a whole round counts once per task.
+/// A task's namespace: the file that names it. Sockets inside are opened for the moment: a node may have many tasks,
+/// and each descriptor that is held for a whole round counts once per task.
 #[derive(Debug)]
 pub struct Space {
     /// Where it was found.
@@ -58,7 +58,8 @@ pub struct Spaces(pub BTreeMap<String, Space>);
 /// Where Docker engines keep the network namespaces of their containers, under names of so many hexadecimal digits.
 const ENGINE_DIR: &str = "/run/docker/netns";
 const ENGINE_NAME: usize = 12;
-/// For each look, and for all of a round to begin. A container that has made answers long must not keep the others waiting.
+/// For each look, and for all of a round to begin. A container that has made answers long must not keep the others
+/// waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looks under way together: among so many that take long, the others come to their end.
 const AT_ONCE: usize = 16;
@@ -197,8 +198,8 @@ impl Looked {
         self.namespaces.insert(task.to_owned(), namespace);
     }
 
-    /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine tells
-    /// only when a container has started, and clients come then.
+    /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine
+    /// tells only when a container has started, and clients come then.
     async fn search(
         &mut self,
         desired: &Desired,
@@ -314,8 +315,8 @@ fn owners(held: &[BTreeSet<Ipv4Addr>]) -> Vec<(usize, Ipv4Addr)> {
     only.filter(|(_, ip)| in_one_place(ip)).collect()
 }
 
-/// What is inside, and where replies go. Without an answer to that clients are shown as they are; a namespace that has just
-/// gone gives none.
+/// What is inside, and where replies go. Without an answer to that clients are shown as they are; a namespace that has
+/// just gone gives none.
 ///
 /// # Errors
 /// When the kernel refuses a request, what is inside is too much, or it takes too long.

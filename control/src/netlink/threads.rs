@@ -22,7 +22,8 @@ const THREADS: usize = 4;
 pub(super) enum Whose {
     /// The node's own network namespace.
     Node,
-    /// A container's: a list there may be long, and a connection reads all of a list that the kernel has ready in one go.
+    /// A container's: a list there may be long, and a connection reads all of a list that the kernel has ready in one
+    /// go.
     Container,
 }
 
@@ -54,8 +55,8 @@ pub fn start() -> io::Result<()> {
     [Whose::Node, Whose::Container].into_iter().try_for_each(|whose| threads(whose).map(drop))
 }
 
-/// Occupies the threads of the node's connections for so long, as a process does that holds the kernel's lock for links: for
-/// tests of what happens meanwhile. Returns once all are occupied.
+/// Occupies the threads of the node's connections for so long, as a process does that holds the kernel's lock for
+/// links: for tests of what happens meanwhile. Returns once all are occupied.
 ///
 /// # Errors
 /// As [`threads`].

@@ -87,8 +87,8 @@ pub async fn way(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr, interface: u32) 
     Ok(Some(way))
 }
 
-/// Indices of all interfaces that packets from `from` to `to` may leave through, by the route that the kernel finds: more
-/// than one if it has several next hops. Dead ones do not count. Empty: no route, or none that leaves the node.
+/// Indices of all interfaces that packets from `from` to `to` may leave through, by the route that the kernel finds:
+/// more than one if it has several next hops. Dead ones do not count. Empty: no route, or none that leaves the node.
 ///
 /// # Errors
 /// When the request fails; that there is no route is no error.
@@ -150,8 +150,8 @@ fn valid(entry: &NeighbourMessage) -> Option<(Ipv4Addr, Neighbour)> {
     Some((ip?, Neighbour { mac: address?, stale }))
 }
 
-/// Has the kernel ask whether a neighbour is still there, as it does before it sends to it. Not for permanent ones, which
-/// are none after this.
+/// Has the kernel ask whether a neighbour is still there, as it does before it sends to it. Not for permanent ones,
+/// which are none after this.
 ///
 /// # Errors
 /// When the kernel refuses the request.

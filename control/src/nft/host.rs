@@ -87,8 +87,8 @@ impl HostRules {
         regular_chain(UNINVITED)
     }
 
-    /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel address
-    /// as its source, which lists and bindings know nothing against.
+    /// Drops what is sent to the host link's address by others than our own translation: it would get the tunnel
+    /// address as its source, which lists and bindings know nothing against.
     pub(super) fn regular_rules() -> [Value; 3] {
         // Of a connection that connection tracking has lost: it opens nothing, and its server is to know.
         let reset = json!({"match": {"op": "in", "left": payload("tcp", "flags"), "right": "rst"}});

@@ -1,7 +1,7 @@
 //! Beside an engine its own mesh answers published ports for every packet that the programs leave to the stack: first
-//! fragments without a whole header, what is sent to a bridge's address, what arrives at an interface without a program.
-//! It knows no lists, so they are asked here as well. So they are where the engine's rules lead packets that nobody has
-//! translated: its sandbox and containers, at their own addresses on the gateway bridge.
+//! fragments without a whole header, what is sent to a bridge's address, what arrives at an interface without a
+//! program. It knows no lists, so they are asked here as well. So they are where the engine's rules lead packets that
+//! nobody has translated: its sandbox and containers, at their own addresses on the gateway bridge.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -15,8 +15,8 @@ use super::{
     ruleset::{self, drop_closed, is_translated, named, payload, rule, to_ports},
 };
 
-/// Between our translations into the host link and the engine's destination NAT (-100). A connection that was translated
-/// is not looked at again: the programs ask the lists about its new source.
+/// Between our translations into the host link and the engine's destination NAT (-100). A connection that was
+/// translated is not looked at again: the programs ask the lists about its new source.
 const PRIORITY: i32 = DESTINATION + 5;
 const CHAIN: &str = "lists_prerouting";
 /// What goes to the engine's sandbox or to containers on its gateway bridge goes through this chain.
@@ -35,8 +35,8 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// How clients are compared with which set. Releases of `nft` differ in how they print a set that goes up to the last
-    /// address there is, so it is the set of those who may, or of those who may not.
+    /// How clients are compared with which set. Releases of `nft` differ in how they print a set that goes up to the
+    /// last address there is, so it is the set of those who may, or of those who may not.
     fn clients(&self) -> (&'static str, Ranges) {
         match self.allowed.contains(Ipv4Addr::BROADCAST) {
             true => ("==", self.allowed.complement()),
@@ -74,8 +74,8 @@ pub(super) fn chain() -> Value {
     ruleset::chain(CHAIN, "nat", "prerouting", PRIORITY)
 }
 
-/// Drops new connections of clients that may not open them. A chain of type nat sees the first packet of each connection
-/// only, put together if it came in pieces: what is open goes on, as at the programs.
+/// Drops new connections of clients that may not open them. A chain of type nat sees the first packet of each
+/// connection only, put together if it came in pieces: what is open goes on, as at the programs.
 pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
     shut_out(all)
         .map(|matches| rule(CHAIN, matches.into_iter().chain([is_local()]).chain(drop_closed()).collect()))
@@ -87,8 +87,8 @@ pub(super) fn gwbridge_chain() -> Value {
     ruleset::regular_chain(GWBRIDGE)
 }
 
-/// Has [`GWBRIDGE`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there as the
-/// node does, containers their own, and the engine's rules let everybody in who has a route.
+/// Has [`GWBRIDGE`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there
+/// as the node does, containers their own, and the engine's rules let everybody in who has a route.
 pub(super) fn forwarded_to_gwbridge(bridge: &str) -> Value {
     rule("forward", vec![named("==", "oifname", bridge), json!({"jump": {"target": GWBRIDGE}})])
 }

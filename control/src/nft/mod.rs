@@ -68,8 +68,8 @@ fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
-/// What `nft` printed of our table right after it was written, and what for. How a rule is printed depends on the version
-/// of `nft`; that what is printed later is the same does not.
+/// What `nft` printed of our table right after it was written, and what for. How a rule is printed depends on the
+/// version of `nft`; that what is printed later is the same does not.
 #[derive(Clone, Debug)]
 struct Written {
     want: Vec<Value>,

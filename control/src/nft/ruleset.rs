@@ -14,7 +14,8 @@ use super::{
 
 /// Lowest port that masquerading may pick.
 const FIRST_PORT: u16 = 1024;
-/// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's tunnel.
+/// After everybody's source NAT (100): what was forwarded under another address and now pretends to be this node's
+/// tunnel.
 const TRANSLATED: i32 = 110;
 /// Before everybody's source NAT (100), which keeps a container's source port if it can.
 const PORTS: i32 = 95;
@@ -38,7 +39,8 @@ pub struct Firewall {
     pub vteps: BTreeSet<Ipv4Addr>,
     /// This node's own.
     pub vtep: Option<Ipv4Addr>,
-    /// Bridges of containers, the gateway bridge, ours or adopted, among them: what comes from them comes from a container.
+    /// Bridges of containers, the gateway bridge, ours or adopted, among them: what comes from them comes from a
+    /// container.
     pub bridges: BTreeSet<String>,
     /// Bridges of ours that are overlay networks' slow path: nothing that comes from them is for this node.
     pub overlays: BTreeSet<String>,
@@ -160,15 +162,16 @@ impl Firewall {
         json!({"match": {"op": "==", "left": payload("udp", "dport"), "right": self.vxlan_port}})
     }
 
-    /// Has [`TUNNELLED`] look at VXLAN towards another node, so that nothing else that is forwarded is compared with bridges.
+    /// Has [`TUNNELLED`] look at VXLAN towards another node, so that nothing else that is forwarded is compared with
+    /// bridges.
     fn forward(&self) -> Value {
         rule("forward", self.tunnel([json!({"jump": {"target": TUNNELLED}})]))
     }
 
-    /// Drops VXLAN that containers send, on whichever bridge an engine has put them: a raw socket, which every container of
-    /// Docker's may open, can give it another node's tunnel address. Drops what says to come from this node's own, too.
-    /// Other people's VXLAN that is routed or bridged through this node passes, virtual machines' that are nodes of the
-    /// swarm, say.
+    /// Drops VXLAN that containers send, on whichever bridge an engine has put them: a raw socket, which every
+    /// container of Docker's may open, can give it another node's tunnel address. Drops what says to come from this
+    /// node's own, too. Other people's VXLAN that is routed or bridged through this node passes, virtual machines' that
+    /// are nodes of the swarm, say.
     fn tunnelled(&self) -> impl Iterator<Item = Value> {
         let forged = [named("==", "iifname", IN_CONTAINERS)].into_iter().chain(self.vtep.map(from));
         forged.map(|forged| rule(TUNNELLED, vec![forged, count_it(), drop_it()]))
@@ -194,10 +197,10 @@ impl Firewall {
         rule("output", vec![process, self.to_port(), json!({"jump": {"target": SENT}})])
     }
 
-    /// Drops VXLAN that a process of this node sends to another node, to this one (127.0.0.1 is an address of the kernel's
-    /// sockets as well), or to an address that may be another node's. What a process sends through a vxlan device keeps
-    /// its owner all the way out, so frames with the VNIs of others' devices pass. Ours never come from processes: our
-    /// bridges have no address. Which VNIs the swarm has elsewhere this node need not know.
+    /// Drops VXLAN that a process of this node sends to another node, to this one (127.0.0.1 is an address of the
+    /// kernel's sockets as well), or to an address that may be another node's. What a process sends through a vxlan
+    /// device keeps its owner all the way out, so frames with the VNIs of others' devices pass. Ours never come from
+    /// processes: our bridges have no address. Which VNIs the swarm has elsewhere this node need not know.
     fn sent(&self) -> Vec<Value> {
         let (op, vnis): (_, Vec<u32>) = match &self.foreign {
             Foreign::Vnis(vnis) => ("==", vnis.difference(&self.vnis).copied().collect()),
@@ -257,8 +260,8 @@ pub(super) fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Val
     json!({"set": set})
 }
 
-/// Whether it goes the way of the connection's first packet, and so is no answer to somebody who has sent from that port. The
-/// payload decides nothing: of several datagrams in one packet (UDP_SEGMENT) only the first can be looked at.
+/// Whether it goes the way of the connection's first packet, and so is no answer to somebody who has sent from that
+/// port. The payload decides nothing: of several datagrams in one packet (UDP_SEGMENT) only the first can be looked at.
 fn is_asked() -> Value {
     json!({"match": {"op": "==", "left": {"ct": {"key": "direction"}}, "right": "original"}})
 }

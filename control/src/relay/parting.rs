@@ -26,8 +26,8 @@ const HEARD: Duration = Duration::from_secs(5);
 /// Who was told, or why not.
 pub type Told = Vec<Result<String, String>>;
 
-/// Tells the managers' agents, and where this node's agent has served tables itself, those that had them from it: there may
-/// be no other manager who could. Returns when they have had time to act upon it. `None`: there never was a relay.
+/// Tells the managers' agents, and where this node's agent has served tables itself, those that had them from it: there
+/// may be no other manager who could. Returns when they have had time to act upon it. `None`: there never was a relay.
 pub fn say_goodbye(state_dir: &Path) -> Option<Told> {
     let contacts = Contacts::read(&state_dir.join(RELAY_CONTACTS))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -66,8 +66,8 @@ impl Handle {
     }
 }
 
-/// Starts everything. `ready`: the data plane works; only then does the node report itself, and others send it frames of
-/// the routing mesh. `paths`: what its probes show.
+/// Starts everything. `ready`: the data plane works; only then does the node report itself, and others send it frames
+/// of the routing mesh. `paths`: what its probes show.
 pub fn start(
     hub: &Hub,
     options: Options,
@@ -359,8 +359,8 @@ fn own_address(live: &Live, engine: &EngineView) -> Option<SocketAddr> {
     Some(SocketAddr::new(node.address.into(), DEFAULT_PORT))
 }
 
-/// Returns when the others find this node elsewhere than at `address`: a swarm may be made anew sooner than it is noticed
-/// that the node has left the one before.
+/// Returns when the others find this node elsewhere than at `address`: a swarm may be made anew sooner than it is
+/// noticed that the node has left the one before.
 async fn moved(mut hub: Hub, address: SocketAddr) {
     loop {
         let (live, engine) = (hub.table.borrow_and_update().clone(), hub.engine.borrow_and_update().clone());

@@ -127,8 +127,8 @@ impl Mixer {
         self.lost = Some(Lost::again(self.lost.as_ref().or(lost), why));
     }
 
-    /// A manager's agent whose own source is gone has still the last table that it got, which may be younger than ours. One
-    /// that does not know this node is of another swarm.
+    /// A manager's agent whose own source is gone has still the last table that it got, which may be younger than ours.
+    /// One that does not know this node is of another swarm.
     fn take_old(&mut self, inputs: &Inputs) {
         let ours = self.base.as_ref().is_none_or(|base| base.origin == Origin::Relay);
         let (Some(table), Some(node)) = (&inputs.relayed.table, &inputs.engine.local.node) else { return };
@@ -140,8 +140,8 @@ impl Mixer {
         }
     }
 
-    /// A manager's agent of an earlier version does not say the swarm's data path port. It never changes: what this node has
-    /// known of it as a member of the swarm stays.
+    /// A manager's agent of an earlier version does not say the swarm's data path port. It never changes: what this
+    /// node has known of it as a member of the swarm stays.
     fn with_port(&self, table: Arc<Loaded>, node: Option<&str>) -> Arc<Loaded> {
         let same = self.base.as_ref().filter(|base| base.node.as_deref() == node);
         let known = same.and_then(|base| self.merged.as_ref().unwrap_or(&base.table).data_path_port);

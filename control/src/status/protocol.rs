@@ -1,5 +1,5 @@
-//! Newline-delimited JSON: one request line `{"request": "status"}`, one response line `{"ok": ...}` or
-//! `{"error": "..."}`, as often as the client likes. `flows` is answered by as many lines `{"rows": [...]}` as it takes, and
+//! Newline-delimited JSON: one request line `{"request": "status"}`, one response line `{"ok": ...}` or `{"error":
+//! "..."}`, as often as the client likes. `flows` is answered by as many lines `{"rows": [...]}` as it takes, and
 //! `{"end": ...}`.
 
 use serde::{Deserialize, Serialize};

@@ -144,7 +144,8 @@ async fn answer(stream: UnixStream, answers: watch::Receiver<Answers>) {
     }
 }
 
-/// Connections, as they are read: a slow reader holds up the reading, and nothing but a few rows waits for it in memory.
+/// Connections, as they are read: a slow reader holds up the reading, and nothing but a few rows waits for it in
+/// memory.
 async fn rows(write: &mut OwnedWriteHalf, answers: Answers, filter: FlowFilter) -> io::Result<()> {
     let (sender, mut responses) = mpsc::channel(2);
     let reading = tokio::task::spawn_blocking(move || {

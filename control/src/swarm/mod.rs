@@ -44,8 +44,8 @@ impl Manager {
     }
 }
 
-/// The swarm's objects after each of these messages of a push stream, without a manager. The objects of the first message
-/// count as listed.
+/// The swarm's objects after each of these messages of a push stream, without a manager. The objects of the first
+/// message count as listed.
 pub fn replay(messages: impl IntoIterator<Item = WatchMessage>) -> impl Iterator<Item = api::Objects> {
     use state::List::{Networks, Nodes, Services, Tasks};
     let mut state = state::State::default();

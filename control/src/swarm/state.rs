@@ -13,8 +13,8 @@ use super::convert;
 /// Bit of an event's action.
 const REMOVE: u32 = 4;
 
-/// Objects of one kind with their versions. A version is an index of the swarm's log, so that those of all objects are in
-/// order.
+/// Objects of one kind with their versions. A version is an index of the swarm's log, so that those of all objects are
+/// in order.
 #[derive(Clone, Debug)]
 struct Versioned<T> {
     objects: BTreeMap<String, (u64, T)>,

@@ -9,7 +9,8 @@ use dataplane_common::{
 /// Length of the headers.
 pub const WORDS: usize = INNER_NET / size_of::<u64>();
 
-/// What differs between packets of one node. Words hold what the wire has in the order of its bytes, the first one lowest.
+/// What differs between packets of one node. Words hold what the wire has in the order of its bytes, the first one
+/// lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// Both MACs of the outer Ethernet header: eight bytes and four.
@@ -18,8 +19,8 @@ pub struct Headers {
     pub vtep: u32,
     /// Inner type of service.
     pub tos: u8,
-    /// Length of the outer IP packet, as a number; 0 if it is more than 65,535 bytes long, and segmentation is to write that of
-    /// each segment (as the kernel's `iph_set_totlen`).
+    /// Length of the outer IP packet, as a number; 0 if it is more than 65,535 bytes long, and segmentation is to write
+    /// that of each segment (as the kernel's `iph_set_totlen`).
     pub ip_len: u16,
     /// The outer header's second word: [`ATOMIC`], or [`fragmentable`].
     pub second: u32,
@@ -43,7 +44,8 @@ pub fn fragmentable(identification: u32) -> u32 {
 }
 
 impl Headers {
-    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, TTL 64, no UDP checksum. `src` is this node's underlay address.
+    /// Outer: ECN copied (RFC 6040 normal mode), DSCP 0, TTL 64, no UDP checksum. `src` is this node's underlay
+    /// address.
     #[inline(always)]
     pub fn words(&self, config: &Config, src: u32) -> [u64; WORDS] {
         const TYPE: u64 = u16::from_le_bytes(ethertype::IPV4) as u64;

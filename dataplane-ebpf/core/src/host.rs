@@ -105,8 +105,8 @@ impl Edit for Bytes {
     }
 }
 
-/// The checksum `sum` after `size` bytes that were `from` have become `to`, or with size 0 after the sum of them has become
-/// larger by `to` (RFC 1624, equation 3).
+/// The checksum `sum` after `size` bytes that were `from` have become `to`, or with size 0 after the sum of them has
+/// become larger by `to` (RFC 1624, equation 3).
 fn replaced(sum: u16, from: u64, to: u64, size: u64) -> u16 {
     let words = |value: u64| {
         let value = if size == 2 { value & 0xffff } else { value & 0xffff_ffff };

@@ -1,8 +1,8 @@
 //! Routing mesh, ingress node: what becomes of a client's packet.
 //!
-//! [`decide`] asks all questions, in one order, and changes nothing. A [`World`] answers: a hook's, from maps and packet; or a
-//! test's, on the host. TC carries every decision out. XDP carries out what it can, and where it has no answer itself it
-//! refuses ([`World::Refusal`]), so that the packet goes on to TC as if nobody had looked at it.
+//! [`decide`] asks all questions, in one order, and changes nothing. A [`World`] answers: a hook's, from maps and
+//! packet; or a test's, on the host. TC carries every decision out. XDP carries out what it can, and where it has no
+//! answer itself it refuses ([`World::Refusal`]), so that the packet goes on to TC as if nobody had looked at it.
 
 use dataplane_common::{
     addr::Ip4,
@@ -162,8 +162,8 @@ fn is_over<W: World>(world: &W) -> bool {
     world.is_spent() && !world.is_for_host_link()
 }
 
-/// Whether it is left to the host. The host's rules do not know who may use the port, so who may not opens no connection
-/// there either. What comes over the host link has passed those rules.
+/// Whether it is left to the host. The host's rules do not know who may use the port, so who may not opens no
+/// connection there either. What comes over the host link has passed those rules.
 #[inline(always)]
 fn is_left<W: World>(world: &W, port: &PublishedPort) -> Result<bool, W::Refusal> {
     if world.is_for_host_link() || !world.is_left(port)? {
@@ -188,7 +188,8 @@ fn is_left_behind<W: World>(world: &W, known: &Affinity) -> bool {
     known.flags & (flag::STOCK | flag::OWN) == 0 && world.is_stock(&known.vtep)
 }
 
-/// Whether it may open a connection to the port. TCP in the middle of a connection that did not begin with us is the stack's.
+/// Whether it may open a connection to the port. TCP in the middle of a connection that did not begin with us is the
+/// stack's.
 #[inline(always)]
 fn may_begin<W: World>(world: &W, port: &PublishedPort) -> Result<bool, W::Refusal> {
     if !world.may_open() || is_martian(world) {
@@ -198,8 +199,8 @@ fn may_begin<W: World>(world: &W, port: &PublishedPort) -> Result<bool, W::Refus
     Ok(world.is_for_host_link() || !world.reverse_refuses()?)
 }
 
-/// Whether nobody outside has its source address, by what the kernel's input routing knows without the routing table: it
-/// would call the packet martian, and drops it. What comes over the host link has passed that already, and is this
+/// Whether nobody outside has its source address, by what the kernel's input routing knows without the routing table:
+/// it would call the packet martian, and drops it. What comes over the host link has passed that already, and is this
 /// node's own.
 #[inline(always)]
 fn is_martian<W: World>(world: &W) -> bool {

@@ -1,8 +1,8 @@
 //! What the programs make of a packet: its headers, how they are rewritten, and what it says about its connection.
 //!
-//! No aya, and nothing of a hook: a packet is what [`View`] and [`Edit`] say, which the programs are given by the kernel and
-//! tests and fuzz targets by `host::Bytes`. So the code that reads what strangers send runs on the host without
-//! privilege, byte for byte the same.
+//! No aya, and nothing of a hook: a packet is what [`View`] and [`Edit`] say, which the programs are given by the
+//! kernel and tests and fuzz targets by `host::Bytes`. So the code that reads what strangers send runs on the host
+//! without privilege, byte for byte the same.
 //!
 //! Everything is inlined into the programs unless it says why not: a call costs stack, of which there are 512 bytes.
 #![no_std]

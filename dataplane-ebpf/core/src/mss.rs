@@ -15,7 +15,8 @@ const MSS: u8 = 2;
 const MAX_OPTIONS: usize = 10;
 
 /// Lowers the MSS option of a SYN so that full segments fit packets of `room` bytes. A SYN without the option is left
-/// alone, and so is what is behind an option that makes no sense, or a second MSS: path-MTU discovery is there for those.
+/// alone, and so is what is behind an option that makes no sense, or a second MSS: path-MTU discovery is there for
+/// those.
 ///
 /// # Errors
 /// [`DropReason::RewriteFailed`]: the kernel could not; the packet may be half rewritten.

@@ -33,8 +33,8 @@ pub struct Translation {
 const IP_CHECKSUM: usize = 10;
 const IP_SRC: usize = 12;
 
-/// Rewrites whatever differs. Without a checksum that we know that is the addresses at most. Fields that lie side by side are
-/// changed together: each change is a call of a helper.
+/// Rewrites whatever differs. Without a checksum that we know that is the addresses at most. Fields that lie side by
+/// side are changed together: each change is a call of a helper.
 ///
 /// # Errors
 /// [`DropReason::RewriteFailed`]: the kernel could not; the packet may be half rewritten.
@@ -52,8 +52,8 @@ fn change(frame: &impl Edit, packet: &Packet, to: &Translation) -> Result<(), Fa
         frame.l3_csum_replace(packet.net + IP_CHECKSUM, 0, addresses.into(), 0)?;
     }
     let (at, flags) = match packet.proto {
-        // No checksum but the IP header's covers the addresses. No caller asks for other ports: `opening::open` rather refuses a
-        // connection that would need one, and `mesh_backend::to_task` a target that has one.
+        // No checksum but the IP header's covers the addresses. No caller asks for other ports: `opening::open` rather
+        // refuses a connection that would need one, and `mesh_backend::to_task` a target that has one.
         _ if packet.fragment == Fragment::Later => return store_addresses(frame, packet, to, moved),
         ipproto::TCP => (packet.l4 + 16, 0),
         // A UDP checksum of 0 means none and stays; one that becomes 0 is sent as 0xffff (RFC 768).

@@ -39,7 +39,8 @@ pub fn of_backend(known: &mut Affinity, is_pending: bool, packet: &impl Segment,
     }
 }
 
-/// Whether the connection was given to the task with the ingress address `task`, behind `vtep`: only such replies leave.
+/// Whether the connection was given to the task with the ingress address `task`, behind `vtep`: only such replies
+/// leave.
 #[inline(always)]
 #[must_use]
 pub fn was_given_to(known: &Affinity, task: Ip4, vtep: Ip4) -> bool {

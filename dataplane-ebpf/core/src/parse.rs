@@ -1,6 +1,6 @@
-//! Headers out of a packet. Everything is copied to the stack, in the programs through `bpf_skb_load_bytes`, which checks
-//! bounds against the whole skb (not only its linear part), so no pull is needed and offsets may vary. Copies are aligned:
-//! LLVM would read them byte by byte otherwise.
+//! Headers out of a packet. Everything is copied to the stack, in the programs through `bpf_skb_load_bytes`, which
+//! checks bounds against the whole skb (not only its linear part), so no pull is needed and offsets may vary. Copies
+//! are aligned: LLVM would read them byte by byte otherwise.
 
 use dataplane_common::{
     addr::{Ip4, Mac, Port},
@@ -43,16 +43,16 @@ pub fn eth(frame: &impl View, offset: usize) -> Result<Eth, DropReason> {
 /// The VLAN identifier (VID) in a tag, IEEE 802.1Q.
 const VID: u16 = 0x0fff;
 
-/// Whether the frame carries the tag of a VLAN; it looks like any other one otherwise. A tag with VID 0 names a priority and
-/// no VLAN.
+/// Whether the frame carries the tag of a VLAN; it looks like any other one otherwise. A tag with VID 0 names a
+/// priority and no VLAN.
 #[inline(always)]
 pub fn in_vlan(frame: &impl View) -> bool {
     frame.vlan_tci().is_some_and(|tci| tci & VID != 0)
 }
 
-/// Whether a frame from outside is for this very interface. What is for another MAC (the interface is promiscuous, or has
-/// macvlan devices on top) and what is in a VLAN are the stack's, which drops it or gives it to the device it belongs to;
-/// that has its own hook. Group frames are the stack's too: it forwards no unicast packet that came in one.
+/// Whether a frame from outside is for this very interface. What is for another MAC (the interface is promiscuous, or
+/// has macvlan devices on top) and what is in a VLAN are the stack's, which drops it or gives it to the device it
+/// belongs to; that has its own hook. Group frames are the stack's too: it forwards no unicast packet that came in one.
 #[inline(always)]
 pub fn is_own(frame: &impl View) -> bool {
     frame.pkt_type() == PACKET_HOST && !in_vlan(frame)

@@ -39,8 +39,8 @@ pub struct Quote {
     transport: [u8; TRANSPORT],
 }
 
-/// Reads what the ICMP error `packet` quotes into `quote`. `None`: it does not reach as far as the ports, is a later fragment, or
-/// was not sent by the node that the error goes to.
+/// Reads what the ICMP error `packet` quotes into `quote`. `None`: it does not reach as far as the ports, is a later
+/// fragment, or was not sent by the node that the error goes to.
 // Inlined into the hooks' one caller, which is not, and `quote` in scratch memory: they have little of the 512 bytes of
 // stack to spare.
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! What is looked at of a packet to tell what it says about its connection. TC has a [`Packet`], XDP words of the frame.
+//! What is looked at of a packet to tell what it says about its connection. TC has a [`Packet`], XDP words of the
+//! frame.
 
 use dataplane_common::headers::{ipproto, tcpflag};
 

@@ -1,11 +1,11 @@
-//! The TCP timestamps option (RFC 7323 section 3) of a SYN that takes the port of a connection which the backend may keep
-//! in TIME-WAIT.
+//! The TCP timestamps option (RFC 7323 section 3) of a SYN that takes the port of a connection which the backend may
+//! keep in TIME-WAIT.
 //!
 //! To the backend it is the same peer's next connection, and a timestamp below the last one of that peer marks a stale
-//! segment (PAWS, RFC 7323 section 5): it would be answered with an acknowledgement instead of a SYN-ACK, and the client
-//! stalls for a second. Timestamps of two clients, or of one client towards two addresses, have nothing in common. Without
-//! the option in the SYN the connection does without timestamps. A SYN that is lost on the way and sent again keeps its
-//! own: then the second may stall.
+//! segment (PAWS, RFC 7323 section 5): it would be answered with an acknowledgement instead of a SYN-ACK, and the
+//! client stalls for a second. Timestamps of two clients, or of one client towards two addresses, have nothing in
+//! common. Without the option in the SYN the connection does without timestamps. A SYN that is lost on the way and sent
+//! again keeps its own: then the second may stall.
 
 use dataplane_common::headers::TCP_LEN;
 
@@ -31,8 +31,8 @@ pub struct Walk {
     end: u32,
 }
 
-/// Replaces the timestamps of a TCP segment by fillers; one without any is left alone. Where that fails for want of memory
-/// the segment goes on as it is, or with a wrong checksum, and is sent again.
+/// Replaces the timestamps of a TCP segment by fillers; one without any is left alone. Where that fails for want of
+/// memory the segment goes on as it is, or with a wrong checksum, and is sent again.
 #[inline(never)]
 pub fn remove(frame: &impl Edit, packet: &Packet, walk: &mut Walk) {
     let end = packet.l4 + usize::from(packet.tcp_len);

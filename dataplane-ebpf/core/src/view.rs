@@ -31,24 +31,25 @@ pub trait View {
     /// Payload bytes per segment of a GSO packet, 0 for others.
     fn gso_size(&self) -> u32;
 
-    /// The tag that `__netif_receive_skb` or the NIC has moved from the frame into its metadata before TC ingress: priority,
-    /// DEI and VID (IEEE 802.1Q) as a number.
+    /// The tag that `__netif_receive_skb` or the NIC has moved from the frame into its metadata before TC ingress:
+    /// priority, DEI and VID (IEEE 802.1Q) as a number.
     fn vlan_tci(&self) -> Option<u16>;
 
     /// Whom the frame is for, of `<linux/if_packet.h>`: [`PACKET_HOST`] and others.
     fn pkt_type(&self) -> u32;
 }
 
-/// What can be changed of a packet: by the helpers of `bpf-helpers(7)`, whose names they have. Checksums are changed through
-/// them only. A container's packet usually carries a partial checksum (only the pseudo-header is summed, the NIC or the
-/// receiver does the rest), which a program cannot see and the helpers can: with the pseudo-header flag they correct a
-/// partial sum, without it they leave it alone.
+/// What can be changed of a packet: by the helpers of `bpf-helpers(7)`, whose names they have. Checksums are changed
+/// through them only. A container's packet usually carries a partial checksum (only the pseudo-header is summed, the
+/// NIC or the receiver does the rest), which a program cannot see and the helpers can: with the pseudo-header flag they
+/// correct a partial sum, without it they leave it alone.
 pub trait Edit: View {
     /// Overwrites the bytes from `offset` on.
     fn store<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), Failed>;
 
-    /// Corrects the IPv4 header checksum at `offset` for `size` bytes that were `from` and are `to`, each in the packet's
-    /// byte order; with size 0 for a sum that has changed by `to` ([`crate::checksum::replaced`]), and `from` is 0.
+    /// Corrects the IPv4 header checksum at `offset` for `size` bytes that were `from` and are `to`, each in the
+    /// packet's byte order; with size 0 for a sum that has changed by `to` ([`crate::checksum::replaced`]), and `from`
+    /// is 0.
     fn l3_csum_replace(&self, offset: usize, from: u64, to: u64, size: u64) -> Result<(), Failed>;
 
     /// The same for a transport checksum; `flags`: the size, and what [`csum`] has.

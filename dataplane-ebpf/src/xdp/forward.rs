@@ -65,7 +65,8 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
     Some(sent)
 }
 
-/// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as well.
+/// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as
+/// well.
 #[inline(always)]
 pub(super) fn tunnelled_len(packet: &Head) -> u32 {
     u32::from(packet.total_len) + ENCAP_LEN as u32

@@ -185,8 +185,8 @@ impl Segment for Said {
     }
 }
 
-/// The maximum segment size (RFC 9293 section 3.7.1) in the first option, where Linux, BSD and Windows put it, of the TCP
-/// segment in the frame in its tunnel; 0: there is no room for one. `None`: the options begin with another one.
+/// The maximum segment size (RFC 9293 section 3.7.1) in the first option, where Linux, BSD and Windows put it, of the
+/// TCP segment in the frame in its tunnel; 0: there is no room for one. `None`: the options begin with another one.
 #[inline(always)]
 pub(super) fn inner_mss(frame: Frame, tcp_len: u8) -> Option<u16> {
     const LEN: usize = 4;

@@ -48,8 +48,8 @@ pub(super) struct Route {
     pub len: u16,
 }
 
-/// The way of a packet that leaves through the interface `ifindex` in any case. `None`: no way, no neighbour yet, too big for
-/// it, or an interface that XDP cannot send out of; the kernel knows better.
+/// The way of a packet that leaves through the interface `ifindex` in any case. `None`: no way, no neighbour yet, too
+/// big for it, or an interface that XDP cannot send out of; the kernel knows better.
 #[inline(always)]
 pub(super) fn through(ctx: &XdpContext, frame: Frame, route: &Route, ifindex: u32) -> Option<Hop> {
     asked(ctx, frame, route, ifindex, BPF_FIB_LOOKUP_OUTPUT).filter(|hop| hop.ifindex == ifindex)

@@ -1,5 +1,5 @@
-//! What a connection's entry remembers of the questions about whom its packets are for, so that one lookup answers all of
-//! them ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
+//! What a connection's entry remembers of the questions about whom its packets are for, so that one lookup answers all
+//! of them ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use dataplane_common::{
@@ -42,9 +42,9 @@ pub(super) fn generation(state: &XdpState) -> u32 {
 #[inline(always)]
 pub(super) fn ordered_generation(state: &XdpState) -> Option<u32> {
     let generation = generation(state);
-    // The agent first takes back, then raises the number. Who reads the number must not have asked before: on processors
-    // that read ahead, only an atomic instruction that returns something orders the two, wherever it adds: on memory of
-    // this CPU's, for all CPUs read the number.
+    // The agent first takes back, then raises the number. Who reads the number must not have asked before: on
+    // processors that read ahead, only an atomic instruction that returns something orders the two, wherever it adds:
+    // on memory of this CPU's, for all CPUs read the number.
     // SAFETY: into this CPU's scratch slot, aligned to 8; adding nothing changes nothing.
     unsafe { atomics::fetch_add(&raw mut scratch().ok()?.fence, 0) };
     Some(if generation & 1 == 0 { generation } else { 0 })

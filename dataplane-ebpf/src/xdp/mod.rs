@@ -1,8 +1,8 @@
 //! Hook `xdp_mesh`: the hot path of the routing mesh at the ingress node, before the kernel has made a socket buffer.
 //!
-//! It carries packets of clients towards backends on other Hiveway nodes, and their answers back, and makes of them exactly
-//! what `mesh_ingress.rs` makes. It never drops and never ends anything: whatever it does not carry it passes on untouched,
-//! and has counted and noted nothing about it, so that the TC programs decide as if there were no XDP
+//! It carries packets of clients towards backends on other Hiveway nodes, and their answers back, and makes of them
+//! exactly what `mesh_ingress.rs` makes. It never drops and never ends anything: whatever it does not carry it passes
+//! on untouched, and has counted and noted nothing about it, so that the TC programs decide as if there were no XDP
 //! ([ADR 14](../../../docs/adr/0014-xdp-carries-only-what-is-established.md)). What is established costs one lookup
 //! ([ADR 15](../../../docs/adr/0015-next-hops-and-generations.md)).
 
@@ -54,8 +54,8 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
 }
 
 /// Whether the interface that the frame came in through is an uplink. `None`: the frame is for another MAC than its, as
-/// [`crate::parse::is_own`] says where there is an skb. A tag that is in the frame has left no IPv4 in sight; one that the
-/// NIC has taken off does not show.
+/// [`crate::parse::is_own`] says where there is an skb. A tag that is in the frame has left no IPv4 in sight; one that
+/// the NIC has taken off does not show.
 #[inline(always)]
 fn own(frame: Frame, config: &Config) -> Option<bool> {
     let (mac, uplink) = if frame.ifindex == config.underlay_ifindex {

@@ -1,8 +1,8 @@
 //! A client's packet of a connection that is not established: its first one, or one that may prove it.
 //!
-//! The same questions and the same functions as in TC. The first packet's backend is chosen only once it is sure that this
-//! path can send to it: whoever else's turn it is waits for TC, and is counted once. Only where the agent keeps the way: to
-//! ask the kernel for it would need more stack than there is.
+//! The same questions and the same functions as in TC. The first packet's backend is chosen only once it is sure that
+//! this path can send to it: whoever else's turn it is waits for TC, and is counted once. Only where the agent keeps
+//! the way: to ask the kernel for it would need more stack than there is.
 
 use core::ptr;
 
@@ -41,8 +41,8 @@ use crate::{
 const TRIES: usize = 4;
 
 /// The packet of `ctx`, which was looked at already. `place`: of its pending entry, if there is one.
-// Not inlined, and reads the packet again: what is established shall not have to step around it, nor what is known of it
-// have to lie in memory.
+// Not inlined, and reads the packet again: what is established shall not have to step around it, nor what is known of
+// it have to lie in memory.
 #[inline(never)]
 pub(super) fn handle(ctx: *mut xdp_md, place: Place) -> u32 {
     carry(&XdpContext::new(ctx), place).unwrap_or(XDP_PASS)
@@ -109,7 +109,8 @@ fn open(frame: Frame, config: &Config, packet: &Head, port: &PublishedPort, now:
         if !turn.take() {
             continue;
         }
-        // From here on it is entered: if the packet were left to TC, that would find the entry. If there is no room, TC chooses anew.
+        // From here on it is entered: if the packet were left to TC, that would find the entry. If there is no room, TC
+        // chooses anew.
         affinity::enter(packet.key().get(), turn.backend, flag::SEEN).ok()?;
         verdict::count_of(Counter::MeshFlow, frame.len());
         return Some((backend, hop));

@@ -184,8 +184,8 @@ pub(crate) fn ifindex(ifname: &str) -> Result<u32, AttachFault> {
     })
 }
 
-/// If there is no pin of that name, and the device has a link of that program under a name that no device has any more, the
-/// device was renamed: so is the pin. A device takes one XDP link only.
+/// If there is no pin of that name, and the device has a link of that program under a name that no device has any more,
+/// the device was renamed: so is the pin. A device takes one XDP link only.
 pub(crate) fn follow_rename(bpffs: &Path, name: &PinName, ifindex: u32, unpinned: &mut Unpinned) -> io::Result<()> {
     let directory = Hook::Tcx.directory(bpffs);
     let pin = directory.join(name.to_string());

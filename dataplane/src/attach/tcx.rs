@@ -13,8 +13,8 @@ use aya::programs::TcAttachType;
 use super::{AttachFault, Attached, Unpinned};
 use crate::sys;
 
-/// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin` run
-/// it from now on, if that is on this very device.
+/// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin`
+/// run it from now on, if that is on this very device.
 pub(crate) fn attach(
     program: BorrowedFd<'_>,
     program_id: u32,

@@ -27,7 +27,8 @@ impl XdpTrial {
     ///
     /// # Errors
     /// The kernel's, from loading or from attaching: one that [`super::is_taken`] knows if an XDP program is attached
-    /// there, or on a device above, which stays; `EOPNOTSUPP` if the driver has no XDP; whatever else the driver refuses with.
+    /// there, or on a device above, which stays; `EOPNOTSUPP` if the driver has no XDP; whatever else the driver
+    /// refuses with.
     pub fn start(ifindex: u32) -> io::Result<Self> {
         let program = load()?;
         Ok(Self { link: sys::xdp_attach(program.as_fd(), ifindex, true)? })

@@ -38,9 +38,9 @@ impl XdpMode {
     }
 }
 
-/// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin` run
-/// it from now on, if that is on this device in this mode. `before`: the mode that the device's link was made with, which
-/// the kernel does not tell.
+/// Attaches `program`, with that id, to a device of this thread's network namespace, or lets the link pinned at `pin`
+/// run it from now on, if that is on this device in this mode. `before`: the mode that the device's link was made with,
+/// which the kernel does not tell.
 pub(crate) fn attach(
     program: BorrowedFd<'_>,
     program_id: u32,

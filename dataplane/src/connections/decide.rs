@@ -69,9 +69,9 @@ pub(super) fn flow(pair: &Pair, rules: &Rules<'_>) -> Option<Reason> {
     }
 }
 
-/// A pending entry may have lost its other half to a flood, and gets it back with the next packet. Established ones come
-/// and go in twos, but for direct connections, which need only the one, and for ended ones whose client has begun anew
-/// with another backend: what is left keeps the former one's TIME-WAIT from being disturbed, and expires like it.
+/// A pending entry may have lost its other half to a flood, and gets it back with the next packet. Established ones
+/// come and go in twos, but for direct connections, which need only the one, and for ended ones whose client has begun
+/// anew with another backend: what is left keeps the former one's TIME-WAIT from being disturbed, and expires like it.
 fn is_orphan(pair: &Pair, now: u64) -> bool {
     match pair {
         Pair::Reply((_, Stage::Established, flow)) => {

@@ -1,7 +1,7 @@
 //! Connections: what the connection tables hold, how long it is kept, and how it is shown.
 //!
-//! Timestamps and a sweep instead of an LRU map for established connections: that evicts exactly the long-idle ones that
-//! must be kept. Only connections that have proved nothing yet make room for others.
+//! Timestamps and a sweep instead of an LRU map for established connections: that evicts exactly the long-idle ones
+//! that must be kept. Only connections that have proved nothing yet make room for others.
 
 mod decide;
 mod earlier;

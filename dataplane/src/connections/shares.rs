@@ -45,8 +45,8 @@ impl Shares {
         Recount { before: (0..WORDS as u32).map(|word| self.0.load(word)).collect(), counted: vec![0; WORDS] }
     }
 
-    /// Puts right what was counted wrong. What packets have added or taken away since [`Shares::recount`] stays: of that, what was
-    /// counted as well is counted twice, until the next time.
+    /// Puts right what was counted wrong. What packets have added or taken away since [`Shares::recount`] stays: of
+    /// that, what was counted as well is counted twice, until the next time.
     pub(crate) fn correct(&self, recount: &Recount) {
         for (word, (counted, before)) in (0u32..).zip(recount.counted.iter().zip(&recount.before)) {
             let is_number = word as usize >= offset_of!(Value, entries) / WORD;

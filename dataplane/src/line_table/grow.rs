@@ -85,8 +85,9 @@ impl<T: Contents> Growing for Growth<'_, T> {
 }
 
 impl<T: Contents> LineTable<T> {
-    /// Has a half grow as far as it takes for so many established connections in it, TCP's first, and for the pending ones
-    /// that are there, to `least` buckets in any case; and ends what an earlier call has begun. Whether a half has grown.
+    /// Has a half grow as far as it takes for so many established connections in it, TCP's first, and for the pending
+    /// ones that are there, to `least` buckets in any case; and ends what an earlier call has begun. Whether a half has
+    /// grown.
     ///
     /// # Errors
     /// When the kernel refuses. The table is as good as before, and the next call goes on.
@@ -161,8 +162,8 @@ impl<T: Contents> LineTable<T> {
         buckets
     }
 
-    /// Whether half of the lines are used, by a look at some buckets: with more, pending connections displace one another
-    /// soon. A flood fills what the tables begin with in a fraction of a second.
+    /// Whether half of the lines are used, by a look at some buckets: with more, pending connections displace one
+    /// another soon. A flood fills what the tables begin with in a fraction of a second.
     fn is_pressed(&self, half: u32) -> bool {
         let buckets = self.buckets(half);
         let sample = (0..buckets).step_by((buckets / SAMPLE).max(1) as usize);

@@ -1,9 +1,9 @@
 //! Programs on containers' own interfaces, inside their network namespaces, on networks that the engine carries.
 //!
 //! Each interface has two stubs (see [`stub`]), attached as other programs are: TCX links pinned under
-//! `<bpffs>/links/<program>@<id>`, or clsact filters noted under `<bpffs>/filters/`. A link is found again from anywhere.
-//! A filter is not, so the note `<bpffs>/filters/netns/<id>` says in which namespace and on which interface it is. What
-//! the stubs call is in the pinned map `SANDBOX_PROGRAMS`; without it they let every packet pass.
+//! `<bpffs>/links/<program>@<id>`, or clsact filters noted under `<bpffs>/filters/`. A link is found again from
+//! anywhere. A filter is not, so the note `<bpffs>/filters/netns/<id>` says in which namespace and on which interface
+//! it is. What the stubs call is in the pinned map `SANDBOX_PROGRAMS`; without it they let every packet pass.
 
 mod clsact;
 mod netns;

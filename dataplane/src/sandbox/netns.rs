@@ -50,7 +50,8 @@ fn open(path: &Path, inode: u64) -> Option<File> {
     (self::inode(file.as_fd()).ok()? == inode).then_some(file)
 }
 
-/// Mount points of that namespace. Lines look like `99 23 0:4 net:[4026532281] /run/netns/x rw shared:1 - nsfs nsfs rw`.
+/// Mount points of that namespace. Lines look like `99 23 0:4 net:[4026532281] /run/netns/x rw shared:1 - nsfs nsfs
+/// rw`.
 fn mounted_at(mountinfo: &str, inode: u64) -> Vec<PathBuf> {
     let root = format!("net:[{inode}]");
     let at = |line: &str| {

@@ -1,5 +1,5 @@
-//! The stub: the program that is attached to one container's interface, says which one it is, and calls the program that
-//! all of them share.
+//! The stub: the program that is attached to one container's interface, says which one it is, and calls the program
+//! that all of them share.
 //!
 //! Interface indices are unique in one network namespace only, and kernels like 6.1 tell a TC program nothing of the
 //! namespace it runs in. So each interface has a stub of its own with its id as a constant

@@ -25,8 +25,8 @@ use crate::{
     words::Words,
 };
 
-/// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two seconds
-/// leave room for a virtual CPU that is stopped in the middle of one.
+/// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two
+/// seconds leave room for a virtual CPU that is stopped in the middle of one.
 const REST: u64 = 2_000_000_000;
 
 /// Slots written with one system call.
@@ -76,7 +76,8 @@ impl Sets {
             fd,
             known: BTreeMap::new(),
         };
-        // What rested when the previous agent ended counts as free: loading programs has taken far longer than a packet.
+        // What rested when the previous agent ended counts as free: loading programs has taken far longer than a
+        // packet.
         for (key, id) in found {
             if this.ids.reserve(Run { base: id, len: 1 }) {
                 let word = this.load(id);

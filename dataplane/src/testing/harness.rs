@@ -126,7 +126,8 @@ pub(super) fn tables(loaded: &Loaded, lines: Sizes) -> Result<Tables, HarnessErr
 }
 
 impl Harness {
-    /// Empty maps, and programs that are loaded when they first run, if not by an earlier harness of this process. Needs root.
+    /// Empty maps, and programs that are loaded when they first run, if not by an earlier harness of this process.
+    /// Needs root.
     pub fn new() -> Result<Self, HarnessError> {
         Self::with_sizes(&[])
     }

@@ -1,5 +1,6 @@
-//! XDP in front of a TC program: each packet that a test sends through such a program goes through `xdp_mesh` first, and
-//! what that carries has to be what TC makes of the same packet in the same state. So one set of packets tests both.
+//! XDP in front of a TC program: each packet that a test sends through such a program goes through `xdp_mesh` first,
+//! and what that carries has to be what TC makes of the same packet in the same state. So one set of packets tests
+//! both.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,8 @@ const XDP_REDIRECT: u32 = 4;
 /// Where the Ethernet addresses end: TC leaves those to the kernel, after the program.
 const ADDRESSES: usize = 12;
 
-/// What connections are remembered, but for when: task, its addresses, flags, the acknowledgement that is waited for, and
-/// whether the backend has spoken.
+/// What connections are remembered, but for when: task, its addresses, flags, the acknowledgement that is waited for,
+/// and whether the backend has spoken.
 type Remembered = BTreeMap<AffinityKey, (Tag, Ip4, Ip4, u8, [u8; 3], u8)>;
 
 /// Everything that the mesh path writes besides counters.

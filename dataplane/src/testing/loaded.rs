@@ -1,5 +1,5 @@
-//! Loaded programs that harnesses of one process use one after the other: to verify them takes the kernel many times as long
-//! as to empty their maps.
+//! Loaded programs that harnesses of one process use one after the other: to verify them takes the kernel many times as
+//! long as to empty their maps.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
@@ -45,8 +45,8 @@ impl Loaded {
         Ok(Self { ebpf: Some(ebpf), shared: sizes.is_empty(), used })
     }
 
-    /// The maps as the agent has them, by descriptors of their own: programs that are loaded later look for the maps where the
-    /// object has put them.
+    /// The maps as the agent has them, by descriptors of their own: programs that are loaded later look for the maps
+    /// where the object has put them.
     pub(super) fn tables(&self, lines: Sizes) -> Result<Tables, HarnessError> {
         Ok(Tables::of(|map| self.map(map), lines)?)
     }

@@ -1,5 +1,5 @@
-//! How much stack a program takes, counted as the strictest kernel counts it. What the running one says is not enough: it
-//! rounds frames up to 16 bytes where older ones round to 32, and is silent about who calls whom.
+//! How much stack a program takes, counted as the strictest kernel counts it. What the running one says is not enough:
+//! it rounds frames up to 16 bytes where older ones round to 32, and is silent about who calls whom.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +39,8 @@ fn chain(subprogram: usize, callees: &[BTreeSet<usize>], frames: &[u64]) -> u64 
     frames[subprogram].max(1).next_multiple_of(ROUNDED) + below
 }
 
-/// If the instruction calls a subprogram, or passes it to a helper that does: where it is, and where the subprogram starts.
+/// If the instruction calls a subprogram, or passes it to a helper that does: where it is, and where the subprogram
+/// starts.
 fn called(at: usize, instruction: &bpf_insn) -> Option<(usize, usize)> {
     let source = u32::from(instruction.src_reg());
     let calls = (instruction.code == CALL && source == BPF_PSEUDO_CALL)
@@ -47,8 +48,8 @@ fn called(at: usize, instruction: &bpf_insn) -> Option<(usize, usize)> {
     calls.then(|| (at + 1).checked_add_signed(instruction.imm as isize)).flatten().map(|start| (at, start))
 }
 
-/// The lowest byte of its frame that a subprogram names. LLVM reaches all that lies there from the frame pointer, or from
-/// a copy of it that it moves to the start of the object first.
+/// The lowest byte of its frame that a subprogram names. LLVM reaches all that lies there from the frame pointer, or
+/// from a copy of it that it moves to the start of the object first.
 fn frame(subprogram: &[bpf_insn]) -> u64 {
     let mut copies = [false; 16];
     let mut lowest = 0i64;

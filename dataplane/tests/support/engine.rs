@@ -1,5 +1,5 @@
-//! Packets of LOCAL1 on a network that the engine carries, for their golden packets. What is translated passes on to the
-//! engine's bridge.
+//! Packets of LOCAL1 on a network that the engine carries, for their golden packets. What is translated passes on to
+//! the engine's bridge.
 
 use anyhow::Result;
 use dataplane::{

@@ -100,7 +100,8 @@ impl Golden {
     }
 
     /// As [`Golden::check`], but the outer UDP source port, which comes from a hash with a secret, is taken from what
-    /// came out, and so is a random identification where DF is not expected. Returns it; it must lie in the dynamic range.
+    /// came out, and so is a random identification where DF is not expected. Returns it; it must lie in the dynamic
+    /// range.
     pub fn check_tunnelled(mut self, harness: &mut Harness) -> Result<u16> {
         const SOURCE_PORT: std::ops::Range<usize> = 34..36;
         const IDENTIFICATION: std::ops::Range<usize> = 18..20;

@@ -28,7 +28,8 @@ pub const XDP_PASS: u32 = 2;
 pub const XDP_TX: u32 = 3;
 pub const XDP_REDIRECT: u32 = 4;
 
-/// The usual node; its neighbours are known, nobody keeps the ways, and CLIENT's and NEAR's connections to REMOTE1 are established.
+/// The usual node; its neighbours are known, nobody keeps the ways, and CLIENT's and NEAR's connections to REMOTE1 are
+/// established.
 pub fn established(test: impl FnOnce(&mut World) -> Result<()> + Send + 'static) -> Result<()> {
     world(|world| {
         keep_way(world, None)?;
@@ -96,8 +97,8 @@ pub enum Knows {
     Way,
 }
 
-/// XDP carries the packet, whatever it knows beforehand: what it makes of it but for the Ethernet addresses (which the kernel
-/// writes later for TC), what it counts and what it notes is what TC does. It goes from MAC to MAC.
+/// XDP carries the packet, whatever it knows beforehand: what it makes of it but for the Ethernet addresses (which the
+/// kernel writes later for TC), what it counts and what it notes is what TC does. It goes from MAC to MAC.
 pub fn carries(
     world: &mut World,
     what: &'static str,

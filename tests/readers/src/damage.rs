@@ -90,7 +90,8 @@ fn part(data: &[u8], rng: &mut Rng) -> std::ops::Range<usize> {
     from..from + rng.usize(1..=longest)
 }
 
-/// Replaces one word (letters, digits and what addresses and ids have in them) that is `fit` by what `with` makes of all.
+/// Replaces one word (letters, digits and what addresses and ids have in them) that is `fit` by what `with` makes of
+/// all.
 fn replace_word(
     data: &mut Vec<u8>,
     rng: &mut Rng,

@@ -1,7 +1,7 @@
 //! The readers of whatever comes from outside the agent, each as one function of bytes: [`Target`].
 //!
-//! `fuzz/` runs them under libFuzzer (`cargo xtask fuzz`), the tests of this crate with damaged captures. An input starts
-//! out as one of a target's [`seeds`] and is changed by [`damage`], or by libFuzzer.
+//! `fuzz/` runs them under libFuzzer (`cargo xtask fuzz`), the tests of this crate with damaged captures. An input
+//! starts out as one of a target's [`seeds`] and is changed by [`damage`], or by libFuzzer.
 
 pub mod damage;
 mod packets;

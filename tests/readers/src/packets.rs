@@ -59,7 +59,8 @@ pub(crate) fn packets(data: &[u8]) {
     }
 }
 
-/// What the programs and etherparse read of a frame, which is the same. `None`: the programs take it for no IPv4 packet.
+/// What the programs and etherparse read of a frame, which is the same. `None`: the programs take it for no IPv4
+/// packet.
 fn read(bytes: &[u8]) -> Option<Packet> {
     let frame = Bytes::new(bytes);
     let mut packet = Packet::default();
@@ -152,8 +153,8 @@ fn sum(parts: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-/// Where the transport checksum is, and whether it covers a pseudo-header. `None`: it is in another fragment, unknown, or
-/// left out.
+/// Where the transport checksum is, and whether it covers a pseudo-header. `None`: it is in another fragment, unknown,
+/// or left out.
 fn transport_sum(bytes: &[u8], packet: &Packet) -> Option<(usize, bool)> {
     let (offset, pseudo) = match packet.proto {
         _ if packet.fragment != Fragment::Whole => return None,

@@ -19,8 +19,8 @@ use super::{
 const PROTOCOLS: [&str; 11] = ["arp", "data", "eth", "ethertype", "frame", "icmp", "igmp", "ip", "tcp", "udp", "vxlan"];
 
 /// A display filter: a checksum that a receiver would not accept. TCP's 0xffff for a computed 0 is the same number in
-/// ones' complement (RFC 1624 section 3) and what Linux writes when it fills in a checksum in software, so one segment in
-/// 65,536 carries it; tshark calls it bad.
+/// ones' complement (RFC 1624 section 3) and what Linux writes when it fills in a checksum in software, so one segment
+/// in 65,536 carries it; tshark calls it bad.
 pub const BAD_CHECKSUM: &str = "ip.checksum.status == \"Bad\" || udp.checksum.status == \"Bad\" || \
      (tcp.checksum.status == \"Bad\" && !(tcp.checksum == 0xffff && tcp.checksum_calculated == 0))";
 
@@ -93,8 +93,8 @@ impl Capture {
         })
     }
 
-    /// What tcpdump says of itself when asked with SIGUSR1: `3 packets captured, 4 packets received by filter, 0 packets
-    /// dropped by kernel`.
+    /// What tcpdump says of itself when asked with SIGUSR1: `3 packets captured, 4 packets received by filter, 0
+    /// packets dropped by kernel`.
     fn report(&mut self) -> Result<Report> {
         let earlier = self.process.stderr()?.matches("received by filter").count();
         self.process.signal(Signal::SIGUSR1)?;

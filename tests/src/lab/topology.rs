@@ -61,8 +61,8 @@ impl Cores {
 }
 
 impl Lab {
-    /// An empty lab: only the switch, 192.168.77.1/24, which also routes to 192.168.88.0/24. No other lab of this process
-    /// is up at the same time.
+    /// An empty lab: only the switch, 192.168.77.1/24, which also routes to 192.168.88.0/24. No other lab of this
+    /// process is up at the same time.
     pub fn new() -> Result<Self> {
         Self::with(Cores::alone())
     }
@@ -154,8 +154,8 @@ impl Lab {
         Ok(netns)
     }
 
-    /// Both ends of the cable between a switch port and `eth0` have their carrier: the kernel reports it some time after
-    /// `up`, and whoever looks at the links before would see them change by themselves.
+    /// Both ends of the cable between a switch port and `eth0` have their carrier: the kernel reports it some time
+    /// after `up`, and whoever looks at the links before would see them change by themselves.
     fn wait_connected(&self, port: &str, netns: &Netns) -> Result<()> {
         for (end, interface) in [(&self.switch, port), (netns, "eth0")] {
             wait_for(&format!("{interface} in {} to come up", end.label()), PATIENCE, || {
@@ -230,8 +230,8 @@ impl Drop for Lab {
     }
 }
 
-/// Runs a scenario in a fresh lab, beside others of this process. A failure shows what every agent knows before the lab is
-/// taken down.
+/// Runs a scenario in a fresh lab, beside others of this process. A failure shows what every agent knows before the lab
+/// is taken down.
 pub fn scenario(run: impl FnOnce(&Lab) -> Result<()>) {
     run_in(Lab::with(Cores::shared()), run);
 }

@@ -33,8 +33,8 @@ pub struct Tunnels {
 }
 
 impl Tunnels {
-    /// Makes a device of that name and MTU in each namespace, up and with its address in a /24. What is sent to one of the
-    /// addresses comes out of its device; what is sent to others is lost.
+    /// Makes a device of that name and MTU in each namespace, up and with its address in a /24. What is sent to one of
+    /// the addresses comes out of its device; what is sent to others is lost.
     pub fn start(name: &str, mtu: u32, ends: &[(&Netns, Ipv4Addr)]) -> Result<Self> {
         let mut devices = Vec::new();
         for (netns, address) in ends {
@@ -62,8 +62,8 @@ impl Drop for Tunnels {
     }
 }
 
-/// Makes a TAP device, which has an Ethernet header, in a namespace. Its carrier is there and the device exists while the
-/// file is open; what it sends is read by nothing.
+/// Makes a TAP device, which has an Ethernet header, in a namespace. Its carrier is there and the device exists while
+/// the file is open; what it sends is read by nothing.
 pub fn tap(netns: &Netns, name: &str) -> Result<File> {
     netns.enter(|| open(name, libc::IFF_TAP))?
 }

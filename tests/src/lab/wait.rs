@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long to wait for what takes well under a second on a machine that has nothing else to do. It is never the claim of
-/// a scenario, only where it gives up.
+/// How long to wait for what takes well under a second on a machine that has nothing else to do. It is never the claim
+/// of a scenario, only where it gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many times longer than on a machine of its own everything may take: `HIVEWAY_TEST_SLOWNESS`, for emulated ones.

@@ -1,7 +1,7 @@
 //! A program that lets every frame pass, for the far ends of cables into which XDP sends.
 //!
-//! A veth takes frames that XDP sends only while its own end polls (NAPI). GRO starts that too, but then nobody wakes the
-//! poll after XDP_TX, and frames lie there for seconds; so a program it has to be.
+//! A veth takes frames that XDP sends only while its own end polls (NAPI). GRO starts that too, but then nobody wakes
+//! the poll after XDP_TX, and frames lie there for seconds; so a program it has to be.
 
 use std::{
     io,
@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Lab, Netns};
 
-/// Says with which `--xdp` all agents are started that a scenario does not start with one itself: `generic` or `native`.
+/// Says with which `--xdp` all agents are started that a scenario does not start with one itself: `generic` or
+/// `native`.
 const VARIABLE: &str = "HIVEWAY_TEST_XDP";
 
 /// What `--xdp` agents are started with; `None`: without.
@@ -84,8 +85,8 @@ impl Lab {
         attached
     }
 
-    /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends arrives,
-    /// and nobody leaves checksums to it, which XDP on a veth would forget.
+    /// Prepares a node's cable for native XDP at the node's end, for the rest of the lab's life: what XDP sends
+    /// arrives, and nobody leaves checksums to it, which XDP on a veth would forget.
     pub fn prepare_for_xdp(&self, label: &str) -> Result<()> {
         if !self.switch().interfaces()?.iter().any(|name| name == label) {
             return Ok(());

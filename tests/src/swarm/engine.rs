@@ -1,7 +1,8 @@
 //! Which Docker Engine a lab's nodes run.
 //!
-//! It is the machine's own, or one that `cargo xtask` has unpacked: a directory with programs in usr/bin and usr/sbin and
-//! a file `version`. A lab keeps which one in a link in its directory, so that a node that comes back runs the same.
+//! It is the machine's own, or one that `cargo xtask` has unpacked: a directory with programs in usr/bin and usr/sbin
+//! and a file `version`. A lab keeps which one in a link in its directory, so that a node that comes back runs the
+//! same.
 
 use std::{
     env, fmt, fs,

@@ -1,7 +1,7 @@
 //! Images without a registry: busybox, curl and our own small server, imported from a tar archive on every node.
 //!
-//! `demo/web:1` and `:2` (for updates) answer `name=<host name> peer=<client>` on 80/tcp and 53/udp. `demo/health:1` and
-//! `:2` do so too, and are healthy unless `/tmp/sick` exists.
+//! `demo/web:1` and `:2` (for updates) answer `name=<host name> peer=<client>` on 80/tcp and 53/udp. `demo/health:1`
+//! and `:2` do so too, and are healthy unless `/tmp/sick` exists.
 
 use std::{
     collections::BTreeSet,

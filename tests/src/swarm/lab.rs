@@ -93,14 +93,14 @@ impl Swarm {
     }
 
     /// Makes the swarm anew under the running engines: every node leaves, the first makes another one with the flags
-    /// `init`, the others join it, and all of them with the flags `each`. Services, networks and containers of the swarm
-    /// are gone with the old one.
+    /// `init`, the others join it, and all of them with the flags `each`. Services, networks and containers of the
+    /// swarm are gone with the old one.
     pub fn remake(&self, init: &[&str], each: impl Fn(&Node) -> Vec<String> + Sync) -> Result<()> {
         self.remake_announcing(init, each, Node::address)
     }
 
-    /// As [`Swarm::remake`], with another address that each node announces to the others. A node whose announced address is
-    /// on none of its interfaces needs `--listen-addr` among its flags.
+    /// As [`Swarm::remake`], with another address that each node announces to the others. A node whose announced
+    /// address is on none of its interfaces needs `--listen-addr` among its flags.
     pub fn remake_announcing(
         &self,
         init: &[&str],

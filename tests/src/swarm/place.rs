@@ -65,8 +65,8 @@ impl Place {
         format!("hws-{}", self.name)
     }
 
-    /// Creates its directory. In a container's own file system, an overlay, the nodes could not make overlays of theirs: it
-    /// is in memory there.
+    /// Creates its directory. In a container's own file system, an overlay, the nodes could not make overlays of
+    /// theirs: it is in memory there.
     pub(super) fn create_directory(&self) -> Result<()> {
         let directory = self.directory();
         fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;

@@ -1,5 +1,5 @@
-//! Links that the development kind of machine cannot make: VLAN devices, WireGuard, IP tunnels, bonds. Real agents and real sockets
-//! in namespaces, as in the scenarios of `tests/netns`, on Debian's kernels: `cargo xtask vm-test links`.
+//! Links that the development kind of machine cannot make: VLAN devices, WireGuard, IP tunnels, bonds. Real agents and
+//! real sockets in namespaces, as in the scenarios of `tests/netns`, on Debian's kernels: `cargo xtask vm-test links`.
 
 #[path = "../netns/support.rs"]
 #[expect(dead_code, reason = "the scenarios of tests/netns use all of it")]

@@ -1,4 +1,5 @@
-//! IP tunnels of the kernel (gre, ipip): packets without an Ethernet header, of other link types than WireGuard's and tun's.
+//! IP tunnels of the kernel (gre, ipip): packets without an Ethernet header, of other link types than WireGuard's and
+//! tun's.
 
 use anyhow::Result;
 use hiveway_tests::lab::{Netns, scenario};

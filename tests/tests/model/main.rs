@@ -1,8 +1,8 @@
 //! A model-based property test: random histories of the table and random traffic on three real nodes, compared with a
 //! simple reference of who may answer. Needs root, and `hiveway` built.
 //!
-//! `HIVEWAY_MODEL_SEED` repeats a history, `HIVEWAY_MODEL_STEPS` lengthens it (and takes the time limit away). A step is
-//! one change of the table or one check of one flow.
+//! `HIVEWAY_MODEL_SEED` repeats a history, `HIVEWAY_MODEL_STEPS` lengthens it (and takes the time limit away). A step
+//! is one change of the table or one check of one flow.
 
 mod client;
 mod connection;

@@ -1,4 +1,5 @@
-//! Random numbers that can be repeated: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+//! Random numbers that can be repeated: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+//! generators).
 
 #[derive(Debug)]
 pub(crate) struct Rng(u64);

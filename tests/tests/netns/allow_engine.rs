@@ -1,5 +1,5 @@
-//! Who may use published ports, beside an engine: its own mesh serves what the programs leave to the stack, and knows no
-//! lists. A rule on n1 stands for it, which leads 8080/tcp of every address of the node to web.1.
+//! Who may use published ports, beside an engine: its own mesh serves what the programs leave to the stack, and knows
+//! no lists. A rule on n1 stands for it, which leads 8080/tcp of every address of the node to web.1.
 
 use std::time::Duration;
 
@@ -104,8 +104,8 @@ fn behind(lab: &Lab, node: &Netns, name: &str, address: &str) -> Result<(Netns, 
     Ok((there, servers))
 }
 
-/// Where the engine's mesh leads published ports is an address like others to who has a route to it, and answers them. So
-/// does a container that listens at a published port.
+/// Where the engine's mesh leads published ports is an address like others to who has a route to it, and answers them.
+/// So does a container that listens at a published port.
 #[test]
 fn lists_and_bindings_hold_behind_the_engines_gateway_bridge() {
     const SANDBOX: &str = "172.18.0.9";

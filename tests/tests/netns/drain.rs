@@ -24,8 +24,8 @@ fn web() -> Table {
     web_table(&["n1", "n2"], &[("tcp", 8080, 80), ("udp", 5353, 53)], "n1")
 }
 
-/// Who answers four new flows of each kind from a container and from outside. Not more: a kernel sends one client only six
-/// ICMP errors at once (icmp_ratelimit).
+/// Who answers four new flows of each kind from a container and from outside. Not more: a kernel sends one client only
+/// six ICMP errors at once (icmp_ratelimit).
 fn new_flows(cluster: &Cluster<'_>, client: &Netns) -> Result<Vec<Tally>> {
     let user = cluster.task("user.1");
     Ok(vec![
@@ -147,8 +147,8 @@ impl Flow {
 /// younger than that may wait.
 #[test]
 fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
-    /// A table is in force some 50 ms after it was written, on a machine that has the time (clients move on within 100);
-    /// a task lingers for two seconds.
+    /// A table is in force some 50 ms after it was written, on a machine that has the time (clients move on within
+    /// 100); a task lingers for two seconds.
     const LIMIT: Duration = Duration::from_millis(1000);
     const LINGER: Duration = Duration::from_millis(2100);
     with_and_without_offloads(|lab| {

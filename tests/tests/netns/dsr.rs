@@ -282,8 +282,8 @@ fn a_router_that_checks_sources_lets_only_the_tunnel_through() {
     });
 }
 
-/// No tunnel, so full-sized datagrams of the server's need not be cut, and one that is too big for the client's own link
-/// is the router's to report, to the ingress node, which hands it on.
+/// No tunnel, so full-sized datagrams of the server's need not be cut, and one that is too big for the client's own
+/// link is the router's to report, to the ingress node, which hands it on.
 #[test]
 fn the_direct_way_has_its_own_mtu() {
     scenario(|lab| {

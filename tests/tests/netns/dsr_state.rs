@@ -20,8 +20,8 @@ use crate::{
     support::{Cluster, web_table},
 };
 
-/// All idle times are short, but for that of established TCP: what is never seen would be forgotten in the time that the
-/// transfers below take.
+/// All idle times are short, but for that of established TCP: what is never seen would be forgotten in the time that
+/// the transfers below take.
 const SHORT: &str =
     "tcp-half-open=3s,tcp-established=3s,tcp-half-closed=3s,tcp-closing=3s,udp-unreplied=3s,udp-replied=3s";
 const LONG: Duration = Duration::from_secs(10);

@@ -219,7 +219,8 @@ fn ufw_as_it_comes_closes_no_published_port() {
     });
 }
 
-/// What firewalld 1.3 (Debian 12, nftables backend) makes of its configuration as it comes, as `nft list ruleset` shows it.
+/// What firewalld 1.3 (Debian 12, nftables backend) makes of its configuration as it comes, as `nft list ruleset` shows
+/// it.
 #[test]
 fn firewalld_as_it_comes_closes_no_published_port() {
     scenario(|lab| {
@@ -234,7 +235,8 @@ fn firewalld_as_it_comes_closes_no_published_port() {
         wait_for("the client to be served", PATIENCE, || served(&client, BANNED))?;
         let status = cluster.agents[0].json(&["status"])?;
         ensure!(status["takeover"]["mesh"] == true && status["firewall"]["rules"] == 0, "{status:#}");
-        // As a rich rule with a priority below zero, or a source in the zone `drop` with an engine's ports, would stand there.
+        // As a rich rule with a priority below zero, or a source in the zone `drop` with an engine's ports, would stand
+        // there.
         node.run("nft insert rule inet firewalld filter_FORWARD ip saddr 192.168.77.100 drop")?;
         wait_for("the ban to hold", PATIENCE, || closed(&client))?;
         wait_for("others to be served", PATIENCE, || served(&other, "192.168.88.100"))

@@ -5,8 +5,8 @@ use hiveway_tests::lab::{PATIENCE, scenario, wait_for};
 
 use crate::firewall::{BANNED, closed, cluster, served};
 
-/// `iptables-nft-save` prints `ip saddr @good accept` as `-j ACCEPT`, `ip saddr @bad drop` as `-j DROP`, and nothing of a
-/// verdict map.
+/// `iptables-nft-save` prints `ip saddr @good accept` as `-j ACCEPT`, `ip saddr @bad drop` as `-j DROP`, and nothing of
+/// a verdict map.
 #[test]
 fn native_rules_in_a_chain_of_iptables_hold_as_they_stand() {
     scenario(|lab| {

@@ -201,7 +201,8 @@ fn nor_through_a_vip() {
     });
 }
 
-/// With them an outsider would pass any list that names the node's own address, and a task would answer to who knows whom.
+/// With them an outsider would pass any list that names the node's own address, and a task would answer to who knows
+/// whom.
 #[test]
 fn sources_that_nobody_outside_has_reach_no_task() {
     scenario(|lab| {

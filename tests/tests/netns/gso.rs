@@ -69,8 +69,9 @@ fn packets_of_more_than_64_kilobytes_are_not_lost() {
     });
 }
 
-/// A client's datagrams that its own kernel leaves to be cut. A NIC, or the kernel for one that cannot, cuts them before they
-/// are on the wire. Devices that hand on as a whole what is in a tunnel are virtual ones; what arrives so is counted.
+/// A client's datagrams that its own kernel leaves to be cut. A NIC, or the kernel for one that cannot, cuts them
+/// before they are on the wire. Devices that hand on as a whole what is in a tunnel are virtual ones; what arrives so
+/// is counted.
 #[test]
 fn datagrams_in_one_packet_go_through_the_mesh_or_are_counted() {
     scenario(|lab| {
@@ -90,8 +91,8 @@ fn datagrams_in_one_packet_go_through_the_mesh_or_are_counted() {
     });
 }
 
-/// A server that sends many datagrams with one call, as QUIC servers do: its answers leave through a VIP, the overlay and
-/// the routing mesh, from containers on our networks and on an engine's.
+/// A server that sends many datagrams with one call, as QUIC servers do: its answers leave through a VIP, the overlay
+/// and the routing mesh, from containers on our networks and on an engine's.
 #[test]
 fn servers_that_send_many_datagrams_with_one_call_are_heard() {
     for (whose, table) in

@@ -424,7 +424,8 @@ fn nobody_on_a_node_gets_into_an_engines_network_by_way_of_its_tunnels() {
     });
 }
 
-/// As a container with NET_ADMIN and no user namespace can make one, through the veth that leads to the node's namespace.
+/// As a container with NET_ADMIN and no user namespace can make one, through the veth that leads to the node's
+/// namespace.
 #[test]
 fn a_foreign_port_of_a_bridge_of_ours_is_taken_away_and_named() {
     scenario(|lab| {

@@ -13,8 +13,8 @@ use crate::{
     support::Cluster,
 };
 
-/// user.1 on n1, web.1 on n2, on a network with the usual MTU and one with a larger one; 8080/tcp, 5353/udp and 7000/udp
-/// published. n3 has no task.
+/// user.1 on n1, web.1 on n2, on a network with the usual MTU and one with a larger one; 8080/tcp, 5353/udp and
+/// 7000/udp published. n3 has no task.
 fn web() -> Table {
     Table::with_nodes(3)
         .ingress()
@@ -33,8 +33,8 @@ fn web() -> Table {
         .task("user.1", "user", "n1", &[("app", "10.0.1.9"), ("jumbo", "10.0.2.9")])
 }
 
-/// Gives the nodes' cables, and the client's, another MTU (the client's no more than 1500) and waits until the nodes work
-/// with it.
+/// Gives the nodes' cables, and the client's, another MTU (the client's no more than 1500) and waits until the nodes
+/// work with it.
 fn set_underlay(lab: &Lab, cluster: &Cluster<'_>, client: &Netns, mtu: u16) -> Result<()> {
     for (netns, mtu) in cluster.nodes.iter().map(|node| (node, mtu)).chain([(client, mtu.min(1500))]) {
         lab.switch().run(&format!("ip link set {} mtu {mtu}", netns.label()))?;

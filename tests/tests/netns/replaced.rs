@@ -43,8 +43,8 @@ fn plug(lab: &Lab, node: &Netns, interface: &str, port: &str, address: &str) -> 
     node.run(&format!("ip link set {interface} up")).map(drop)
 }
 
-/// n3 uses `interface` as its uplink and serves clients on it, at its address: one that is named is the uplink before it
-/// has any.
+/// n3 uses `interface` as its uplink and serves clients on it, at its address: one that is named is the uplink before
+/// it has any.
 fn taken(cluster: &Cluster<'_>, interface: &str) -> Result<Value> {
     let status = cluster.agents[2].json(&["status"])?;
     let node = &status["node"];
@@ -118,8 +118,8 @@ fn an_uplink_is_replaced(underlay: &str, xdp: &str) {
         })?;
         plug(lab, node, "eth0", "n3", ADDRESSES[2])?;
         node.run("ip route add default via 192.168.77.1")?;
-        // Until the programs are attached to it, the kernel answers on a new interface, with RST for a published port. A
-        // switch's port forwards later than that; and any ARP request of the node's tells clients of the new MAC.
+        // Until the programs are attached to it, the kernel answers on a new interface, with RST for a published port.
+        // A switch's port forwards later than that; and any ARP request of the node's tells clients of the new MAC.
         wait_for("the new interface to be taken", SECONDS, || taken(&cluster, "eth0").map(drop))?;
         lab.switch().run("ip link set n3 master br0")?;
         // As the new interface's first ARP packet would.

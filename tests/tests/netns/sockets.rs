@@ -12,7 +12,8 @@ use hiveway_tests::lab::{Netns, PATIENCE, wait_for};
 
 /// A socket bound to `port` (0: any) in `netns`. It stays there, whoever uses it. Reads give up after a while.
 pub(crate) fn udp(netns: &Netns, port: u16) -> Result<UdpSocket> {
-    // A process that another scenario is starting holds a copy of a socket that was just closed, until it is another program.
+    // A process that another scenario is starting holds a copy of a socket that was just closed, until it is another
+    // program.
     let socket = wait_for(&format!("port {port} to be free"), PATIENCE, || {
         netns.enter(|| UdpSocket::bind(("0.0.0.0", port)))?.context("bind")
     })?;

@@ -60,7 +60,8 @@ fn short_connections_of_many_clients_do_not_run_out_of_source_ports() {
         let rate = u64::from(CLIENTS) * CONNECTIONS * 1000 / started.elapsed().as_millis().max(1) as u64;
         eprintln!("{rate} connections a second");
         ensure!(cluster.agents[0].dropped("flow_collision")? == 0, "at {rate} connections a second");
-        // Connection attempts that the backend has taken for stale segments, each of which has cost its client a second.
+        // Connection attempts that the backend has taken for stale segments, each of which has cost its client a
+        // second.
         let stale = cluster.task("web.1").run("nstat -az TcpExtPAWSTimewait")?;
         ensure!(stale.lines().any(|line| line.split_whitespace().nth(1) == Some("0")), "{stale}");
         let counters = &cluster.agents[0].json(&["status"])?["dataplane"]["counters"];
@@ -87,8 +88,8 @@ fn a_narrow_path_to_a_backend_without_hiveway_swallows_nothing() {
             switch.run(&format!("nft {rule}"))?;
         }
         switch.run("nft add rule inet mute out icmp type destination-unreachable drop")?;
-        // What comes back is cut as well, which the engine's tunnel device puts together for the engine, and shows how narrow
-        // the path is: from then on connections keep to it.
+        // What comes back is cut as well, which the engine's tunnel device puts together for the engine, and shows how
+        // narrow the path is: from then on connections keep to it.
         let first = peer::transfer(&client, "192.168.77.11:8080", 1_000_000);
         ensure!(first.is_ok() || learned(&cluster)? > 0, "{first:?}");
         peer::transfer(&client, "192.168.77.11:8080", 1_000_000)?;

@@ -1,4 +1,5 @@
-//! What happens around the agent all the time, or hangs, or is taken away from it, keeps it neither from its work nor from saying so.
+//! What happens around the agent all the time, or hangs, or is taken away from it, keeps it neither from its work nor
+//! from saying so.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Beside a Docker engine, on nodes made by hand as an engine makes them: the routing mesh and VIPs are ours, everything
-//! else stays the engine's.
+//! Beside a Docker engine, on nodes made by hand as an engine makes them: the routing mesh and VIPs are ours,
+//! everything else stays the engine's.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Clients of the routing mesh whose address a backend's answer could not find back to: they are shown as somebody else.
+//! Clients of the routing mesh whose address a backend's answer could not find back to: they are shown as somebody
+//! else.
 
 use anyhow::{Context as _, Result, ensure};
 use hiveway_tests::{

@@ -1,5 +1,5 @@
-//! What carries VXLAN and clients besides one Ethernet interface: links without an Ethernet header, several uplinks, the
-//! tunnel address on the loopback device.
+//! What carries VXLAN and clients besides one Ethernet interface: links without an Ethernet header, several uplinks,
+//! the tunnel address on the loopback device.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -106,8 +106,8 @@ fn clients_behind_a_link_without_ethernet_header_are_served() {
 /// Tunnel addresses of the nodes of a [`fabric`].
 const ON_LO: [&str; 3] = ["10.255.0.11", "10.255.0.12", "10.255.0.13"];
 
-/// As in a routed fabric: each node has its tunnel address on the loopback device and two uplinks, each to a router of its
-/// own, over which packets are spread.
+/// As in a routed fabric: each node has its tunnel address on the loopback device and two uplinks, each to a router of
+/// its own, over which packets are spread.
 fn fabric(lab: &Lab) -> Result<Vec<Netns>> {
     let (nodes, switch) = (nodes(lab)?, lab.switch());
     switch.run("ip link add br1 type bridge forward_delay 0 mcast_snooping 0")?;
@@ -204,8 +204,8 @@ fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
         healthy_and_says(&["uplink eth1 is down: VXLAN is accepted on eth0 only; `ip link set eth1 up`"])?;
         let text = cluster.agents[2].cli(&["status"])?;
         ensure!(text.contains("Warnings:") && text.contains("uplink eth1 is down"), "{text}");
-        // Up again without the routes that it had: half of the fabric is still unused. On all nodes: where a node has no route
-        // over an uplink, what others send there is not accepted.
+        // Up again without the routes that it had: half of the fabric is still unused. On all nodes: where a node has
+        // no route over an uplink, what others send there is not accepted.
         let n3 = &cluster.nodes[2];
         let routes = |hops: fn(u8) -> String| -> Result<()> {
             cluster.nodes.iter().zip(11..).try_for_each(|(node, host)| fabric_routes(node, host, hops))
@@ -232,8 +232,8 @@ fn a_tunnel_address_on_lo_is_reached_over_all_uplinks() {
     });
 }
 
-/// With asymmetric routes: what the others send arrives on both, n3's own routes lead over eth0 alone. `auto` would not accept
-/// what comes in on eth1.
+/// With asymmetric routes: what the others send arrives on both, n3's own routes lead over eth0 alone. `auto` would not
+/// accept what comes in on eth1.
 #[test]
 fn uplinks_that_are_named_are_all_accepted_on() {
     scenario(|lab| {
@@ -261,7 +261,8 @@ fn uplinks_that_are_named_are_all_accepted_on() {
         };
         status_says(true, "[]")?;
         ensure!(agent.json(&["status"])?["node"]["underlay"] == "eth0,eth1", "{}", agent.cli(&["status"])?);
-        // One that is named has to be there and up. Everything goes on over the other, once the others' routes lead there.
+        // One that is named has to be there and up. Everything goes on over the other, once the others' routes lead
+        // there.
         let others = |hops: &dyn Fn(u8) -> String| {
             cluster.nodes[..2].iter().zip(11..).try_for_each(|(node, host)| fabric_routes(node, host, hops))
         };

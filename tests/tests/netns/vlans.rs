@@ -137,7 +137,8 @@ fn a_container_cannot_choose_the_vlan_of_the_outer_frame() {
     });
 }
 
-/// Two nodes have one address, and the switch is a hub: as soon as an interface is promiscuous, the hooks of both see all.
+/// Two nodes have one address, and the switch is a hub: as soon as an interface is promiscuous, the hooks of both see
+/// all.
 fn only_the_node_meant_answers(lab: &Lab, xdp: &str) -> Result<()> {
     let client = lab.client()?;
     let mut cluster = Cluster::start_with(lab, 3, web(), &["--xdp", xdp])?;
@@ -190,8 +191,8 @@ fn first_frame(capture: Capture) -> Result<Vec<u8>> {
     Ok(file.get(40..40 + length).context("the capture is cut off")?.to_vec())
 }
 
-/// What a hub shows a promiscuous interface of the others' tunnels: neither is a container's packet taken out, nor a probe
-/// answered, although the tunnel's address is the node's own.
+/// What a hub shows a promiscuous interface of the others' tunnels: neither is a container's packet taken out, nor a
+/// probe answered, although the tunnel's address is the node's own.
 fn only_the_node_meant_takes_tunnels(lab: &Lab, xdp: &str) -> Result<()> {
     let sender = lab.client()?;
     let cluster = Cluster::start_with(lab, 3, web(), &["--xdp", xdp])?;

@@ -79,8 +79,8 @@ fn generic_xdp_carries_established_connections() {
     });
 }
 
-/// A veth takes what XDP sends only with a program at its other end, and forgets that checksums are still to be filled in:
-/// so the switch's ends have one, and nobody leaves checksums to others.
+/// A veth takes what XDP sends only with a program at its other end, and forgets that checksums are still to be filled
+/// in: so the switch's ends have one, and nobody leaves checksums to others.
 #[test]
 fn native_xdp_carries_established_connections() {
     scenario(|lab| {

@@ -36,8 +36,8 @@ pub(crate) fn engines_alone(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Installed on one node after the other while clients ask: no request is lost, and from then on servers see the client.
-/// A connection from before goes on in the engine's path.
+/// Installed on one node after the other while clients ask: no request is lost, and from then on servers see the
+/// client. A connection from before goes on in the engine's path.
 pub(crate) fn installed_under_load(stage: &mut Stage) -> Result<()> {
     let client = web(stage)?;
     let vip = vip_of(stage, "web")?;
@@ -64,7 +64,8 @@ pub(crate) fn installed_under_load(stage: &mut Stage) -> Result<()> {
     stage.agree()
 }
 
-/// With Hiveway on all nodes: a VIP is answered for once, is balanced in turn, and the servers see the client container.
+/// With Hiveway on all nodes: a VIP is answered for once, is balanced in turn, and the servers see the client
+/// container.
 pub(crate) fn vip(stage: &mut Stage) -> Result<()> {
     let client = web(stage)?;
     install(stage)?;

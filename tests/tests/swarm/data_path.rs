@@ -17,7 +17,8 @@ const PORT: u16 = 7789;
 /// workers hear of each other's tunnel addresses over the relay.
 const FOLLOW: Duration = Duration::from_secs(30);
 
-/// `swarm init --data-path-port`, while agents run: managers' and workers' take it from the table, and the usual one again.
+/// `swarm init --data-path-port`, while agents run: managers' and workers' take it from the table, and the usual one
+/// again.
 pub(crate) fn port(stage: &mut Stage) -> Result<()> {
     let flag = PORT.to_string();
     let outcome = in_another_swarm(stage, &["--data-path-port", &flag], no_flags, |stage| {
@@ -44,7 +45,8 @@ pub(crate) fn address(stage: &mut Stage) -> Result<()> {
     agents.iter().try_for_each(|agent| agent.teardown().map(drop))?;
     let outcome = in_another_swarm(stage, &[], second_data_path, |stage| {
         stage.swarm.start_hiveway(&[])?;
-        // Until a node's agent has heard where the others' tunnels end, it takes their nodes' addresses for that, on eth0.
+        // Until a node's agent has heard where the others' tunnels end, it takes their nodes' addresses for that, on
+        // eth0.
         tunnels_end(stage, "eth1", second_address, PATIENCE)?;
         serves(stage)?;
         agents.iter().try_for_each(|agent| agent.teardown().map(drop))
@@ -131,8 +133,8 @@ pub(crate) fn no_flags(_: &Node) -> Vec<String> {
     Vec::new()
 }
 
-/// Makes the swarm anew with these flags for the first node, and those for each, and afterwards as it was, whatever came
-/// of it.
+/// Makes the swarm anew with these flags for the first node, and those for each, and afterwards as it was, whatever
+/// came of it.
 fn in_another_swarm(
     stage: &mut Stage,
     init: &[&str],

@@ -23,8 +23,8 @@ pub(crate) fn node_death_and_return(stage: &mut Stage) -> Result<()> {
     stage.wait_mesh("web", 8080)
 }
 
-/// A worker, then the manager, is rebooted before the swarm has called it down: engine, tasks and agent end at once, the
-/// kernel forgets what it had, and all of them are started at the same time.
+/// A worker, then the manager, is rebooted before the swarm has called it down: engine, tasks and agent end at once,
+/// the kernel forgets what it had, and all of them are started at the same time.
 pub(crate) fn nodes_rebooted(stage: &mut Stage) -> Result<()> {
     stage.network("app", "")?;
     stage.create("web", "--replicas 4 --network app --publish 8080:80 demo/web:1")?;
@@ -77,8 +77,8 @@ pub(crate) fn agents_killed(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The engine of a worker, then of the manager, restarts under its agent: its containers are replaced, and the agent finds
-/// engine, manager and sandboxes again by itself.
+/// The engine of a worker, then of the manager, restarts under its agent: its containers are replaced, and the agent
+/// finds engine, manager and sandboxes again by itself.
 pub(crate) fn engines_restarted(stage: &mut Stage) -> Result<()> {
     stage.network("app", "")?;
     stage.create("web", "--replicas 4 --network app --publish 8080:80 demo/web:1")?;

@@ -42,8 +42,8 @@ fn gateway_mac(stage: &Stage, task: &Task) -> Result<String> {
     Ok(mac.to_owned())
 }
 
-/// An overlay network with `--ipv6`, which engines start tasks on only where the node's kernel has IPv6 on: reached over IPv4
-/// as ever. Its interfaces speak IPv6 where the engine lets them.
+/// An overlay network with `--ipv6`, which engines start tasks on only where the node's kernel has IPv6 on: reached
+/// over IPv4 as ever. Its interfaces speak IPv6 where the engine lets them.
 pub(crate) fn ipv6(stage: &mut Stage) -> Result<()> {
     for node in stage.nodes() {
         let off = node.run("cat", &["/proc/sys/net/ipv6/conf/all/disable_ipv6"])?;

@@ -14,7 +14,8 @@ pub(crate) fn global(stage: &mut Stage) -> Result<()> {
     stage.agree()
 }
 
-/// `--mode replicated-job`: tasks are reached, the one that replaces a failed one too, and those that have ended are not.
+/// `--mode replicated-job`: tasks are reached, the one that replaces a failed one too, and those that have ended are
+/// not.
 pub(crate) fn replicated(stage: &mut Stage) -> Result<()> {
     stage.network("app", "")?;
     stage.create("job", "--mode replicated-job --replicas 4 --network app --publish 8080:80 demo/web:1")?;

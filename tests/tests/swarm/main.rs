@@ -1,8 +1,8 @@
 //! Stories on a real Docker Swarm with real `docker` commands: `cargo xtask test swarm [NAME...]`, as root.
 //!
 //! One swarm serves all of them, one after the other. A story is a function, listed here; it creates what it needs and
-//! checks what it claims. The frame then checks that the API, DNS, VIPs, the mesh and `service ls` agree and no map holds
-//! anything stale, removes everything, and checks that nothing is left.
+//! checks what it claims. The frame then checks that the API, DNS, VIPs, the mesh and `service ls` agree and no map
+//! holds anything stale, removes everything, and checks that nothing is left.
 
 mod balancer;
 mod balancer_encrypted;
@@ -35,8 +35,8 @@ use support::{
 /// themselves. (26.1 refuses every task on a network with `--ipv6` and no subnet: "could not find an available,
 /// non-overlapping IPv6 address pool".)
 const INTERFACES_OF_28: Version = Version([28, 0, 0]);
-/// Engines that end the tasks of a job whose service is removed: 20.10 lets them run, so nothing after it can start from an
-/// empty swarm.
+/// Engines that end the tasks of a job whose service is removed: 20.10 lets them run, so nothing after it can start
+/// from an empty swarm.
 const JOBS_END: Version = Version([26, 0, 0]);
 
 const STORIES: &[Story] = &[

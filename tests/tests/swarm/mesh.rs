@@ -76,8 +76,8 @@ pub(crate) fn host_mode(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Bound to one node's address, a port answers there alone, though the engines would lead it to a task at every address; for
-/// processes of the nodes, too.
+/// Bound to one node's address, a port answers there alone, though the engines would lead it to a task at every
+/// address; for processes of the nodes, too.
 pub(crate) fn bound(stage: &mut Stage) -> Result<()> {
     let [bound, other] = [stage.node("n1")?, stage.node("n2")?];
     let label = format!("--label hiveway.addresses={}", bound.address());
@@ -119,8 +119,8 @@ fn refused(agent: &Hiveway) -> Result<u64> {
     Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or(0))
 }
 
-/// A container on the engine's default bridge reaches published ports at its own node's address; and nothing that the engine
-/// itself listens with stands in a port's way.
+/// A container on the engine's default bridge reaches published ports at its own node's address; and nothing that the
+/// engine itself listens with stands in a port's way.
 pub(crate) fn default_bridge(stage: &mut Stage) -> Result<()> {
     stage.create("web", "--replicas 3 --publish 8080:80 demo/web:1")?;
     stage.wait_mesh("web", 8080)?;

@@ -1,4 +1,5 @@
-//! Nodes behind a 1:1 NAT: each announces an address that is on none of its interfaces, as clouds' elastic addresses are.
+//! Nodes behind a 1:1 NAT: each announces an address that is on none of its interfaces, as clouds' elastic addresses
+//! are.
 
 use std::{
     net::Ipv4Addr,
@@ -19,8 +20,8 @@ use crate::{
 /// How long running agents may take to follow a swarm that announces other addresses.
 const FOLLOW: Duration = Duration::from_secs(30);
 
-/// The swarm is made anew with announced addresses under running agents, which find their own addresses by themselves, and
-/// again as it was. The nodes reach each other through the router alone, which translates both ways.
+/// The swarm is made anew with announced addresses under running agents, which find their own addresses by themselves,
+/// and again as it was. The nodes reach each other through the router alone, which translates both ways.
 pub(crate) fn one_to_one(stage: &mut Stage) -> Result<()> {
     let before = pids(stage)?;
     let outcome = translate(stage).and_then(|()| {
@@ -129,8 +130,8 @@ fn follow(stage: &Stage) -> Result<()> {
 /// Makes the switch the router that translates between each node's own address and the announced one.
 fn translate(stage: &Stage) -> Result<()> {
     let switch = stage.outside();
-    // Where the kernel's bridges ask iptables, a packet for a node of the same bridge is not routed once it is translated,
-    // but handed on as a frame, which isolation stops.
+    // Where the kernel's bridges ask iptables, a packet for a node of the same bridge is not routed once it is
+    // translated, but handed on as a frame, which isolation stops.
     switch.shell("cd /proc/sys/net/bridge 2>/dev/null && echo 0 >bridge-nf-call-iptables || true")?;
     // Else it would tell the nodes of shorter ways, of which there are none.
     switch.run("sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.br0.send_redirects=0")?;

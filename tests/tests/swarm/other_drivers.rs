@@ -1,5 +1,5 @@
-//! Services on swarm-scoped networks of other drivers than overlay. Their tasks have no interface on docker_gwbridge: the
-//! network of their own is the way out.
+//! Services on swarm-scoped networks of other drivers than overlay. Their tasks have no interface on docker_gwbridge:
+//! the network of their own is the way out.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ pub(crate) fn macvlan(stage: &mut Stage) -> Result<()> {
     published_on(stage, "lan")
 }
 
-/// No request hangs: it is answered, or refused at once where `status` says which task can't be reached, and why. A service
-/// beside it is served as ever.
+/// No request hangs: it is answered, or refused at once where `status` says which task can't be reached, and why. A
+/// service beside it is served as ever.
 fn published_on(stage: &mut Stage, network: &str) -> Result<()> {
     stage.create("beside", "--replicas 3 --publish 8081:80 demo/web:1")?;
     stage.create("web", &format!("--replicas 3 --network {network} --publish 8080:80 demo/web:1"))?;

@@ -1,8 +1,9 @@
 //! Docker Engines for the swarm lab: Debian's packages of other suites, unpacked below target/ and never installed.
 //!
-//! The packages come from the mirror that the machine's own apt sources name. apt runs with lists, sources and a cache of
-//! its own, so nothing about the system's packages changes, and it checks signatures and hashes as it does for any other
-//! package. The programs run on an older Debian because all they need of it is a C library; runc stays the machine's.
+//! The packages come from the mirror that the machine's own apt sources name. apt runs with lists, sources and a cache
+//! of its own, so nothing about the system's packages changes, and it checks signatures and hashes as it does for any
+//! other package. The programs run on an older Debian because all they need of it is a C library; runc stays the
+//! machine's.
 
 mod version;
 
@@ -28,8 +29,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Package lists of a suite are read again after that.
 const LISTS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The directory of an unpacked engine: programs in usr/bin and usr/sbin, and its version in `version`. One that was asked
-/// for by its version is unpacked once; the newest is looked for anew when the package lists are a day old.
+/// The directory of an unpacked engine: programs in usr/bin and usr/sbin, and its version in `version`. One that was
+/// asked for by its version is unpacked once; the newest is looked for anew when the package lists are a day old.
 pub(crate) fn fetch(wanted: &Wanted) -> Result<PathBuf> {
     if let (Wanted::Series(_), Some(have)) = (wanted, unpacked(wanted)?) {
         return Ok(have);

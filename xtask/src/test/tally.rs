@@ -17,8 +17,8 @@ pub(crate) struct Tally {
 impl Tally {
     /// Counts a line of the output of `suite`'s test harness; other lines change nothing.
     ///
-    /// The names come from the list that a harness ends with: `test NAME ... FAILED` may be torn by what a child process
-    /// of the test prints.
+    /// The names come from the list that a harness ends with: `test NAME ... FAILED` may be torn by what a child
+    /// process of the test prints.
     pub(crate) fn count(&mut self, suite: &str, line: &str) {
         if line == "failures:" {
             // The list of names is the second block under this heading; the first one has the output of each test.

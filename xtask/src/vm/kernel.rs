@@ -42,8 +42,8 @@ impl Kernel {
 struct Repository(Vec<String>);
 
 impl Repository {
-    /// Debian's unstable suite, on the mirror that this machine's own lists come from. The lists are kept apart, so that
-    /// the machine goes on to know nothing of them.
+    /// Debian's unstable suite, on the mirror that this machine's own lists come from. The lists are kept apart, so
+    /// that the machine goes on to know nothing of them.
     fn sid() -> Result<Self> {
         const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let format = "$(ORIGIN) $(LABEL) $(REPO_URI)";

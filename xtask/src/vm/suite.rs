@@ -17,9 +17,9 @@ use crate::{
     sh,
 };
 
-/// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what kernels
-/// treat differently: GSO metadata, IP options, ICMP errors, adjusted room, maps of maps. Each test loads all programs, which takes an
-/// emulated kernel 5 s and more.
+/// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what
+/// kernels treat differently: GSO metadata, IP options, ICMP errors, adjusted room, maps of maps. Each test loads all
+/// programs, which takes an emulated kernel 5 s and more.
 const KERNEL_DEPENDENT: [&str; 20] = [
     "lifecycle",
     "earlier_maps",
@@ -45,11 +45,13 @@ const KERNEL_DEPENDENT: [&str; 20] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
-    /// Attaching and golden packets, on 6.1, 6.12 and the newest kernel: the files whose outcome may depend on the kernel, those named, or `all`
+    /// Attaching and golden packets, on 6.1, 6.12 and the newest kernel: the files whose outcome may depend on the
+    /// kernel, those named, or `all`
     Packets,
     /// Stories on a Docker Swarm whose engines can balance by themselves (IPVS, ESP), on 6.12
     Swarm,
-    /// VLAN devices, WireGuard, IP tunnels and bonds under real agents, on 6.12: the scenarios of `tests/tests/links`, or those named
+    /// VLAN devices, WireGuard, IP tunnels and bonds under real agents, on 6.12: the scenarios of `tests/tests/links`,
+    /// or those named
     Links,
     /// Any command: `vm-test run uname -r`
     Run,
@@ -111,10 +113,10 @@ impl Suite {
 const LINKS_SET_UP: &str = "modprobe --all 8021q vmxnet3 bonding wireguard ip_gre ipip vxlan nf_tables nft_chain_nat nft_masq nft_nat nft_ct \
      nft_fib_inet sch_ingress cls_bpf act_gact || exit 1\nnft list ruleset || exit 1\nexport HIVEWAY_TEST_SLOWNESS=10\n";
 
-/// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines make
-/// have the settings of the machine's first one, where engines otherwise are and switch forwarding on: without it the
-/// answers end in the ingress network's balancer. And the server in the images without its debug information, because
-/// every engine hashes every image. `engine`: the directory of an unpacked one.
+/// Modules that an engine expects to find loaded or loads in a namespace where it can't. The namespaces that engines
+/// make have the settings of the machine's first one, where engines otherwise are and switch forwarding on: without it
+/// the answers end in the ingress network's balancer. And the server in the images without its debug information,
+/// because every engine hashes every image. `engine`: the directory of an unpacked one.
 fn swarm_set_up(engine: Option<&Path>) -> Result<String> {
     let server = sh::target_dir().join("debug/hw-lab-peer").canonicalize()?;
     let engine = engine

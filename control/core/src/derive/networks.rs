@@ -46,8 +46,8 @@ fn overlay(topology: &Topology<'_>, network: &Network, me: &str) -> OverlayNetwo
     }
 }
 
-/// Whom mesh frames name as their destination: tasks by their ingress address (whatever MAC the table gives them), for the
-/// way back nodes by their VTEP.
+/// Whom mesh frames name as their destination: tasks by their ingress address (whatever MAC the table gives them), for
+/// the way back nodes by their VTEP.
 fn mesh(topology: &Topology<'_>, ingress: &Network, me: &str) -> BTreeMap<Mac, Ipv4Addr> {
     let nodes = topology.model.nodes.values().filter(|n| n.id != me && n.dataplane == Dataplane::Hiveway);
     let tasks = topology.on(ingress).filter(|(placed, _)| !placed.local && placed.hiveway);

@@ -52,8 +52,8 @@ pub(super) fn local(topology: &Topology<'_>) -> Vec<TappedTask> {
         .collect()
 }
 
-/// The first id from `wanted` on that is not in `ids`. Tasks and networks come in order, so every agent of the node finds
-/// the same ones.
+/// The first id from `wanted` on that is not in `ids`. Tasks and networks come in order, so every agent of the node
+/// finds the same ones.
 fn unused(wanted: u32, ids: &mut BTreeSet<u32>) -> u32 {
     let mut id = wanted;
     while !ids.insert(id) {

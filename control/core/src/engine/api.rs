@@ -1,5 +1,5 @@
-//! The parts of the Engine API's objects that we look at (API 1.41; later ones only add). A manager's push stream is turned
-//! into the same; it has a little more to say, which stands under names of its own.
+//! The parts of the Engine API's objects that we look at (API 1.41; later ones only add). A manager's push stream is
+//! turned into the same; it has a little more to say, which stands under names of its own.
 //!
 //! Go writes absent lists and objects as `null`, leaves them out, or writes zero values: all three read the same here.
 

@@ -81,7 +81,8 @@ pub fn assemble(objects: api::Objects, carrier: Carrier) -> Loaded {
     load::assemble(objects, carrier, Vec::new())
 }
 
-/// Reads a capture: of a swarm whose networks Hiveway is to carry. Fails only if a file is not a JSON list, with the file's name as the path.
+/// Reads a capture: of a swarm whose networks Hiveway is to carry. Fails only if a file is not a JSON list, with the
+/// file's name as the path.
 pub fn parse(capture: &EngineCapture<'_>) -> Result<Loaded, Problem> {
     load::load(capture)
 }

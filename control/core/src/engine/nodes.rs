@@ -8,8 +8,8 @@ use crate::{
     model::{ByNetwork, Dataplane, Id, Model, Node, NodeState},
 };
 
-/// All of them, and when each has joined. A machine that has joined anew is listed twice with one address, and all that are
-/// behind one NAT have the same: see [`Loaded::settle`](super::Loaded::settle).
+/// All of them, and when each has joined. A machine that has joined anew is listed twice with one address, and all that
+/// are behind one NAT have the same: see [`Loaded::settle`](super::Loaded::settle).
 pub(super) fn load(raw: Vec<api::Node>, left_out: &mut Vec<LeftOut>) -> (BTreeMap<Id, Node>, BTreeMap<Id, String>) {
     let mut nodes = BTreeMap::new();
     let mut joined = BTreeMap::new();

@@ -10,8 +10,8 @@ impl Loaded {
     ///
     /// * a service that has vanished while tasks of it still run is kept as [`vanished`](crate::model::Service), with
     ///   its virtual addresses and ports but without backends, so that established flows drain;
-    /// * a task keeps the ports it was first seen with (changing a service's ports replaces its tasks, and the API shows
-    ///   only the service's new ports); one that had no port assigned yet takes the new ones.
+    /// * a task keeps the ports it was first seen with (changing a service's ports replaces its tasks, and the API
+    ///   shows only the service's new ports); one that had no port assigned yet takes the new ones.
     pub fn remember(&mut self, previous: &Model) {
         let model = &mut self.model;
         let networks = &model.networks;

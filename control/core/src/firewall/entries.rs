@@ -19,8 +19,8 @@ pub struct LeftEntries {
 }
 
 impl LeftEntries {
-    /// What is left while the rules were never read. `before` is what the maps hold: an agent that was restarted goes on
-    /// with it. Other ports may be closed to everybody, and are left whole.
+    /// What is left while the rules were never read. `before` is what the maps hold: an agent that was restarted goes
+    /// on with it. Other ports may be closed to everybody, and are left whole.
     pub fn unread(before: &Self, ports: &BTreeSet<Port>) -> Self {
         let mut entries = BTreeSet::clone(&before.entries);
         let flags = ports.iter().map(|port| {

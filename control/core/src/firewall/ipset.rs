@@ -15,8 +15,8 @@ pub enum Set {
     Lists(Vec<String>),
 }
 
-/// A set as `ipset save NAME` prints it. `None`: its elements do not begin with an address, or with one that is compared in
-/// a way that is not followed.
+/// A set as `ipset save NAME` prints it. `None`: its elements do not begin with an address, or with one that is
+/// compared in a way that is not followed.
 pub fn set(saved: &str) -> Option<Set> {
     let mut lines = saved.lines();
     let create = words(lines.find(|line| line.starts_with("create "))?);

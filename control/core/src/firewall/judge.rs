@@ -1,8 +1,8 @@
 //! What rules may close: which clients, at which interfaces, of which published ports.
 //!
-//! Every question that matters is asked of every chain on the path: may a packet of such a connection be dropped here, and
-//! of which clients? A chain is walked with the set of clients whose packets may still be under way in it. A rule that
-//! drops closes the part of them that it may match; one that accepts takes out only those that it surely matches.
+//! Every question that matters is asked of every chain on the path: may a packet of such a connection be dropped here,
+//! and of which clients? A chain is walked with the set of clients whose packets may still be under way in it. A rule
+//! that drops closes the part of them that it may match; one that accepts takes out only those that it surely matches.
 //! Published ports that all rules treat alike are asked about once.
 
 use std::{
@@ -20,8 +20,8 @@ use super::{
 
 /// How deep chains may ask chains: more than the kernel's limit would be a loop.
 const DEEPEST: usize = 16;
-/// How many times the rules of a table may be looked at for one packet: chains that ask a chain several times, on several
-/// levels, multiply them. Rule sets of hosts need a few.
+/// How many times the rules of a table may be looked at for one packet: chains that ask a chain several times, on
+/// several levels, multiply them. Rule sets of hosts need a few.
 const MOST_TIMES: usize = 64;
 /// A few rules may be looked at this many times in all.
 const FEW_RULES: usize = 1 << 16;
@@ -29,8 +29,8 @@ const FEW_RULES: usize = 1 << 16;
 const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
 
-/// An engine's chains, which iptables' FORWARD jumps to in 20.10 to 29. The first two let published ports of the routing
-/// mesh pass: what comes after them is not asked. The others concern other traffic.
+/// An engine's chains, which iptables' FORWARD jumps to in 20.10 to 29. The first two let published ports of the
+/// routing mesh pass: what comes after them is not asked. The others concern other traffic.
 const DECIDE: [&str; 2] = ["DOCKER-INGRESS", "DOCKER-FORWARD"];
 const ENGINES: [&str; 7] = [
     "DOCKER",
@@ -218,8 +218,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether a rule (`None`: the policy) says nothing about published ports, because without an engine nobody opens them
-    /// where packets are forwarded: what drops whatever nobody has accepted there was not made with them in mind.
+    /// Whether a rule (`None`: the policy) says nothing about published ports, because without an engine nobody opens
+    /// them where packets are forwarded: what drops whatever nobody has accepted there was not made with them in mind.
     fn is_no_say(&self, base: &Base, rule: Option<&Rule>) -> bool {
         let particular = |condition: &Condition| matches!(condition, Condition::Address(..) | Condition::Port { .. });
         !self.path.engine
@@ -251,8 +251,8 @@ fn within(ranges: &[(u16, u16)], port: u16) -> bool {
     ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
 }
 
-/// Whether a client's own port is one of these. A client is not kept out by a rule about few of the ports that it may have:
-/// such a rule is about servers.
+/// Whether a client's own port is one of these. A client is not kept out by a rule about few of the ports that it may
+/// have: such a rule is about servers.
 fn client_port(ranges: &[(u16, u16)], negated: bool) -> Holds {
     const USUAL: (u16, u16) = (32_768, 60_999);
     let inside = |(first, last): &(u16, u16)| {

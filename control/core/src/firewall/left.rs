@@ -7,12 +7,12 @@ use super::{
     ranges::Ranges,
 };
 
-/// More prefixes than these are made fewer. First clients that several ports or interfaces have in common are kept once, for
-/// all of them; if that is not enough prefixes are made shorter: what shares them with a closed address is left to the host,
-/// too.
+/// More prefixes than these are made fewer. First clients that several ports or interfaces have in common are kept
+/// once, for all of them; if that is not enough prefixes are made shorter: what shares them with a closed address is
+/// left to the host, too.
 pub const MOST_PREFIXES: usize = 200_000;
-/// Clients are kept for all ports only if they are at most this many addresses, all such together: a quarter. Else a port
-/// that is open to a few would close all others.
+/// Clients are kept for all ports only if they are at most this many addresses, all such together: a quarter. Else a
+/// port that is open to a few would close all others.
 const MOST_SHARED: u64 = 1 << 30;
 /// The lengths that are tried, the longest first.
 const LENGTHS: [u8; 7] = [28, 24, 20, 16, 12, 8, 0];

@@ -1,8 +1,8 @@
 //! What the host's own packet filters say about published ports.
 //!
-//! The routing mesh answers before them, so what they may close is left to the host's own path, where they decide; all else
-//! stays with the mesh. A packet to a port of an engine's routing mesh passes the hooks ingress, prerouting, forward (it is
-//! on its way to the engine's sandbox) and postrouting, never input; its answer the same ones, back.
+//! The routing mesh answers before them, so what they may close is left to the host's own path, where they decide; all
+//! else stays with the mesh. A packet to a port of an engine's routing mesh passes the hooks ingress, prerouting,
+//! forward (it is on its way to the engine's sandbox) and postrouting, never input; its answer the same ones, back.
 //!
 //! ```text
 //! iptables::tables  ─┐
@@ -10,7 +10,8 @@
 //! ```
 //!
 //! What cannot be read with certainty widens what is left to the host. Some rules are not followed, and leave nothing:
-//! reverse path filters, redirections, rules about a few of a client's own ports, and about packets that no connection has.
+//! reverse path filters, redirections, rules about a few of a client's own ports, and about packets that no connection
+//! has.
 
 mod entries;
 pub mod ipset;
@@ -35,8 +36,8 @@ pub use rules::{Addresses, Base, Chain, Condition, End, Hook, Rule, Ruleset, Tab
 /// The way of packets to published ports, without Hiveway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// They are an engine's: it forwards them to its sandbox on the gateway bridge. Otherwise nothing but Hiveway serves
-    /// them.
+    /// They are an engine's: it forwards them to its sandbox on the gateway bridge. Otherwise nothing but Hiveway
+    /// serves them.
     pub engine: bool,
     /// What is published.
     pub ports: BTreeSet<Port>,
@@ -91,13 +92,13 @@ pub struct Judgement {
     pub left: Left,
     /// What may close a port to them.
     pub reasons: Vec<Reason>,
-    /// Why the mesh cannot be taken over at all: everything is closed to everybody, or may be, whatever is published and
-    /// wherever clients arrive.
+    /// Why the mesh cannot be taken over at all: everything is closed to everybody, or may be, whatever is published
+    /// and wherever clients arrive.
     pub unbounded: Option<Reason>,
 }
 
-/// The rule that closes everything: not just what happens to be published and the interfaces that there are, which rules
-/// name, but any port at any interface.
+/// The rule that closes everything: not just what happens to be published and the interfaces that there are, which
+/// rules name, but any port at any interface.
 fn unbounded(rules: &Ruleset, path: &Path, ignored: &Ignored, closed: &Closed) -> Option<Reason> {
     let protocols: BTreeSet<u8> = path.ports.iter().map(|(protocol, _)| *protocol).collect();
     let port = unnamed_port(rules, path);

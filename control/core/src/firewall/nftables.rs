@@ -13,8 +13,8 @@ use super::{
 
 /// Our own table.
 const OURS: &str = "hiveway";
-/// The tables of an engine with the nftables backend (29): of its bridges, and of encrypted overlays. Others whose names
-/// begin like these are the administrator's.
+/// The tables of an engine with the nftables backend (29): of its bridges, and of encrypted overlays. Others whose
+/// names begin like these are the administrator's.
 const ENGINES: [&str; 2] = ["docker-bridges", "docker-overlay"];
 
 /// A named set or map: family, table, name.
@@ -25,11 +25,11 @@ pub type Elements = BTreeMap<SetName, Vec<Value>>;
 /// behind each.
 pub type Texts = BTreeMap<(String, String, u64), String>;
 
-/// All tables for IPv4 but ours and an engine's own. `saved`: iptables' tables as `iptables-nft-save` prints them, for the
-/// conditions that `nft` does not show.
+/// All tables for IPv4 but ours and an engine's own. `saved`: iptables' tables as `iptables-nft-save` prints them, for
+/// the conditions that `nft` does not show.
 ///
-/// Only rules with such a condition are taken from there. `iptables-nft-save` prints rules that `nft` has written without
-/// what it does not know (sets, ranges, verdict maps), and says nothing about it.
+/// Only rules with such a condition are taken from there. `iptables-nft-save` prints rules that `nft` has written
+/// without what it does not know (sets, ranges, verdict maps), and says nothing about it.
 pub fn tables(ruleset: &Value, elements: &Elements, texts: &Texts, saved: &[Table]) -> Vec<Table> {
     let mut all = BTreeMap::<(String, String), Table>::new();
     let mut lines = Lines::of(ruleset, saved);
@@ -51,8 +51,8 @@ pub fn tables(ruleset: &Value, elements: &Elements, texts: &Texts, saved: &[Tabl
 
 /// The rules that `iptables-nft-save` has printed, by the place that they have in their chains.
 struct Lines<'a> {
-    /// By table and chain: rules that are still to come. Chains of which it has printed more or fewer rules than there are
-    /// are missing: nobody knows which is which.
+    /// By table and chain: rules that are still to come. Chains of which it has printed more or fewer rules than there
+    /// are are missing: nobody knows which is which.
     chains: BTreeMap<(&'a str, &'a str), std::slice::Iter<'a, Rule>>,
 }
 
@@ -226,13 +226,14 @@ fn rules(object: &Value, elements: &Elements, texts: &Texts, line: Option<&Rule>
             }
             other => match verdict(other, body) {
                 Some(verdict) => rule.verdict = verdict,
-                // Limits, quotas, meters, updates of sets and maps (a full one, or a limit in its elements, ends the rule),
-                // and whatever is new.
+                // Limits, quotas, meters, updates of sets and maps (a full one, or a limit in its elements, ends the
+                // rule), and whatever is new.
                 None => rule.conditions.push(Condition::Unknown),
             },
         }
     }
-    // Rules that `nft` has written have nothing hidden. Another verdict would be another rule: they have changed meanwhile.
+    // Rules that `nft` has written have nothing hidden. Another verdict would be another rule: they have changed
+    // meanwhile.
     match line.filter(|line| hidden && line.verdict == rule.verdict) {
         Some(line) => {
             rule.text.clone_from(&line.text);
@@ -309,8 +310,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The elements of a set, or one value; `None`: a set that could not be read. What elements carry beside their value
-    /// (timeouts, comments) is taken off.
+    /// The elements of a set, or one value; `None`: a set that could not be read. What elements carry beside their
+    /// value (timeouts, comments) is taken off.
     fn values(&self, right: &Value) -> Option<Vec<Value>> {
         let bare = |value: &Value| match value.get("elem") {
             Some(elem) => elem.get("val").unwrap_or(elem).clone(),

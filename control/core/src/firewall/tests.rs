@@ -145,7 +145,8 @@ fn what_closes_everything_is_named() {
     }
 }
 
-/// A rule about the only published port, or the only interface, is about that port or interface: it is left to the host.
+/// A rule about the only published port, or the only interface, is about that port or interface: it is left to the
+/// host.
 #[test]
 fn what_a_port_or_an_interface_bounds_does_not_end_the_takeover() {
     let judged = |rules: &str, ports: &[Port], interfaces: &[&str]| {

@@ -32,8 +32,8 @@ pub(super) fn vtep(model: &mut Model, id: &str, report: &Report) {
     }
 }
 
-/// Takes unhealthy tasks out of rotation, dead ones out of the network, and unreachable ones out of the routing mesh; only
-/// tasks of the node that says so.
+/// Takes unhealthy tasks out of rotation, dead ones out of the network, and unreachable ones out of the routing mesh;
+/// only tasks of the node that says so.
 pub(super) fn health(model: &mut Model, id: &str, report: &Report) {
     let unhealthy = |task: &mut Task| task.unhealthy = true;
     let dead = |task: &mut Task| {

@@ -1,5 +1,5 @@
-//! A small map by network id: most tasks are on one network or two, and there are many tasks. A `BTreeMap` takes 400 bytes
-//! for its first entry.
+//! A small map by network id: most tasks are on one network or two, and there are many tasks. A `BTreeMap` takes 400
+//! bytes for its first entry.
 
 use super::Id;
 

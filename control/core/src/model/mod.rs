@@ -45,8 +45,8 @@ pub struct Model {
     pub services: BTreeMap<Id, Arc<Service>>,
     /// By id.
     pub tasks: BTreeMap<Id, Arc<Task>>,
-    /// Tasks of jobs (desired state `complete`) are backends while they run, as they are for a swarm's own balancer. Set for
-    /// what a swarm says of itself, not for table files.
+    /// Tasks of jobs (desired state `complete`) are backends while they run, as they are for a swarm's own balancer.
+    /// Set for what a swarm says of itself, not for table files.
     pub jobs_serve: bool,
 }
 
@@ -79,7 +79,8 @@ pub enum Dataplane {
     Hiveway,
     /// Something else that speaks VXLAN: no part in the mesh.
     None,
-    /// As `None`, but Hiveway was there until a moment ago: what it has sent still arrives. Never in a table that is read.
+    /// As `None`, but Hiveway was there until a moment ago: what it has sent still arrives. Never in a table that is
+    /// read.
     Left,
 }
 
@@ -151,8 +152,8 @@ fn share<T: PartialEq>(items: &mut BTreeMap<Id, Arc<T>>, before: &BTreeMap<Id, A
 }
 
 impl Service {
-    /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both. A
-    /// label of ours that there is not, or that can't be read, allows nobody.
+    /// Who may use its published ports at a node where `node` says it for all services; `None` means everybody in both.
+    /// A label of ours that there is not, or that can't be read, allows nobody.
     pub fn allowed(&self, node: Option<&AllowList>) -> Option<AllowList> {
         if self.labels.iter().any(|(key, text)| labels::closes(key, text)) {
             return Some(AllowList::default());

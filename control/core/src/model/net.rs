@@ -69,8 +69,8 @@ pub enum Carrier {
     /// Hiveway.
     #[default]
     Hiveway,
-    /// A Docker engine (a stock network). Hiveway balances VIPs on the containers' own interfaces and answers the routing
-    /// mesh beside it, and leaves everything else on it alone.
+    /// A Docker engine (a stock network). Hiveway balances VIPs on the containers' own interfaces and answers the
+    /// routing mesh beside it, and leaves everything else on it alone.
     Engine,
 }
 

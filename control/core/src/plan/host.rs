@@ -1,5 +1,5 @@
-//! The host link: a veth pair in the node's own namespace. Its near end carries the route to the address that stands for
-//! published ports; at its far end the programs see the node as a client of the routing mesh.
+//! The host link: a veth pair in the node's own namespace. Its near end carries the route to the address that stands
+//! for published ports; at its far end the programs see the node as a client of the routing mesh.
 
 use dataplane_common::{
     addr::{HOST_MAC, HOST_PEER_MAC},
@@ -17,8 +17,8 @@ use crate::{
     observed::{ALIAS_PREFIX, HostEnd, Kind, Link, Observed},
 };
 
-/// A veth's largest. What the node sends is kept small by the route; what comes back from a task of this node is as large
-/// as the task's interface allows.
+/// A veth's largest. What the node sends is kept small by the route; what comes back from a task of this node is as
+/// large as the task's interface allows.
 const MTU: u32 = 65_535;
 
 pub(super) fn plan(observed: &Observed, link: &HostLink, tunnel: Tunnel, plan: &mut Plan) {

@@ -1,5 +1,5 @@
-//! Tasks that lead to one network namespace. Served in turn they would take each other's interfaces away for ever, so one
-//! keeps it and the others wait until the table is right.
+//! Tasks that lead to one network namespace. Served in turn they would take each other's interfaces away for ever, so
+//! one keeps it and the others wait until the table is right.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::{
     observed::{Inside, Namespace, Observed},
 };
 
-/// Tasks whose namespace another one keeps, with that one. An engine's container keeps its own; of ours it is the task whose
-/// interfaces are there, or else the first one.
+/// Tasks whose namespace another one keeps, with that one. An engine's container keeps its own; of ours it is the task
+/// whose interfaces are there, or else the first one.
 pub(super) fn losers<'d>(observed: &Observed, desired: &'d Desired) -> BTreeMap<&'d str, &'d str> {
     let mut keepers = BTreeMap::new();
     for task in &desired.tapped {

@@ -1,4 +1,5 @@
-//! How large packets a path takes, as large probes find out: whether what it is taken to carry passes, and if not, what does.
+//! How large packets a path takes, as large probes find out: whether what it is taken to carry passes, and if not, what
+//! does.
 
 use dataplane_common::probe::Probed;
 
@@ -129,8 +130,8 @@ impl Search {
         Self { passes, fails: top, bottom: passes, top }
     }
 
-    /// What is tried next. Before the search ends the smallest size that does not pass is tried once more: what was lost by
-    /// chance, there or where the search began, must not limit the path for ten minutes.
+    /// What is tried next. Before the search ends the smallest size that does not pass is tried once more: what was
+    /// lost by chance, there or where the search began, must not limit the path for ten minutes.
     fn next(&self) -> u16 {
         match (self.passes, self.fails - self.passes) {
             (0, _) => LEAST,

@@ -249,8 +249,8 @@ fn tasks(
 struct Namespaces(HashMap<(Id, PathBuf), (Place, bool)>);
 
 impl Namespaces {
-    /// Reports a namespace that is another task's already. What an engine has made may be shared: a container has a task
-    /// for each network that it was attached to.
+    /// Reports a namespace that is another task's already. What an engine has made may be shared: a container has a
+    /// task for each network that it was attached to.
     fn take(&mut self, place: Place, task: &Task, addresses: &Addresses<'_>, problems: &mut Vec<Problem>) {
         let (Some(node), Some(netns)) = (&task.node, &task.netns) else { return };
         if !task.state.is_networked() || task.addresses.is_empty() {

@@ -1,8 +1,8 @@
 //! The task table as a file: YAML or JSON, field names as in the Engine API, in snake_case.
 //!
-//! Syntax ([`parse_file`]) and shape (`read`: known fields, types, single values) are looked at item by item, sense (`check`:
-//! references, duplicates, overlaps) when all of them are there. Each reports all that it finds, but nothing is said of a file
-//! with wrong syntax beyond that. A table with any error is refused whole.
+//! Syntax ([`parse_file`]) and shape (`read`: known fields, types, single values) are looked at item by item, sense
+//! (`check`: references, duplicates, overlaps) when all of them are there. Each reports all that it finds, but nothing
+//! is said of a file with wrong syntax beyond that. A table with any error is refused whole.
 
 mod addresses;
 mod check;

@@ -1,5 +1,5 @@
-//! A part of the file as it was written, of any shape. Only one item of it is in memory at a time: a table of a large swarm
-//! has a million values.
+//! A part of the file as it was written, of any shape. Only one item of it is in memory at a time: a table of a large
+//! swarm has a million values.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 

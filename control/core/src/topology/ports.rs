@@ -95,8 +95,8 @@ pub(super) fn host_mode<'a>(topology: &mut Topology<'a>, settings: &Settings) {
 }
 
 impl<'a> Topology<'a> {
-    /// Local tasks with flows whose ports are ours (the engine publishes those of its own tasks): running ones before draining ones, each kind from the newest to the oldest; by id where
-    /// the table does not say when they were made.
+    /// Local tasks with flows whose ports are ours (the engine publishes those of its own tasks): running ones before
+    /// draining ones, each kind from the newest to the oldest; by id where the table does not say when they were made.
     fn newest_first(&self) -> Vec<&Placed<'a>> {
         let mut local: Vec<_> =
             self.endpoints.values().filter(|p| p.local && !p.tapped && p.role >= TaskRole::Draining).collect();

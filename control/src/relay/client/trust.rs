@@ -26,8 +26,9 @@ pub enum Trust {
 
 impl Trust {
     /// By what the engine says, for an address that it did not name. Without its word the certificate counts: a node
-    /// whose engine is down keeps its tables. An engine that names none for a while, or falls silent, is believed what it
-    /// said last; one that has never named any since the agent began leaves it to the certificates, and that is said.
+    /// whose engine is down keeps its tables. An engine that names none for a while, or falls silent, is believed what
+    /// it said last; one that has never named any since the agent began leaves it to the certificates, and that is
+    /// said.
     pub fn of(view: &EngineView) -> Self {
         let silent = view.lost.as_ref().map(|lost| lost.why.clone());
         match &view.manager_ids {

@@ -1,4 +1,5 @@
-//! Message → model. Values are checked one by one here, sense by [`sound`]; whatever is wrong is left out alone and named.
+//! Message → model. Values are checked one by one here, sense by [`sound`]; whatever is wrong is left out alone and
+//! named.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! What nodes say of their paths as messages, and back. It is for operators' eyes only: what makes no sense is named, and
-//! neither ends the call nor touches the rest of the report.
+//! What nodes say of their paths as messages, and back. It is for operators' eyes only: what makes no sense is named,
+//! and neither ends the call nor touches the rest of the report.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 

@@ -1,4 +1,5 @@
-//! Takes connections in and proves who they are from. Whoever fails costs a bounded amount of memory for a bounded time.
+//! Takes connections in and proves who they are from. Whoever fails costs a bounded amount of memory for a bounded
+//! time.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

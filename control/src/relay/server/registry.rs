@@ -112,8 +112,8 @@ impl Registry {
         self.said(&mut self.inner(), (node, session), report, Instant::now());
     }
 
-    /// The node's agent says where its tunnels end, and has nothing to report yet. What an agent there has reported before
-    /// stays: its data plane goes on.
+    /// The node's agent says where its tunnels end, and has nothing to report yet. What an agent there has reported
+    /// before stays: its data plane goes on.
     pub(super) fn place(&self, node: &str, session: u64, place: Report) {
         let mut inner = self.inner();
         let waiting = inner.changes.get(node).and_then(|changes| changes.waiting.as_ref()).map(|(report, _)| report);

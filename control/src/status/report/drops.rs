@@ -16,8 +16,8 @@ pub struct DropView {
     pub bytes: u64,
 }
 
-/// All reasons. The firewall drops for the same ones what the programs do not see; while it does not answer, its last count
-/// stands.
+/// All reasons. The firewall drops for the same ones what the programs do not see; while it does not answer, its last
+/// count stands.
 ///
 /// # Errors
 /// When the map cannot be read.

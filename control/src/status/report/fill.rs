@@ -16,8 +16,8 @@ pub(super) fn nearly_full(shared: &Shared) -> Vec<String> {
     full(report.left, shared.connections().capacity())
 }
 
-/// Connections that have found no share of these tables, by the last sweep, with whose they are. A warning, and no reason
-/// to call the node unhealthy: it serves them, and everybody who holds less is not concerned.
+/// Connections that have found no share of these tables, by the last sweep, with whose they are. A warning, and no
+/// reason to call the node unhealthy: it serves them, and everybody who holds less is not concerned.
 pub(super) fn without_share(shared: &Shared, snapshot: &Snapshot) -> Option<String> {
     kept(&shared.sweeps().last?.1.kept, snapshot)
 }

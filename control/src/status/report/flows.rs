@@ -45,8 +45,8 @@ struct FlowView {
 /// Rows that are handed on together.
 const CHUNK: usize = 256;
 
-/// Hands the connections that the filter leaves in to `send`, some at a time, in any order; ends early when `send` says no.
-/// What is in memory does not grow with their number.
+/// Hands the connections that the filter leaves in to `send`, some at a time, in any order; ends early when `send` says
+/// no. What is in memory does not grow with their number.
 ///
 /// # Errors
 /// When the filter is wrong, there are no connections yet, or maps cannot be read.

@@ -10,9 +10,9 @@ use crate::{
 /// Whether a node is healthy, with what is found out on the way to the answer.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Ready, nothing failing, all parts of the agent at work, no table refused, source and engine reachable, every path seen to pass, no dead ports,
-    /// no table of established connections nearly full. A client or a service that has had its share of one is no reason:
-    /// whoever can connect could make a node unhealthy.
+    /// Ready, nothing failing, all parts of the agent at work, no table refused, source and engine reachable, every
+    /// path seen to pass, no dead ports, no table of established connections nearly full. A client or a service that
+    /// has had its share of one is no reason: whoever can connect could make a node unhealthy.
     pub healthy: bool,
     /// Published ports that neither Hiveway nor the engine serves here.
     pub dead_ports: Option<DeadPorts>,

@@ -1,8 +1,8 @@
 //! The far end: whoever the node under test sends to, servers and clients alike.
 //!
-//! While flows are opened it answers, so that both ends of each prove that they are there: a server echoes datagrams and
-//! answers a SYN with a SYN-ACK, a client acknowledges that. Packets in the tunnel are answered in the tunnel, by the
-//! node on its other end. While something is measured, everything is counted and dropped.
+//! While flows are opened it answers, so that both ends of each prove that they are there: a server echoes datagrams
+//! and answers a SYN with a SYN-ACK, a client acknowledges that. Packets in the tunnel are answered in the tunnel, by
+//! the node on its other end. While something is measured, everything is counted and dropped.
 
 use aya_ebpf::{
     bindings::{

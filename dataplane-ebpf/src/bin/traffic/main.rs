@@ -58,7 +58,8 @@ pub fn bounce(_ctx: XdpContext) -> u32 {
     XDP_TX
 }
 
-/// The least that a node can do with a packet that it tunnels: headers of the tunnel's length in front, always the same.
+/// The least that a node can do with a packet that it tunnels: headers of the tunnel's length in front, always the
+/// same.
 #[xdp]
 pub fn push(ctx: XdpContext) -> u32 {
     // SAFETY: the context is valid; pointers into the frame are made below.

@@ -1,4 +1,5 @@
-//! What every bench writes: tables, bars of a chart and aims, in one shape, with the machine that they were measured on.
+//! What every bench writes: tables, bars of a chart and aims, in one shape, with the machine that they were measured
+//! on.
 
 use std::{
     fs,

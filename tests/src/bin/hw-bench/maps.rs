@@ -42,8 +42,8 @@ impl Published {
     }
 }
 
-/// Bytes of kernel memory in all maps that are pinned under a directory, and in those that they hold, by what the kernel
-/// says of each.
+/// Bytes of kernel memory in all maps that are pinned under a directory, and in those that they hold, by what the
+/// kernel says of each.
 pub(crate) fn memory(bpffs: &Path) -> Result<u64> {
     let directory = bpffs.join("maps");
     let entries = fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;

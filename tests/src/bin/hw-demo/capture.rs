@@ -127,7 +127,8 @@ impl Capture {
         self.with_old_tasks(before, "shutdown")
     }
 
-    /// This capture with all running tasks of `before` still running; those that do not belong here get this desired state.
+    /// This capture with all running tasks of `before` still running; those that do not belong here get this desired
+    /// state.
     fn with_old_tasks(&self, before: &Capture, desired: &str) -> Self {
         let mut moment = self.clone();
         let running: BTreeSet<String> =

@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: the product's main job on the table of a real Docker Swarm. Three node namespaces with an agent
-//! each, a client outside, a namespace with a web server per running task; every claim is checked and listed at the end.
+//! each, a client outside, a namespace with a web server per running task; every claim is checked and listed at the
+//! end.
 
 #![expect(clippy::print_stdout, reason = "the demo speaks on stdout")]
 

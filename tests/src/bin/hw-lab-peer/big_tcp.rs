@@ -1,5 +1,5 @@
-//! How large a GSO and GRO packet of IPv4 may be on an interface (`IFLA_GSO_IPV4_MAX_SIZE`, `IFLA_GRO_IPV4_MAX_SIZE`): above
-//! 64 kB this is BIG TCP. Debian 12's `ip` has no word for it.
+//! How large a GSO and GRO packet of IPv4 may be on an interface (`IFLA_GSO_IPV4_MAX_SIZE`, `IFLA_GRO_IPV4_MAX_SIZE`):
+//! above 64 kB this is BIG TCP. Debian 12's `ip` has no word for it.
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 

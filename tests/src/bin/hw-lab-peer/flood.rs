@@ -66,7 +66,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// What one invented client sends: a SYN, a SYN out of its window, an ACK of a number that it cannot know; or a datagram.
+/// What one invented client sends: a SYN, a SYN out of its window, an ACK of a number that it cannot know; or a
+/// datagram.
 fn packets(options: &Options, number: u32) -> Vec<Vec<u8>> {
     let mixed = number.wrapping_mul(0x9e37_79b1);
     let source = options.source.unwrap_or_else(|| {

@@ -46,7 +46,8 @@ enum Command {
         #[arg(long)]
         fragmentable: bool,
     },
-    /// What a task of the swarm lab runs: both servers, on 80/tcp (and 8080/tcp) and 53/udp, named like the host. Ends on SIGTERM.
+    /// What a task of the swarm lab runs: both servers, on 80/tcp (and 8080/tcp) and 53/udp, named like the host. Ends
+    /// on SIGTERM.
     Task,
     /// TCP connections with a request each.
     TcpLoad(tcp_load::Options),

@@ -36,7 +36,8 @@ pub(crate) struct Options {
     /// Instead of --count: until stdin is closed.
     #[arg(long)]
     loop_until_stdin_closes: bool,
-    /// Source port of the first request, the next one's of the next; without it the kernel picks, and may pick one again.
+    /// Source port of the first request, the next one's of the next; without it the kernel picks, and may pick one
+    /// again.
     #[arg(long)]
     first_port: Option<u16>,
     /// All of a thread's requests on one connection; a broken connection is a failure, and opened anew.

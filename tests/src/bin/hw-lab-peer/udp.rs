@@ -41,7 +41,8 @@ pub(crate) struct Options {
     /// An answer may take this long.
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
-    /// Source port of the first request, the next one's of the next; without it the kernel picks, and may pick one again.
+    /// Source port of the first request, the next one's of the next; without it the kernel picks, and may pick one
+    /// again.
     #[arg(long)]
     first_port: Option<u16>,
     /// All requests from one port.

@@ -72,7 +72,8 @@ impl Stage {
         Ok(())
     }
 
-    /// The service's name gives its VIP (or tasks), `tasks.` its tasks. The engines gossip about names: it takes a while.
+    /// The service's name gives its VIP (or tasks), `tasks.` its tasks. The engines gossip about names: it takes a
+    /// while.
     fn dns_agrees(&self, service: &Service, tasks: &[Task], client: &Task, id: &str, network: &str) -> Result<()> {
         let addresses: std::collections::BTreeSet<Ipv4Addr> =
             tasks.iter().filter_map(|task| task.addresses.get(network)).copied().collect();

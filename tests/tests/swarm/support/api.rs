@@ -15,7 +15,8 @@ pub(crate) struct Task {
     pub(crate) node: String,
     pub(crate) desired: String,
     pub(crate) state: String,
-    /// The container's id, once there is one. Its first 12 digits are its host name, and so the name that it answers with.
+    /// The container's id, once there is one. Its first 12 digits are its host name, and so the name that it answers
+    /// with.
     pub(crate) container: String,
     /// By the network's name.
     pub(crate) addresses: BTreeMap<String, Ipv4Addr>,

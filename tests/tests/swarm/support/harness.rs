@@ -27,7 +27,8 @@ pub(crate) enum Needs {
     Balancer,
 }
 
-/// A story: creates what it needs, changes it, checks. What it leaves behind is checked, and then removed, by the frame.
+/// A story: creates what it needs, changes it, checks. What it leaves behind is checked, and then removed, by the
+/// frame.
 pub(crate) struct Story {
     /// What is shown, as a user would say it.
     pub(crate) name: &'static str,

@@ -17,8 +17,8 @@ use super::Stage;
 pub(crate) type Backends = BTreeSet<String>;
 
 impl Stage {
-    /// Watches while `change` takes effect: when the API first had another set of serving tasks than before with so many
-    /// members, and when the last agent had the same one. Notes the difference as `what`.
+    /// Watches while `change` takes effect: when the API first had another set of serving tasks than before with so
+    /// many members, and when the last agent had the same one. Notes the difference as `what`.
     pub(crate) fn time_backends(
         &mut self,
         what: &str,

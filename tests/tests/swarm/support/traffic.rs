@@ -45,7 +45,8 @@ impl Stage {
         serde_json::from_str(&said).with_context(|| said)
     }
 
-    /// The addresses that the engine's DNS gives for a name in a task's container, without its own (the VIP's or tasks').
+    /// The addresses that the engine's DNS gives for a name in a task's container, without its own (the VIP's or
+    /// tasks').
     pub(crate) fn resolve(&self, task: &Task, name: &str) -> Result<BTreeSet<Ipv4Addr>> {
         // The first address is the server's; the query for IPv6 makes busybox fail whatever the other has said.
         let said = self.in_task(task, &format!("nslookup {name} 2>&1 || true"))?;

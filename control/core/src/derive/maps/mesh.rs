@@ -44,8 +44,8 @@ impl Maps<'_> {
         }
     }
 
-    /// What the task is called: by mesh frames with its ingress address, by this node's own clients of a port in host mode
-    /// with its address on the gateway bridge.
+    /// What the task is called: by mesh frames with its ingress address, by this node's own clients of a port in host
+    /// mode with its address on the gateway bridge.
     fn targets(&mut self, tag: Tag, placed: &Placed<'_>, gateway: &GatewayEnd) {
         let topology = self.topology;
         let ingress = topology.ingress().and_then(|network| placed.task.addresses.get(&network.id));
@@ -100,8 +100,8 @@ impl Maps<'_> {
         }
     }
 
-    /// Published ports: those in ingress mode on every node, whether or not it has a task; those in host mode where their
-    /// task is.
+    /// Published ports: those in ingress mode on every node, whether or not it has a task; those in host mode where
+    /// their task is.
     pub(super) fn ports(&mut self) {
         let (topology, desired) = (self.topology, self.desired);
         for (key, published) in topology.answered() {

@@ -68,8 +68,8 @@ fn closed(tables: Vec<Table>, interface: &str, port: Port) -> Ranges {
     found.map_or(Ranges::NONE, |(_, _, clients)| clients)
 }
 
-/// `iptables-nft-save` prints rules that `nft` has written without their sets, ranges and verdict maps: an allow list in
-/// a set would open a port to everybody, a ban on a set would close it to everybody.
+/// `iptables-nft-save` prints rules that `nft` has written without their sets, ranges and verdict maps: an allow list
+/// in a set would open a port to everybody, a ban on a set would close it to everybody.
 #[test]
 fn rules_of_nft_in_a_table_of_iptables_are_read_as_nft_prints_them() {
     let (listing, elements, texts, lines) = mixed();

@@ -2,8 +2,8 @@
 //!
 //! Measured from outside: the clock starts when the new table takes its name, and stops when the pinned maps that the
 //! programs read show what is written last: a port's number of backends, or the last published port of all. Reading and
-//! checking a whole file is in that, which a live source need not do; so the agent's own account is taken, too: how long it
-//! took from knowing the new table until its last entry was written.
+//! checking a whole file is in that, which a live source need not do; so the agent's own account is taken, too: how
+//! long it took from knowing the new table until its last entry was written.
 
 mod report;
 mod swarm;

@@ -40,8 +40,8 @@ pub(crate) struct Options {
     /// How often each is repeated; medians and lower quartiles count
     #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// Bytes of each frame, 64 to 1500, without the four of its checksum. What does not fit the tunnel (1464) is no fair
-    /// comparison: Hiveway answers it with an ICMP error
+    /// Bytes of each frame, 64 to 1500, without the four of its checksum. What does not fit the tunnel (1464) is no
+    /// fair comparison: Hiveway answers it with an ICMP error
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(64..=1500))]
     size: u16,
     /// Of the established flows

@@ -1,10 +1,10 @@
 //! How a measurement is divided into runs of the generator, and what of their time is the packets'.
 //!
 //! Each run has a fixed cost of 20 to 30 ms: the kernel enters the generator into XDP's dispatcher, takes it out again
-//! afterwards, and waits for RCU both times (`bpf_dispatcher_update`). In runs of 65,536 frames that is 300 ns and more for
-//! each packet, as much as the packet itself. So a run is as long as the whole measurement, and the time of a run of next
-//! to nothing, measured right before with the same frames, is subtracted: a long run alone would leave 4 % of half a
-//! second to the row.
+//! afterwards, and waits for RCU both times (`bpf_dispatcher_update`). In runs of 65,536 frames that is 300 ns and more
+//! for each packet, as much as the packet itself. So a run is as long as the whole measurement, and the time of a run
+//! of next to nothing, measured right before with the same frames, is subtracted: a long run alone would leave 4 % of
+//! half a second to the row.
 
 use std::{ops::Add, time::Duration};
 

@@ -15,7 +15,8 @@ pub(crate) struct Options {
     /// What runs have written, in the order in which it shall be shown
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// Put the tables between the lines `<!-- figures -->` and `<!-- /figures -->` of this file instead of printing them
+    /// Put the tables between the lines `<!-- figures -->` and `<!-- /figures -->` of this file instead of printing
+    /// them
     #[arg(long)]
     pub(crate) into: Option<PathBuf>,
     /// Where to write the chart

@@ -1,5 +1,5 @@
-//! `bench vip`: connections per second and latency of requests, from outside through a published port, and from container to
-//! container through a virtual address; against nftables and without anything in between.
+//! `bench vip`: connections per second and latency of requests, from outside through a published port, and from
+//! container to container through a virtual address; against nftables and without anything in between.
 
 mod agents;
 mod report;
