@@ -5,6 +5,7 @@ mod deny;
 mod direction;
 mod files;
 mod lints;
+mod text;
 
 use anyhow::{Result, bail};
 
@@ -21,6 +22,7 @@ const CHECKS: &[Check] = &[
     ("circles of modules", circles::check),
     ("licences, bans, sources, advisories", deny::check),
     ("files in git", files::check),
+    ("width of comments and Markdown", text::check),
 ];
 
 /// Runs every check.

@@ -14,15 +14,20 @@ const LARGEST: usize = 512 * 1024;
 const REQUIRED: &[&str] =
     &["Cargo.lock", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"];
 
+/// The names of all files that are in git.
+pub(super) fn listed() -> Result<Vec<String>> {
+    let listed = sh::output(sh::command("git").args(["-c", "safe.directory=*", "ls-files", "-z"]))?;
+    Ok(listed.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
 pub(crate) fn check() -> Result<Vec<String>> {
     let root = sh::root();
-    let listed = sh::output(sh::command("git").args(["-c", "safe.directory=*", "ls-files", "-z"]))?;
-    let names: Vec<&str> = listed.split('\0').filter(|name| !name.is_empty()).collect();
-    let absent = REQUIRED.iter().filter(|name| !names.contains(name));
+    let names = listed()?;
+    let absent = REQUIRED.iter().filter(|required| !names.iter().any(|name| name == *required));
     let mut problems: Vec<String> = absent.map(|name| format!("{name} is not in git")).collect();
     let home = root.to_string_lossy().into_owned();
     for name in names {
-        let path = root.join(name);
+        let path = root.join(&name);
         // A link's target is judged under its own name; a deleted file is not there to judge.
         if path.is_symlink() || !path.is_file() {
             continue;
