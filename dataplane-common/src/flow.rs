@@ -240,12 +240,13 @@ pub struct Affinity {
     /// Established: 1 from when the client has proved itself until the backend says something else than SYN-ACK and
     /// RST.
     pub unspoken: u8,
-    /// The way back to the client, as XDP last found it: its number in map `WAYS_BACK`.
-    pub back: u8,
-    /// [`crate::xdp::HopWords::version`] of what it found. If there is another one, that is another way.
-    pub back_version: u16,
-    /// When it asked: [`crate::xdp::way_back::step`].
-    pub back_asked: u16,
+    /// Index in map `REPLY_HOPS` of the next hop that XDP last found for replies to the client.
+    pub reply_hop: u8,
+    /// [`crate::xdp::HopWords::version`] of that element. If the element has another version, it holds another next
+    /// hop.
+    pub reply_hop_version: u16,
+    /// When XDP asked for it: [`crate::xdp::reply_hop::step`].
+    pub reply_hop_asked: u16,
 }
 
 /// Value of map `DIRECT_GATE` (memory-mapped array of one, each side writes its own number only): whether any direct

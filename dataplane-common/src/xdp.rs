@@ -1,4 +1,4 @@
-//! Maps `XDP_DEVICES`, `XDP_STATE`, `HOPS` and `WAYS_BACK`: what XDP needs to know besides what TC knows, and the next
+//! Maps `XDP_DEVICES`, `XDP_STATE`, `HOPS` and `REPLY_HOPS`: what XDP needs to know besides what TC knows, and the next
 //! hops, which both use.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -89,23 +89,23 @@ pub struct Hop {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct HopWords(pub [u64; 4]);
 
-/// Map `WAYS_BACK` (array of [`HopWords`], written by `xdp_mesh`): the ways back to clients, as the kernel's routing
-/// table has named them. In place of the tunnel address a way has the interface at which the reply came in. Its version
-/// is a hash of its content with a secret, so connections whose replies go the same way have one element, and an entry
-/// recognises its way by the version.
-pub mod way_back {
-    /// Elements of the map, one for each value of [`crate::flow::Affinity::back`].
+/// Map `REPLY_HOPS` (array of [`HopWords`], written by `xdp_mesh`): next hops towards clients, as the kernel's routing
+/// table has named them. In place of the tunnel address an element has the interface at which the reply arrived. The
+/// version is a keyed hash of the content: connections whose replies share a next hop share an element, and an entry
+/// recognises its next hop by the version.
+pub mod reply_hop {
+    /// Elements of the map, one for each value of [`crate::flow::Affinity::reply_hop`].
     pub const MAX: u32 = 256;
-    /// How long a way is believed, in steps.
+    /// How many steps a next hop stays valid.
     pub const STEPS: u16 = 6;
 
-    /// The step of a time in nanoseconds: 17 ms each; they begin anew after 18 minutes.
+    /// The step of a time in nanoseconds. A step is 17 ms; the number wraps after 18 minutes.
     #[inline(always)]
     pub const fn step(now: u64) -> u16 {
         (now >> 24) as u16
     }
 
-    /// Whether a way that was asked for in step `asked` is believed in step `now`.
+    /// Whether a next hop that was asked for in step `asked` is valid in step `now`.
     #[inline(always)]
     pub const fn is_fresh(asked: u16, now: u16) -> bool {
         now.wrapping_sub(asked) < STEPS
@@ -131,11 +131,11 @@ impl HopWords {
         }
     }
 
-    /// A way back, with its version, and its number in map `WAYS_BACK`. The first twelve bytes of an Ethernet header as
-    /// in [`HopWords::ethernet`]; `from`: the interface at which replies come in; `seed`: without it, a neighbour whose
-    /// MAC makes his way look like another one cannot be computed.
+    /// An element of map `REPLY_HOPS`, with its version, and its index. The first argument keys the hash, so that a
+    /// neighbour cannot compute a MAC whose next hop has the version of another one. The second is as in
+    /// [`HopWords::ethernet`]; `from` is the interface at which replies arrive.
     #[inline(always)]
-    pub const fn way_back(seed: u64, (first, second): (u64, u32), ifindex: u32, mtu: u16, from: u32) -> (Self, u8) {
+    pub const fn reply_hop(seed: u64, (first, second): (u64, u32), ifindex: u32, mtu: u16, from: u32) -> (Self, u8) {
         let dst = first & CONTENT;
         let src = first >> VERSION_SHIFT | (second as u64) << 16;
         let way = ifindex as u64 | (mtu as u64) << 32;
@@ -166,8 +166,8 @@ impl HopWords {
         (self.0[2] >> 32) as u16
     }
 
-    /// Tunnel address of the node that it leads to, as a little-endian word; of a way back, the interface at which
-    /// replies come in.
+    /// Tunnel address of the node that it leads to, as a little-endian word; in map
+    /// `REPLY_HOPS` the interface at which replies arrive.
     #[inline(always)]
     pub const fn vtep(self) -> u32 {
         self.0[3] as u32
@@ -220,32 +220,32 @@ mod tests {
     }
 
     #[test]
-    fn a_way_back_has_its_contents_hash_as_version() {
+    fn the_version_of_a_reply_hop_is_a_hash_of_its_content() {
         const SEED: u64 = 0x0123_4567_89ab_cdef;
         let ethernet = HopWords::pack(Some(HOP), 0).ethernet();
-        let (words, number) = HopWords::way_back(SEED, ethernet, 7, 1500, 3);
+        let (words, number) = HopWords::reply_hop(SEED, ethernet, 7, 1500, 3);
         assert_eq!((words.ethernet(), words.ifindex(), words.mtu(), words.vtep()), (ethernet, 7, 1500, 3));
         let version = words.version();
         assert!(version.is_some());
-        assert_eq!(HopWords::way_back(SEED, ethernet, 7, 1500, 3), (words, number));
+        assert_eq!(HopWords::reply_hop(SEED, ethernet, 7, 1500, 3), (words, number));
         for other in [
-            HopWords::way_back(SEED ^ 1, ethernet, 7, 1500, 3),
-            HopWords::way_back(SEED, ethernet, 8, 1500, 3),
-            HopWords::way_back(SEED, ethernet, 7, 1501, 3),
-            HopWords::way_back(SEED, ethernet, 7, 1500, 4),
-            HopWords::way_back(SEED, (ethernet.0 ^ 1, ethernet.1), 7, 1500, 3),
-            HopWords::way_back(SEED, (ethernet.0, ethernet.1 ^ 1), 7, 1500, 3),
+            HopWords::reply_hop(SEED ^ 1, ethernet, 7, 1500, 3),
+            HopWords::reply_hop(SEED, ethernet, 8, 1500, 3),
+            HopWords::reply_hop(SEED, ethernet, 7, 1501, 3),
+            HopWords::reply_hop(SEED, ethernet, 7, 1500, 4),
+            HopWords::reply_hop(SEED, (ethernet.0 ^ 1, ethernet.1), 7, 1500, 3),
+            HopWords::reply_hop(SEED, (ethernet.0, ethernet.1 ^ 1), 7, 1500, 3),
         ] {
             assert_ne!((other.0.version(), other.1), (version, number));
         }
     }
 
     #[test]
-    fn a_way_back_is_believed_for_a_tenth_of_a_second() {
+    fn a_reply_hop_is_valid_for_a_tenth_of_a_second() {
         const MS: u64 = 1_000_000;
-        let at = |now: u64| way_back::is_fresh(way_back::step(1 << 40), way_back::step((1 << 40) + now));
+        let at = |now: u64| reply_hop::is_fresh(reply_hop::step(1 << 40), reply_hop::step((1 << 40) + now));
         assert!(at(0) && at(80 * MS) && !at(120 * MS) && !at(3_600_000 * MS + 200 * MS));
-        assert!(way_back::is_fresh(u16::MAX, 0) && !way_back::is_fresh(0, u16::MAX));
+        assert!(reply_hop::is_fresh(u16::MAX, 0) && !reply_hop::is_fresh(0, u16::MAX));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use dataplane_common::{
     reverse::{MAX_REVERSE, ReversePath},
     service::{AllowPrefix, Backend, LeftPrefix, MAX_ACCESS, MAX_BACKENDS, MAX_SETS, PortKey, PublishedPort},
     shares::Shares,
-    xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState, way_back},
+    xdp::{HopWords, MAX_DEVICES, MAX_HOPS, XdpDevice, XdpState, reply_hop},
 };
 
 // Connection tables grow with use: preallocating a quarter of a million flows would cost tens of MB on an idle node.
@@ -104,7 +104,7 @@ pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usi
 pub(crate) static L3_PROGRAMS: ProgramArray<{ l3_program::COUNT as usize }> = ProgramArray::new();
 // Not pinned, these three: what they hold outlives neither a minute nor an agent.
 #[btf_map]
-pub(crate) static WAYS_BACK: Array<HopWords, { way_back::MAX as usize }> = Array::new();
+pub(crate) static REPLY_HOPS: Array<HopWords, { reply_hop::MAX as usize }> = Array::new();
 #[btf_map]
 pub(crate) static FRAGS: LruHashMap<FragmentKey, Fragmented, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
 #[btf_map]

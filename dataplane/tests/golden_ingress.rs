@@ -1,6 +1,6 @@
-//! What becomes of a client's packet at the ingress node, by the loaded programs: the cases of the decision's own
-//! tests, put into maps. `Harness::run` runs `xdp_mesh` in front, and compares what that carries with what TC makes of
-//! it.
+//! The ingress node's decision about a client's packet, made by the loaded programs: the cases of
+//! `dataplane-ebpf/core/tests/ingress.rs`, written into maps. `Harness::run` runs `xdp_mesh` first, and compares each
+//! packet that XDP carries with TC's result.
 
 #[path = "../../dataplane-ebpf/core/tests/cases/ingress.rs"]
 mod cases;

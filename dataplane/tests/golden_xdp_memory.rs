@@ -11,7 +11,7 @@ use dataplane_common::{
     counter::Counter,
     endpoint::{Vtep, vtep_mesh},
     flow::{Affinity, AffinityKey},
-    xdp::{Hop, way_back},
+    xdp::{Hop, reply_hop},
 };
 use support::{
     mesh::*,
@@ -208,14 +208,14 @@ fn replied_to(world: &mut World) -> Result<Mac> {
 }
 
 #[test]
-fn the_way_back_is_believed_for_a_tenth_of_a_second() -> Result<()> {
+fn a_replys_next_hop_is_valid_for_a_tenth_of_a_second() -> Result<()> {
     const OTHER_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0xfd];
     established(|world| {
         assert_eq!(replied_to(world)?, ROUTER_MAC);
         let (key, old) = connection(world)?;
         run("ip neigh change 192.0.2.254 lladdr 52:54:00:00:00:fd dev eth0 nud permanent")?;
         assert_eq!(replied_after(world, (key, old), 0)?, ROUTER_MAC, "it was asked again at once");
-        assert_eq!(replied_after(world, (key, old), way_back::STEPS)?, OTHER_MAC);
+        assert_eq!(replied_after(world, (key, old), reply_hop::STEPS)?, OTHER_MAC);
         assert_eq!(replied_after(world, (key, old), 1 << 15)?, OTHER_MAC);
         run("ip neigh change 192.0.2.254 lladdr 52:54:00:00:00:fe dev eth0 nud permanent")?;
         std::thread::sleep(Duration::from_millis(130));
@@ -227,18 +227,18 @@ fn the_way_back_is_believed_for_a_tenth_of_a_second() -> Result<()> {
 /// Where data to CLIENT goes if it was asked for so many steps ago, and `entry` remembers what was answered.
 fn replied_after(world: &mut World, (key, entry): (AffinityKey, Affinity), steps: u16) -> Result<Mac> {
     loop {
-        let now = way_back::step(dataplane::monotonic_now());
-        world.harness.put_affinity(key, Affinity { back_asked: now.wrapping_sub(steps), ..entry })?;
+        let now = reply_hop::step(dataplane::monotonic_now());
+        world.harness.put_affinity(key, Affinity { reply_hop_asked: now.wrapping_sub(steps), ..entry })?;
         let mac = replied_to(world)?;
         // A machine may take long for that.
-        if way_back::is_fresh(now, way_back::step(dataplane::monotonic_now())) {
+        if reply_hop::is_fresh(now, reply_hop::step(dataplane::monotonic_now())) {
             return Ok(mac);
         }
     }
 }
 
 #[test]
-fn what_is_too_long_for_the_way_back_passes() -> Result<()> {
+fn a_reply_that_is_too_long_for_its_next_hop_passes() -> Result<()> {
     established(|world| {
         run("ip route replace default via 192.0.2.254 mtu lock 600")?;
         let of = |payload| long(PUBLISHED, CLIENT_PORT, payload);
@@ -252,7 +252,7 @@ fn what_is_too_long_for_the_way_back_passes() -> Result<()> {
 }
 
 #[test]
-fn each_connection_remembers_its_own_way_back() -> Result<()> {
+fn each_connection_remembers_its_own_next_hop() -> Result<()> {
     established(|world| {
         for ifindex in [world.dev.underlay, world.dev.client] {
             world.harness.put_xdp_device(ifindex, XdpMode::Native, NODE_MAC)?;
@@ -265,15 +265,15 @@ fn each_connection_remembers_its_own_way_back() -> Result<()> {
         }
         // What lies where an entry points to is another connection's way, or nobody's: the kernel is asked.
         let ((key, mine), (_, other)) = (connection_of(world, CLIENT)?, connection_of(world, NEAR)?);
-        assert_ne!((mine.back, mine.back_version), (other.back, other.back_version));
+        assert_ne!((mine.reply_hop, mine.reply_hop_version), (other.reply_hop, other.reply_hop_version));
         for entry in [
-            Affinity { back: other.back, ..mine },
-            Affinity { back: mine.back.wrapping_add(1), ..mine },
-            Affinity { back_version: mine.back_version ^ 1, ..mine },
+            Affinity { reply_hop: other.reply_hop, ..mine },
+            Affinity { reply_hop: mine.reply_hop.wrapping_add(1), ..mine },
+            Affinity { reply_hop_version: mine.reply_hop_version ^ 1, ..mine },
         ] {
             assert_eq!(replied_after(world, (key, entry), 0)?, ROUTER_MAC, "{entry:?}");
             let (_, now) = connection_of(world, CLIENT)?;
-            assert_eq!((now.back, now.back_version), (mine.back, mine.back_version));
+            assert_eq!((now.reply_hop, now.reply_hop_version), (mine.reply_hop, mine.reply_hop_version));
         }
         Ok(())
     })

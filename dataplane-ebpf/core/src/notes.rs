@@ -1,4 +1,4 @@
-//! Routing mesh, ingress node: what a packet leaves in the entry of its connection, in TC and in XDP.
+//! Routing mesh, ingress node: how a packet updates the entry of its connection. TC and XDP share it.
 
 use dataplane_common::{
     addr::Ip4,
@@ -7,21 +7,22 @@ use dataplane_common::{
 
 use crate::{age, ending, proof, segment::Segment};
 
-/// Notes a client's packet at `now`. Whether the connection, which `is_pending`, has proved itself with it.
+/// Updates the entry with a client's packet at `now`. Returns whether the packet proves the connection, if it
+/// `is_pending`.
 ///
-/// What the packet says about the connection's end, see [`ending::client_ends_at_ingress`], is noted after that.
+/// The caller handles the client's FIN afterwards, see [`ending::client_ends_at_ingress`].
 #[inline(always)]
 pub fn of_client(known: &mut Affinity, is_pending: bool, packet: &impl Segment, now: u64) -> bool {
     age::note_at(&mut known.last_seen, &mut known.flags, flag::SEEN, now);
     if !is_pending {
         return false;
     }
-    // Who is silent for longest makes room for others.
+    // Among pending entries the one that was seen least recently is displaced.
     known.last_seen = now;
     proof::client_proves_at_ingress(packet, known)
 }
 
-/// The same of a packet from the backend.
+/// Updates the entry with a packet from the backend, likewise.
 #[inline(always)]
 pub fn of_backend(known: &mut Affinity, is_pending: bool, packet: &impl Segment, now: u64) -> bool {
     ending::of_backend_at_ingress(known, packet);
@@ -39,15 +40,15 @@ pub fn of_backend(known: &mut Affinity, is_pending: bool, packet: &impl Segment,
     }
 }
 
-/// Whether the connection was given to the task with the ingress address `task`, behind `vtep`: only such replies
-/// leave.
+/// Whether the connection was given to the task with the ingress address `task` behind `vtep`. A reply from anywhere
+/// else is dropped.
 #[inline(always)]
 #[must_use]
 pub fn was_given_to(known: &Affinity, task: Ip4, vtep: Ip4) -> bool {
     known.flags & flag::OWN == 0 && word(task) == word(known.ip) && word(vtep) == word(known.vtep)
 }
 
-/// Compared as a whole, for LLVM would compare bytes.
+/// One word, because LLVM compares arrays byte by byte.
 #[inline(always)]
 const fn word(ip: Ip4) -> u32 {
     u32::from_ne_bytes(ip)

@@ -1,11 +1,10 @@
-//! What is looked at of a packet to tell what it says about its connection. TC has a [`Packet`], XDP words of the
-//! frame.
+//! The view of a packet that connection tracking needs. TC implements it by [`Packet`], XDP by words of the frame.
 
 use dataplane_common::headers::{ipproto, tcpflag};
 
 use crate::parse::{Fragment, Packet};
 
-/// A packet with a transport header. Numbers, flags and lengths of TCP mean nothing for other protocols.
+/// A packet with a transport header. TCP's numbers, flags and lengths have no meaning for other protocols.
 pub trait Segment {
     /// IP protocol number.
     fn proto(&self) -> u8;
@@ -19,10 +18,11 @@ pub trait Segment {
     /// TCP's acknowledgement number.
     fn acknowledgement(&self) -> u32;
 
-    /// Whether there is anything behind the TCP header.
+    /// Whether payload follows the TCP header.
     fn has_data(&self) -> bool;
 
-    /// The sequence number behind the FIN of a TCP segment, if it has one and that can be told.
+    /// The sequence number after the FIN of a TCP segment; `None` without a FIN, or if the segment's length is not
+    /// known.
     fn end(&self) -> Option<u32>;
 }
 
@@ -53,7 +53,7 @@ impl Segment for Packet {
         self.total_len == 0 || usize::from(self.total_len) > self.l4 - self.net + usize::from(self.tcp_len)
     }
 
-    /// Of a part of a segment it is not known, nor of one with more than 64 kB.
+    /// The length of a fragmented segment is not known, nor that of one with more than 64 kB.
     #[inline(always)]
     fn end(&self) -> Option<u32> {
         let has_fin = self.proto == ipproto::TCP && self.flags & tcpflag::FIN != 0;
@@ -65,7 +65,7 @@ impl Segment for Packet {
     }
 }
 
-/// The sequence number behind a segment with a FIN: of `payload` bytes, from `sequence` on.
+/// The sequence number after a segment that begins at `sequence`, has `payload` bytes and a FIN.
 #[inline(always)]
 pub fn behind_fin(sequence: u32, payload: u32) -> u32 {
     // The FIN counts as one.

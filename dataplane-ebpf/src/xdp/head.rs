@@ -120,7 +120,7 @@ pub(super) fn inner(frame: Frame) -> Option<Head> {
     ethernet::<INNER_ETH, INNER_NET, INNER_L4>(frame)
 }
 
-/// What is noted of a packet: read before the frame is moved.
+/// What updates a connection's entry. It is read before `bpf_xdp_adjust_head` moves the frame.
 pub(super) struct Said {
     head: Head,
     sequence: u32,
@@ -128,13 +128,13 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// By the packet in the frame.
+    /// Of the packet in the frame.
     #[inline(always)]
     pub(super) fn outer(frame: Frame, head: &Head) -> Option<Self> {
         Self::at::<OUTER_L4>(frame, head)
     }
 
-    /// By the packet in the frame in its tunnel.
+    /// Of the packet in the frame's tunnel.
     #[inline(always)]
     pub(super) fn inner(frame: Frame, head: &Head) -> Option<Self> {
         Self::at::<INNER_L4>(frame, head)

@@ -16,14 +16,14 @@ use dataplane_common::{
     drop_reason::DropReason,
     flow::Affinity,
     line::head,
-    xdp::{HopWords, way_back, xdp_mode},
+    xdp::{HopWords, reply_hop, xdp_mode},
 };
 
 use super::access::{Frame, Part};
 use crate::{
     client_lines::Clients,
     lines_map::Table as _,
-    maps::{WAYS_BACK, XDP_DEVICES},
+    maps::{REPLY_HOPS, XDP_DEVICES},
     verdict,
 };
 
@@ -61,10 +61,11 @@ pub(super) fn forwarded(ctx: &XdpContext, frame: Frame, route: &Route) -> Option
     asked(ctx, frame, route, frame.ifindex, 0)
 }
 
-/// The same if it is a reply of the connection `known`, which remembers the way for a moment if it `is_established`: a
-/// pending one may lose its line meanwhile, and another connection would remember its way.
+/// The next hop of a reply of the connection `known`: the one that the entry remembers, or the kernel's answer. The
+/// entry remembers an answer only if the connection `is_established`: a pending entry may lose its line to another
+/// connection between the question and the store.
 #[inline(always)]
-pub(super) fn back(
+pub(super) fn of_reply(
     ctx: &XdpContext,
     frame: Frame,
     config: &Config,
@@ -74,13 +75,14 @@ pub(super) fn back(
 ) -> Option<Hop> {
     let question = Question { route: *route, ifindex: frame.ifindex, flags: 0 };
     let mut found = Found { ethernet: (0, 0), ifindex: 0, mtu: 0 };
-    let step = way_back::step(now);
+    let step = reply_hop::step(now);
     let remembered = is_established && recall(known, frame.ifindex, step, &mut found);
     if !remembered {
         ask(ctx.as_ptr(), &question, &mut found);
     }
     let hop = sendable(frame, &found, route.len)?;
-    // A path's own MTU can be made by who forges ICMP errors, and with it a way that looks like another one.
+    // A narrower path is asked for each time: forged ICMP errors can lower its MTU, and so vary the hash of the next
+    // hop.
     if !remembered && is_established && u32::from(found.mtu) >= u32::from(config.underlay_mtu) {
         remember(known, frame.ifindex, step, &found);
     }
@@ -128,30 +130,31 @@ struct Found {
     mtu: u16,
 }
 
-/// The way of replies that come in at the interface `from`, if the connection `known` remembers it. Whether it does.
-// Not inlined, as those below: the stack has no room, and the verifier walks what follows once.
+/// Reads the next hop that the entry `known` remembers for replies that arrive at the interface `from`. Returns whether
+/// the entry remembers one that is still valid.
+// A function of its own, like the ones below: XDP's stack is full, and the verifier walks what follows the call once.
 #[inline(never)]
 fn recall(known: &Affinity, from: u32, step: u16, found: &mut Found) -> bool {
-    if !way_back::is_fresh(known.back_asked, step) {
+    if !reply_hop::is_fresh(known.reply_hop_asked, step) {
         return false;
     }
-    let Some(words) = slot(known.back).map(load) else { return false };
-    // An element that nobody has written yet is for no interface.
-    if words.version() != Some(known.back_version) || words.vtep() != from {
+    let Some(words) = slot(known.reply_hop).map(load) else { return false };
+    // An element that was never written has interface 0.
+    if words.version() != Some(known.reply_hop_version) || words.vtep() != from {
         return false;
     }
     *found = Found { ethernet: words.ethernet(), ifindex: words.ifindex(), mtu: words.mtu() };
     true
 }
 
-/// Remembers it.
+/// Stores a next hop in map `REPLY_HOPS`, and a reference to it in the entry.
 #[inline(never)]
 fn remember(known: &mut Affinity, from: u32, step: u16, found: &Found) {
     let Some(head) = Clients::head().get(0) else { return };
-    let (words, number) = HopWords::way_back(head.words[head::SEED], found.ethernet, found.ifindex, found.mtu, from);
+    let (words, number) = HopWords::reply_hop(head.words[head::SEED], found.ethernet, found.ifindex, found.mtu, from);
     let (Some(slot), Some(version)) = (slot(number), words.version()) else { return };
     for (at, word) in words.0.into_iter().enumerate() {
-        // Only what changes: all CPUs read it.
+        // An unchanged word is not written: all CPUs read this cache line.
         // SAFETY: a word of an element of a live array map; aligned, so read and written as a whole.
         unsafe {
             if slot.add(at).read_volatile() != word {
@@ -159,13 +162,13 @@ fn remember(known: &mut Affinity, from: u32, step: u16, found: &Found) {
             }
         }
     }
-    (known.back, known.back_version, known.back_asked) = (number, version, step);
+    (known.reply_hop, known.reply_hop_version, known.reply_hop_asked) = (number, version, step);
 }
 
-/// The first word of a way back.
+/// The first word of an element of `REPLY_HOPS`.
 #[inline(always)]
 fn slot(number: u8) -> Option<*mut u64> {
-    Some(WAYS_BACK.get_ptr_mut(number.into())?.cast())
+    Some(REPLY_HOPS.get_ptr_mut(number.into())?.cast())
 }
 
 /// Four words, each read as a whole.

@@ -68,7 +68,7 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, outer: &Hea
     }
     let len = frame.len() - ENCAP_LEN;
     let route = Route { src: inner.src, dst: inner.dst, proto: inner.proto, len: (len - ETH_LEN) as u16 };
-    let hop = hop::back(ctx, frame, config, &route, (&mut *known, place.is_established()), now)?;
+    let hop = hop::of_reply(ctx, frame, config, &route, (&mut *known, place.is_established()), now)?;
     // SAFETY: the context is valid; every pointer into the frame is made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, ENCAP_LEN as i32) } != 0 {
         return None;

@@ -1,6 +1,6 @@
-//! Cases of what becomes of a client's packet at the ingress node: a node, a packet, and what is wanted. They are plain
-//! values. `tests/ingress.rs` here asks the decision itself; `dataplane/tests/golden_ingress.rs` puts them into maps,
-//! and asks the loaded programs of both hooks.
+//! Test cases for the decision about a client's packet at the ingress node: a node, a packet and the expected decision,
+//! as plain values. `tests/ingress.rs` passes them to `ingress::decide`; `dataplane/tests/golden_ingress.rs` writes
+//! them into maps and sends the packets through the loaded programs of both hooks.
 #![allow(dead_code, reason = "a module of two test crates, of which each uses its part")]
 
 use dataplane_common::{
