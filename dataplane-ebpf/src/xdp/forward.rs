@@ -1,13 +1,7 @@
 //! A client's packet, towards its backend's node.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
-use dataplane_common::{
-    config::Config,
-    counter::Counter,
-    flow::{Affinity, flag},
-    headers::{ENCAP_LEN, ETH_LEN, INNER_NET, IPV4_LEN, ipproto},
-    xdp::XdpState,
-};
+use aya_ebpf::programs::XdpContext;
+use dataplane_common::{config::Config, flow::Affinity, headers::ipproto, xdp::XdpState};
 
 use super::{
     access::{Frame, word},
@@ -16,15 +10,15 @@ use super::{
     hop::{self, Hop, Route},
     is_sample,
     known::{self, Asked},
-    opening,
-    tunnel::{Backend, Tunnel},
+    opening, send,
+    tunnel::Backend,
 };
 use crate::{
     affinity,
     client_lines::{self, Clients},
     clock, ending,
     ingress::{self, Decision},
-    next_hop, notes, path, verdict,
+    next_hop, notes, path,
 };
 
 /// Carries the packet; `None`: not for this path.
@@ -47,14 +41,14 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         None => Asked::of(known),
     };
     let now = clock::now();
-    if !is_ours(config, packet, known.flags, word(&known.vtep))
-        || !path::takes(config, &known.vtep, tunnelled_len(packet))
+    if !send::can_carry(config, packet, known.flags, word(&known.vtep))
+        || !path::takes(config, &known.vtep, send::tunnelled_len(packet))
     {
         return None;
     }
     let hop = hop(ctx, frame, config, known, (state, asked.hop, now))?;
     let said = Said::outer(frame, packet)?;
-    let sent = leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
+    let sent = send::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     if known.generation != asked.generation {
         asked.remember(known);
     }
@@ -63,20 +57,6 @@ pub(super) fn carry(ctx: &XdpContext, frame: Frame, config: &Config, packet: &He
         ending::note_client_fin(known, end);
     }
     Some(sent)
-}
-
-/// Length of the tunnel's packet that `packet` becomes. Generic mode shows whole GSO packets; those are too big as
-/// well.
-#[inline(always)]
-pub(super) fn tunnelled_len(packet: &Head) -> u32 {
-    u32::from(packet.total_len) + ENCAP_LEN as u32
-}
-
-/// Whether XDP can carry a packet of a connection with these flags to that node; but for its length. Over the host link
-/// no hop is counted: that is TC's.
-#[inline(always)]
-pub(super) fn is_ours(config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
-    packet.dst != word(&config.host_ip) && flags & flag::STOCK == 0 && vtep != word(&config.vtep)
 }
 
 /// The way to the backend's node: as the agent keeps it, or as the kernel finds it.
@@ -90,49 +70,14 @@ fn hop(
 ) -> Option<Hop> {
     let vtep = word(&known.vtep);
     if let Some(words) = next_hop::kept(state, number, vtep, now) {
-        return hop::of_words(frame, words, outer_len(frame));
+        return hop::of_words(frame, words, send::outer_len(frame));
     }
     if is_sample(known, now) {
         return None;
     }
-    let route = Route { src: word(&config.underlay_ip), dst: vtep, proto: ipproto::UDP, len: outer_len(frame) };
+    let route = Route { src: word(&config.underlay_ip), dst: vtep, proto: ipproto::UDP, len: send::outer_len(frame) };
     match config.underlay_ifindex {
         0 => hop::forwarded(ctx, frame, &route),
         only => hop::through(ctx, frame, &route, only),
     }
-}
-
-/// The way to the node with the tunnel address `vtep` if the agent keeps it.
-#[inline(always)]
-pub(super) fn kept_hop(frame: Frame, state: &XdpState, number: u16, vtep: u32, now: u64) -> Option<Hop> {
-    hop::of_words(frame, next_hop::kept(state, number, vtep, now)?, outer_len(frame))
-}
-
-/// Length of the outer IP packet.
-#[inline(always)]
-fn outer_len(frame: Frame) -> u16 {
-    (frame.len() - ETH_LEN + ENCAP_LEN) as u16
-}
-
-/// Counts the hop, puts the tunnel around the packet and sends it. `None`: it was not touched.
-#[inline(always)]
-pub(super) fn leave(
-    ctx: &XdpContext,
-    frame: Frame,
-    config: &Config,
-    packet: &Head,
-    backend: &Backend,
-    hop: &Hop,
-) -> Option<u32> {
-    let len = frame.len();
-    // SAFETY: the context is valid; every pointer into the frame is made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(ENCAP_LEN as i32)) } != 0 {
-        return None;
-    }
-    let Some(head) = Frame::of(ctx).part::<0, { INNER_NET + IPV4_LEN }>() else { return Some(hop::broken(len)) };
-    let tunnel = Tunnel { backend: *backend, ip_len: outer_len(frame) };
-    head.put_headers(config, hop, &tunnel, packet);
-    head.lower_ttl();
-    verdict::count_of(Counter::XdpForward, len);
-    Some(hop.leave(frame))
 }

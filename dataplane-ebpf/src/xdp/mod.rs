@@ -14,6 +14,7 @@ mod hop;
 mod known;
 mod opening;
 mod reply;
+mod send;
 mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};

@@ -21,10 +21,9 @@ use dataplane_common::{
 use super::{
     access::{Frame, word},
     arrival::{Arrival, Entry},
-    forward,
     head::{self, Head, Said},
     hop::Hop,
-    known,
+    known, send,
     tunnel::Backend,
 };
 use crate::{
@@ -58,7 +57,7 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
         return None;
     }
     // What fits only some paths is left to TC: to ask about this one would need more stack than there is.
-    if !path::all_take(config, forward::tunnelled_len(packet)) {
+    if !path::all_take(config, send::tunnelled_len(packet)) {
         return None;
     }
     let now = clock::now();
@@ -72,13 +71,13 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
         Decision::Forward(Entry(known), _) => known,
         Decision::Open { port, replaces: false } => {
             let (backend, hop) = open(frame, config, packet, port, now)?;
-            return forward::leave(ctx, frame, config, packet, &backend, &hop);
+            return send::leave(ctx, frame, config, packet, &backend, &hop);
         }
         _ => return None,
     };
     let hop = way_of(frame, config, packet, known, now)?;
     let said = Said::outer(frame, packet)?;
-    let sent = forward::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
+    let sent = send::leave(ctx, frame, config, packet, &Backend::of(known), &hop)?;
     if notes::of_client(known, true, &said, now) {
         affinity::promote(packet.key().get(), known, frame.len());
     }
@@ -88,11 +87,11 @@ fn carry(ctx: &XdpContext, place: Place) -> Option<u32> {
 /// The way of a packet with this pending entry.
 #[inline(always)]
 fn way_of(frame: Frame, config: &Config, packet: &Head, known: &Affinity, now: u64) -> Option<Hop> {
-    if !forward::is_ours(config, packet, known.flags, word(&known.vtep)) {
+    if !send::can_carry(config, packet, known.flags, word(&known.vtep)) {
         return None;
     }
     let vtep = maps::vtep(&known.vtep)?;
-    forward::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
+    send::kept_hop(frame, known::state()?, vtep.hop, word(&known.vtep), now)
 }
 
 /// The first packet of a connection, which is entered: who serves it, and the way there.
@@ -102,10 +101,10 @@ fn open(frame: Frame, config: &Config, packet: &Head, port: &PublishedPort, now:
         let turn = service::peek(port.set)?;
         let vtep = maps::vtep(&turn.backend.vtep).filter(|vtep| vtep.hiveway == vtep_mesh::MEMBER)?;
         let backend = Backend { vtep: word(&turn.backend.vtep), task: word(&turn.backend.ip) };
-        if !forward::is_ours(config, packet, 0, backend.vtep) {
+        if !send::can_carry(config, packet, 0, backend.vtep) {
             return None;
         }
-        let hop = forward::kept_hop(frame, known::state()?, vtep.hop, backend.vtep, now)?;
+        let hop = send::kept_hop(frame, known::state()?, vtep.hop, backend.vtep, now)?;
         if !turn.take() {
             continue;
         }

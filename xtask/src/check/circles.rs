@@ -11,17 +11,23 @@ use anyhow::{Context, Result};
 
 use crate::sh;
 
-/// Whose modules are looked at.
-const SOURCES: &[&str] = &["dataplane-ebpf/src", "dataplane-ebpf/core/src"];
+/// Directories whose modules are looked at, and how these name one another.
+const SOURCES: &[(&str, &str)] = &[
+    ("dataplane-common/src", "crate::"),
+    ("dataplane-ebpf/core/src", "crate::"),
+    ("dataplane-ebpf/src", "crate::"),
+    ("dataplane-ebpf/src/xdp", "super::"),
+    ("xtask/src", "crate::"),
+];
 
 /// Each module's text; after the search for names, the modules that it imports.
 type Modules<T> = BTreeMap<String, T>;
 
 pub(crate) fn check() -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    for source in SOURCES {
+    for (source, parent) in SOURCES {
         let modules = read(&sh::root().join(source)).with_context(|| format!("reading {source}"))?;
-        problems.extend(circles(&modules).into_iter().map(|circle| format!("{source}: {circle}")));
+        problems.extend(circles(&modules, parent).into_iter().map(|circle| format!("{source}: {circle}")));
     }
     Ok(problems)
 }
@@ -33,7 +39,7 @@ fn read(source: &Path) -> Result<Modules<String>> {
         let path = entry?.path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         // The roots, which name all modules, and other programs.
-        if !matches!(&*name, "main" | "lib" | "bin") {
+        if !matches!(&*name, "main" | "lib" | "mod" | "bin") {
             modules.entry(name).or_insert_with(String::new).push_str(&text(&path)?);
         }
     }
@@ -53,9 +59,9 @@ fn without_tests(text: &str) -> String {
 }
 
 /// One line for each set of modules of which every one leads to every other.
-fn circles(modules: &Modules<String>) -> BTreeSet<String> {
+fn circles(modules: &Modules<String>, parent: &str) -> BTreeSet<String> {
     let imports: Modules<BTreeSet<String>> =
-        modules.iter().map(|(name, text)| (name.clone(), imported(name, text, modules))).collect();
+        modules.iter().map(|(name, text)| (name.clone(), imported(name, text, modules, parent))).collect();
     let reached: Modules<BTreeSet<String>> =
         imports.keys().map(|name| (name.clone(), reachable(name, &imports))).collect();
     let in_one = reached.iter().filter(|(name, reached)| reached.contains(*name));
@@ -65,10 +71,10 @@ fn circles(modules: &Modules<String>) -> BTreeSet<String> {
         .collect()
 }
 
-/// The modules that the code of `name` imports from the crate's root.
-fn imported(name: &str, text: &str, modules: &Modules<String>) -> BTreeSet<String> {
+/// The modules that the code of `name` imports by paths that begin with `parent`.
+fn imported(name: &str, text: &str, modules: &Modules<String>, parent: &str) -> BTreeSet<String> {
     let code: String = text.lines().map(|line| code_of(line) + "\n").collect();
-    let paths = code.split("crate::").skip(1);
+    let paths = code.split(parent).skip(1);
     paths.flat_map(first_names).filter(|used| used != name && modules.contains_key(used)).collect()
 }
 
@@ -76,7 +82,7 @@ fn code_of(line: &str) -> String {
     line.split("//").next().unwrap_or_default().to_owned()
 }
 
-/// The names that the path behind `crate::` begins with: one, or those of a list.
+/// The names that the path behind `crate::` or `super::` begins with: one, or those of a list.
 fn first_names(path: &str) -> Vec<String> {
     let name = |path: &str| path.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
     let Some(list) = path.strip_prefix('{') else { return vec![name(path)] };
@@ -113,15 +119,18 @@ mod tests {
 
     #[test]
     fn names_every_circle() {
-        let found = circles(&modules(&[
-            ("a", "use crate::{\n    b::{self, d},\n    x,\n};\n"),
-            ("b", "fn f() { crate::c::g() }\n"),
-            ("c", "use crate::a;\nuse crate::d::e;\n"),
-            ("d", "use crate::e;\n"),
-            ("e", "fn f() {}\n"),
-            ("x", "use crate::y;\n"),
-            ("y", "use crate::{e, x as z};\n"),
-        ]));
+        let found = circles(
+            &modules(&[
+                ("a", "use crate::{\n    b::{self, d},\n    x,\n};\n"),
+                ("b", "fn f() { crate::c::g() }\n"),
+                ("c", "use crate::a;\nuse crate::d::e;\n"),
+                ("d", "use crate::e;\n"),
+                ("e", "fn f() {}\n"),
+                ("x", "use crate::y;\n"),
+                ("y", "use crate::{e, x as z};\n"),
+            ]),
+            "crate::",
+        );
         let line = |names| format!("modules import one another: {names}");
         assert_eq!(found, [line("a, b, c"), line("x, y")].into());
     }
@@ -131,8 +140,16 @@ mod tests {
         let b = without_tests(
             "/// See [`crate::a`].\nuse other::a;\nfn f() {} // crate::a\n#[cfg(test)]\nmod tests { use crate::a; }\n",
         );
-        assert!(circles(&modules(&[("a", "use crate::{View, b};\n"), ("b", &b)])).is_empty());
+        assert!(circles(&modules(&[("a", "use crate::{View, b};\n"), ("b", &b)]), "crate::").is_empty());
         let hidden = without_tests("#[cfg(test)]\nuse x::y;\nuse crate::a;\n");
-        assert_eq!(circles(&modules(&[("a", "use crate::b;\n"), ("b", &hidden)])).len(), 1, "a line is no module");
+        let found = circles(&modules(&[("a", "use crate::b;\n"), ("b", &hidden)]), "crate::");
+        assert_eq!(found.len(), 1, "a line is no module");
+    }
+
+    #[test]
+    fn modules_of_a_folder_name_one_another_by_their_parent() {
+        let folder = modules(&[("a", "use super::{b, own};\nuse crate::b;\n"), ("b", "use super::a::f;\n")]);
+        assert_eq!(circles(&folder, "super::").len(), 1);
+        assert_eq!(circles(&folder, "crate::").len(), 0);
     }
 }
