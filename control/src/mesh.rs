@@ -6,7 +6,7 @@ use std::{
 };
 
 use hiveway_core::{
-    binding::Binding,
+    desired::Binding,
     model::{ADDRESSES_LABEL, Place, Places, Service},
     observed::{Kind, Link, NAME_PREFIXES},
 };

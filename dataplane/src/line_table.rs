@@ -28,7 +28,7 @@ use dataplane_core::{
 
 pub(crate) use self::contents::{Contents, Entry, made_at_most};
 use self::segments::Segments;
-use crate::{Sizes, connections::Stage, table::MapFault};
+use crate::{Sizes, table::MapFault};
 
 /// How often a line is read that changes meanwhile.
 const ATTEMPTS: u32 = 4;
@@ -294,6 +294,15 @@ impl<T: Contents> LineTable<T> {
         })?;
         Ok(entries)
     }
+}
+
+/// How far an entry has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Both ends have proved that they are there.
+    Established,
+    /// Not yet.
+    Pending,
 }
 
 /// How many entries there are.

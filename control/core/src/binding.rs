@@ -2,30 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use crate::{
-    model::{AllowList, Places},
-    settings::Settings,
-    topology::Topology,
-};
-
-/// Where a port answers: at addresses that are in each of these.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Binding(Vec<Places>);
-
-impl Binding {
-    /// `None`: at all addresses.
-    pub(crate) fn new(node: Option<&Places>, service: Option<Places>) -> Option<Self> {
-        let all: Vec<_> = node.cloned().into_iter().chain(service).collect();
-        (!all.is_empty()).then_some(Self(all))
-    }
-
-    /// As CIDRs, on a node whose interfaces carry `addresses`.
-    pub fn nets(&self, addresses: &dyn Fn(&str) -> Vec<ipnet::Ipv4Net>) -> AllowList {
-        let mut all = self.0.iter().map(|places| places.nets(addresses));
-        let first = all.next().unwrap_or_default();
-        all.fold(first, |both, other| both.and(&other))
-    }
-}
+use crate::{desired::Binding, model::AllowList, settings::Settings, topology::Topology};
 
 /// Bound ports among those that answer here, by (IP protocol number, port).
 pub(crate) fn bindings(topology: &Topology<'_>, settings: &Settings) -> BTreeMap<(u8, u16), Binding> {

@@ -10,7 +10,7 @@ use std::{
 use dataplane_common::addr::{Mac, Tag};
 use ipnet::Ipv4Net;
 
-use crate::{binding::Binding, model::Access};
+use crate::model::{Access, AllowList, Places};
 
 /// A network interface's name: at most 15 bytes. Ours begin with `hw`.
 pub type IfName = String;
@@ -208,3 +208,22 @@ pub struct LeftOut {
 /// Addresses of local tasks on the gateway bridge, by task id. Kept in the state directory so that a task keeps its
 /// address through agent restarts.
 pub type GatewayAddresses = BTreeMap<String, Ipv4Addr>;
+
+/// Where a port answers: at addresses that are in each of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Binding(Vec<Places>);
+
+impl Binding {
+    /// `None`: at all addresses.
+    pub(crate) fn new(node: Option<&Places>, service: Option<Places>) -> Option<Self> {
+        let all: Vec<_> = node.cloned().into_iter().chain(service).collect();
+        (!all.is_empty()).then_some(Self(all))
+    }
+
+    /// As CIDRs, on a node whose interfaces carry `addresses`.
+    pub fn nets(&self, addresses: &dyn Fn(&str) -> Vec<ipnet::Ipv4Net>) -> AllowList {
+        let mut all = self.0.iter().map(|places| places.nets(addresses));
+        let first = all.next().unwrap_or_default();
+        all.fold(first, |both, other| both.and(&other))
+    }
+}

@@ -235,3 +235,38 @@ impl Link {
         self.kind == Kind::Bridge && overlays && self.is_ours(name)
     }
 }
+
+/// The interfaces of one [`crate::desired::TappedTask`] that are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// [`crate::desired::TappedTask::netns`] when it was looked into.
+    pub netns: Option<PathBuf>,
+    /// By [`crate::desired::Tap::id`].
+    pub taps: BTreeMap<u32, TapLink>,
+    /// Its interface on the gateway bridge.
+    pub gateway: Option<GatewayPort>,
+}
+
+/// An overlay interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapLink {
+    /// Its name inside.
+    pub name: IfName,
+    /// Its MAC.
+    pub mac: Mac,
+}
+
+/// An interface on the engine's gateway bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayPort {
+    /// Its name inside.
+    pub name: IfName,
+    /// The other end's name, in the node's namespace.
+    pub host: IfName,
+    /// The other end's index.
+    pub ifindex: u32,
+    /// Address inside, with the bridge's prefix length.
+    pub address: Ipv4Net,
+    /// MAC inside.
+    pub mac: Mac,
+}

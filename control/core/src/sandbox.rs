@@ -1,55 +1,16 @@
 //! What a Docker engine has made for a task, found by looking into its sandbox: overlay interfaces by their address,
 //! the one on the gateway bridge by the bridge's subnet and its other end.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use dataplane_common::addr::Mac;
 use ipnet::Ipv4Net;
 
 use crate::{
     desired::{Desired, IfName, TappedTask},
-    observed::{Inside, Kind, Link, Namespace},
+    observed::{GatewayPort, Inside, Kind, Link, Namespace, Sandbox, TapLink},
     plan::{Blocked, Item},
     settings::Settings,
 };
-
-/// The interfaces of one [`TappedTask`] that are there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sandbox {
-    /// [`TappedTask::netns`] when it was looked into.
-    pub netns: Option<PathBuf>,
-    /// By [`crate::desired::Tap::id`].
-    pub taps: BTreeMap<u32, TapLink>,
-    /// Its interface on the gateway bridge.
-    pub gateway: Option<GatewayPort>,
-}
-
-/// An overlay interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TapLink {
-    /// Its name inside.
-    pub name: IfName,
-    /// Its MAC.
-    pub mac: Mac,
-}
-
-/// An interface on the engine's gateway bridge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayPort {
-    /// Its name inside.
-    pub name: IfName,
-    /// The other end's name, in the node's namespace.
-    pub host: IfName,
-    /// The other end's index.
-    pub ifindex: u32,
-    /// Address inside, with the bridge's prefix length.
-    pub address: Ipv4Net,
-    /// MAC inside.
-    pub mac: Mac,
-}
 
 /// What was found, and what was not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,7 +49,7 @@ pub fn sandboxes(
             Some(Namespace::Unread { .. }) => {
                 let same = |kept: &&Sandbox| kept.netns.is_none() || kept.netns == task.netns;
                 if let Some(kept) = before.get(&task.id).filter(same) {
-                    all.found.insert(task.id.clone(), kept.still_there(settings, links));
+                    all.found.insert(task.id.clone(), still_there(kept, settings, links));
                 }
                 continue;
             }
@@ -129,15 +90,13 @@ pub fn sandboxes(
     all
 }
 
-impl Sandbox {
-    /// Without an interface on the gateway bridge whose other end is gone.
-    fn still_there(&self, settings: &Settings, links: &BTreeMap<IfName, Link>) -> Self {
-        let plugged = |port: &GatewayPort| {
-            let end = links.get(&port.host);
-            end.is_some_and(|end| end.index == port.ifindex && end.master.as_ref() == Some(&settings.gwbridge))
-        };
-        Self { gateway: self.gateway.clone().filter(plugged), ..self.clone() }
-    }
+/// What was found before, without an interface on the gateway bridge whose other end is gone.
+fn still_there(found: &Sandbox, settings: &Settings, links: &BTreeMap<IfName, Link>) -> Sandbox {
+    let plugged = |port: &GatewayPort| {
+        let end = links.get(&port.host);
+        end.is_some_and(|end| end.index == port.ifindex && end.master.as_ref() == Some(&settings.gwbridge))
+    };
+    Sandbox { gateway: found.gateway.clone().filter(plugged), ..found.clone() }
 }
 
 impl Sandboxes {

@@ -11,8 +11,7 @@ use crate::{
     desired::IfName,
     firewall::LeftEntries,
     model::{AllowList, Places},
-    observed::Replies,
-    sandbox::Sandbox,
+    observed::{Replies, Sandbox},
 };
 
 /// Default of `--vxlan-port` (IANA's number for VXLAN).

@@ -12,7 +12,7 @@ use dataplane_common::{
 };
 use hiveway_core::{
     Desired, Facts, GatewayAddresses, Model, Settings, derive, map_state,
-    sandbox::{GatewayPort, Sandbox, TapLink},
+    observed::{GatewayPort, Sandbox, TapLink},
 };
 use support::{
     facts,

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use hiveway_core::{
     Desired, Settings,
     desired::{Tap, TappedTask},
-    observed::{InnerLink, Inside, Kind, Link, Namespace},
-    sandbox::{GatewayPort, Sandboxes, TapLink, sandboxes},
+    observed::{GatewayPort, InnerLink, Inside, Kind, Link, Namespace, TapLink},
+    sandbox::{Sandboxes, sandboxes},
 };
 
 const ID: u32 = 0x8000_0001;

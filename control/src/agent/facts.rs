@@ -10,9 +10,8 @@ use hiveway_core::{
     DEFAULT_GATEWAY_MTU, DEFAULT_HOST_IP, Facts, Settings,
     firewall::LeftEntries,
     model::Places,
-    observed::{Kind, Link, Replies},
+    observed::{Kind, Link, Replies, Sandbox},
     plan::DEFAULT_GATEWAY_BRIDGE,
-    sandbox::Sandbox,
 };
 use ipnet::Ipv4Net;
 

@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN, ipproto};
 use hiveway_core::{
     Desired, Model, Settings,
-    binding::Binding,
+    desired::Binding,
     firewall::Ranges,
     names,
     observed::{Kind, Link},

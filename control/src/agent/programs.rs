@@ -8,9 +8,8 @@ use hiveway_core::{
     Desired,
     desired::Role,
     names,
-    observed::{Layer, Link},
+    observed::{Layer, Link, Sandbox},
     plan::Item,
-    sandbox::Sandbox,
 };
 
 /// Where a program belongs, and what it serves.

@@ -20,10 +20,9 @@ use hiveway_core::{
     Desired, Facts, GatewayAddresses, Settings,
     change::Programmed,
     derive, map_state, names,
-    observed::{HostEnd, Link, Observed, Replies},
+    observed::{HostEnd, Link, Observed, Replies, Sandbox},
     peers,
     plan::{Stage, Tunnel, plan},
-    sandbox::Sandbox,
 };
 use tokio::{sync::watch, task::block_in_place};
 

@@ -10,9 +10,9 @@ use std::{
 use hiveway_core::{
     Desired, Model, Settings, mesh_left_to_engine,
     model::Carrier,
-    observed::{Link, Namespace},
+    observed::{Link, Namespace, Sandbox},
     plan::Item,
-    sandbox::{Sandbox, sandboxes},
+    sandbox::sandboxes,
 };
 use serde::Serialize;
 

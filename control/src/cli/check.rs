@@ -7,8 +7,9 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    CheckArgs, exit, matrix_text,
-    table_text::{columns, text},
+    CheckArgs,
+    columns::{columns, text},
+    exit, matrix_text,
 };
 use crate::{
     plain,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::table_text::{columns, text};
+use super::columns::{columns, text};
 
 /// A swarm of so many nodes at most is shown as a matrix; a larger one with a line for each node.
 const WIDE: usize = 12;

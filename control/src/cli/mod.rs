@@ -2,6 +2,7 @@
 
 mod agent_args;
 mod check;
+mod columns;
 mod connection_args;
 mod engine_args;
 pub mod exit;

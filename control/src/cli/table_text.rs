@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::check;
+use super::{
+    check,
+    columns::{columns, text},
+};
 use crate::{plain, status::protocol::Request};
 
 /// An answer as text. Names in it are others': nothing of them does anything to a terminal.
@@ -443,30 +446,6 @@ fn timeouts(timeouts: &Value) -> String {
         format!("{state} {}", humantime::format_duration(time))
     };
     timeouts.as_object().into_iter().flatten().map(time).collect::<Vec<_>>().join(", ")
-}
-
-pub(super) fn columns(head: &[&str], rows: impl Iterator<Item = Vec<String>>, none: &str) -> String {
-    let rows: Vec<_> = rows.collect();
-    if rows.is_empty() {
-        return format!("{none}\n");
-    }
-    let all: Vec<Vec<String>> =
-        [head.iter().map(|cell| (*cell).to_owned()).collect()].into_iter().chain(rows).collect();
-    let width = |column: usize| all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    all.iter().map(line).collect()
-}
-
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// Engine ids are 25 characters; 12 tell them apart.

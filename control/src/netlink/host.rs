@@ -14,7 +14,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{Error, ROUTE_PROTOCOL, Socket, apply, observe, routes};
+use super::{Error, ROUTE_PROTOCOL, Socket, links, observe, routes};
 
 /// Makes the pair, both ends down.
 pub(super) async fn create(node: &Socket, what: &str, mtu: u32) -> Result<(), Error> {
@@ -28,9 +28,9 @@ pub(super) async fn create(node: &Socket, what: &str, mtu: u32) -> Result<(), Er
         .mtu(mtu)
         .address(HOST_MAC.to_vec())
         .build();
-    apply::create(node, what, near).await?;
+    links::create(node, what, near).await?;
     for name in [HOST, HOST_FAR] {
-        apply::label(node, name, &host_alias(name)).await?;
+        links::label(node, name, &host_alias(name)).await?;
     }
     Ok(())
 }

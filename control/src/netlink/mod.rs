@@ -6,6 +6,7 @@ mod host;
 mod inside;
 mod lenient;
 mod link_state;
+mod links;
 pub mod monitor;
 mod namespace;
 pub mod netconf;

@@ -7,7 +7,7 @@ use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
 use super::{
     Error, Socket,
-    apply::{change, create, delete, quiet},
+    links::{change, create, delete, quiet},
 };
 
 /// No network can have it: tables refuse it, and engines begin at 4096.

@@ -10,12 +10,11 @@ use std::{
 use dataplane_common::headers::ipproto;
 use hiveway_core::names;
 use ipnet::Ipv4Net;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     TABLE,
-    ruleset::{chain, drop_closed, is_translated, named, payload, regular_chain, rule, to_ports},
+    json::{chain, drop_closed, elements, is_local, is_translated, named, payload, regular_chain, rule, to_ports},
 };
 
 /// Just before everybody else's destination NAT (-100), so that a stock engine's rules for the same ports find the
@@ -213,13 +212,6 @@ fn set_name(protocol: &str, group: Option<usize>) -> String {
     }
 }
 
-/// Of a set, in the order in which sets are compared.
-pub(super) fn elements(all: impl IntoIterator<Item = impl Serialize>) -> Vec<Value> {
-    let mut elements: Vec<Value> = all.into_iter().map(|element| json!(element)).collect();
-    elements.sort_by_key(Value::to_string);
-    elements
-}
-
 /// As `nft` lists it: a whole address without its prefix length.
 fn to_net(net: Ipv4Net) -> Value {
     let right = match net.prefix_len() {
@@ -227,11 +219,6 @@ fn to_net(net: Ipv4Net) -> Value {
         length => json!({"prefix": {"addr": net.network(), "len": length}}),
     };
     json!({"match": {"op": "==", "left": payload("ip", "daddr"), "right": right}})
-}
-
-/// To an address of this node.
-pub(super) fn is_local() -> Value {
-    json!({"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}})
 }
 
 fn is_syn() -> Value {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{
     TABLE,
-    host::{DESTINATION, by_protocol, elements, is_local},
-    ruleset::{self, drop_closed, is_translated, named, payload, rule, to_ports},
+    host::{DESTINATION, by_protocol},
+    json::{self, drop_closed, elements, is_local, is_translated, named, payload, rule, to_ports},
 };
 
 /// Between our translations into the host link and the engine's destination NAT (-100). A connection that was
@@ -47,7 +47,7 @@ impl Listed {
 
 /// The addresses of the engine's sandbox.
 pub(super) fn sandbox_set(all: &BTreeSet<Ipv4Addr>) -> Value {
-    ruleset::set(SANDBOX, "ipv4_addr", all)
+    json::set(SANDBOX, "ipv4_addr", all)
 }
 
 /// Per list one set of clients, and one of ports per protocol.
@@ -71,7 +71,7 @@ pub(super) fn sets(all: &[Listed]) -> Vec<Value> {
 }
 
 pub(super) fn chain() -> Value {
-    ruleset::chain(CHAIN, "nat", "prerouting", PRIORITY)
+    json::chain(CHAIN, "nat", "prerouting", PRIORITY)
 }
 
 /// Drops new connections of clients that may not open them. A chain of type nat sees the first packet of each
@@ -84,7 +84,7 @@ pub(super) fn rules(all: &[Listed]) -> Vec<Value> {
 
 /// Comes before what [`forwarded_to_gwbridge`] and [`sent_to_gwbridge`] add to other chains.
 pub(super) fn gwbridge_chain() -> Value {
-    ruleset::regular_chain(GWBRIDGE)
+    json::regular_chain(GWBRIDGE)
 }
 
 /// Has [`GWBRIDGE`] look at what is forwarded to the engine's gateway bridge: its sandbox answers published ports there

@@ -2,6 +2,7 @@
 //! against what overlay bridges would let into the node, and the translations of the host link.
 
 mod host;
+mod json;
 mod lists;
 mod ruleset;
 

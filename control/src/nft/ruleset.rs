@@ -3,12 +3,11 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    CLOSED, GUARD, HostRules, Listed, STRAY, TABLE,
-    host::{elements, is_local},
+    GUARD, HostRules, Listed, STRAY,
+    json::{chain, drop_it, is_local, is_translated, named, payload, regular_chain, rule, set},
     lists,
 };
 
@@ -251,15 +250,6 @@ impl Firewall {
     }
 }
 
-pub(super) fn set(name: &str, kind: &str, all: &BTreeSet<impl Serialize>) -> Value {
-    let (family, table) = TABLE;
-    let mut set = json!({"family": family, "name": name, "table": table, "type": kind});
-    if !all.is_empty() {
-        set["elem"] = elements(all).into();
-    }
-    json!({"set": set})
-}
-
 /// Whether it goes the way of the connection's first packet, and so is no answer to somebody who has sent from that
 /// port. The payload decides nothing: of several datagrams in one packet (UDP_SEGMENT) only the first can be looked at.
 fn is_asked() -> Value {
@@ -299,56 +289,12 @@ pub fn port_range(published: &BTreeSet<u16>) -> (u16, u16) {
     best
 }
 
-pub(super) fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value {
-    let (family, table) = TABLE;
-    json!({"chain": {"family": family, "table": table, "name": name, "type": kind, "hook": hook, "prio": priority,
-                     "policy": "accept"}})
-}
-
-/// A chain that only other chains ask.
-pub(super) fn regular_chain(name: &str) -> Value {
-    let (family, table) = TABLE;
-    json!({"chain": {"family": family, "table": table, "name": name}})
-}
-
-pub(super) fn rule(chain: &str, statements: Vec<Value>) -> Value {
-    let (family, table) = TABLE;
-    json!({"rule": {"family": family, "table": table, "chain": chain, "expr": statements}})
-}
-
-pub(super) fn payload(protocol: &str, field: &str) -> Value {
-    json!({"payload": {"protocol": protocol, "field": field}})
-}
-
-pub(super) fn named(op: &str, key: &str, name: &str) -> Value {
-    json!({"match": {"op": op, "left": {"meta": {"key": key}}, "right": name}})
-}
-
-/// Whether connection tracking has given the connection another source (`snat`) or destination (`dnat`).
-pub(super) fn is_translated(what: &str) -> Value {
-    json!({"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": what}})
-}
-
-/// To a port of a set.
-pub(super) fn to_ports(protocol: &str, set: &str) -> Value {
-    json!({"match": {"op": "==", "left": payload(protocol, "dport"), "right": format!("@{set}")}})
-}
-
-/// Counts and drops what may not have that port.
-pub(super) fn drop_closed() -> [Value; 2] {
-    [json!({"counter": CLOSED}), drop_it()]
-}
-
 fn count_it() -> Value {
     json!({"counter": GUARD})
 }
 
 fn stray() -> Value {
     json!({"counter": STRAY})
-}
-
-fn drop_it() -> Value {
-    json!({"drop": null})
 }
 
 #[cfg(test)]

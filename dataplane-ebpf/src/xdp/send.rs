@@ -23,8 +23,8 @@ pub(super) fn tunnelled_len(packet: &Head) -> u32 {
     u32::from(packet.total_len) + ENCAP_LEN as u32
 }
 
-/// Whether XDP can carry a packet of a connection with these flags to that node, whatever its length. A packet over the host
-/// link loses no hop, so TC carries it.
+/// Whether XDP can carry a packet of a connection with these flags to that node, whatever its length. A packet over the
+/// host link loses no hop, so TC carries it.
 #[inline(always)]
 pub(super) fn can_carry(config: &Config, packet: &Head, flags: u8, vtep: u32) -> bool {
     packet.dst != word(&config.host_ip) && flags & flag::STOCK == 0 && vtep != word(&config.vtep)

@@ -31,7 +31,7 @@ pub use self::{
     sweep::{Removed, SweepReport},
     timeouts::Timeouts,
 };
-use crate::{gate::Gate, table::MapFault};
+use crate::{gate::Gate, line_table::Stage, table::MapFault};
 
 /// Handles of the connection tables. They are the holder's own: reading whole tables keeps nobody else waiting.
 pub struct Connections {
@@ -71,15 +71,6 @@ impl<T: Copy> PerTable<T> {
             ("affinity_pending_other", self.affinity_pending_other),
         ]
     }
-}
-
-/// How far an entry has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Both ends have proved that they are there.
-    Established,
-    /// Not yet.
-    Pending,
 }
 
 impl Connections {

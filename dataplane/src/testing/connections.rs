@@ -9,8 +9,7 @@ use dataplane_common::{
 
 use super::harness::{Harness, HarnessError, LINES, tables};
 use crate::{
-    connections::Stage,
-    line_table::{Contents, LineTable},
+    line_table::{Contents, LineTable, Stage},
     table::Entries as _,
 };
 

@@ -15,7 +15,7 @@ use super::{
     harness::{Harness, RunError},
     outcome::{Decision, Outcome, XdpOutcome},
 };
-use crate::{MapFault, MapName, Program, connections::Stage};
+use crate::{MapFault, MapName, Program, line_table::Stage};
 
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;

@@ -1,5 +1,5 @@
-//! Modules of the data plane's crates that import one another: each can only be read, and changed, together with all
-//! others of its circle. What a module imports from a crate's root that another one has put there counts for nothing.
+//! Modules that import one another: each can only be read, and changed, together with all others of its circle. A path
+//! to the parent itself counts for nothing, whatever module the item behind it comes from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +13,12 @@ use crate::sh;
 
 /// Directories whose modules are looked at, and how these name one another.
 const SOURCES: &[(&str, &str)] = &[
+    ("control/core/src", "crate::"),
+    ("control/core/src/engine", "super::"),
+    ("control/src/cli", "super::"),
+    ("control/src/netlink", "super::"),
+    ("control/src/nft", "super::"),
+    ("dataplane/src", "crate::"),
     ("dataplane-common/src", "crate::"),
     ("dataplane-ebpf/core/src", "crate::"),
     ("dataplane-ebpf/src", "crate::"),

@@ -1,7 +1,7 @@
 //! Capture → model, item by item.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU16,
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{EngineCapture, Loaded, api, networks, nodes, services, tasks};
 use crate::{
     desired::LeftOut,
-    model::{Carrier, Id, Model},
+    model::{Carrier, Model},
     problem::Problem,
 };
 
@@ -65,25 +65,4 @@ fn items<T: DeserializeOwned>(
         }
     }
     Ok(items)
-}
-
-/// Takes `item` into `map` unless its id is empty, can't be a file name, or is there already.
-pub(super) fn insert<T>(
-    map: &mut BTreeMap<Id, T>,
-    id: Id,
-    item: T,
-    what: impl FnOnce() -> String,
-    left_out: &mut Vec<LeftOut>,
-) {
-    let why = if id.is_empty() {
-        "has no id"
-    } else if id == "." || id == ".." || id.contains(['/', '\0']) {
-        "its id can't be a file name"
-    } else if let Entry::Vacant(free) = map.entry(id) {
-        free.insert(item);
-        return;
-    } else {
-        "is listed twice; the first counts"
-    };
-    left_out.push(LeftOut { what: what(), why: why.into() });
 }

@@ -5,6 +5,7 @@
 //! makes no sense is left out and named.
 
 pub mod api;
+mod items;
 mod load;
 mod networks;
 mod nodes;

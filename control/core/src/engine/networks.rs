@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::{api, load::insert};
+use super::{api, items::insert};
 use crate::{
     desired::LeftOut,
     model::{Carrier, DEFAULT_MTU, Id, MAX_MTU, MIN_MTU, Network, Subnet, Vni},

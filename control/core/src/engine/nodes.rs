@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{api, load::insert, services::on_network};
+use super::{api, items::insert, services::on_network};
 use crate::{
     desired::LeftOut,
     model::{ByNetwork, Dataplane, Id, Model, Node, NodeState},

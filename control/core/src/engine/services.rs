@@ -6,7 +6,7 @@ use std::{
     num::NonZeroU16,
 };
 
-use super::{api, load::insert, networks::Networks};
+use super::{api, items::insert, networks::Networks};
 use crate::{
     desired::LeftOut,
     model::{ByNetwork, EndpointMode, Id, Network, Oddity, Port, Protocol, PublishMode, Service, oddities},

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     api,
-    load::insert,
+    items::insert,
     services::{on_network, port},
 };
 use crate::{

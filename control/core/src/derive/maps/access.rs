@@ -7,8 +7,7 @@ use ipnet::Ipv4Net;
 
 use super::Maps;
 use crate::{
-    binding::Binding,
-    desired::LeftOut,
+    desired::{Binding, LeftOut},
     engine::closing,
     model::{Access, AllowList, Oddity, Service, oddities},
     settings::Settings,

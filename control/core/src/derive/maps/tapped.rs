@@ -8,7 +8,7 @@ use dataplane_common::{
 use super::{Maps, flag, mesh::GatewayEnd};
 use crate::{
     model::{Address, Carrier, Network},
-    sandbox::Sandbox,
+    observed::Sandbox,
     tag::tag,
 };
 
