@@ -1,5 +1,7 @@
 //! Flows are opened before they are measured, as a real conversation does it: both ends are heard of.
 
+use std::{thread, time::Duration};
+
 use anyhow::{Result, ensure};
 use dataplane_common::traffic::far_end;
 
@@ -14,6 +16,9 @@ use super::{
 const ENOUGH: u64 = 1000;
 /// Flows that are opened before they are answered for good: Hiveway begins with room for 16,384 of them.
 const AT_ONCE: u32 = 4096;
+/// Hiveway's agent looks four times a second whether its tables are too small. Until it has made them larger, a burst
+/// of more flows than these displaces some of its own that are not established yet.
+const GROWS_IN: Duration = Duration::from_millis(700);
 
 /// What opening flows has shown.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +75,9 @@ impl Bench<'_> {
             if protocol == Protocol::Udp {
                 self.traffic.set_far_end(far_end::COUNT)?;
                 self.traffic.send(generator, port, &opening, some)?;
+            }
+            if first == 0 && case.flows > AT_ONCE {
+                thread::sleep(GROWS_IN);
             }
         }
         Ok(answered)
