@@ -112,6 +112,7 @@ pub fn carries(
     assert!(matches!(tc.decision, Some(Neigh(_))), "{what}: TC decides {:?}", tc.decision);
     let noted = flags(world)?;
     for knows in [Knows::Nothing, Knows::Answers, Knows::Way] {
+        keep_way(world, matches!(knows, Knows::Way).then_some(PEER_MAC))?;
         // Back to what it was before.
         let current = world.harness.generation() as u32;
         for (key, entry) in &before {
@@ -123,7 +124,6 @@ pub fn carries(
             let last_seen = dataplane::monotonic_now();
             world.harness.put_affinity(*key, Affinity { generation, hop, last_seen, ..*entry })?;
         }
-        keep_way(world, matches!(knows, Knows::Way).then_some(PEER_MAC))?;
         let what = format!("{what}, knowing {knows:?}");
         is_carried(world, &what, &packet, ifindex, (verdict, macs), counter, &tc, &noted)?;
         // Answers do not ask for all that is remembered.
