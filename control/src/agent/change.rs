@@ -17,7 +17,7 @@ impl Agent {
         let shown = changes.failures.is_empty();
         if shown {
             self.programmed = Some(programmed.with(now.clone()));
-            self.last.change = self.table.shown();
+            self.last.change = self.table.shown().or(self.last.change);
         }
         shown
     }
