@@ -20,7 +20,7 @@ use crate::{
 /// Test files of crate dataplane that meet every hook, helper, kind of program and kind of map at least once, and what
 /// kernels treat differently: GSO metadata, IP options, ICMP errors, adjusted room, maps of maps. Each test loads all
 /// programs, which takes an emulated kernel 5 s and more.
-const KERNEL_DEPENDENT: [&str; 20] = [
+const KERNEL_DEPENDENT: [&str; 22] = [
     "lifecycle",
     "earlier_maps",
     "growth",
@@ -39,7 +39,9 @@ const KERNEL_DEPENDENT: [&str; 20] = [
     "golden_probe",
     "golden_shares",
     "golden_ttl",
+    "golden_ingress",
     "golden_xdp",
+    "golden_xdp_memory",
     "golden_xdp_open",
 ];
 
