@@ -262,26 +262,6 @@ impl<T: Contents> LineTable<T> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// How many entries the table holds. By their lines' states: nothing else is read.
-    pub(crate) fn count(&self, progress: &dyn Fn()) -> Counts {
-        let _pass = self.shared.pass();
-        let mut counts = Counts::default();
-        for number in self.numbers() {
-            if number % BATCH == 0 {
-                progress();
-            }
-            for line in self.shared.segments.bucket(number).into_iter().flatten() {
-                let seen = lines::state_in(Mapped::<T>::new(line));
-                if lines::is_established(seen) {
-                    counts.established += 1;
-                } else if line::is_pending(seen) {
-                    counts.pending[(number / line::MOST_BUCKETS) as usize] += 1;
-                }
-            }
-        }
-        counts
-    }
-
     /// All entries that are established, or all that are pending.
     #[cfg(feature = "testing")]
     pub(crate) fn read(&self, stage: Stage) -> Result<BTreeMap<T::Key, T::Entry>, MapFault> {
@@ -303,14 +283,6 @@ pub(crate) enum Stage {
     Established,
     /// Not yet.
     Pending,
-}
-
-/// How many entries there are.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) established: usize,
-    /// Of each half, TCP's first.
-    pub(crate) pending: [usize; pending::COUNT as usize],
 }
 
 /// What a line held when it was read.

@@ -1,8 +1,7 @@
 //! Whose connections go on.
 
-use std::collections::HashMap;
-
 use dataplane_common::addr::Tag;
+use foldhash::HashMap;
 
 /// Tags of every endpoint in the table, on whichever node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

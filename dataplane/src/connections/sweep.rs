@@ -1,6 +1,9 @@
 //! Forgetting connections: those idle for too long, and those of tasks that are gone.
 
-use dataplane_common::{flow::flag, shares::Place};
+use dataplane_common::{
+    flow::{flag, pending},
+    shares::Place,
+};
 
 use super::{
     Connections, Live, PerTable, Stage,
@@ -56,6 +59,24 @@ impl std::ops::AddAssign for Removed {
     }
 }
 
+impl PerTable<usize> {
+    fn add_flow(&mut self, stage: Stage, proto: u8) {
+        *match (stage, pending::of(proto)) {
+            (Stage::Established, _) => &mut self.flows,
+            (Stage::Pending, pending::TCP) => &mut self.flows_pending,
+            (Stage::Pending, _) => &mut self.flows_pending_other,
+        } += 1;
+    }
+
+    fn add_client(&mut self, stage: Stage, proto: u8) {
+        *match (stage, pending::of(proto)) {
+            (Stage::Established, _) => &mut self.affinity,
+            (Stage::Pending, pending::TCP) => &mut self.affinity_pending,
+            (Stage::Pending, _) => &mut self.affinity_pending_other,
+        } += 1;
+    }
+}
+
 /// Whether the reason still holds for an entry that was `then`, and is `now`: it may have been made anew or promoted,
 /// and an idle one may have seen a packet.
 fn still<E: Entry>(reason: Reason, then: (Stage, &E), now: (Stage, &E)) -> bool {
@@ -98,7 +119,8 @@ impl Connections {
 
         // Another handle of the same table to remove through, while the first reads.
         let mut table = self.translated.try_clone()?;
-        let translated_spilled = self.translated.sweep(progress, |here| {
+        let mut left = PerTable::default();
+        self.translated.sweep(progress, |here| {
             let Some(pair) = pair(here, |key| self.translated.get(key))? else { return Ok(()) };
             if let Some(reason) = decide::flow(&pair, &rules) {
                 for (key, stage, then) in pair.halves() {
@@ -112,6 +134,7 @@ impl Connections {
             let place = Place::of_flow(seed, &forward);
             for (key, stage, flow) in pair.halves() {
                 holds_gate |= holds_the_gate(&key, &flow);
+                left.add_flow(stage, key.proto);
                 match stage {
                     // What is younger has been counted by who has put it there, since the recount began.
                     Stage::Established if flow.created > counted => {}
@@ -125,13 +148,14 @@ impl Connections {
         self.close_gate(opened, holds_gate);
 
         let mut table = self.clients.try_clone()?;
-        let clients_spilled = self.clients.sweep(progress, |(key, stage, entry)| {
+        self.clients.sweep(progress, |(key, stage, entry)| {
             if let Some(reason) = decide::affinity(&key, stage, &entry, &rules)
                 && table.remove_if(&key, |now_stage, now| still(reason, (stage, &entry), (now_stage, now)))?
             {
                 removed.count(reason);
                 return Ok(());
             }
+            left.add_client(stage, key.proto);
             match stage {
                 // As above.
                 Stage::Established if entry.created > counted => {}
@@ -142,18 +166,6 @@ impl Connections {
             Ok(())
         })?;
         self.shares.correct(&recount);
-        let translated = self.translated.lines.count(progress);
-        let clients = self.clients.lines.count(progress);
-        let [flows_pending, flows_pending_other] = translated.pending;
-        let [affinity_pending, affinity_pending_other] = clients.pending;
-        let left = PerTable {
-            flows: translated.established + translated_spilled,
-            affinity: clients.established + clients_spilled,
-            flows_pending,
-            affinity_pending,
-            flows_pending_other,
-            affinity_pending_other,
-        };
         Ok(SweepReport { left, removed, kept: kept.result() })
     }
 

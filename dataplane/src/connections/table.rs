@@ -109,30 +109,35 @@ impl<T: Contents> ConnectionTable<T> {
     }
 
     /// Hands on what is in force to `judge`, which removes what is to be forgotten, and moves what found no line to one
-    /// if there is one by now. How many are left that have none.
+    /// if there is one by now.
     pub(super) fn sweep(
         &self,
         progress: &dyn Fn(),
         mut judge: impl FnMut(Found<T>) -> Result<(), MapFault>,
-    ) -> Result<usize, MapFault> {
+    ) -> Result<(), MapFault> {
+        let mut spilled = self.spilled.try_clone()?;
+        // An entry that is in both is handed on, and counted, once.
+        let _ = self.spilled.for_each(progress, |key, entry| {
+            self.is_in_force(&mut spilled, &key, entry)?;
+            Ok(ControlFlow::Continue(()))
+        })?;
         let _ = self.lines.for_each(progress, |found| {
             judge((found.key, found.stage, found.entry))?;
             Ok(ControlFlow::Continue(()))
         })?;
         let (_, number) = self.lines.spilled();
-        let mut spilled = self.spilled.try_clone()?;
         let _ = self.spilled.for_each(progress, |key, entry| {
             if self.is_in_force(&mut spilled, &key, entry)? {
                 judge((key, Stage::Established, entry))?;
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        let returned = self.return_spilled(progress)?;
+        let found = self.return_spilled(progress)?;
         // Programs of an earlier version do not say that they put something there.
-        if returned.found == 0 && !self.earlier.are_there() {
+        if found == 0 && !self.earlier.are_there() {
             self.lines.look_here_only(number);
         }
-        Ok(returned.found - returned.moved)
+        Ok(())
     }
 
     /// Whether an entry of the map of those that found no line, as it was read, is in force. Where a line has one with
@@ -185,15 +190,14 @@ impl<T: Contents> ConnectionTable<T> {
         })
     }
 
-    /// Moves entries that found no line to lines, as far as there is room by now.
-    fn return_spilled(&self, progress: &dyn Fn()) -> Result<Returned, MapFault> {
+    /// Moves entries that found no line to lines, as far as there is room by now. How many there were.
+    fn return_spilled(&self, progress: &dyn Fn()) -> Result<usize, MapFault> {
         let mut spilled = self.spilled.try_clone()?;
-        let mut returned = Returned::default();
+        let mut found = 0;
         let mut moving = Vec::new();
         let _ = self.spilled.for_each(progress, |key, entry| {
-            returned.found += 1;
+            found += 1;
             if !self.earlier.are_there() && self.lines.get(&key).is_none() && self.lines.put_established(&key, entry) {
-                returned.moved += 1;
                 moving.push((key, entry));
                 if moving.len() == MOST_RETURNING {
                     self.take_out(&mut spilled, &mut moving)?;
@@ -202,7 +206,7 @@ impl<T: Contents> ConnectionTable<T> {
             Ok(ControlFlow::Continue(()))
         })?;
         self.take_out(&mut spilled, &mut moving)?;
-        Ok(returned)
+        Ok(found)
     }
 
     /// Takes entries out of their map that are in lines now, as they were read before.
@@ -258,15 +262,6 @@ impl<T: Contents> ConnectionTable<T> {
         })?;
         Ok(())
     }
-}
-
-/// What became of entries that had found no line.
-#[derive(Default)]
-struct Returned {
-    /// All of them.
-    found: usize,
-    /// Those that are in lines now.
-    moved: usize,
 }
 
 /// Puts an established entry into the map of those that find no line.
