@@ -88,6 +88,18 @@ pub fn ensure(state: &StateDir, published: &BTreeSet<u16>) -> Result<bool, Sysct
     Ok(changed)
 }
 
+/// What [`ensure`] would set, and to what.
+///
+/// # Errors
+/// The first thing that could not be read.
+pub fn differing(state: &StateDir, published: &BTreeSet<u16>) -> Result<Vec<(&'static str, String)>, SysctlError> {
+    let reserved = parse_ports(&read(RESERVED)?);
+    let wanted = reserve(&reserved, &state.sysctls()?.reserved_ports, published).all;
+    let forward = (read(FORWARD)? != "1").then(|| (FORWARD, "1".to_owned()));
+    let ports = (wanted != reserved).then(|| (RESERVED, PortList(&wanted).to_string()));
+    Ok(forward.into_iter().chain(ports).collect())
+}
+
 /// Gives back what [`ensure`] changed; carries on after errors and returns all of them.
 pub fn restore(state: &StateDir) -> Vec<SysctlError> {
     let mut failures = Vec::new();

@@ -142,7 +142,7 @@ impl Tables {
         changes
     }
 
-    fn read_state(&self) -> Result<Held, MapFault> {
+    pub(crate) fn read_state(&self) -> Result<Held, MapFault> {
         let Raw(config) = self.config.get(&0, 0).map_err(|source| MapFault { map: MapName::Config, source })?;
         Ok(Held {
             config,
@@ -201,23 +201,21 @@ impl Tables {
 
     /// Map `PORTS`, which follows from the sets.
     fn published_ports(&self, want: &MapState) -> BTreeMap<PortKey, PublishedPort> {
-        want.sets
-            .keys()
-            .filter_map(|key| match key {
-                SetKey::Port { proto, port } => {
-                    let set = self.sets.id(key)?;
-                    let key = PortKey { proto: *proto, _pad: 0, port: *port };
-                    let closing = closing_flags(want, &key);
-                    let (bound, class) = want.bound.get(&key).map_or((0, 0), |class| (port_flag::BOUND, *class));
-                    Some((key, PublishedPort { set, flags: closing | bound, class, ..PublishedPort::default() }))
-                }
-                SetKey::Vip { .. } => None,
-            })
-            .collect()
+        let published = |key| Self::published_port(want, key, self.sets.id(key)?);
+        want.sets.keys().filter_map(published).collect()
+    }
+
+    /// The entry of the port that this set serves; `None` if it serves a VIP.
+    pub(crate) fn published_port(want: &MapState, key: &SetKey, set: u32) -> Option<(PortKey, PublishedPort)> {
+        let SetKey::Port { proto, port } = key else { return None };
+        let key = PortKey { proto: *proto, _pad: 0, port: *port };
+        let closing = closing_flags(want, &key);
+        let (bound, class) = want.bound.get(&key).map_or((0, 0), |class| (port_flag::BOUND, *class));
+        Some((key, PublishedPort { set, flags: closing | bound, class, ..PublishedPort::default() }))
     }
 }
 
-fn with_abi(config: &Config) -> Config {
+pub(crate) fn with_abi(config: &Config) -> Config {
     Config { abi: dataplane_common::ABI_VERSION, ..*config }
 }
 
@@ -227,24 +225,24 @@ fn lost<K, V>(have: &BTreeMap<K, V>, kept: impl Fn(&K, &V) -> bool) -> bool {
 }
 
 /// What the maps hold.
-struct Held {
-    config: Config,
-    locals: BTreeMap<u32, dataplane_common::endpoint::Local>,
+pub(crate) struct Held {
+    pub(crate) config: Config,
+    pub(crate) locals: BTreeMap<u32, dataplane_common::endpoint::Local>,
     /// Sorted: there may be many.
-    endpoints: Vec<(EndpointKey, Endpoint)>,
-    vnis: BTreeMap<[u8; 4], dataplane_common::endpoint::VniInfo>,
-    vteps: BTreeMap<[u8; 4], dataplane_common::endpoint::Vtep>,
-    node_addresses: BTreeMap<Ip4, NodeAddress>,
-    ports: BTreeMap<PortKey, PublishedPort>,
-    targets: BTreeMap<dataplane_common::mesh::TargetKey, dataplane_common::mesh::Target>,
-    allow: BTreeMap<(u32, AllowPrefix), u32>,
-    clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
+    pub(crate) endpoints: Vec<(EndpointKey, Endpoint)>,
+    pub(crate) vnis: BTreeMap<[u8; 4], dataplane_common::endpoint::VniInfo>,
+    pub(crate) vteps: BTreeMap<[u8; 4], dataplane_common::endpoint::Vtep>,
+    pub(crate) node_addresses: BTreeMap<Ip4, NodeAddress>,
+    pub(crate) ports: BTreeMap<PortKey, PublishedPort>,
+    pub(crate) targets: BTreeMap<dataplane_common::mesh::TargetKey, dataplane_common::mesh::Target>,
+    pub(crate) allow: BTreeMap<(u32, AllowPrefix), u32>,
+    pub(crate) clients: BTreeMap<(u32, ClientPrefix), ClientRule>,
 }
 
 /// Entries written with one system call.
 const AT_ONCE: usize = 1024;
 /// Value of entries in map `LEFT`.
-const LISTED: u32 = 1;
+pub(crate) const LISTED: u32 = 1;
 /// Content of map `LEFT`: prefix length and prefix, and the value.
 type LeftEntries = BTreeMap<(u32, LeftPrefix), u32>;
 
@@ -278,7 +276,7 @@ fn narrowed(have: &BTreeMap<Ip4, NodeAddress>, want: &BTreeMap<Ip4, NodeAddress>
 }
 
 /// `over` where it says something, `under` otherwise.
-fn overlaid<K: Copy + Ord, V: Copy>(under: &BTreeMap<K, V>, over: &BTreeMap<K, V>) -> BTreeMap<K, V> {
+pub(crate) fn overlaid<K: Copy + Ord, V: Copy>(under: &BTreeMap<K, V>, over: &BTreeMap<K, V>) -> BTreeMap<K, V> {
     under.iter().chain(over).map(|(key, value)| (*key, *value)).collect()
 }
 

@@ -23,7 +23,7 @@ use crate::{
     adopt::{self, AdoptError},
     apply::ApplyError,
     attach::{self, AttachError, AttachFault, Attached, Hook, PinName, Target, Unpinned, XdpMode},
-    changes::Changes,
+    changes::{Changes, Delta},
     connections::{Connections, PerTable},
     hops::Hops,
     load::{self, LoadError, Maps},
@@ -185,6 +185,11 @@ impl Dataplane {
     /// second call changes nothing. Entries that could not be written are in [`Changes::failures`].
     pub fn apply(&mut self, want: &MapState) -> Result<Changes, ApplyError> {
         self.tables.apply(want)
+    }
+
+    /// What [`Dataplane::apply`] would change now; writes nothing.
+    pub fn compare(&self, want: &MapState) -> Result<BTreeMap<MapName, Delta>, ApplyError> {
+        self.tables.compare(want)
     }
 
     /// The map of next hops, for whoever follows routes and neighbours; the first time only.

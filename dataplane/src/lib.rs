@@ -10,6 +10,7 @@ mod apply;
 mod attach;
 mod changes;
 mod clock;
+mod compare;
 mod connections;
 mod dataplane;
 mod diff;

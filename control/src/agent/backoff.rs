@@ -27,7 +27,7 @@ pub(super) struct Failing {
 }
 
 /// All failing items by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Backoff(BTreeMap<String, Failing>);
 
 impl Backoff {

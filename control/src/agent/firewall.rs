@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dataplane_common::headers::{ENCAP_LEN, IPV4_LEN, TCP_LEN, ipproto};
@@ -15,16 +15,25 @@ use hiveway_core::{
     observed::{Kind, Link},
 };
 use ipnet::Ipv4Net;
+use tokio::task::block_in_place;
 
-use super::facts::Gateway;
+use super::{
+    apply::Round,
+    facts::Gateway,
+    observe::Observation,
+    reconcile::{Agent, Cause},
+};
 use crate::{
     engine_mesh::has_ipvs,
     mesh,
     netlink::{Stale, forget_connections},
-    nft::{Bound, Firewall, Foreign, HostRules, Listed, Masquerade},
+    nft::{self, Bound, Firewall, Foreign, HostRules, Listed, Masquerade},
+    sysctl,
     uplinks::Uplinks,
 };
 
+/// The failing item of the agent's own nftables table.
+const OWN_TABLE: &str = "firewall";
 /// Every address in it is the node's.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
@@ -200,6 +209,69 @@ pub(super) fn forget(mut stale: Stale) {
             });
         }
         Err(error) => failed(error),
+    }
+}
+
+impl Agent {
+    /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
+    pub(super) fn guard(&mut self, desired: &Desired, seen: &Observation, cause: Cause, round: &mut Round) {
+        let links = seen.links();
+        let Observation { settings, gateway, .. } = seen;
+        let wanted = (self.wanted_firewall(desired, seen), ports(desired));
+        if cause == Cause::Kernel && self.guarded.as_ref() == Some(&wanted) {
+            return;
+        }
+        let mut guarded = true;
+        if round.may(&self.backoff, OWN_TABLE) {
+            let done = block_in_place(|| nft::ensure(&wanted.0));
+            match round.note(&mut self.backoff, OWN_TABLE, done) {
+                Some(changed) => {
+                    round.changes += usize::from(changed);
+                    if changed {
+                        let stale = stale(&wanted.0, settings, gateway, links);
+                        block_in_place(|| forget(stale));
+                    }
+                }
+                None => guarded = false,
+            }
+        } else {
+            guarded = false;
+        }
+        if round.may(&self.backoff, "sysctls") {
+            let done = sysctl::quiet(links).and_then(|quiet| Ok(sysctl::ensure(&self.state, &wanted.1)? || quiet));
+            match round.note(&mut self.backoff, "sysctls", done) {
+                Some(changed) => round.changes += usize::from(changed),
+                None => guarded = false,
+            }
+        } else {
+            guarded = false;
+        }
+        self.guarded = guarded.then_some(wanted);
+    }
+
+    /// The table that belongs to `desired` on this node.
+    pub(super) fn wanted_firewall(&self, desired: &Desired, seen: &Observation) -> Firewall {
+        let Observation { settings, gateway, .. } = seen;
+        let (model, sandbox) = (&self.table.model, self.host_rules.sandbox());
+        firewall(model, desired, settings, gateway, seen.links(), &self.uplinks, sandbox)
+    }
+
+    /// Makes sure of our own table alone. Returns whether everything is to be looked at: it had to be replaced, or
+    /// could not be looked at, which the next round tells and tries again in its turn.
+    pub(super) fn guard_table(&mut self) -> bool {
+        let Some((firewall, _)) = &self.guarded else { return false };
+        if !self.backoff.ready(OWN_TABLE, Instant::now()) {
+            return false;
+        }
+        match block_in_place(|| nft::ensure(firewall)) {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                tracing::error!("{OWN_TABLE}: {error}");
+                self.backoff.failed(OWN_TABLE, error.to_string(), Instant::now());
+                self.guarded = None;
+                true
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hiveway_core::{Desired, desired::IfName, observed::Link};
 
 /// Indices of tasks' interfaces (their ends on this node) that have been seen up.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Opened {
     indices: BTreeSet<u32>,
     /// The others, when last looked at.

@@ -13,7 +13,7 @@ use crate::{
 
 impl Agent {
     /// The node's own address where tunnels arrive.
-    pub(super) fn local(&self) -> Ipv4Addr {
+    pub(super) fn local_address(&self) -> Ipv4Addr {
         self.uplinks.own_address.unwrap_or_else(|| self.vtep())
     }
 
@@ -49,7 +49,7 @@ impl Agent {
     }
 
     async fn uplinks_now(&self, links: &BTreeMap<String, Link>) -> Result<Uplinks, netlink::Error> {
-        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local());
+        let (underlay, vtep, local) = (self.args.underlay(), self.vtep(), self.local_address());
         let others = self.table.model.nodes.values().filter(|node| node.vtep != vtep);
         // What a file says is its author's word.
         let claims = |node: &Node| self.hub.is_some() && node.vtep != node.address;

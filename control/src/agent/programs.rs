@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dataplane::Program;
+use dataplane::{MapFault, Program};
 use dataplane_common::headers::ipproto::UDP;
 use hiveway_core::{
     Desired,
@@ -11,6 +11,8 @@ use hiveway_core::{
     observed::{Layer, Link, Sandbox},
     plan::Item,
 };
+
+use super::{apply::Round, next_hops, observe::Observation, reconcile::Agent, xdp};
 
 /// Where a program belongs, and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +75,88 @@ pub(super) fn wanted(
         }
     }
     wanted
+}
+
+impl Agent {
+    /// What must be there before ports are: the reverse-path filters, and what notes the node's own use of published
+    /// ports.
+    pub(super) fn lookout(
+        &mut self,
+        desired: &Desired,
+        seen: &Observation,
+        clients: &BTreeSet<String>,
+        round: &mut Round,
+    ) {
+        let filters = self.reverse.keep(clients, seen.links());
+        let changed = round.note(&mut self.backoff, "reverse-path filters", filters);
+        round.changes += usize::from(changed.unwrap_or(false));
+        let mut wanted = self.wanted_programs(desired, seen, clients);
+        wanted.retain(|attachment| attachment.program == Program::ToOutside);
+        self.attach(&wanted, round);
+    }
+
+    /// Has every interface run the program that belongs there, and no other one of the agent's.
+    pub(super) fn programs(
+        &mut self,
+        desired: &Desired,
+        seen: &Observation,
+        clients: &BTreeSet<String>,
+        round: &mut Round,
+    ) {
+        let wanted = self.wanted_programs(desired, seen, clients);
+        self.attach(&wanted, round);
+        let (xdp, changes) = self.xdp.attach(
+            (self.args.xdp, &self.args.state_dir),
+            &mut self.shared.dataplane(),
+            (clients, &self.uplinks.names),
+            seen.links(),
+            &self.socket,
+        );
+        round.changes += changes;
+        let ways = self.ways();
+        if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {
+            self.next_hops.follow(ways);
+        }
+        let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface));
+        let keep = keep.chain(xdp::kept(&xdp)).collect();
+        self.last.xdp = xdp;
+        let detached = self.shared.dataplane().detach_all_except(&keep);
+        if !detached.failures.is_empty() {
+            round.note::<(), _>(&mut self.backoff, "detaching programs", Err(detached.failures.join("; ")));
+        }
+    }
+
+    /// All attachments on interfaces that are there.
+    pub(super) fn wanted_programs(
+        &self,
+        desired: &Desired,
+        seen: &Observation,
+        clients: &BTreeSet<String>,
+    ) -> Vec<Attachment> {
+        wanted(desired, seen.links(), &self.uplinks.names, clients, &self.local.sandboxes)
+    }
+
+    /// The ways that are to be followed.
+    fn ways(&self) -> Result<next_hops::Wanted, MapFault> {
+        Ok(next_hops::Wanted {
+            underlay: self.uplinks.only,
+            from: self.local_address().octets(),
+            mtu: self.uplinks.mtu,
+            nodes: self.shared.dataplane().hop_numbers()?,
+            // With several uplinks the kernel spreads connections over them, and is asked for each packet.
+            hops: self.uplinks.only != 0,
+        })
+    }
+
+    fn attach(&mut self, wanted: &[Attachment], round: &mut Round) {
+        let mut dataplane = self.shared.dataplane();
+        for attachment in wanted {
+            if round.may(&self.backoff, &attachment.item) {
+                let attached = dataplane.attach(attachment.program, &attachment.interface);
+                round.note(&mut self.backoff, &attachment.item, attached);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The agent's life: start, first table, then whatever happens.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use hiveway_core::firewall::LeftEntries;
@@ -14,9 +14,9 @@ use tokio::{
 use super::{
     backoff::Backoff,
     host_rules::HostRules,
+    local_tasks::LocalTasks,
     memory,
     next_hops::NextHops,
-    opened::Opened,
     pace::{Foreign, Pace, paced, until},
     path_news, pins,
     probes::{Paths, Probing},
@@ -151,7 +151,8 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let foreign = Foreign::default();
     let next_hops = NextHops::start(hops, paths, board, foreign.clone())
         .context("cannot watch for changes of routes and neighbours")?;
-    let shared = Arc::new(Shared::new(about, dataplane)?);
+    let (previews, mut previews_asked) = mpsc::channel(1);
+    let shared = Arc::new(Shared::new(about, dataplane, previews)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone(), alive.pulse(Part::Sweep))
         .context("cannot start the sweep's thread")?;
     status.serve(Answers::Agent(shared.clone()));
@@ -198,15 +199,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         last: Snapshot::default(),
         guarded: None,
         sweeper,
-        sandboxes: Default::default(),
-        without_gateway: BTreeMap::new(),
-        replies: Default::default(),
-        incomplete: false,
-        missing: Vec::new(),
-        first_look: 0,
-        opened: Opened::default(),
-        looks: Backoff::default(),
-        unread: Default::default(),
+        local: LocalTasks::default(),
         host_rules: HostRules::new(host_firewall.clone(), before),
         newcomer,
         xdp: Default::default(),
@@ -246,6 +239,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         let news = first.then(|| tables.clone());
         match cause {
             Cause::Rest => agent.rest(),
+            Cause::Preview => {}
             Cause::Guard => {
                 let started = Instant::now();
                 let replaced = block_in_place(|| agent.guard_table());
@@ -319,6 +313,13 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
+            Some(answer) = paced(&pace, previews_asked.recv()) => {
+                let started = Instant::now();
+                // Who has asked may have gone.
+                let _ = answer.send(agent.preview().await);
+                pace.round(std::time::Instant::now(), started.elapsed());
+                Cause::Preview
+            }
             // Behind everything else: a routing protocol may have news all the time.
             Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
             Ok(()) = paced(&pace, late.changed()), if !first => taken_in(&mut agent, &mut tables).await,
@@ -371,14 +372,14 @@ fn settle(source: &Source) -> Duration {
 
 /// Returns when a namespace that was missing is there, or after a while when an engine has not finished one.
 async fn namespace_appears(agent: &Agent) {
-    if agent.incomplete {
+    if agent.local.incomplete {
         // Since the last look, not since this call: other things may come to pass more often than that.
         return until(agent.last.last_run.map(|last| last + WAITING)).await;
     }
-    if agent.missing.is_empty() {
+    if agent.local.missing.is_empty() {
         return std::future::pending().await;
     }
-    while !agent.missing.iter().any(|path| path.exists()) {
+    while !agent.local.missing.iter().any(|path| path.exists()) {
         sleep(WAITING).await;
     }
 }

@@ -7,9 +7,9 @@ use std::{
 
 use dataplane::{Connections, Counts, Dataplane, MapFault, Removed, SweepReport, Timeouts};
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{host_rules::FirewallStatus, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
+use super::{host_rules::FirewallStatus, preview, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
 use crate::{
     around::Reads, cli::MeshReturn, engine::EngineView, host_firewall::Heard, liveness::Liveness, relay::Board,
     source::Live, uplinks::Uplinks,
@@ -165,6 +165,7 @@ pub struct Shared {
     counts: Counts,
     pub(crate) reads: Reads,
     sweeps: Mutex<Sweeps>,
+    previews: mpsc::Sender<preview::Answer>,
 }
 
 /// What the sweeps of the connection tables have found.
@@ -214,13 +215,13 @@ impl Shared {
     ///
     /// # Errors
     /// When the process has no file descriptors left.
-    pub fn new(about: About, dataplane: Dataplane) -> Result<Self, MapFault> {
+    pub fn new(about: About, dataplane: Dataplane, previews: mpsc::Sender<preview::Answer>) -> Result<Self, MapFault> {
         let connections = dataplane.connections()?;
         let hook = if dataplane.uses_tcx() { "tcx" } else { "clsact" };
         let counts = dataplane.counts();
         let dataplane = Mutex::new(dataplane);
         let (snapshot, sweeps, reads) = Default::default();
-        Ok(Self { about, snapshot, dataplane, connections, hook, counts, reads, sweeps })
+        Ok(Self { about, snapshot, dataplane, connections, hook, counts, reads, sweeps, previews })
     }
 
     /// The last reconciliation's result.
@@ -257,6 +258,17 @@ impl Shared {
             retry: None,
         });
         snapshot.failing.iter().cloned().chain(overdue).collect()
+    }
+
+    /// What a round would change now, as the agent's loop finds in its turn.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub async fn preview(&self) -> Result<Vec<preview::Change>, String> {
+        let (answer, answered) = oneshot::channel();
+        let ended = |_| "the agent is stopping".to_owned();
+        self.previews.send(answer).await.map_err(|_| ended(()))?;
+        answered.await.map_err(|_| ended(()))?
     }
 
     /// What the sweeps have found so far.

@@ -10,13 +10,13 @@ use std::{
 use hiveway_core::{
     Desired, Model, Settings, mesh_left_to_engine,
     model::Carrier,
-    observed::{Link, Namespace, Sandbox},
+    observed::{Namespace, Sandbox},
     plan::Item,
     sandbox::sandboxes,
 };
 use serde::Serialize;
 
-use super::{apply::Round, newcomer::WAITS, reconcile::Agent, shared::Trouble};
+use super::{apply::Round, newcomer::WAITS, observe::Observation, reconcile::Agent, shared::Trouble};
 use crate::{
     netlink::Spaces,
     offloads::{self, OffloadError},
@@ -62,15 +62,9 @@ pub(super) fn tell_of_mesh(before: Option<&Takeover>, now: Option<&Takeover>) {
 
 impl Agent {
     /// Finds the interfaces that the engine has made.
-    pub(super) fn look_into_sandboxes(
-        &mut self,
-        desired: &Desired,
-        settings: &Settings,
-        links: &BTreeMap<String, Link>,
-        namespaces: &BTreeMap<String, Namespace>,
-        round: &mut Round,
-    ) {
-        let all = sandboxes(desired, settings, links, namespaces, &self.sandboxes);
+    pub(super) fn look_into_sandboxes(&mut self, desired: &Desired, seen: &Observation, round: &mut Round) {
+        let namespaces = &seen.observed.namespaces;
+        let all = sandboxes(desired, &seen.settings, seen.links(), namespaces, &self.local.sandboxes);
         let waiting = all.waiting.into_iter();
         round.waiting.extend(waiting.map(|blocked| Trouble {
             item: blocked.item.to_string(),
@@ -78,13 +72,13 @@ impl Agent {
             attempts: 0,
             retry: None,
         }));
-        (self.sandboxes, self.incomplete) = (all.found, all.incomplete);
+        (self.local.sandboxes, self.local.incomplete) = (all.found, all.incomplete);
         let mut without_gateway = all.without_gateway;
         for task in &desired.tapped {
             let Some(Namespace::Unread { path, why, .. }) = namespaces.get(&task.id) else { continue };
             self.could_not_look(&task.id, path, why, round);
             // That is not known to have changed either.
-            without_gateway.extend(self.without_gateway.contains_key(&task.id).then(|| task.id.clone()));
+            without_gateway.extend(self.local.without_gateway.contains_key(&task.id).then(|| task.id.clone()));
         }
         self.report_unreachable(without_gateway);
     }
@@ -93,16 +87,16 @@ impl Agent {
     /// the routing mesh.
     fn report_unreachable(&mut self, without_gateway: BTreeSet<String>) {
         let now = Instant::now();
-        self.without_gateway.retain(|id, _| without_gateway.contains(id));
+        self.local.without_gateway.retain(|id, _| without_gateway.contains(id));
         for id in without_gateway {
-            self.without_gateway.entry(id).or_insert(now);
+            self.local.without_gateway.entry(id).or_insert(now);
         }
         let Some(hub) = &self.hub else { return };
         let tasks = &self.table.model.tasks;
         // What was said before an agent's restart still holds.
         let known = |id: &str| tasks.get(id).is_some_and(|task| task.unreachable);
         let stays = |since: Instant| now.duration_since(since) >= GATEWAY_PATIENCE;
-        let all = self.without_gateway.iter().filter(|(id, since)| stays(**since) || known(id));
+        let all = self.local.without_gateway.iter().filter(|(id, since)| stays(**since) || known(id));
         let unreachable: BTreeSet<String> = all.map(|(id, _)| id.clone()).collect();
         hub.own.send_if_modified(|own| {
             let news = own.unreachable != unreachable;
@@ -121,9 +115,9 @@ impl Agent {
         });
         let found: BTreeMap<_, _> = found.map(|(task, replies)| (task.clone(), replies.clone())).collect();
         // A look that fails says nothing of them.
-        self.replies.retain(|task, _| matches!(namespaces.get(task), Some(Namespace::Unread { .. })));
-        self.replies.extend(found);
-        let cut = self.replies.iter().filter(|(_, replies)| replies.more > 0);
+        self.local.replies.retain(|task, _| matches!(namespaces.get(task), Some(Namespace::Unread { .. })));
+        self.local.replies.extend(found);
+        let cut = self.local.replies.iter().filter(|(_, replies)| replies.more > 0);
         round.waiting.extend(cut.map(|(task, replies)| Trouble {
             item: Item::Task(task.clone()).to_string(),
             why: format!(
@@ -149,7 +143,9 @@ impl Agent {
         }
         let mut found = Vec::new();
         for task in behind_gateway() {
-            let (Some(sandbox), Some(space)) = (self.sandboxes.get(&task.id), spaces.0.get(&task.id)) else { continue };
+            let (Some(sandbox), Some(space)) = (self.local.sandboxes.get(&task.id), spaces.0.get(&task.id)) else {
+                continue;
+            };
             let Some(port) = &sandbox.gateway else { continue };
             let item = Item::Task(task.id.clone()).to_string();
             if !round.may(&self.backoff, &item) {
@@ -171,7 +167,7 @@ impl Agent {
         if let Err(OffloadError::Kernel(error)) = &done
             && error.errno() == Some(libc::ENODEV)
         {
-            self.incomplete = true;
+            self.local.incomplete = true;
             return None;
         }
         round.note(&mut self.backoff, item, done)
@@ -184,13 +180,15 @@ impl Agent {
         for task in &desired.tapped {
             // Who is only gone for a moment keeps its programs.
             keep.extend(task.taps.iter().map(|tap| tap.id));
-            let (Some(sandbox), Some(space)) = (self.sandboxes.get(&task.id), spaces.0.get(&task.id)) else { continue };
+            let (Some(sandbox), Some(space)) = (self.local.sandboxes.get(&task.id), spaces.0.get(&task.id)) else {
+                continue;
+            };
             let item = Item::Task(task.id.clone()).to_string();
             for (id, link) in &sandbox.taps {
                 if round.may(&self.backoff, &item) {
                     match dataplane.attach_sandbox(space.file.as_fd(), &link.name, *id) {
                         // Gone since it was seen.
-                        Err(error) if error.no_interface() => self.incomplete = true,
+                        Err(error) if error.no_interface() => self.local.incomplete = true,
                         attached => drop(round.note(&mut self.backoff, &item, attached)),
                     }
                 }

@@ -76,6 +76,8 @@ pub enum Command {
     Flow(Flows),
     /// Dropped packets by reason.
     Drops(ShowArgs),
+    /// Shows what the agent would change on its node now, and changes nothing.
+    Plan(ShowArgs),
     /// Tries what Hiveway needs of this machine and names what is missing, with the remedy. Changes nothing, but for a
     /// moment with --xdp.
     Preflight(PreflightArgs),

@@ -22,6 +22,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Endpoint(list) => listed(Request::Endpoints, list),
         Command::Flow(Flows::Ls(args)) => show::flows(args),
         Command::Drops(args) => shown(Request::Drops, args),
+        Command::Plan(args) => shown(Request::Plan, args),
         Command::Preflight(args) => preflight::run(args),
         Command::Teardown(args) => teardown::run(&args.bpffs, &args.state_dir),
     }

@@ -88,6 +88,11 @@ pub(super) fn render(request: &Request, value: &Value) -> String {
                 .map(|row| vec![text(&row["reason"]), text(&row["packets"]), text(&row["bytes"])]),
             "no drops",
         ),
+        Request::Plan => columns(
+            &["KIND", "ITEM", "CHANGE"],
+            rows().map(|row| ["kind", "item", "change"].map(|key| text(&row[key])).into()),
+            "nothing to change",
+        ),
         Request::Check => check::render(value),
     }
 }

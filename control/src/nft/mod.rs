@@ -87,8 +87,7 @@ pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
     let want = firewall.objects();
     let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let current = current(OWN)?;
-    let printed = written.as_ref().filter(|written| written.want == want).map(|written| &written.printed);
-    if current.as_ref().is_some_and(|current| current.objects == *printed.unwrap_or(&want)) {
+    if is_as_written(current.as_ref(), &want, written.as_ref()) {
         return Ok(false);
     }
     let dropped = current.map_or_else(Dropped::default, |current| current.dropped);
@@ -109,6 +108,27 @@ pub fn ensure(firewall: &Firewall) -> Result<bool, NftError> {
         .filter(|current| outline(&current.objects) == outline(&want))
         .map(|current| Written { want, printed: current.objects });
     Ok(true)
+}
+
+/// Whether [`ensure`] would replace the table.
+///
+/// # Errors
+/// When `nft` is missing, refuses or hangs.
+pub fn differs(firewall: &Firewall) -> Result<bool, NftError> {
+    let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(!is_as_written(current(OWN)?.as_ref(), &firewall.objects(), written.as_ref()))
+}
+
+/// Family and name of the table, as `nft list table` takes them.
+pub fn name() -> String {
+    let (family, name) = TABLE;
+    format!("{family} {name}")
+}
+
+/// Whether the table is what these objects make, as far as `nft` prints them alike.
+fn is_as_written(current: Option<&Current>, want: &Vec<Value>, written: Option<&Written>) -> bool {
+    let printed = written.filter(|written| written.want == *want).map_or(want, |written| &written.printed);
+    current.is_some_and(|current| current.objects == *printed)
 }
 
 /// How many rules each chain has, and the elements of each set: what every version of `nft` prints alike.

@@ -25,6 +25,8 @@ pub enum Request {
     Drops,
     /// Whether the paths to other nodes work.
     Check,
+    /// What a round would change now.
+    Plan,
 }
 
 /// The answer, or a part of it.

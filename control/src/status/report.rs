@@ -32,6 +32,18 @@ pub enum Answers {
     Agent(Arc<Shared>),
 }
 
+/// What a round would change now. The agent's loop looks for it in its turn.
+///
+/// # Errors
+/// Why that is not known.
+pub async fn plan(answers: &Answers) -> Result<Value, String> {
+    let shared = match answers {
+        Answers::Agent(shared) => shared,
+        Answers::Starting(starting) => return Err(starting.no_answer()),
+    };
+    serde_json::to_value(shared.preview().await?).map(plain::bounded).map_err(|error| error.to_string())
+}
+
 /// What was asked for, if the answer is one line; see [`flows`] for the other.
 ///
 /// # Errors
@@ -54,6 +66,7 @@ pub fn report(answers: &Answers, request: Request) -> Result<Value, String> {
         }
         Request::Endpoints => serde_json::to_value(views::endpoints(&snapshot.model, &snapshot.node)),
         Request::Flows(_) => return Err("connections are rows".into()),
+        Request::Plan => return Err("the agent's loop answers that".into()),
         Request::Drops => serde_json::to_value(drops(shared)?),
         Request::Check => serde_json::to_value(paths::check(shared, &snapshot)),
     };

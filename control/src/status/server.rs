@@ -127,6 +127,10 @@ async fn answer(stream: UnixStream, answers: watch::Receiver<Answers>) {
         let done = match serde_json::from_slice::<Request>(&line) {
             Err(error) => say(&mut write, &Response::Error(format!("not a request: {error}"))).await,
             Ok(Request::Flows(filter)) => rows(&mut write, answers, filter).await,
+            Ok(Request::Plan) => {
+                let response = report::plan(&answers).await.map_or_else(Response::Error, Response::Ok);
+                say(&mut write, &response).await
+            }
             Ok(request) => {
                 // Reading maps blocks.
                 let reported = tokio::task::spawn_blocking(move || report::report(&answers, request)).await;

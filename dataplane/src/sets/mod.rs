@@ -243,6 +243,26 @@ impl Sets {
         Ok(true)
     }
 
+    /// Counts what [`Self::put`] and [`Self::release_except`] would change.
+    pub(crate) fn compare(&self, want: &BTreeMap<SetKey, Vec<Backend>>, changes: &mut Changes) {
+        let held = self.slots_in_use().ok();
+        for (key, backends) in want {
+            let written = match self.known.get(key) {
+                None => Delta { inserted: 1, ..Delta::default() },
+                Some(Set { id, run: Some(run) })
+                    if self.holds(*id, *run, backends, held.as_deref()).unwrap_or(false) =>
+                {
+                    continue;
+                }
+                Some(_) => Delta { updated: 1, ..Delta::default() },
+            };
+            changes.count(MapName::Sets, written);
+            changes.count(MapName::Backends, Delta { inserted: backends.len(), ..Delta::default() });
+        }
+        let removed = self.known.keys().filter(|key| !want.contains_key(key)).count();
+        changes.count(MapName::Sets, Delta { removed, ..Delta::default() });
+    }
+
     /// Gives up all sets that `keep` does not want. Nothing may point to them any more.
     pub(crate) fn release_except(&mut self, keep: impl Fn(&SetKey) -> bool, now: u64, changes: &mut Changes) {
         let gone: Vec<_> = self.known.extract_if(.., |key, _| !keep(key)).map(|(_, set)| set).collect();

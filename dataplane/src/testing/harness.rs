@@ -166,7 +166,13 @@ impl Harness {
     pub fn apply(&mut self, want: &MapState) -> Result<Changes, HarnessError> {
         let limits = want.vteps.keys().map(|vtep| (*vtep, PathLimit::default())).collect();
         self.paths()?.limit(&limits, want.config.underlay_mtu)?;
-        Ok(self.tables.apply(want)?)
+        let expected: Vec<MapName> = self.tables.compare(want)?.into_keys().collect();
+        let changes = self.tables.apply(want)?;
+        if changes.failures.is_empty() {
+            let changed: Vec<MapName> = changes.maps.keys().copied().collect();
+            assert_eq!(changed, expected, "`compare` names the maps that `apply` changes");
+        }
+        Ok(changes)
     }
 
     /// Runs `program` once. Where packets may have met `xdp_mesh` before, that runs first, on the same packet in the

@@ -173,6 +173,47 @@ fn damage_by_a_foreign_hand_is_repaired_within_seconds() {
     });
 }
 
+#[test]
+fn plan_says_what_a_round_would_change_and_changes_nothing() {
+    scenario(|lab| {
+        let mut cluster = Cluster::start(lab, 3, one_backend())?;
+        cluster.serve(&["web.1"])?;
+        let (n1, agent) = (cluster.nodes[0].clone(), cluster.agents[0].clone());
+        let planned = || -> Result<Vec<[String; 3]>> {
+            let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            let rows = agent.json(&["plan"])?;
+            let rows = rows.as_array().context("no list")?;
+            Ok(rows.iter().map(|row| ["kind", "item", "change"].map(|key| text(row, key))).collect())
+        };
+        wait_for("nothing left to do", PATIENCE, || {
+            let planned = planned()?;
+            ensure!(planned.is_empty(), "{planned:?}");
+            Ok(())
+        })?;
+        ensure!(agent.cli(&["plan"])?.trim() == "nothing to change", "in words");
+        // The agent notices that at its next look at everything: it is asked before. Else once more.
+        let wanted = ["sysctl", "net.ipv4.ip_forward", "set to 1"].map(str::to_owned);
+        wait_for("a sysctl in the plan", PATIENCE, || {
+            n1.run("sysctl -qw net.ipv4.ip_forward=0")?;
+            let planned = planned()?;
+            ensure!(planned == [wanted.clone()], "{planned:?}");
+            let still = n1.run("sysctl -n net.ipv4.ip_forward")?;
+            ensure!(still.trim() == "0", "the next look came between, or it was set");
+            Ok(())
+        })?;
+        // What is missing stays in it.
+        cluster.change(|table| {
+            table.item_mut("tasks", "user.1")["netns"] = serde_json::json!("/run/netns/hiveway-is-not-there");
+        })?;
+        wait_for("a task without a namespace in the plan", PATIENCE, || {
+            let planned = planned()?;
+            let blocked = |row: &[String; 3]| row[0] == "blocked" && row[1] == "task user.1";
+            ensure!(planned.iter().any(blocked), "{planned:?}");
+            Ok(())
+        })
+    });
+}
+
 /// Everything that the damages touch is as it should be, and traffic passes.
 fn healthy(n1: &Netns, user: &Netns) -> Result<()> {
     let fdb = n1.run("bridge fdb show dev hwx4097")?;
