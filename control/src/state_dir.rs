@@ -38,7 +38,7 @@ const LAST_TABLE: &str = "last-table.bin";
 const LOCK: &str = "agent.lock";
 /// The last reports of other nodes' agents (managers).
 pub const RELAY_REPORTS: &str = "relay-reports.json";
-/// Whom teardown says goodbye to.
+/// Where teardown deregisters.
 pub const RELAY_CONTACTS: &str = "relay-contacts.json";
 
 /// What `hiveway preflight --xdp` has measured, see [`crate::measured`].

@@ -65,7 +65,7 @@ pub fn run(bpffs: &Path, state_dir: &Path) -> u8 {
     let mut report = Report::default();
     let missing = missing(bpffs, held.is_some(), state_dir);
     hand_over(bpffs, &mut report);
-    goodbye(state_dir);
+    deregister(state_dir);
     match programs(bpffs, &mut report) {
         Err(busy @ TeardownError::Lock(_)) => {
             errln!("error: {busy}; nothing was removed");
@@ -151,11 +151,11 @@ fn firewall(report: &mut Report) {
 
 /// Tells other nodes' agents before anything is taken away. What they do not hear now they see when the node goes on
 /// without us: not a failure of ours.
-fn goodbye(state_dir: &Path) {
-    let Some(told) = relay::say_goodbye(state_dir) else { return };
+fn deregister(state_dir: &Path) {
+    let Some(told) = relay::deregister(state_dir) else { return };
     for node in told {
         match node {
-            Ok(node) => outln!("said goodbye to {node}"),
+            Ok(node) => outln!("deregistered at {node}"),
             Err(why) => {
                 errln!("warning: {why}; until this node has been down once, it is taken for one with Hiveway")
             }

@@ -11,7 +11,7 @@ use std::{
 
 use control::netlink::{
     Former, Looked, Socket, Spaces, apply,
-    monitor::{self, Heard},
+    monitor::{self, RouteChanges},
     observe_host, observe_node, underlay,
 };
 use hiveway_core::{
@@ -432,22 +432,22 @@ fn missed_events_are_noticed() {
         let (changed, mut changes) = mpsc::channel(1);
         // Of what is heard nothing counts: only what is missed does.
         let _links = monitor::watch(changed, |_| true).unwrap();
-        let (hear, mut heard) = watch::channel(Heard::default());
-        let _ways = monitor::watch_ways(hear, |_| true).unwrap();
+        let (hear, mut heard) = watch::channel(RouteChanges::default());
+        let _ways = monitor::watch_next_hops(hear, |_| true).unwrap();
         // Meanwhile nothing is read.
         control::netlink::occupy(Duration::from_secs(3)).unwrap();
         run(FLOOD);
         const PATIENCE: Duration = Duration::from_secs(10);
         let told = timeout(PATIENCE, changes.recv()).await;
         assert_eq!(told, Ok(Some(())), "links");
-        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > 0)).await.is_ok(), "ways");
+        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > 0)).await.is_ok(), "routes");
         // It goes on all the same, once what is left of the flood is read.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let _ = changes.try_recv();
         let before = heard.borrow().routes;
         run("ip addr add 192.0.2.77/32 dev lo");
         assert_eq!(timeout(PATIENCE, changes.recv()).await, Ok(Some(())), "links afterwards");
-        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > before)).await.is_ok(), "ways afterwards");
+        assert!(timeout(PATIENCE, heard.wait_for(|heard| heard.routes > before)).await.is_ok(), "routes afterwards");
     });
 }
 
@@ -461,8 +461,8 @@ fn ports_of_foreign_bridges_lead_to_no_questions_about_routes() {
         run("ip link set foreign0 mtu 1300");
         let index: u32 =
             run("ip -o link show foreign0").split(':').next().and_then(|index| index.trim().parse().ok()).unwrap();
-        let (hear, heard) = watch::channel(Heard::default());
-        let _ways = monitor::watch_ways(hear, move |event| event.master == Some(index)).unwrap();
+        let (hear, heard) = watch::channel(RouteChanges::default());
+        let _ways = monitor::watch_next_hops(hear, move |event| event.master == Some(index)).unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
         let before = heard.borrow().routes;
         for mtu in 1400..1420 {

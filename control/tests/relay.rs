@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use control::relay::client::{Contacts, Manager, goodbye};
+use control::relay::client::{Contacts, Manager, deregister};
 use hiveway_core::{
     merge::Report,
     model::{Dataplane, NodeState},
@@ -305,10 +305,10 @@ fn a_reports_end() {
         let contacts = Contacts::new(vec![server.manager(), nobody], None, &files);
         std::fs::write(swarm.path("contacts.json"), contacts.encode().unwrap()).unwrap();
         assert_eq!(Contacts::read(&swarm.path("contacts.json")), Some(contacts.clone()));
-        let told = goodbye(&contacts, &contacts.credentials().unwrap()).await;
+        let told = deregister(&contacts, &contacts.credentials().unwrap()).await;
         assert_eq!(told[0], (server.address.to_string(), Ok("m".into())));
         assert!(told[1].1.is_err(), "{told:?}");
-        assert!(reports.borrow().is_empty(), "when goodbye returns, the manager knows");
+        assert!(reports.borrow().is_empty(), "when it returns, the manager knows");
         // Which is written down behind its back.
         let kept = || std::fs::read_to_string(swarm.path("m").join("relay-reports.json")).unwrap();
         eventually("the report to be gone from the disk", || !kept().contains("w1")).await;

@@ -10,7 +10,7 @@ mod swarm_ca;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use control::{
-    relay::{PathNews, convert::encode_paths, server::Heard},
+    relay::{PathNews, convert::encode_paths, server::PathReports},
     source::Live,
     status::report::Matrix,
 };
@@ -63,7 +63,7 @@ fn matrix(server: &Server, live: &Live) -> (serde_json::Value, Vec<String>, bool
     (serde_json::to_value(&matrix.rows).unwrap(), problems, matrix.passing())
 }
 
-fn rows(heard: &Heard, node: &str) -> Option<Arc<PathReport>> {
+fn rows(heard: &PathReports, node: &str) -> Option<Arc<PathReport>> {
     match heard.of(node) {
         Said::Rows { report, .. } => Some(report),
         _ => None,

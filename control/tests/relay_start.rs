@@ -16,7 +16,7 @@ use std::{
 
 use control::{
     engine::{EngineView, Membership},
-    relay::{Handle, Options, say_goodbye, start},
+    relay::{Handle, Options, deregister, start},
     source::{Hub, Live},
     state_dir::StateDir,
 };
@@ -96,7 +96,7 @@ impl Agent {
         self.engine.send_modify(|view| change(Arc::make_mut(view)));
     }
 
-    /// What the agent's conductor does with reports.
+    /// What the agent's supervisor does with reports.
     fn merge_reports(&self) {
         let reports = self.hub.reports.borrow().clone();
         self.table.send_modify(|live| {
@@ -107,7 +107,7 @@ impl Agent {
 }
 
 #[test]
-fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
+fn a_node_reports_itself_when_it_is_ready_and_deregisters() {
     in_fresh_netns(|| async {
         let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
         let path = directory.path();
@@ -142,14 +142,14 @@ fn a_node_reports_itself_when_it_is_ready_and_says_goodbye() {
         drop(w1);
         eventually("gone", || m.status()["agents"].as_array().is_some_and(Vec::is_empty)).await;
         assert!(reports.borrow().contains_key("w1"), "the data plane goes on");
-        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
+        let told = tokio::task::spawn_blocking(move || deregister(&state_dir)).await.unwrap();
         assert_eq!(told, Some(vec![Ok("manager m at 127.0.0.1:4788".into())]));
         assert!(reports.borrow().is_empty());
     });
 }
 
 #[test]
-fn the_only_manager_says_goodbye_to_those_that_had_their_tables_from_it() {
+fn the_only_manager_says_that_it_leaves_to_those_that_had_their_tables_from_it() {
     in_fresh_netns(|| async {
         let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
         let path = directory.path();
@@ -175,7 +175,7 @@ fn the_only_manager_says_goodbye_to_those_that_had_their_tables_from_it() {
         drop((m, w2));
         until(&mut tables, "the manager is gone", |live| live.lost.is_some()).await;
         assert_eq!(has(&tables.borrow()), Some(Dataplane::Hiveway), "its data plane goes on");
-        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap().unwrap();
+        let told = tokio::task::spawn_blocking(move || deregister(&state_dir)).await.unwrap().unwrap();
         assert_eq!(has(&tables.borrow()), Some(Dataplane::None));
         assert_eq!(told[0], Ok("node w1".into()));
         assert!(matches!(&told[1..], [Err(why)] if why.contains("node w2")), "{told:?}");
@@ -239,7 +239,7 @@ fn moves(m: &Agent, address: Ipv4Addr) {
 }
 
 #[test]
-fn a_manager_serves_where_the_others_find_it_and_says_goodbye_there() {
+fn a_manager_serves_where_the_others_find_it_and_deregisters_there() {
     in_fresh_netns(|| async {
         let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
         let path = directory.path();
@@ -272,7 +272,7 @@ fn a_manager_serves_where_the_others_find_it_and_says_goodbye_there() {
         let state_dir = m.state_dir.clone();
         drop(m);
         until(&mut relayed, "the manager is gone", |live| live.lost.is_some()).await;
-        let told = tokio::task::spawn_blocking(move || say_goodbye(&state_dir)).await.unwrap();
+        let told = tokio::task::spawn_blocking(move || deregister(&state_dir)).await.unwrap();
         assert_eq!(told, Some(vec![Ok("node w1".into())]));
     });
 }

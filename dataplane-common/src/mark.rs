@@ -48,7 +48,7 @@ pub mod decision {
 }
 
 /// Which word of `skb->cb` holds the interface's id (with [`crate::endpoint::SANDBOX_BIT`]) when `from_sandbox` and
-/// `to_sandbox` run: the stub in front of them puts it there.
+/// `to_sandbox` run: the trampoline in front of them puts it there.
 pub const SANDBOX_ID: usize = 2;
 
 /// Indices of map `L3_PROGRAMS`, where packets of links without an Ethernet header go on.
@@ -61,7 +61,7 @@ pub mod l3_program {
     pub const COUNT: u32 = 2;
 }
 
-/// Indices of map `SANDBOX_PROGRAMS`, where the stubs find their program.
+/// Indices of map `SANDBOX_PROGRAMS`, where the trampolines find their program.
 pub mod sandbox_program {
     /// `from_sandbox`.
     pub const FROM: u32 = 0;

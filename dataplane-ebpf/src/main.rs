@@ -154,7 +154,7 @@ pub fn to_outside_l3(ctx: TcContext) -> i32 {
     verdict::fold(&ctx, outside::handle::<0>(&ctx))
 }
 
-/// A container's own interface on a network that the engine carries, its way out. Called by the interface's stub.
+/// A container's own interface on a network that the engine carries, its way out. Called by the interface's trampoline.
 #[classifier]
 #[inline(always)]
 pub fn from_sandbox(ctx: TcContext) -> i32 {

@@ -96,7 +96,7 @@ pub(crate) static PATH_STATE: Array<PathState, 1, MMAPABLE> = Array::new();
 pub(crate) static PROBES: HashMap<Ip4, Probed, { MAX_PATHS as usize }, GROWING> = HashMap::new();
 #[btf_map]
 pub(crate) static REVERSE: HashMap<u32, ReversePath, { MAX_REVERSE as usize }, GROWING> = HashMap::new();
-/// Where the stubs on containers' own interfaces find their program. Nothing in this object calls it.
+/// Where the trampolines on containers' own interfaces find their program. Nothing in this object calls it.
 #[btf_map]
 pub(crate) static SANDBOX_PROGRAMS: ProgramArray<{ sandbox_program::COUNT as usize }> = ProgramArray::new();
 /// Where `from_underlay_l3` and `from_client_l3` find the program to go on in.

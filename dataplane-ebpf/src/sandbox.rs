@@ -117,8 +117,8 @@ pub(crate) fn to(ctx: &Skb) -> Verdict {
     Ok(Action::Pass)
 }
 
-/// Whose interface it is: the stub has left its id. `None` also for frames that carry a VLAN tag beside the packet,
-/// which would look like others.
+/// Whose interface it is: the trampoline has left its id. `None` also for frames that carry a VLAN tag beside the
+/// packet, which would look like others.
 #[inline(always)]
 fn local(ctx: &Skb) -> Option<&'static Local> {
     // SAFETY: the context pointer is valid for the program's run.

@@ -140,7 +140,7 @@ impl Dataplane {
         tables.connections.recover(bpffs)?;
         let l3 = [(l3_program::UNDERLAY, Program::FromUnderlay), (l3_program::CLIENT, Program::FromClient)];
         sandbox::callable(&mut ebpf, MapName::L3Programs, &l3)?;
-        // Last: from here on the stubs that are attached already call the new programs.
+        // Last: from here on the trampolines that are attached already call the new programs.
         let sandboxes = Sandboxes::take(&mut ebpf)?;
         // What the old ones have entered until now.
         tables.connections.hand_over(false)?;

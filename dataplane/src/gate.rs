@@ -7,13 +7,13 @@ use dataplane_common::flow::DirectGate;
 
 use crate::{
     MapName,
+    mmap_array::MmapArray,
     table::{MapFault, descriptor},
-    words::Words,
 };
 
 /// The gate's two numbers. Memory-mapped: a write of the whole entry could undo what a packet adds at that moment.
 #[derive(Clone)]
-pub(crate) struct Gate(Arc<Words>);
+pub(crate) struct Gate(Arc<MmapArray>);
 
 impl Gate {
     const CREATED: u32 = (std::mem::offset_of!(DirectGate, created) / size_of::<u64>()) as u32;
@@ -21,7 +21,7 @@ impl Gate {
 
     pub(crate) fn new(map: &Map) -> Result<Self, MapFault> {
         let words = (size_of::<DirectGate>() / size_of::<u64>()) as u32;
-        let mapped = Words::map(descriptor(MapName::DirectGate, map)?, words);
+        let mapped = MmapArray::map(descriptor(MapName::DirectGate, map)?, words);
         mapped
             .map(|words| Self(Arc::new(words)))
             .map_err(|error| MapFault { map: MapName::DirectGate, source: MapError::IoError(error) })

@@ -15,9 +15,9 @@ use dataplane_common::{
 use crate::{
     MapName,
     clock::monotonic_now,
+    mmap_array::MmapArray,
     pod::Raw,
     table::{MapFault, descriptor},
-    words::Words,
     xdp_state::State,
 };
 
@@ -25,7 +25,7 @@ const WORDS: u32 = (size_of::<HopWords>() / size_of::<u64>()) as u32;
 
 /// The map's one writer.
 pub struct Hops {
-    words: Words,
+    words: MmapArray,
     count: u32,
     state: State,
 }
@@ -34,7 +34,7 @@ impl Hops {
     pub(crate) fn new(map: &Map, state: State) -> Result<Self, MapFault> {
         let fault = |source| MapFault { map: MapName::Hops, source };
         let count = Array::<_, Raw<HopWords>>::try_from(map).map_err(fault)?.len();
-        let words = Words::map(descriptor(MapName::Hops, map)?, count * WORDS)
+        let words = MmapArray::map(descriptor(MapName::Hops, map)?, count * WORDS)
             .map_err(|error| fault(MapError::IoError(error)))?;
         Ok(Self { words, count, state })
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_keep_their_numbers_and_newcomers_get_free_ones() {
+    fn nodes_keep_their_numbers_and_new_ones_get_free_ones() {
         assert_eq!(numbered(&nodes(&[]), &nodes(&[(1, 0), (2, 0)])), nodes(&[(1, 1), (2, 2)]));
         assert_eq!(numbered(&nodes(&[(1, 1), (2, 2)]), &nodes(&[(2, 0), (3, 0)])), nodes(&[(2, 2), (3, 1)]));
         // Damage.

@@ -9,7 +9,7 @@ use dataplane_common::{
     service::{MAX_SETS, PortKey, PublishedPort, SetWord},
 };
 
-use crate::{MapName, adopt::pin_path, pod::Raw, words::Words};
+use crate::{MapName, adopt::pin_path, mmap_array::MmapArray, pod::Raw};
 
 /// What is left to a Docker engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub fn leave(bpffs: &Path) -> Result<Left, MapError> {
     let ports: HashMap<_, Raw<PortKey>, Raw<PublishedPort>> =
         Map::HashMap(MapData::from_pin(pinned(MapName::Ports))?).try_into()?;
     let sets = MapData::from_pin(pinned(MapName::Sets))?;
-    let words = Words::map(sets.fd().as_fd(), MAX_SETS)?;
+    let words = MmapArray::map(sets.fd().as_fd(), MAX_SETS)?;
     let mut emptied = 0;
     for entry in ports.iter() {
         let (_, Raw(port)) = entry?;

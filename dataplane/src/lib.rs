@@ -22,6 +22,7 @@ mod load;
 mod lock;
 mod logger;
 mod map_name;
+mod mmap_array;
 mod object;
 mod options;
 mod paths;
@@ -44,7 +45,6 @@ mod teardown;
 pub mod testing;
 mod trie;
 mod verify;
-mod words;
 mod xdp_state;
 
 pub use crate::{

@@ -63,7 +63,7 @@ pub enum MapName {
     Probes,
     /// Which sources interfaces let in.
     Reverse,
-    /// What the stubs on containers' own interfaces call.
+    /// What the trampolines on containers' own interfaces call.
     SandboxPrograms,
     /// Where packets of links without an Ethernet header go on.
     L3Programs,

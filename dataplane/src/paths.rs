@@ -11,8 +11,8 @@ use dataplane_common::{
 use crate::{
     MapName,
     clock::monotonic_now,
+    mmap_array::MmapArray,
     table::{Entries as _, MapFault, Table, descriptor},
-    words::Words,
 };
 
 /// What the agent knows about the path to a node, in bytes of the outer IP packet; 0: no limit.
@@ -36,7 +36,7 @@ pub struct Belief {
 /// The maps' one writer besides the programs.
 pub struct Paths {
     table: Table<Ip4, Path>,
-    state: Words,
+    state: MmapArray,
 }
 
 impl Paths {
@@ -46,7 +46,7 @@ impl Paths {
 
     pub(crate) fn new(paths: Map, state: &Map) -> Result<Self, MapFault> {
         let words = (size_of::<PathState>() / size_of::<u64>()) as u32;
-        let state = Words::map(descriptor(MapName::PathState, state)?, words)
+        let state = MmapArray::map(descriptor(MapName::PathState, state)?, words)
             .map_err(|error| MapFault { map: MapName::PathState, source: MapError::IoError(error) })?;
         Ok(Self { table: Table::new(MapName::Paths, paths)?, state })
     }

@@ -20,7 +20,7 @@ pub enum Program {
     /// On the way out of the VTEP's interface and of those where clients arrive, while a UDP port is published: the
     /// node's own use of published ports.
     ToOutside = 5,
-    /// On the way out of a container's own interface on a network that the engine carries, behind a stub.
+    /// On the way out of a container's own interface on a network that the engine carries, behind a trampoline.
     FromSandbox = 6,
     /// On the way in there.
     ToSandbox = 7,
@@ -101,7 +101,7 @@ impl Program {
         !self.in_sandbox() && !matches!(self, Self::FromContainer | Self::FromGateway | Self::FromVxlan)
     }
 
-    /// Whether it runs in containers' own namespaces, behind a stub. Such programs are attached by
+    /// Whether it runs in containers' own namespaces, behind a trampoline. Such programs are attached by
     /// [`Dataplane::attach_sandbox`](crate::Dataplane::attach_sandbox) only.
     pub const fn in_sandbox(self) -> bool {
         matches!(self, Self::FromSandbox | Self::ToSandbox)

@@ -13,13 +13,13 @@ use dataplane_common::xdp::XdpState;
 
 use crate::{
     MapName,
+    mmap_array::MmapArray,
     table::{MapFault, descriptor},
-    words::Words,
 };
 
 /// The two numbers.
 #[derive(Clone)]
-pub(crate) struct State(Arc<Words>);
+pub(crate) struct State(Arc<MmapArray>);
 
 impl State {
     const GENERATION: u32 = (offset_of!(XdpState, generation) / size_of::<u64>()) as u32;
@@ -28,7 +28,7 @@ impl State {
     /// Takes the map over. A generation that an agent has begun and not ended stays so until the first [`State::end`].
     pub(crate) fn new(map: &Map) -> Result<Self, MapFault> {
         let words = (size_of::<XdpState>() / size_of::<u64>()) as u32;
-        let mapped = Words::map(descriptor(MapName::XdpState, map)?, words)
+        let mapped = MmapArray::map(descriptor(MapName::XdpState, map)?, words)
             .map_err(|error| MapFault { map: MapName::XdpState, source: MapError::IoError(error) })?;
         let this = Self(Arc::new(mapped));
         if this.generation() == 0 {

@@ -206,7 +206,7 @@ fn tcp_through_a_vip_and_an_agents_restart_in_the_middle() -> Result<()> {
         let neighbours = net.client.run("ip neigh show")?;
         assert!(neighbours.contains(&format!("10.0.1.2 dev eth0 lladdr {}", text(BALANCER_MAC))), "{neighbours}");
 
-        // The next agent: the connection goes on, while nobody is there, and after the stubs were replaced.
+        // The next agent: the connection goes on, while nobody is there, and after the trampolines were replaced.
         let connections = dataplane.connections()?.rows()?;
         assert_eq!(connections.len(), 1, "{connections:?}");
         no_drops(dataplane)?;

@@ -26,8 +26,8 @@ fn container() -> Result<Netns> {
     Ok(netns)
 }
 
-/// Names of the stubs on `eth0`, in and out.
-fn stubs(netns: &Netns, tcx: bool) -> Result<[Vec<String>; 2]> {
+/// Names of the trampolines on `eth0`, in and out.
+fn trampolines(netns: &Netns, tcx: bool) -> Result<[Vec<String>; 2]> {
     netns.inside(move || {
         if !tcx {
             let filters = |side| -> Result<_> {
@@ -69,7 +69,7 @@ fn interfaces_of_one_index_in_two_namespaces_are_two() -> Result<()> {
         assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::New);
         assert_eq!(dataplane.attach_sandbox(two.as_fd(), "eth0", TWO)?, Attached::New);
         assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
-        assert_eq!((stubs(&one, tcx)?, stubs(&two, tcx)?), (names(ONE), names(TWO)));
+        assert_eq!((trampolines(&one, tcx)?, trampolines(&two, tcx)?), (names(ONE), names(TWO)));
         assert_eq!(dataplane.sandboxes()?, BTreeSet::from([ONE, TWO]));
         assert_eq!(dataplane.attachments()?, BTreeSet::new());
         // What is outside sandboxes is another matter.
@@ -81,18 +81,18 @@ fn interfaces_of_one_index_in_two_namespaces_are_two() -> Result<()> {
         assert_eq!(next.sandboxes()?, BTreeSet::from([ONE, TWO]));
         assert_eq!(next.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Replaced);
         assert_eq!(next.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
-        assert_eq!(stubs(&one, tcx)?, names(ONE));
+        assert_eq!(trampolines(&one, tcx)?, names(ONE));
 
         // The id's namespace was replaced by another, with an interface of the same name and index.
         let three = container()?;
         assert_eq!(next.attach_sandbox(three.as_fd(), "eth0", ONE)?, Attached::New);
-        assert_eq!(stubs(&three, tcx)?, names(ONE));
+        assert_eq!(trampolines(&three, tcx)?, names(ONE));
 
         let detached = next.detach_sandboxes_except(&BTreeSet::from([ONE]));
         tenant.kill()?;
         tenant.wait()?;
         assert_eq!((detached.failures.len(), detached.detached.len()), (0, 2), "{detached:?}");
-        assert_eq!((stubs(&two, tcx)?, stubs(&three, tcx)?), ([vec![], vec![]], names(ONE)));
+        assert_eq!((trampolines(&two, tcx)?, trampolines(&three, tcx)?), ([vec![], vec![]], names(ONE)));
         assert!(!two.run("tc qdisc show dev eth0")?.contains("clsact"), "our qdisc was left behind");
         assert_eq!(next.sandboxes()?, BTreeSet::from([ONE]));
         Ok(())
@@ -111,14 +111,14 @@ fn what_a_container_deletes_on_its_own_interface_is_put_back() -> Result<()> {
             if tcx {
                 // A link is out of its reach: there is nothing of ours that it could delete.
                 assert!(one.run(&format!("tc {delete}")).is_err() || delete.starts_with("filter"));
-                assert_eq!(stubs(&one, tcx)?, names(ONE), "after {delete}");
+                assert_eq!(trampolines(&one, tcx)?, names(ONE), "after {delete}");
                 assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
                 continue;
             }
             one.run(&format!("tc {delete}"))?;
-            assert_ne!(stubs(&one, tcx)?, names(ONE), "{delete} has deleted nothing");
+            assert_ne!(trampolines(&one, tcx)?, names(ONE), "{delete} has deleted nothing");
             assert_ne!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged, "after {delete}");
-            assert_eq!(stubs(&one, tcx)?, names(ONE), "after {delete}");
+            assert_eq!(trampolines(&one, tcx)?, names(ONE), "after {delete}");
             assert_eq!(dataplane.attach_sandbox(one.as_fd(), "eth0", ONE)?, Attached::Unchanged);
         }
         Ok(())
@@ -163,7 +163,7 @@ fn a_teardown_finds_the_namespaces_and_leaves_nothing() -> Result<()> {
         assert!(report.foreign.is_empty(), "{:?}", report.foreign);
         assert!(!options.bpffs.exists());
         for netns in [&one, &two] {
-            assert!(stubs(netns, tcx)?.concat().is_empty(), "a stub was left behind");
+            assert!(trampolines(netns, tcx)?.concat().is_empty(), "a trampoline was left behind");
             assert!(!netns.run("tc qdisc show dev eth0")?.contains("clsact"), "our qdisc was left behind");
         }
         Ok(())
@@ -186,10 +186,10 @@ fn a_namespace_with_a_used_inode_keeps_its_programs_when_the_former_one_is_clear
         let mut tenant = two.tenant()?;
         assert_eq!(dataplane.attach_sandbox(two.as_fd(), "eth0", TWO)?, Attached::New);
         let detached = dataplane.detach_sandboxes_except(&BTreeSet::from([TWO]));
-        let kept = stubs(&two, false)?;
+        let kept = trampolines(&two, false)?;
         // What is really there goes.
         let last = dataplane.detach_sandboxes_except(&BTreeSet::new());
-        let left = stubs(&two, false)?;
+        let left = trampolines(&two, false)?;
         tenant.kill()?;
         tenant.wait()?;
         assert_eq!((detached.failures.len(), detached.detached.len()), (0, 2), "{detached:?}");

@@ -6,6 +6,7 @@ mod direction;
 mod files;
 mod lints;
 mod text;
+mod words;
 
 use anyhow::{Result, bail};
 
@@ -23,6 +24,7 @@ const CHECKS: &[Check] = &[
     ("licences, bans, sources, advisories", deny::check),
     ("files in git", files::check),
     ("width of comments and Markdown", text::check),
+    ("words that were given up", words::check),
 ];
 
 /// Runs every check.

@@ -28,7 +28,7 @@ pub struct Desired {
     /// Tasks that get networking on this node.
     pub tasks: Vec<LocalTask>,
     /// Tasks on this node whose namespace and interfaces a Docker engine has made; by id.
-    pub tapped: Vec<TappedTask>,
+    pub attached: Vec<AttachedTask>,
     /// The gateway bridge; `None` while no local task needs one.
     pub gateway: Option<GatewayBridge>,
     /// The host link; `None` while this node has no published port and no other node that runs Hiveway.
@@ -143,7 +143,7 @@ pub enum Role {
 
 /// A task on networks that a Docker engine carries: nothing is made for it, its own interfaces get programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TappedTask {
+pub struct AttachedTask {
     /// Task id.
     pub id: String,
     /// Its tag, from its id.
@@ -153,7 +153,7 @@ pub struct TappedTask {
     /// One of its addresses, by which its sandbox is known among the engine's where the table does not say.
     pub ip: Ipv4Addr,
     /// Its overlay interfaces; the ingress network's is left alone, because nobody is told of the VIPs there.
-    pub taps: Vec<Tap>,
+    pub overlay_ports: Vec<OverlayPort>,
     /// Clients of published ports come in through its interface on the engine's gateway bridge.
     pub gateway: bool,
     /// It serves: its interfaces are all there.
@@ -162,9 +162,9 @@ pub struct TappedTask {
     pub unreachable: bool,
 }
 
-/// The interface of a [`TappedTask`] on a network that the engine carries.
+/// The interface of an [`AttachedTask`] on a network that the engine carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tap {
+pub struct OverlayPort {
     /// Stands for the interface in map `LOCALS`: indices are unique per namespace only. Real indices never have the
     /// highest bit.
     pub id: u32,

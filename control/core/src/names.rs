@@ -31,7 +31,7 @@ pub fn veth(task_id: &str, network_id: &str) -> IfName {
 }
 
 /// What the interface of a task on a network of the engine's is called in the maps.
-pub fn tap(task_id: &str, network_id: &str) -> u32 {
+pub fn overlay_port(task_id: &str, network_id: &str) -> u32 {
     SANDBOX_BIT | (hash64(&[task_id, network_id]) >> 32) as u32
 }
 

@@ -1,4 +1,4 @@
-//! The way to another node, from what the kernel says of routes and neighbours.
+//! The route to another node, from what the kernel says of routes and neighbours.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ pub struct Underlay {
 
 /// What the routing table says about a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct Route {
     /// Whom it is handed to: a gateway, or the destination itself.
     pub next: Ipv4Addr,
     /// Interface index.
@@ -43,17 +43,17 @@ pub type Neighbours = BTreeMap<Ipv4Addr, Neighbour>;
 
 /// The limit that the routing table has for the path to a node, for the map `PATHS`, where the interface takes so many
 /// bytes; 0: none that is smaller.
-pub fn route_mtu(way: Option<&Way>, interface: u16) -> u16 {
-    let mtu = way.map_or(0, |way| u16::try_from(way.mtu).unwrap_or(u16::MAX));
+pub fn route_mtu(route: Option<&Route>, interface: u16) -> u16 {
+    let mtu = route.map_or(0, |route| u16::try_from(route.mtu).unwrap_or(u16::MAX));
     if mtu < interface { mtu } else { 0 }
 }
 
 /// The hop to the node with this tunnel address. `None`: there is none that can be told beforehand, and the kernel has
 /// to be asked for each packet.
-pub fn hop(vtep: Ipv4Addr, way: Option<&Way>, underlay: &Underlay, neighbours: &Neighbours) -> Option<Hop> {
-    let way = way.filter(|way| way.interface == underlay.index)?;
-    let neighbour = neighbours.get(&way.next)?;
-    let mtu = match way.mtu {
+pub fn hop(vtep: Ipv4Addr, route: Option<&Route>, underlay: &Underlay, neighbours: &Neighbours) -> Option<Hop> {
+    let route = route.filter(|route| route.interface == underlay.index)?;
+    let neighbour = neighbours.get(&route.next)?;
+    let mtu = match route.mtu {
         0 => underlay.mtu,
         mtu => mtu.min(underlay.mtu),
     };
@@ -67,9 +67,9 @@ pub fn hop(vtep: Ipv4Addr, way: Option<&Way>, underlay: &Underlay, neighbours: &
 }
 
 /// Those of the next hops that the kernel must be told to ask whether they are still there.
-pub fn to_confirm<'a>(ways: impl IntoIterator<Item = &'a Way>, neighbours: &Neighbours) -> BTreeSet<Ipv4Addr> {
+pub fn to_confirm<'a>(routes: impl IntoIterator<Item = &'a Route>, neighbours: &Neighbours) -> BTreeSet<Ipv4Addr> {
     let stale = |next: &Ipv4Addr| neighbours.get(next).is_some_and(|neighbour| neighbour.stale);
-    ways.into_iter().map(|way| way.next).filter(stale).collect()
+    routes.into_iter().map(|route| route.next).filter(stale).collect()
 }
 
 #[cfg(test)]
@@ -79,7 +79,7 @@ mod tests {
     const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
     const UNDERLAY: Underlay = Underlay { index: 7, mac: Some([1; 6]), mtu: 1500 };
-    const WAY: Way = Way { next: GATEWAY, interface: 7, mtu: 0 };
+    const ROUTE: Route = Route { next: GATEWAY, interface: 7, mtu: 0 };
 
     fn neighbours(stale: bool) -> Neighbours {
         Neighbours::from([(GATEWAY, Neighbour { mac: [9; 6], stale })])
@@ -87,28 +87,28 @@ mod tests {
 
     #[test]
     fn a_hop_needs_route_neighbour_and_interface() {
-        let hop = |way: Option<Way>, underlay| hop(VTEP, way.as_ref(), &underlay, &neighbours(true));
-        let found = hop(Some(WAY), UNDERLAY).unwrap();
+        let hop = |route: Option<Route>, underlay| hop(VTEP, route.as_ref(), &underlay, &neighbours(true));
+        let found = hop(Some(ROUTE), UNDERLAY).unwrap();
         assert_eq!(found, Hop { vtep: VTEP.octets(), ifindex: 7, src: [1; 6], dst: [9; 6], mtu: 1500 });
-        assert_eq!(hop(Some(Way { mtu: 1400, ..WAY }), UNDERLAY).unwrap().mtu, 1400);
-        assert_eq!(hop(Some(Way { mtu: 9000, ..WAY }), UNDERLAY).unwrap().mtu, 1500);
+        assert_eq!(hop(Some(Route { mtu: 1400, ..ROUTE }), UNDERLAY).unwrap().mtu, 1400);
+        assert_eq!(hop(Some(Route { mtu: 9000, ..ROUTE }), UNDERLAY).unwrap().mtu, 1500);
         assert_eq!(hop(None, UNDERLAY), None);
-        assert_eq!(hop(Some(Way { interface: 8, ..WAY }), UNDERLAY), None);
-        assert_eq!(hop(Some(Way { next: VTEP, ..WAY }), UNDERLAY), None);
-        assert_eq!(hop(Some(WAY), Underlay { mac: None, ..UNDERLAY }), None);
+        assert_eq!(hop(Some(Route { interface: 8, ..ROUTE }), UNDERLAY), None);
+        assert_eq!(hop(Some(Route { next: VTEP, ..ROUTE }), UNDERLAY), None);
+        assert_eq!(hop(Some(ROUTE), Underlay { mac: None, ..UNDERLAY }), None);
     }
 
     #[test]
     fn a_route_limits_what_the_interface_takes() {
-        let mtu = |mtu| route_mtu(Some(&Way { mtu, ..WAY }), 1500);
+        let mtu = |mtu| route_mtu(Some(&Route { mtu, ..ROUTE }), 1500);
         assert_eq!([mtu(0), mtu(1400), mtu(1500), mtu(9000), mtu(70_000)], [0, 1400, 0, 0, 0]);
         assert_eq!(route_mtu(None, 1500), 0);
     }
 
     #[test]
     fn only_stale_next_hops_are_to_be_confirmed() {
-        let ways = [WAY, WAY, Way { next: VTEP, ..WAY }];
-        assert_eq!(to_confirm(&ways, &neighbours(true)), BTreeSet::from([GATEWAY]));
-        assert_eq!(to_confirm(&ways, &neighbours(false)), BTreeSet::new());
+        let routes = [ROUTE, ROUTE, Route { next: VTEP, ..ROUTE }];
+        assert_eq!(to_confirm(&routes, &neighbours(true)), BTreeSet::from([GATEWAY]));
+        assert_eq!(to_confirm(&routes, &neighbours(false)), BTreeSet::new());
     }
 }

@@ -236,20 +236,20 @@ impl Link {
     }
 }
 
-/// The interfaces of one [`crate::desired::TappedTask`] that are there.
+/// The interfaces of one [`crate::desired::AttachedTask`] that are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// [`crate::desired::TappedTask::netns`] when it was looked into.
+    /// [`crate::desired::AttachedTask::netns`] when it was looked into.
     pub netns: Option<PathBuf>,
-    /// By [`crate::desired::Tap::id`].
-    pub taps: BTreeMap<u32, TapLink>,
+    /// By [`crate::desired::OverlayPort::id`].
+    pub overlay_ports: BTreeMap<u32, OverlayLink>,
     /// Its interface on the gateway bridge.
     pub gateway: Option<GatewayPort>,
 }
 
 /// An overlay interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TapLink {
+pub struct OverlayLink {
     /// Its name inside.
     pub name: IfName,
     /// Its MAC.

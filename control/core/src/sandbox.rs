@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 
 use crate::{
-    desired::{Desired, IfName, TappedTask},
-    observed::{GatewayPort, Inside, Kind, Link, Namespace, Sandbox, TapLink},
+    desired::{AttachedTask, Desired, IfName},
+    observed::{GatewayPort, Inside, Kind, Link, Namespace, OverlayLink, Sandbox},
     plan::{Blocked, Item},
     settings::Settings,
 };
@@ -27,7 +27,7 @@ pub struct Sandboxes {
     pub without_gateway: BTreeSet<String>,
 }
 
-/// Looks for the interfaces of all tapped tasks. `before`: what the last look has found.
+/// Looks for the interfaces of all attached tasks. `before`: what the last look has found.
 pub fn sandboxes(
     desired: &Desired,
     settings: &Settings,
@@ -36,7 +36,7 @@ pub fn sandboxes(
     before: &BTreeMap<String, Sandbox>,
 ) -> Sandboxes {
     let mut all = Sandboxes::default();
-    for task in &desired.tapped {
+    for task in &desired.attached {
         let inside = match namespaces.get(&task.id) {
             Some(Namespace::Present(inside)) => inside,
             // An engine makes the file before the namespace, and keeps it for a while after it.
@@ -66,10 +66,10 @@ pub fn sandboxes(
         };
         let sandbox = look(task, settings, links, inside);
         let missing: Vec<String> = task
-            .taps
+            .overlay_ports
             .iter()
-            .filter(|tap| !sandbox.taps.contains_key(&tap.id))
-            .map(|tap| format!("no interface has its address {}", tap.ip))
+            .filter(|port| !sandbox.overlay_ports.contains_key(&port.id))
+            .map(|port| format!("no interface has its address {}", port.ip))
             .chain(
                 (task.gateway && sandbox.gateway.is_none())
                     .then(|| format!("no interface of it is on the gateway bridge {}", settings.gwbridge)),
@@ -100,19 +100,19 @@ fn still_there(found: &Sandbox, settings: &Settings, links: &BTreeMap<IfName, Li
 }
 
 impl Sandboxes {
-    fn waits(&mut self, task: &TappedTask, why: String) {
+    fn waits(&mut self, task: &AttachedTask, why: String) {
         self.waiting.push(Blocked { item: Item::Task(task.id.clone()), why, waiting: true });
     }
 }
 
-fn look(task: &TappedTask, settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside) -> Sandbox {
-    let tap = |ip| {
+fn look(task: &AttachedTask, settings: &Settings, links: &BTreeMap<IfName, Link>, inside: &Inside) -> Sandbox {
+    let port = |ip| {
         let mut with = inside.links.iter().filter(|(_, link)| link.addresses.iter().any(|a| a.addr() == ip));
-        with.next().map(|(name, link)| TapLink { name: name.clone(), mac: link.mac })
+        with.next().map(|(name, link)| OverlayLink { name: name.clone(), mac: link.mac })
     };
-    let taps = task.taps.iter().filter_map(|wanted| Some((wanted.id, tap(wanted.ip)?))).collect();
+    let overlay_ports = task.overlay_ports.iter().filter_map(|wanted| Some((wanted.id, port(wanted.ip)?))).collect();
     let gateway = gateway(settings, links, inside).filter(|_| task.gateway);
-    Sandbox { netns: task.netns.clone(), taps, gateway }
+    Sandbox { netns: task.netns.clone(), overlay_ports, gateway }
 }
 
 /// The interface whose address lies in the bridge's subnet and whose other end is a port of the bridge.

@@ -119,7 +119,7 @@ pub struct Facts {
     pub engine_balances: bool,
     /// Clients that are left to the host's own path.
     pub left: LeftEntries,
-    /// What was found in the sandboxes of tapped tasks, by task id.
+    /// What was found in the sandboxes of attached tasks, by task id.
     pub sandboxes: BTreeMap<String, Sandbox>,
     /// Where replies of this node's tasks go, by task id, as far as that is known.
     pub replies: BTreeMap<String, Replies>,

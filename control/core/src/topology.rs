@@ -31,7 +31,7 @@ pub(crate) struct Placed<'a> {
     /// Its node takes mesh frames.
     pub(crate) hiveway: bool,
     /// A Docker engine has made its namespace and interfaces: one of its networks is the engine's.
-    pub(crate) tapped: bool,
+    pub(crate) attached: bool,
 }
 
 /// The swarm seen from one node. Networks that clash with this node's settings are not in it.
@@ -86,8 +86,8 @@ impl<'a> Topology<'a> {
                 continue;
             }
             let local = node.id == *me;
-            let tapped = on().any(by_engine);
-            if local && tapped {
+            let attached = on().any(by_engine);
+            if local && attached {
                 joined.extend(on().filter(|network| by_engine(network)).map(|network| network.id.as_str()));
                 left_out.extend(on().filter(|network| !by_engine(network)).map(|network| on_both(task, network)));
             } else if local {
@@ -103,7 +103,7 @@ impl<'a> Topology<'a> {
                 local,
                 in_mesh: (hiveway || translates) && !task.unreachable,
                 hiveway,
-                tapped,
+                attached,
             };
             endpoints.push(placed);
         }

@@ -12,7 +12,7 @@ use dataplane_common::{
 };
 use hiveway_core::{
     Desired, Facts, GatewayAddresses, Model, Settings, derive, map_state,
-    observed::{GatewayPort, Sandbox, TapLink},
+    observed::{GatewayPort, OverlayLink, Sandbox},
 };
 use support::{
     facts,
@@ -35,11 +35,14 @@ fn desired(model: &Model, settings: &Settings) -> Desired {
     derive(model, settings, &mut GatewayAddresses::new()).expect("derivable")
 }
 
-/// Every interface of every tapped task was found.
+/// Every interface of every attached task was found.
 fn all_found(desired: &Desired) -> Facts {
     let mut facts = Facts { engine_balances: true, ..facts(desired) };
-    for task in &desired.tapped {
-        let taps = task.taps.iter().map(|tap| (tap.id, TapLink { name: "eth0".into(), mac: [2, 1, 1, 1, 1, 1] }));
+    for task in &desired.attached {
+        let overlay_ports = task
+            .overlay_ports
+            .iter()
+            .map(|port| (port.id, OverlayLink { name: "eth0".into(), mac: [2, 1, 1, 1, 1, 1] }));
         let gateway = task.gateway.then(|| GatewayPort {
             name: "eth2".to_owned(),
             host: "veth1".into(),
@@ -47,7 +50,9 @@ fn all_found(desired: &Desired) -> Facts {
             address: "172.18.0.3/16".parse().expect("an address"),
             mac: [2, 3, 3, 3, 3, 3],
         });
-        facts.sandboxes.insert(task.id.clone(), Sandbox { taps: taps.collect(), gateway, ..Sandbox::default() });
+        facts
+            .sandboxes
+            .insert(task.id.clone(), Sandbox { overlay_ports: overlay_ports.collect(), gateway, ..Sandbox::default() });
     }
     facts
 }
@@ -65,14 +70,18 @@ fn the_engine_keeps_its_links_and_we_keep_ours() {
     let names = |ids: &mut dyn Iterator<Item = &String>| ids.cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(names(&mut desired.networks.iter().map(|n| &n.id)), "ours");
     assert_eq!(names(&mut desired.tasks.iter().map(|t| &t.id)), "own.1");
-    assert_eq!(names(&mut desired.tapped.iter().map(|t| &t.id)), "cli web.1");
-    let [cli, web] = desired.tapped.as_slice() else { panic!("{:?}", desired.tapped) };
+    assert_eq!(names(&mut desired.attached.iter().map(|t| &t.id)), "cli web.1");
+    let [cli, web] = desired.attached.as_slice() else { panic!("{:?}", desired.attached) };
     assert_eq!(cli.netns.as_deref(), Some(Path::new("/run/docker/netns/c")));
     // Only who serves published ports is reached over the engine's gateway bridge.
     assert_eq!((cli.gateway, web.gateway), (false, true));
-    assert_eq!(names(&mut web.taps.iter().map(|t| &t.network)), "app", "not the ingress network's");
-    assert!(web.taps.iter().all(|tap| tap.id >> 31 == 1 && tap.net == 4097 && tap.ip == Ipv4Addr::new(10, 0, 1, 11)));
-    assert_ne!(cli.taps[0].id, web.taps[0].id);
+    assert_eq!(names(&mut web.overlay_ports.iter().map(|t| &t.network)), "app", "not the ingress network's");
+    assert!(
+        web.overlay_ports
+            .iter()
+            .all(|port| port.id >> 31 == 1 && port.net == 4097 && port.ip == Ipv4Addr::new(10, 0, 1, 11))
+    );
+    assert_ne!(cli.overlay_ports[0].id, web.overlay_ports[0].id);
     // Host mode is the engine's.
     assert_eq!(desired.published, [(6, 8080)].into());
     assert_eq!(desired.left_out, []);
@@ -97,10 +106,10 @@ fn maps_know_everybody_but_no_device_of_the_engine() {
     assert_eq!(set(&state, vip(APP1, [10, 0, 1, 2])), ["10.0.1.11@1", "10.0.1.12@2", "10.0.1.13@3"]);
     let vip = state.endpoints[&EndpointKey { net: APP1, ip: [10, 0, 1, 2] }];
     assert_eq!(vip.mac, [2, 0x42, 10, 0, 1, 201], "as the engine's own balancer here");
-    let web = desired.tapped.iter().find(|t| t.id == "web.1").expect("tapped");
-    let tap =
+    let web = desired.attached.iter().find(|t| t.id == "web.1").expect("attached");
+    let port =
         Local { tag: web.tag, net: APP1, vni: APP1, ip: [10, 0, 1, 11], mac: [2, 1, 1, 1, 1, 1], ..Local::default() };
-    assert_eq!(state.locals[&web.taps[0].id], tap);
+    assert_eq!(state.locals[&web.overlay_ports[0].id], port);
     let port = Local { tag: web.tag, ip: [172, 18, 0, 3], mac: [2, 3, 3, 3, 3, 3], ..Local::default() };
     assert_eq!(state.locals[&GATEWAY_PORT], port);
     let local = state.endpoints[&EndpointKey { net: APP1, ip: [10, 0, 1, 11] }];
@@ -168,7 +177,7 @@ fn a_task_without_a_gateway_interface_is_left_out_and_a_service_of_them_is_the_e
     assert!(desired.published.is_empty() && !state.sets.contains_key(&port(6, 8080)), "the engine's mesh answers");
     assert_eq!(said(&desired)[0], "published port 8080 of service web");
     // Looked for all the same, should it get one.
-    assert!(desired.tapped.iter().any(|task| task.id == "web.1" && task.gateway && task.unreachable));
+    assert!(desired.attached.iter().any(|task| task.id == "web.1" && task.gateway && task.unreachable));
 }
 
 #[test]
@@ -199,7 +208,7 @@ fn a_task_on_networks_of_both_kinds_keeps_the_engine_s() {
     let text = TABLE.replace("{app: 10.0.1.21}", "{app: 10.0.1.21, ours: 10.0.2.21}");
     let (desired, _) = maps(&text, &settings("n1"));
     assert!(desired.tasks.iter().all(|task| task.id != "cli"));
-    assert!(desired.tapped.iter().any(|task| task.id == "cli" && task.taps.len() == 1));
+    assert!(desired.attached.iter().any(|task| task.id == "cli" && task.overlay_ports.len() == 1));
     let said: Vec<_> = desired.left_out.iter().map(|l| l.what.as_str()).collect();
     assert_eq!(said, ["network ours (ours) of task cli"]);
 }
@@ -207,7 +216,7 @@ fn a_task_on_networks_of_both_kinds_keeps_the_engine_s() {
 #[test]
 fn a_node_without_the_network_knows_nothing_of_it() {
     let (desired, state) = maps(&TABLE.replace("node_id: n1", "node_id: n2"), &settings("n1"));
-    assert!(desired.tapped.is_empty());
+    assert!(desired.attached.is_empty());
     assert!(kinds(&state, APP1).is_empty());
     // But whoever serves published ports is known everywhere.
     assert_eq!(set(&state, port(6, 8080)), ["10.0.0.11@2", "10.0.0.12@2", "10.0.0.13@3"]);

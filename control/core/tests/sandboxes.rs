@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hiveway_core::{
     Desired, Settings,
-    desired::{Tap, TappedTask},
-    observed::{GatewayPort, InnerLink, Inside, Kind, Link, Namespace, TapLink},
+    desired::{AttachedTask, OverlayPort},
+    observed::{GatewayPort, InnerLink, Inside, Kind, Link, Namespace, OverlayLink},
     sandbox::{Sandboxes, sandboxes},
 };
 
@@ -20,7 +20,7 @@ fn settings() -> Settings {
 }
 
 fn desired() -> Desired {
-    let tap = Tap {
+    let port = OverlayPort {
         id: ID,
         network: "app".into(),
         net: 4097,
@@ -28,17 +28,17 @@ fn desired() -> Desired {
         ip: [10, 0, 1, 3].into(),
         mac: [2, 0x42, 10, 0, 1, 3],
     };
-    let task = TappedTask {
+    let task = AttachedTask {
         id: "web.1".into(),
         tag: [1; 8],
         netns: Some("/run/docker/netns/x".into()),
         ip: [10, 0, 1, 3].into(),
-        taps: vec![tap],
+        overlay_ports: vec![port],
         gateway: true,
         running: true,
         unreachable: false,
     };
-    Desired { tapped: vec![task], ..Desired::default() }
+    Desired { attached: vec![task], ..Desired::default() }
 }
 
 fn inner(index: u32, peer: u32, address: &str, mac: u8) -> InnerLink {
@@ -85,12 +85,12 @@ fn a_running_task_with_all_but_the_gateway_is_named_and_then_not_waited_for() {
         (all.without_gateway.contains("web.1"), all.incomplete, all.waiting.len())
     };
     assert_eq!(without(&desired), (true, true, 1));
-    desired.tapped[0].unreachable = true;
+    desired.attached[0].unreachable = true;
     assert_eq!(without(&desired), (true, false, 0));
-    (desired.tapped[0].running, desired.tapped[0].unreachable) = (false, false);
+    (desired.attached[0].running, desired.attached[0].unreachable) = (false, false);
     assert_eq!(without(&desired), (false, true, 1), "the engine may not be finished");
     // Something else is missing too: not finished either.
-    desired.tapped[0].running = true;
+    desired.attached[0].running = true;
     assert!(found_of(&desired, &[], Some(&inside[1..])).without_gateway.is_empty());
 }
 
@@ -109,7 +109,10 @@ fn interfaces_are_known_by_address_not_by_name() {
     ];
     let all = found(&links, Some(&inside));
     let sandbox = &all.found["web.1"];
-    assert_eq!(sandbox.taps, BTreeMap::from([(ID, TapLink { name: "eth2".into(), mac: [2, 0, 0, 0, 0, 1] })]));
+    assert_eq!(
+        sandbox.overlay_ports,
+        BTreeMap::from([(ID, OverlayLink { name: "eth2".into(), mac: [2, 0, 0, 0, 0, 1] })])
+    );
     let gateway = GatewayPort {
         name: "eth0".to_owned(),
         host: "vethb".into(),
@@ -141,7 +144,7 @@ fn a_look_that_fails_takes_nothing_away() {
     let links = [("vethb", port(9, 5, "docker_gwbridge"))];
     let inside = [("eth2", inner(3, 4, "10.0.1.3/24", 1)), ("eth0", inner(5, 9, "172.18.0.7/16", 2))];
     let before = found(&links, Some(&inside)).found;
-    assert!(before["web.1"].gateway.is_some() && before["web.1"].taps.len() == 1);
+    assert!(before["web.1"].gateway.is_some() && before["web.1"].overlay_ports.len() == 1);
     let unread = |desired: &Desired, links: &[(&str, Link)]| {
         let links = links.iter().map(|(name, link)| ((*name).to_owned(), link.clone())).collect();
         let namespace = Namespace::Unread { path: "/run/docker/netns/x".into(), why: "too late".into(), begun: true };
@@ -151,11 +154,14 @@ fn a_look_that_fails_takes_nothing_away() {
     // The other end is gone, or a port of another bridge: that much is known.
     for links in [vec![], vec![("vethb", port(9, 5, "br-x"))], vec![("vethb", port(10, 5, "docker_gwbridge"))]] {
         let kept = unread(&desired(), &links);
-        assert!(kept["web.1"].gateway.is_none() && kept["web.1"].taps == before["web.1"].taps, "{kept:?}");
+        assert!(
+            kept["web.1"].gateway.is_none() && kept["web.1"].overlay_ports == before["web.1"].overlay_ports,
+            "{kept:?}"
+        );
     }
     // Another container.
     let mut other = desired();
-    other.tapped[0].netns = Some("/run/docker/netns/y".into());
+    other.attached[0].netns = Some("/run/docker/netns/y".into());
     assert!(unread(&other, &links).is_empty());
     assert!(found(&links, None).found.is_empty(), "it is gone");
 }

@@ -16,7 +16,7 @@ use hiveway_core::{
 
 use super::{
     backoff::{Backoff, WHOLE},
-    shared::Trouble,
+    shared::OpenItem,
 };
 use crate::{
     liveness::Pulse,
@@ -33,12 +33,12 @@ pub(super) enum End {
     GaveWay,
 }
 
-/// Requests under way together in [`Round::fill`]; a socket's buffers hold far more.
+/// Requests under way together in [`RoundLog::fill`]; a socket's buffers hold far more.
 const AT_ONCE: usize = 64;
 
 /// The account of one reconciliation.
 #[derive(Debug)]
-pub(super) struct Round {
+pub(super) struct RoundLog {
     /// A table that comes meanwhile ends it; `None`: it goes on to its end.
     news: Option<watch::Receiver<()>>,
     /// Told of each step.
@@ -48,12 +48,12 @@ pub(super) struct Round {
     /// Items with work that was put off because it is not their turn.
     put_off: BTreeSet<String>,
     /// Items that wait for something.
-    pub(super) waiting: Vec<Trouble>,
+    pub(super) waiting: Vec<OpenItem>,
     /// Changes made.
     pub(super) changes: usize,
 }
 
-impl Round {
+impl RoundLog {
     pub(super) fn new(pulse: Pulse, news: Option<watch::Receiver<()>>) -> Self {
         Self { pulse, news, failed: BTreeSet::new(), put_off: BTreeSet::new(), waiting: Vec::new(), changes: 0 }
     }
@@ -146,7 +146,7 @@ impl Round {
         for blocked in &plan.blocked {
             let item = blocked.item.to_string();
             if blocked.waiting {
-                self.waiting.push(Trouble { item, why: blocked.why.clone(), attempts: 0, retry: None });
+                self.waiting.push(OpenItem { item, why: blocked.why.clone(), attempts: 0, retry: None });
             } else if !self.failed.contains(&item) {
                 self.lacks(backoff, &item, &blocked.why);
             }
@@ -257,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn each_step_is_heard_of() {
         let (liveness, pulse) = overdue();
-        let (mut round, mut backoff) = (Round::new(pulse, None), Backoff::default());
+        let (mut round, mut backoff) = (RoundLog::new(pulse, None), Backoff::default());
         let node = Socket::open().unwrap();
         let fdb = |last| Action::AddFdb { name: "lo".into(), mac: [2, 0, 0, 0, 0, last], vtep: Ipv4Addr::LOCALHOST };
         let steps = [(Stage::Prepare, Action::DeleteLink { name: "hw-none".into() }), (Stage::Fill, fdb(1))];
@@ -267,7 +267,7 @@ mod tests {
         round.run(&mut backoff, &Seldom::default(), &plan, Stage::Prepare, &node, &Spaces::default()).await;
         assert!(heard(&liveness) > last, "a step of the plan");
         last = heard(&liveness);
-        let mut round = Round::new(liveness.pulse(Part::Rounds), None);
+        let mut round = RoundLog::new(liveness.pulse(Part::Rounds), None);
         backoff.hurry(Instant::now());
         let links = netlink::observe_links(&node).await.unwrap();
         round.fill(&mut backoff, &plan, &node, &links).await;
@@ -278,16 +278,16 @@ mod tests {
     fn what_a_round_has_not_come_to_fails_as_before() {
         let (_, pulse) = overdue();
         let mut backoff = Backoff::default();
-        let mut round = Round::new(pulse.clone(), None);
+        let mut round = RoundLog::new(pulse.clone(), None);
         round.note::<(), _>(&mut backoff, "maps", Err("full"));
         round.close(&mut backoff, Ok(()));
         backoff.hurry(Instant::now());
-        let mut early = Round::new(pulse.clone(), None);
+        let mut early = RoundLog::new(pulse.clone(), None);
         early.close(&mut backoff, Err(anyhow::anyhow!("no address")));
         assert_eq!(backoff.all().keys().collect::<Vec<_>>(), ["maps", WHOLE]);
         let whole = backoff.all()[WHOLE].next;
         assert!(backoff.next() >= Some(whole), "it would be tried again at once, for ever");
-        let mut complete = Round::new(pulse, None);
+        let mut complete = RoundLog::new(pulse, None);
         complete.close(&mut backoff, Ok(()));
         assert!(backoff.all().is_empty());
     }

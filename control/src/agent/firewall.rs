@@ -18,7 +18,7 @@ use ipnet::Ipv4Net;
 use tokio::task::block_in_place;
 
 use super::{
-    apply::Round,
+    apply::RoundLog,
     facts::Gateway,
     observe::Observation,
     reconcile::{Agent, Cause},
@@ -214,7 +214,7 @@ pub(super) fn forget(mut stale: Stale) {
 
 impl Agent {
     /// Firewall and sysctls. They are read by running programs and files, so changes of links alone don't count.
-    pub(super) fn guard(&mut self, desired: &Desired, seen: &Observation, cause: Cause, round: &mut Round) {
+    pub(super) fn guard(&mut self, desired: &Desired, seen: &Observation, cause: Cause, round: &mut RoundLog) {
         let links = seen.links();
         let Observation { settings, gateway, .. } = seen;
         let wanted = (self.wanted_firewall(desired, seen), ports(desired));

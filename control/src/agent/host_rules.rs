@@ -19,7 +19,7 @@ use super::{
     facts::Gateway,
     reconcile::{Agent, Cause},
 };
-use crate::{host_firewall::Heard, mesh};
+use crate::{host_firewall::LastReading, mesh};
 
 /// No more rules than these are shown, and no more of one rule's sources.
 const SHOWN_RULES: usize = 50;
@@ -33,7 +33,7 @@ const OTHER_CHAINS: &str = "other";
 
 /// The host's rules as last judged.
 pub(super) struct HostRules {
-    heard: Receiver<Heard>,
+    heard: Receiver<LastReading>,
     judged: Option<Judged>,
     /// What the last round has seen of them: the rules, and why they could not be read again.
     seen: (Option<Arc<Ruleset>>, Option<String>),
@@ -130,7 +130,7 @@ pub struct LeftRule {
 }
 
 impl HostRules {
-    pub(super) fn new(heard: Receiver<Heard>, before: LeftEntries) -> Self {
+    pub(super) fn new(heard: Receiver<LastReading>, before: LeftEntries) -> Self {
         Self { heard, judged: None, seen: (None, None), before, unread: None, left: None, missing: Vec::new() }
     }
 

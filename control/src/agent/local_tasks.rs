@@ -13,7 +13,7 @@ use hiveway_core::{
     plan::Item,
 };
 
-use super::{apply::Round, backoff::Backoff, opened::Opened, reconcile::Agent, shared::Trouble};
+use super::{apply::RoundLog, backoff::Backoff, opened::Opened, reconcile::Agent, shared::OpenItem};
 use crate::netlink::{Former, Looked, Socket};
 
 /// So many looks into an engine's sandbox may fail in a row before the node counts as failing.
@@ -22,7 +22,7 @@ const SILENT: u32 = 3;
 /// What rounds have found of the tasks here, as far as the next one needs it.
 #[derive(Clone, Default)]
 pub(super) struct LocalTasks {
-    /// What the last round found in the sandboxes of tapped tasks.
+    /// What the last round found in the sandboxes of attached tasks.
     pub(super) sandboxes: BTreeMap<String, Sandbox>,
     /// Running tasks that were seen without an interface on the gateway bridge, and since when.
     pub(super) without_gateway: BTreeMap<String, Instant>,
@@ -44,7 +44,7 @@ pub(super) struct LocalTasks {
 
 impl Agent {
     /// Another socket where the kernel has not answered on this one.
-    pub(super) fn renew_socket(&mut self, round: &mut Round) {
+    pub(super) fn renew_socket(&mut self, round: &mut RoundLog) {
         if self.socket.is_spent()
             && let Some(socket) = round.note(&mut self.backoff, "netlink socket", Socket::open())
         {
@@ -57,7 +57,7 @@ impl Agent {
         &mut self,
         desired: &Desired,
         settings: &Settings,
-        round: &mut Round,
+        round: &mut RoundLog,
     ) -> Option<Looked> {
         let now = Instant::now();
         let former = self.local.looks.all().iter().map(|(path, failing)| {
@@ -104,11 +104,11 @@ impl Agent {
     }
 
     /// A look into an engine's sandbox has failed, or is put off because others have.
-    pub(super) fn could_not_look(&mut self, task: &str, path: &Path, why: &str, round: &mut Round) {
+    pub(super) fn could_not_look(&mut self, task: &str, path: &Path, why: &str, round: &mut RoundLog) {
         let item = Item::Task(task.to_owned()).to_string();
         let attempts = self.local.looks.all().get(&path.display().to_string()).map_or(0, |failing| failing.attempts);
         if attempts < SILENT {
-            round.waiting.push(Trouble { item, why: why.to_owned(), attempts: 0, retry: None });
+            round.waiting.push(OpenItem { item, why: why.to_owned(), attempts: 0, retry: None });
             self.local.incomplete = true;
         } else if round.may(&self.backoff, &item) {
             round.note::<(), _>(&mut self.backoff, &item, Err(why));

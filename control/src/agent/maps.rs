@@ -5,7 +5,7 @@ use dataplane_common::state::MapState;
 use hiveway_core::{Desired, Facts, Settings, change::Programmed, map_state};
 use tokio::task::block_in_place;
 
-use super::{apply::Round, facts::facts, local_tasks::LocalTasks, observe::Observation, reconcile::Agent};
+use super::{apply::RoundLog, facts::facts, local_tasks::LocalTasks, observe::Observation, reconcile::Agent};
 use crate::netlink::observe_links;
 
 impl Agent {
@@ -36,7 +36,7 @@ impl Agent {
     }
 
     /// Has the maps hold what follows from the table and the node.
-    pub(super) fn maps(&mut self, desired: &Desired, seen: &Observation, round: &mut Round) {
+    pub(super) fn maps(&mut self, desired: &Desired, seen: &Observation, round: &mut RoundLog) {
         // First: what is missing around the agent must not put the maps off once it is back.
         let facts = match self.facts(seen) {
             Ok(facts) => facts,
@@ -54,7 +54,7 @@ impl Agent {
         (facts, want)
     }
 
-    fn write_maps(&mut self, desired: &Desired, seen: &Observation, facts: Facts, round: &mut Round) {
+    fn write_maps(&mut self, desired: &Desired, seen: &Observation, facts: Facts, round: &mut RoundLog) {
         let (facts, want) = self.wanted_maps(desired, seen, facts);
         let settings = &seen.settings;
         let before = self.programmed.take();
@@ -76,7 +76,7 @@ impl Agent {
 
     /// Leads clients to tasks whose interfaces have come up since the maps were written. That is written even if
     /// another entry could not be. What fails here the next round does.
-    pub(super) async fn open(&mut self, desired: &Desired, seen: &mut Observation, round: &mut Round) {
+    pub(super) async fn open(&mut self, desired: &Desired, seen: &mut Observation, round: &mut RoundLog) {
         if self.local.opened.is_all() {
             return;
         }

@@ -2,13 +2,14 @@
 
 mod apply;
 mod backoff;
+mod cooldown;
 mod facts;
 mod firewall;
 pub mod host_rules;
+mod join_grace;
 mod local_tasks;
 mod maps;
 mod memory;
-mod newcomer;
 mod next_hops;
 mod observe;
 mod opened;
@@ -23,7 +24,6 @@ mod programs;
 mod publish;
 mod ready;
 mod reconcile;
-mod rest;
 mod reverse;
 mod room;
 mod run;

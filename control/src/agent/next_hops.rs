@@ -1,8 +1,8 @@
-//! Keeps the ways to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for
+//! Keeps the routes to other nodes for the programs: the next hops, so that neither routes nor neighbours are asked for
 //! each packet, and the path MTUs that the kernel knows.
 //!
 //! It follows what the kernel tells of changes, and looks for itself once in a while. The programs believe a next hop
-//! for a few seconds only after the last look: an agent that is gone, or stuck, leaves no way in force that may be
+//! for a few seconds only after the last look: an agent that is gone, or stuck, leaves no route in force that may be
 //! wrong.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 use dataplane::{Hops, MapFault, PathLimit, Paths};
 use dataplane_common::addr::Ip4;
 use futures::{StreamExt, TryStreamExt};
-use hiveway_core::next_hop::{Underlay, Way, hop, route_mtu, to_confirm};
+use hiveway_core::next_hop::{Route, Underlay, hop, route_mtu, to_confirm};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -30,8 +30,8 @@ use super::{
 use crate::{
     netlink::{
         Error, Socket, confirm,
-        monitor::{self, Heard},
-        neighbours, underlay, way,
+        monitor::{self, RouteChanges},
+        neighbours, route, underlay,
     },
     sysctl,
 };
@@ -78,9 +78,9 @@ impl NextHops {
     /// When the kernel refuses a socket.
     pub(super) fn start(hops: Hops, paths: Paths, board: Arc<probes::Paths>, foreign: Foreign) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(Wanted::default());
-        let (hear, heard) = watch::channel(Heard::default());
+        let (hear, heard) = watch::channel(RouteChanges::default());
         // Ends when nobody hears it.
-        drop(monitor::watch_ways(hear, move |event| foreign.ignores(event))?);
+        drop(monitor::watch_next_hops(hear, move |event| foreign.ignores(event))?);
         let follower = Follower {
             socket: Socket::open()?,
             hops,
@@ -90,7 +90,7 @@ impl NextHops {
             wanted: wants,
             heard,
             underlay: None,
-            ways: BTreeMap::new(),
+            routes: BTreeMap::new(),
             stored: None,
             failing: false,
         };
@@ -176,9 +176,9 @@ struct Follower {
     /// What they last said.
     probed: BTreeMap<Ip4, u16>,
     wanted: watch::Receiver<Wanted>,
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<RouteChanges>,
     underlay: Option<Underlay>,
-    ways: BTreeMap<Ip4, Way>,
+    routes: BTreeMap<Ip4, Route>,
     /// Numbers that something may be stored under; `None`: whatever an earlier agent has left.
     stored: Option<BTreeSet<u16>>,
     failing: bool,
@@ -239,7 +239,7 @@ impl Follower {
                 0 => None,
                 only => underlay(&self.socket, only).await?,
             };
-            self.ways = self.ask_ways(wanted).await?;
+            self.routes = self.ask_routes(wanted).await?;
         }
         let probed = self.board.limits();
         if ask || probed != self.probed {
@@ -253,9 +253,9 @@ impl Follower {
         for (vtep, number) in &wanted.nodes {
             let found = self
                 .underlay
-                .and_then(|underlay| hop(Ipv4Addr::from(*vtep), self.ways.get(vtep), &underlay, &neighbours));
+                .and_then(|underlay| hop(Ipv4Addr::from(*vtep), self.routes.get(vtep), &underlay, &neighbours));
             if self.hops.put(*number, found) {
-                tracing::debug!("way to {}: {found:?}", Ipv4Addr::from(*vtep));
+                tracing::debug!("route to {}: {found:?}", Ipv4Addr::from(*vtep));
             }
         }
         let numbers: BTreeSet<u16> = wanted.nodes.values().copied().collect();
@@ -264,7 +264,7 @@ impl Follower {
             self.hops.put(*number, None);
         }
         self.stored = Some(numbers);
-        for neighbour in to_confirm(self.ways.values(), &neighbours) {
+        for neighbour in to_confirm(self.routes.values(), &neighbours) {
             // It may be gone, or permanent, since.
             if let Err(error) = confirm(&self.socket, wanted.underlay, neighbour).await {
                 tracing::debug!("{error}");
@@ -279,7 +279,7 @@ impl Follower {
         self.paths.believe(sysctl::path_mtu());
         let interface = u16::try_from(wanted.mtu).unwrap_or(u16::MAX);
         let limit = |vtep: &Ip4| PathLimit {
-            route: route_mtu(self.ways.get(vtep), interface),
+            route: route_mtu(self.routes.get(vtep), interface),
             probed: self.probed.get(vtep).copied().unwrap_or(0),
         };
         let limits = wanted.nodes.keys().map(|vtep| (*vtep, limit(vtep))).collect();
@@ -287,14 +287,14 @@ impl Follower {
         Ok(())
     }
 
-    async fn ask_ways(&self, wanted: &Wanted) -> Result<BTreeMap<Ip4, Way>, Error> {
+    async fn ask_routes(&self, wanted: &Wanted) -> Result<BTreeMap<Ip4, Route>, Error> {
         let socket = &self.socket;
         let (from, underlay) = (Ipv4Addr::from(wanted.from), wanted.underlay);
         let questions: Vec<_> = (wanted.nodes.keys().copied())
-            .map(|vtep| async move { way(socket, from, vtep.into(), underlay).await.map(|way| (vtep, way)) })
+            .map(|vtep| async move { route(socket, from, vtep.into(), underlay).await.map(|route| (vtep, route)) })
             .collect();
         let found: Vec<_> = futures::stream::iter(questions).buffer_unordered(AT_ONCE).try_collect().await?;
-        Ok(found.into_iter().filter_map(|(vtep, way)| Some((vtep, way?))).collect())
+        Ok(found.into_iter().filter_map(|(vtep, route)| Some((vtep, route?))).collect())
     }
 
     /// Says once that it fails, and once that it does no longer.
@@ -302,12 +302,12 @@ impl Follower {
         match (done, self.failing) {
             (Err(error), false) => {
                 tracing::warn!(
-                    "ways to other nodes: {error}; path MTUs stay as they are, and the kernel is asked for each packet"
+                    "routes to other nodes: {error}; path MTUs stay as they are, and the kernel is asked for each packet"
                 );
                 self.failing = true;
             }
             (Ok(()), true) => {
-                tracing::info!("ways to other nodes: no longer failing");
+                tracing::info!("routes to other nodes: no longer failing");
                 self.failing = false;
             }
             _ => {}

@@ -13,7 +13,7 @@ use hiveway_core::{
 };
 
 use super::{
-    apply::Round,
+    apply::RoundLog,
     facts::{Answering, Gateway, gateway, gateway_subnet, settings, underlay},
     reconcile::{Agent, Cause},
 };
@@ -42,7 +42,7 @@ impl Observation {
 
 impl Agent {
     /// Looks at the node's links, and at what decides the settings. `None`: the round gives way to another table.
-    pub(super) async fn observe(&mut self, cause: Cause, round: &mut Round) -> anyhow::Result<Option<Observation>> {
+    pub(super) async fn observe(&mut self, cause: Cause, round: &mut RoundLog) -> anyhow::Result<Option<Observation>> {
         self.renew_socket(round);
         let links = observe_links(&self.socket).await?;
         if round.gives_way() && cause != Cause::Table {
@@ -63,13 +63,13 @@ impl Agent {
         let host = self.mesh_refused(&links, &gateway);
         round.note(&mut self.backoff, "host firewall", host.problem.map_or(Ok(()), Err));
         settings.mesh_refused =
-            host.refused.or_else(|| self.newcomer.waits(&self.table.model, &self.args.node, Instant::now()));
+            host.refused.or_else(|| self.join_grace.waits(&self.table.model, &self.args.node, Instant::now()));
         let observed = Observed { links, ..Observed::default() };
         Ok(Some(Observation { observed, gateway, settings, spaces: Spaces::default() }))
     }
 
     /// Whether nobody else has the subnet of a gateway bridge that is the agent's.
-    pub(super) fn check_gateway(&mut self, desired: &Desired, seen: &Observation, round: &mut Round) {
+    pub(super) fn check_gateway(&mut self, desired: &Desired, seen: &Observation, round: &mut RoundLog) {
         let subnet = self.args.gwbridge_subnet;
         let free = desired.gateway.as_ref().map_or(Ok(()), |_| gateway_subnet(subnet, &seen.gateway, seen.links()));
         round.note(&mut self.backoff, "gateway subnet", free);
@@ -81,7 +81,7 @@ impl Agent {
         &mut self,
         desired: &Desired,
         seen: &mut Observation,
-        round: &mut Round,
+        round: &mut RoundLog,
     ) -> anyhow::Result<bool> {
         observe_entries(&self.socket, &mut seen.observed.links).await?;
         round.goes_on();

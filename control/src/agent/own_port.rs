@@ -10,7 +10,7 @@ use std::{
 
 use hiveway_core::{DEFAULT_VXLAN_PORT, agreement::vxlan_ports};
 
-use super::{apply::Round, reconcile::Agent};
+use super::{apply::RoundLog, reconcile::Agent};
 use crate::{
     listeners::{Holder, holders},
     netlink::Port,
@@ -45,7 +45,7 @@ impl Agent {
     }
 
     /// Holds `number`; says who has it where it cannot.
-    pub(super) async fn hold_port(&mut self, number: u16, round: &mut Round) {
+    pub(super) async fn hold_port(&mut self, number: u16, round: &mut RoundLog) {
         if self.port.as_ref().is_some_and(|port| port.number() == number) || !round.may(&self.backoff, ITEM) {
             return;
         }

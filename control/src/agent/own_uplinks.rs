@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use hiveway_core::{model::Node, observed::Link};
 
-use super::{apply::Round, facts::gateway, reconcile::Agent};
+use super::{apply::RoundLog, facts::gateway, reconcile::Agent};
 use crate::{
     local_address,
     netlink::{self, observe_links},
@@ -61,7 +61,7 @@ impl Agent {
     }
 
     /// What `--underlay` means now. What the kernel does not tell stays as it was.
-    pub(super) async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut Round) {
+    pub(super) async fn find_uplinks(&mut self, links: &BTreeMap<String, Link>, round: &mut RoundLog) {
         let found = self.uplinks_now(links).await;
         let Some(found) = round.note(&mut self.backoff, "uplinks", found) else { return };
         if found != self.uplinks {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{task::block_in_place, time::sleep};
 
-use super::{apply::Round, reconcile::Agent, shared::PinsGone};
+use super::{apply::RoundLog, reconcile::Agent, shared::PinsGone};
 
 /// How often it is looked whether they are there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -39,7 +39,7 @@ pub(super) async fn moved(bpffs: &Path, seen: &Look) {
 
 impl Agent {
     /// Makes pins anew that are gone. Links that have ended with theirs are attached anew in the same round.
-    pub(super) fn mend_pins(&mut self, round: &mut Round) {
+    pub(super) fn mend_pins(&mut self, round: &mut RoundLog) {
         if !round.may(&self.backoff, "pins") {
             return;
         }

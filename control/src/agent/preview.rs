@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::{sync::oneshot, task::block_in_place};
 
 use super::{
-    apply::Round,
+    apply::RoundLog,
     firewall::ports,
     reconcile::{Agent, Cause},
 };
@@ -56,13 +56,13 @@ impl Agent {
     pub(super) async fn preview(&mut self) -> Result<Vec<Change>, String> {
         // What is found is for this once: attempts and waiting times are the rounds'.
         let before = (self.backoff.clone(), self.local.clone());
-        let mut round = Round::new(self.pulse.clone(), None);
+        let mut round = RoundLog::new(self.pulse.clone(), None);
         let found = self.changes(&mut round).await;
         (self.backoff, self.local) = before;
         found.map_err(|error| format!("{error:#}"))
     }
 
-    async fn changes(&mut self, round: &mut Round) -> anyhow::Result<Vec<Change>> {
+    async fn changes(&mut self, round: &mut RoundLog) -> anyhow::Result<Vec<Change>> {
         let Some(mut seen) = self.observe(Cause::Preview, round).await? else { return Ok(Vec::new()) };
         let desired = derive(&self.table.model, &seen.settings, &mut self.addresses.clone())?;
         self.observe_tasks(&desired, &mut seen, round).await?;

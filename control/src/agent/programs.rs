@@ -12,7 +12,7 @@ use hiveway_core::{
     plan::Item,
 };
 
-use super::{apply::Round, next_hops, observe::Observation, reconcile::Agent, xdp};
+use super::{apply::RoundLog, next_hops, observe::Observation, reconcile::Agent, xdp};
 
 /// Where a program belongs, and what it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub(super) fn wanted(
             add(program, &interface.host, Item::Task(task.id.clone()).to_string());
         }
     }
-    for task in &desired.tapped {
+    for task in &desired.attached {
         if let Some(port) = sandboxes.get(&task.id).and_then(|sandbox| sandbox.gateway.as_ref()) {
             add(Program::FromGateway, &port.host, Item::Task(task.id.clone()).to_string());
         }
@@ -80,12 +80,12 @@ pub(super) fn wanted(
 impl Agent {
     /// What must be there before ports are: the reverse-path filters, and what notes the node's own use of published
     /// ports.
-    pub(super) fn lookout(
+    pub(super) fn attach_observers(
         &mut self,
         desired: &Desired,
         seen: &Observation,
         clients: &BTreeSet<String>,
-        round: &mut Round,
+        round: &mut RoundLog,
     ) {
         let filters = self.reverse.keep(clients, seen.links());
         let changed = round.note(&mut self.backoff, "reverse-path filters", filters);
@@ -101,7 +101,7 @@ impl Agent {
         desired: &Desired,
         seen: &Observation,
         clients: &BTreeSet<String>,
-        round: &mut Round,
+        round: &mut RoundLog,
     ) {
         let wanted = self.wanted_programs(desired, seen, clients);
         self.attach(&wanted, round);
@@ -113,9 +113,9 @@ impl Agent {
             &self.socket,
         );
         round.changes += changes;
-        let ways = self.ways();
-        if let Some(ways) = round.note(&mut self.backoff, "next hops", ways) {
-            self.next_hops.follow(ways);
+        let followed = self.followed_routes();
+        if let Some(followed) = round.note(&mut self.backoff, "next hops", followed) {
+            self.next_hops.follow(followed);
         }
         let keep = wanted.into_iter().map(|attachment| (attachment.program, attachment.interface));
         let keep = keep.chain(xdp::kept(&xdp)).collect();
@@ -136,8 +136,8 @@ impl Agent {
         wanted(desired, seen.links(), &self.uplinks.names, clients, &self.local.sandboxes)
     }
 
-    /// The ways that are to be followed.
-    fn ways(&self) -> Result<next_hops::Wanted, MapFault> {
+    /// The routes that are to be followed.
+    fn followed_routes(&self) -> Result<next_hops::Wanted, MapFault> {
         Ok(next_hops::Wanted {
             underlay: self.uplinks.only,
             from: self.local_address().octets(),
@@ -148,7 +148,7 @@ impl Agent {
         })
     }
 
-    fn attach(&mut self, wanted: &[Attachment], round: &mut Round) {
+    fn attach(&mut self, wanted: &[Attachment], round: &mut RoundLog) {
         let mut dataplane = self.shared.dataplane();
         for attachment in wanted {
             if round.may(&self.backoff, &attachment.item) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use hiveway_core::{Desired, names, observed::Link, peers};
 
 use super::{
-    apply::Round, facts::Answering, observe::Observation, probes, reconcile::Agent, shared::Trouble, table::Table,
+    apply::RoundLog, facts::Answering, observe::Observation, probes, reconcile::Agent, shared::OpenItem, table::Table,
     tags::Tags, takeover,
 };
 use crate::mesh;
@@ -44,7 +44,7 @@ impl Agent {
         self.last.unserved = unserved;
         self.last.mesh_interfaces = clients.into_iter().collect();
         self.last.published = desired.published.clone();
-        self.last.local_tasks = desired.tasks.len() + desired.tapped.len();
+        self.last.local_tasks = desired.tasks.len() + desired.attached.len();
         let takeover = takeover::account(model, settings, desired, &self.local.sandboxes);
         takeover::tell_of_mesh(self.last.takeover.as_ref(), takeover.as_ref());
         self.last.takeover = takeover;
@@ -62,8 +62,8 @@ impl Agent {
     }
 
     /// Makes the result visible.
-    pub(super) fn publish(&mut self, round: Round, started: Instant) {
-        let failing = self.backoff.all().iter().map(|(item, failing)| Trouble {
+    pub(super) fn publish(&mut self, round: RoundLog, started: Instant) {
+        let failing = self.backoff.all().iter().map(|(item, failing)| OpenItem {
             item: item.clone(),
             why: failing.error.clone(),
             attempts: failing.attempts,

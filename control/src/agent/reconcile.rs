@@ -23,18 +23,18 @@ use hiveway_core::{
 use tokio::{sync::watch, task::block_in_place};
 
 use super::{
-    apply::{End, Round},
+    apply::{End, RoundLog},
     backoff::Backoff,
+    cooldown,
     host_rules::HostRules,
+    join_grace::JoinGrace,
     local_tasks::LocalTasks,
     memory,
-    newcomer::Newcomer,
     next_hops::NextHops,
     observe::Observation,
     pace::Foreign,
     pins,
     probes::Probing,
-    rest,
     reverse::Reverse,
     shared::{Shared, Snapshot},
     sweep::Sweeper,
@@ -73,7 +73,7 @@ pub(super) struct Agent {
     /// The host's own rules about published ports.
     pub(super) host_rules: HostRules,
     /// Whether the other nodes know that this one runs Hiveway.
-    pub(super) newcomer: Newcomer,
+    pub(super) join_grace: JoinGrace,
     pub(super) xdp: Xdp,
     pub(super) next_hops: NextHops,
     pub(super) reverse: Reverse,
@@ -123,7 +123,7 @@ pub(super) enum Cause {
     /// Routes have changed: they may lead to the other nodes through other interfaces.
     Routes,
     /// Time, too soon after the last look that took long: only connections are swept.
-    Rest,
+    Cooldown,
     /// Somebody has asked what a round would change, and has been told.
     Preview,
 }
@@ -141,10 +141,10 @@ impl Agent {
             // Who has left a swarm and joined again has another id.
             self.args.node.clone_from(&self.table.node);
         }
-        let used = rest::used();
+        let used = cooldown::used();
         // Every second round comes to its end, however often the table changes.
         let may_give_way = self.last.ready && self.gave_way.take().is_none();
-        let mut round = Round::new(self.pulse.clone(), news.filter(|_| may_give_way));
+        let mut round = RoundLog::new(self.pulse.clone(), news.filter(|_| may_give_way));
         let done = match self.everything(cause, shown, &mut round).await {
             Ok(End::GaveWay) => {
                 self.gave_way = Some(cause);
@@ -160,13 +160,13 @@ impl Agent {
         self.publish(round, started);
         memory::give_back();
         self.pins = pins::Look::at(&self.args.bpffs);
-        self.cost = rest::used().saturating_sub(used);
+        self.cost = cooldown::used().saturating_sub(used);
         if cause != Cause::Kernel {
             self.looked = Some(Instant::now());
         }
     }
 
-    async fn everything(&mut self, cause: Cause, shown: bool, round: &mut Round) -> anyhow::Result<End> {
+    async fn everything(&mut self, cause: Cause, shown: bool, round: &mut RoundLog) -> anyhow::Result<End> {
         self.mend_pins(round);
         self.local.missing.clear();
         let Some(mut seen) = self.observe(cause, round).await? else { return Ok(End::GaveWay) };
@@ -179,7 +179,7 @@ impl Agent {
             // delay what is known now: no new flow for who has left, and an answer for who still talks to it.
             let clients = self.clients(&seen);
             block_in_place(|| {
-                self.lookout(&desired, &seen, &clients, round);
+                self.attach_observers(&desired, &seen, &clients, round);
                 self.maps(&desired, &seen, round);
             });
         }
@@ -208,7 +208,7 @@ impl Agent {
         plan: &Plan,
         desired: &Desired,
         seen: &mut Observation,
-        round: &mut Round,
+        round: &mut RoundLog,
     ) -> anyhow::Result<()> {
         round.run(&mut self.backoff, &self.strays, plan, Stage::Prepare, &self.socket, &seen.spaces).await;
         if plan.steps.iter().any(|step| step.stage == Stage::Prepare) {
@@ -216,10 +216,10 @@ impl Agent {
         }
         let clients = self.clients(seen);
         block_in_place(|| {
-            self.lookout(desired, seen, &clients, round);
+            self.attach_observers(desired, seen, &clients, round);
             self.maps(desired, seen, round);
             self.programs(desired, seen, &clients, round);
-            self.taps(desired, &seen.spaces, round);
+            self.attach_sandboxes(desired, &seen.spaces, round);
             self.offloads(desired, &seen.spaces, round);
         });
         // Programs and maps know the host link now: the node's own connections may be led into it.
@@ -230,7 +230,7 @@ impl Agent {
         Ok(())
     }
 
-    fn derive(&mut self, settings: &Settings, round: &mut Round) -> anyhow::Result<Desired> {
+    fn derive(&mut self, settings: &Settings, round: &mut RoundLog) -> anyhow::Result<Desired> {
         let mut addresses = self.addresses.clone();
         let desired = derive(&self.table.model, settings, &mut addresses)?;
         // Kept whether or not they can be saved: containers have them, and a later round must not choose others.
@@ -255,7 +255,7 @@ impl Agent {
     }
 
     /// Has connections swept, meanwhile and beside.
-    fn sweep(&mut self, cause: Cause, round: &mut Round) {
+    fn sweep(&mut self, cause: Cause, round: &mut RoundLog) {
         self.find_tags();
         let asked = self.sweeper.ask(self.last.tags.clone(), cause == Cause::Table);
         let last = self.shared.sweeps().error.map_or(Ok(()), Err);

@@ -36,7 +36,7 @@ use crate::{
     metrics,
     netlink::{self, monitor},
     relay,
-    source::{self, Conductor, Live, Setup, Source},
+    source::{self, Live, Setup, Source, Supervisor},
     state_dir::StateDir,
     status::report::{Answers, Starting},
     uplinks::{Underlay, Uplinks},
@@ -85,17 +85,17 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     tokio::spawn(hear_hangups(signal(SignalKind::hangup())?));
     let alive = Arc::new(Liveness::default());
     liveness::watch(alive.clone()).context("cannot start the thread that looks after the others")?;
-    let conductor = args.table.is_live().then(|| conductor(&args, &alive));
+    let supervisor = args.table.is_live().then(|| supervisor(&args, &alive));
     let (ready, when_ready) = watch::channel(false);
     let board = Arc::new(Paths::default());
-    let relay = conductor
+    let relay = supervisor
         .as_ref()
-        .map(|conductor| relay::start(&conductor.hub, args.relay(), when_ready, path_news::follow(board.clone())));
-    let starting = conductor.as_ref().map(|conductor| Starting {
+        .map(|supervisor| relay::start(&supervisor.hub, args.relay(), when_ready, path_news::follow(board.clone())));
+    let starting = supervisor.as_ref().map(|supervisor| Starting {
         source: args.table.to_string(),
         started: std::time::Instant::now(),
-        table: conductor.hub.table.clone(),
-        engine: conductor.hub.engine.clone(),
+        table: supervisor.hub.table.clone(),
+        engine: supervisor.hub.engine.clone(),
         relay: relay.as_ref().map(|relay| relay.board.clone()),
     });
     let started = tokio::select! {
@@ -103,7 +103,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         // A live source may let us wait for its first table.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
-        started = startup::start(&mut args, conductor.as_ref(), starting.clone()) => started?,
+        started = startup::start(&mut args, supervisor.as_ref(), starting.clone()) => started?,
         () = ready::keep_waiting(starting.as_ref()) => return Ok(()),
     };
     let Started {
@@ -112,7 +112,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         own_address,
         state,
         mut dataplane,
-        newcomer,
+        join_grace,
         mut status,
         metrics,
         instance: _instance,
@@ -130,7 +130,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         timeouts: args.connections.timeouts(),
         started: std::time::Instant::now(),
         relay: relay.as_ref().map(|relay| relay.board.clone()),
-        engine: conductor.as_ref().map(|conductor| conductor.hub.engine.clone()),
+        engine: supervisor.as_ref().map(|supervisor| supervisor.hub.engine.clone()),
         host_firewall: host_firewall.clone(),
         paths: board.clone(),
         liveness: alive.clone(),
@@ -165,13 +165,13 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
 
     let (table_changed, mut tables) = watch::channel(());
     let (links_changed, mut links) = mpsc::channel(1);
-    let _watcher = match &conductor {
-        Some(conductor) => {
-            conductor.keep_in(state.clone());
+    let _watcher = match &supervisor {
+        Some(supervisor) => {
+            supervisor.keep_in(state.clone());
             if let Some(relay) = &relay {
                 relay.keep_in(state.clone());
             }
-            live_watch(conductor.hub.table.clone(), table_changed.clone())
+            live_watch(supervisor.hub.table.clone(), table_changed.clone())
         }
         None => source::watch(&args.table, table_changed.clone()),
     };
@@ -201,7 +201,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         sweeper,
         local: LocalTasks::default(),
         host_rules: HostRules::new(host_firewall.clone(), before),
-        newcomer,
+        join_grace,
         xdp: Default::default(),
         next_hops,
         reverse,
@@ -215,7 +215,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         port: None,
         port_tried: None,
         gave_way: None,
-        hub: conductor.as_ref().map(|conductor| conductor.hub.clone()),
+        hub: supervisor.as_ref().map(|supervisor| supervisor.hub.clone()),
         cost: Duration::ZERO,
         looked: None,
         foreign,
@@ -238,7 +238,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
         let first = burst.due(TABLES, std::time::Instant::now()).is_none();
         let news = first.then(|| tables.clone());
         match cause {
-            Cause::Rest => agent.rest(),
+            Cause::Cooldown => agent.cool_down(),
             Cause::Preview => {}
             Cause::Guard => {
                 let started = Instant::now();
@@ -260,7 +260,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             ready::announce(&agent.last);
             announced = true;
             ready.send_replace(true);
-            agent.newcomer.ready(std::time::Instant::now());
+            agent.join_grace.ready(std::time::Instant::now());
         }
         // For which the last round has ended early: it comes before what is due.
         if agent.gave_way.is_some() {
@@ -275,20 +275,20 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             // What is due comes first: whatever happens around the agent all the time, it keeps nothing from its time.
-            () = until(agent.table.lingers_until()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
+            () = until(agent.table.grace_ends()) => if agent.table.let_go() { Cause::Table } else { Cause::Tick },
             _ = tick.tick() => {
                 // It is about to be read if it has changed.
                 tables.mark_unchanged();
                 if agent.table.confirm() {
                     Cause::Table
-                } else if agent.has_rested() {
+                } else if agent.has_cooled_down() {
                     Cause::Tick
                 } else {
-                    Cause::Rest
+                    Cause::Cooldown
                 }
             }
-            () = until(agent.newcomer.due()) => {
-                agent.newcomer.known();
+            () = until(agent.join_grace.due()) => {
+                agent.join_grace.known();
                 Cause::Tick
             }
             () = until(agent.backoff.next().map(|due| pace.not_before(due))) => Cause::Tick,
@@ -330,9 +330,9 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
 }
 
 /// All that a live source is made of.
-fn conductor(args: &AgentArgs, alive: &Arc<Liveness>) -> Conductor {
+fn supervisor(args: &AgentArgs, alive: &Arc<Liveness>) -> Supervisor {
     let last = StateDir::existing(&args.state_dir).and_then(|state| state.last_table());
-    Conductor::start(Setup {
+    Supervisor::start(Setup {
         manager: (args.table == Source::Swarm).then(|| args.engine.manager()),
         engine: args.engine.engine(),
         node: Some(args.node.clone()).filter(|node| !node.is_empty()),

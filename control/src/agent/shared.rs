@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{host_rules::FirewallStatus, preview, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
 use crate::{
-    around::Reads, cli::MeshReturn, engine::EngineView, host_firewall::Heard, liveness::Liveness, relay::Board,
-    source::Live, uplinks::Uplinks,
+    around::Reads, cli::MeshReturn, engine::EngineView, host_firewall::LastReading, liveness::Liveness,
+    relay::RelayParts, source::Live, uplinks::Uplinks,
 };
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
-pub struct Trouble {
+pub struct OpenItem {
     /// What, like `task web.1`.
     pub item: String,
     /// Why.
@@ -95,9 +95,9 @@ pub struct Snapshot {
     /// What is not programmed, and why.
     pub left_out: Vec<LeftOut>,
     /// Items that could not be served.
-    pub failing: Vec<Trouble>,
+    pub failing: Vec<OpenItem>,
     /// Items that wait for something.
-    pub waiting: Vec<Trouble>,
+    pub waiting: Vec<OpenItem>,
     /// Tunnel address.
     pub vtep: Option<std::net::Ipv4Addr>,
     /// The underlay's own address, where that is another.
@@ -199,7 +199,7 @@ pub struct About {
     /// The paths to other nodes.
     pub paths: Arc<Paths>,
     /// How the relay does, with live sources.
-    pub relay: Option<Arc<Board>>,
+    pub relay: Option<Arc<RelayParts>>,
     /// What this node's engine says, with live sources.
     pub engine: Option<watch::Receiver<Arc<EngineView>>>,
     /// Why full connection tables would be too much for the memory that the agent may use.
@@ -207,7 +207,7 @@ pub struct About {
     /// Which parts of the agent are at work.
     pub liveness: Arc<Liveness>,
     /// The host's packet filters, as last read.
-    pub host_firewall: tokio::sync::watch::Receiver<Heard>,
+    pub host_firewall: tokio::sync::watch::Receiver<LastReading>,
 }
 
 impl Shared {
@@ -249,9 +249,9 @@ impl Shared {
     }
 
     /// The last reconciliation's failing items, and parts of the agent that are overdue.
-    pub fn failing(&self, snapshot: &Snapshot) -> Vec<Trouble> {
+    pub fn failing(&self, snapshot: &Snapshot) -> Vec<OpenItem> {
         let now = Instant::now();
-        let overdue = self.about.liveness.overdue(now).into_iter().map(|overdue| Trouble {
+        let overdue = self.about.liveness.overdue(now).into_iter().map(|overdue| OpenItem {
             item: overdue.part.name().into(),
             why: overdue.why(now),
             attempts: 1,

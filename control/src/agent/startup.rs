@@ -10,14 +10,14 @@ use hiveway_core::{
 };
 use tokio::net::TcpListener;
 
-use super::{newcomer::Newcomer, ready, room, table::Table};
+use super::{join_grace::JoinGrace, ready, room, table::Table};
 use crate::{
     cli::{AgentArgs, MeshInterfaces},
     instance::Instance,
     local_address, mesh, metrics,
     netlink::{Socket, observe_links},
     preflight,
-    source::Conductor,
+    source::Supervisor,
     state_dir::{StateDir, StateError},
     status::{
         report::{Answers, Starting},
@@ -34,7 +34,7 @@ pub(super) struct Started {
     pub(super) own_address: Option<Ipv4Addr>,
     pub(super) state: StateDir,
     pub(super) dataplane: Dataplane,
-    pub(super) newcomer: Newcomer,
+    pub(super) join_grace: JoinGrace,
     pub(super) status: Server,
     pub(super) metrics: Option<TcpListener>,
     pub(super) instance: Instance,
@@ -49,7 +49,7 @@ pub(super) struct Started {
 /// The status socket of a live source answers before the first table, which may be long in coming.
 pub(super) async fn start(
     args: &mut AgentArgs,
-    live: Option<&Conductor>,
+    live: Option<&Supervisor>,
     starting: Option<Starting>,
 ) -> anyhow::Result<Started> {
     let early = match starting {
@@ -127,13 +127,13 @@ pub(super) async fn start(
     // What is unreadable must be known before anything is done.
     state.gateway_addresses()?;
     state.sysctls()?;
-    let newcomer = Newcomer::at_start(live.is_some(), &args.bpffs);
+    let join_grace = JoinGrace::at_start(live.is_some(), &args.bpffs);
     let dataplane = Dataplane::open(&options).inspect_err(|_| {
         if new_state {
             state.remove();
         }
     })?;
-    Ok(Started { table, socket, own_address, state, dataplane, newcomer, status, metrics, instance, tight })
+    Ok(Started { table, socket, own_address, state, dataplane, join_grace, status, metrics, instance, tight })
 }
 
 /// Checks that the machine has what the agent needs.
@@ -152,7 +152,7 @@ async fn machine(bpffs: &Path) -> anyhow::Result<()> {
 async fn interfaces(
     args: &AgentArgs,
     vtep: Ipv4Addr,
-    live: Option<&Conductor>,
+    live: Option<&Supervisor>,
     socket: &Socket,
 ) -> anyhow::Result<Option<Ipv4Addr>> {
     let links = observe_links(socket).await?;

@@ -8,7 +8,7 @@ use std::{
 
 use hiveway_core::{
     Model,
-    linger::{DEFAULT_LINGER, Linger},
+    drain_grace::{DRAIN_GRACE, DrainGrace},
     model::Id,
     table::Reserved,
 };
@@ -39,8 +39,8 @@ pub(super) struct Table {
     pub(super) refused: Option<Refused>,
     /// What a live source says of itself.
     pub(super) live: Option<Arc<Live>>,
-    linger: Linger,
-    /// Zero of the clock that `linger` sees.
+    grace: DrainGrace,
+    /// Zero of the clock that `grace` sees.
     opened: Instant,
 }
 
@@ -113,8 +113,8 @@ impl Table {
 
     fn new(source: Source, input: Input, node: String, loaded: Loaded) -> Self {
         let now = Instant::now();
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        let model = linger.apply(&loaded.model, Duration::ZERO);
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        let model = grace.apply(&loaded.model, Duration::ZERO);
         Self {
             source,
             input,
@@ -128,13 +128,13 @@ impl Table {
             known_at: Some(now),
             refused: None,
             live: None,
-            linger,
+            grace,
             opened: now,
         }
     }
 
     /// Reads the source again. Returns whether another table is in force now; a table that cannot be used is refused
-    /// whole and the last good one stays, but for tasks that have lingered long enough.
+    /// whole and the last good one stays, but for tasks whose grace has ended.
     pub(super) fn reload(&mut self) -> bool {
         let now = Instant::now();
         let loaded = match self.read() {
@@ -203,12 +203,12 @@ impl Table {
         self.live = Some(live);
     }
 
-    /// Lets go of tasks that have lingered long enough. Returns whether that changes the table in force.
+    /// Lets go of tasks whose grace has ended. Returns whether that changes the table in force.
     pub(super) fn let_go(&mut self) -> bool {
         let now = Instant::now();
-        let model = self.linger.apply(&self.loaded.model, self.opened.elapsed());
-        let departing: BTreeSet<Id> = self.linger.departing().cloned().collect();
-        // A task that was draining looks the same when it lingers.
+        let model = self.grace.apply(&self.loaded.model, self.opened.elapsed());
+        let departing: BTreeSet<Id> = self.grace.departing().cloned().collect();
+        // A task that was draining looks the same within its grace.
         let changed = model != self.model || departing != self.departing;
         if changed {
             (self.model, self.departing, self.known_at) = (model, departing, Some(now));
@@ -223,8 +223,8 @@ impl Table {
     }
 
     /// When [`Table::let_go`] will have something to do.
-    pub(super) fn lingers_until(&self) -> Option<Instant> {
-        self.linger.deadline().map(|deadline| self.opened + deadline)
+    pub(super) fn grace_ends(&self) -> Option<Instant> {
+        self.grace.deadline().map(|deadline| self.opened + deadline)
     }
 
     /// Makes sure that the table in force is still the source's, reading it again if in doubt. Returns whether another
@@ -274,11 +274,11 @@ tasks:
         "  - {id: b, node_id: n1, desired_state: running, state: running, addresses: {app: 10.0.1.4}}\n";
 
     /// A table that a task has just left.
-    fn lingering(file: &Path) -> Table {
+    fn departing_b(file: &Path) -> Table {
         std::fs::write(file, format!("{TABLE}{ANOTHER}")).unwrap();
         let mut table = Table::open(Source::File(file.to_owned()), Reserved::default(), "n1".into()).unwrap();
         std::fs::write(file, TABLE).unwrap();
-        assert!(table.reload() && table.model.tasks.contains_key("b"), "it lingers");
+        assert!(table.reload() && table.model.tasks.contains_key("b"), "within its grace");
         table
     }
 
@@ -293,22 +293,22 @@ tasks:
         let before = table.model.clone();
         std::fs::write(&file, TABLE).unwrap();
         assert!(table.reload(), "it has left");
-        assert_eq!((table.departing.len(), &table.model), (1, &before), "it lingers as what it was");
+        assert_eq!((table.departing.len(), &table.model), (1, &before), "what it was stays");
         assert!(!Arc::ptr_eq(&table.model, &before), "who compares pointers sees that it has left");
     }
 
     #[test]
-    fn a_task_that_lingers_is_let_go_of_whatever_becomes_of_the_table() {
+    fn a_task_whose_grace_ends_is_let_go_of_whatever_becomes_of_the_table() {
         let scratch = tempfile::tempdir().unwrap();
         let (same, bad, other) =
             (scratch.path().join("same"), scratch.path().join("bad"), scratch.path().join("other"));
-        let mut tables = [lingering(&same), lingering(&bad), lingering(&other)];
+        let mut tables = [departing_b(&same), departing_b(&bad), departing_b(&other)];
         std::fs::write(&bad, "version: 7\n").unwrap();
         std::fs::write(&other, TABLE.replace("n1", "n9")).unwrap();
         for table in &mut tables {
             assert!(!table.confirm() && table.model.tasks.contains_key("b"), "not yet");
         }
-        std::thread::sleep(DEFAULT_LINGER);
+        std::thread::sleep(DRAIN_GRACE);
         for table in &mut tables {
             assert!(table.confirm() && !table.model.tasks.contains_key("b"), "{:?}", table.refused);
             assert!(table.model.tasks.contains_key("a"));

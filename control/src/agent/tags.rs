@@ -6,7 +6,7 @@ use dataplane::Live;
 use dataplane_common::addr::Tag;
 use hiveway_core::{
     Model,
-    linger::DEFAULT_LINGER,
+    drain_grace::DRAIN_GRACE,
     model::{Id, Task},
     tag,
 };
@@ -22,7 +22,7 @@ pub struct Tags {
 }
 
 impl Tags {
-    /// Those of a table; of `departing` only the endpoint lingers.
+    /// Those of a table; of `departing` only the endpoint stays.
     pub fn new(model: Arc<Model>, departing: BTreeSet<Id>) -> Self {
         let mut tasks: Vec<_> = model.tasks.values().map(|task| (tag(&task.id), task.clone())).collect();
         tasks.sort_by_key(|(tag, _)| *tag);
@@ -56,7 +56,7 @@ impl Tags {
     pub fn live(&self, as_of: u64) -> Live {
         let endpoints = || self.tasks.iter().filter(|(_, task)| self.model.role(task).is_endpoint());
         let mut live: Live = endpoints().map(|(tag, _)| *tag).collect();
-        let since = as_of.saturating_sub(DEFAULT_LINGER.as_nanos() as u64);
+        let since = as_of.saturating_sub(DRAIN_GRACE.as_nanos() as u64);
         for (tag, _) in endpoints().filter(|(_, task)| self.departing.contains(&task.id)) {
             live.departing(*tag, since);
         }
@@ -91,7 +91,7 @@ tasks:
         let now = 5_000_000_000;
         assert_eq!(tags.live(now), both);
         let tags = Tags::new(model, BTreeSet::from(["b".into()]));
-        assert_eq!(tags.get(&tag("b")), Some(("b", Some("web"))), "what lingers still has a name");
+        assert_eq!(tags.get(&tag("b")), Some(("b", Some("web"))), "within its grace it still has a name");
         let mut departing = both;
         departing.departing(tag("b"), 3_000_000_000);
         assert_eq!(tags.live(now), departing);

@@ -16,7 +16,7 @@ use hiveway_core::{
 };
 use serde::Serialize;
 
-use super::{apply::Round, newcomer::WAITS, observe::Observation, reconcile::Agent, shared::Trouble};
+use super::{apply::RoundLog, join_grace::WAITS, observe::Observation, reconcile::Agent, shared::OpenItem};
 use crate::{
     netlink::Spaces,
     offloads::{self, OffloadError},
@@ -62,11 +62,11 @@ pub(super) fn tell_of_mesh(before: Option<&Takeover>, now: Option<&Takeover>) {
 
 impl Agent {
     /// Finds the interfaces that the engine has made.
-    pub(super) fn look_into_sandboxes(&mut self, desired: &Desired, seen: &Observation, round: &mut Round) {
+    pub(super) fn look_into_sandboxes(&mut self, desired: &Desired, seen: &Observation, round: &mut RoundLog) {
         let namespaces = &seen.observed.namespaces;
         let all = sandboxes(desired, &seen.settings, seen.links(), namespaces, &self.local.sandboxes);
         let waiting = all.waiting.into_iter();
-        round.waiting.extend(waiting.map(|blocked| Trouble {
+        round.waiting.extend(waiting.map(|blocked| OpenItem {
             item: blocked.item.to_string(),
             why: blocked.why,
             attempts: 0,
@@ -74,7 +74,7 @@ impl Agent {
         }));
         (self.local.sandboxes, self.local.incomplete) = (all.found, all.incomplete);
         let mut without_gateway = all.without_gateway;
-        for task in &desired.tapped {
+        for task in &desired.attached {
             let Some(Namespace::Unread { path, why, .. }) = namespaces.get(&task.id) else { continue };
             self.could_not_look(&task.id, path, why, round);
             // That is not known to have changed either.
@@ -108,7 +108,7 @@ impl Agent {
     }
 
     /// Keeps what was found of where tasks' replies go, and names tasks with more routes than are looked at.
-    pub(super) fn note_replies(&mut self, namespaces: &BTreeMap<String, Namespace>, round: &mut Round) {
+    pub(super) fn note_replies(&mut self, namespaces: &BTreeMap<String, Namespace>, round: &mut RoundLog) {
         let found = namespaces.iter().filter_map(|(task, namespace)| match namespace {
             Namespace::Present(inside) => Some((task, &inside.replies)),
             _ => None,
@@ -118,7 +118,7 @@ impl Agent {
         self.local.replies.retain(|task, _| matches!(namespaces.get(task), Some(Namespace::Unread { .. })));
         self.local.replies.extend(found);
         let cut = self.local.replies.iter().filter(|(_, replies)| replies.more > 0);
-        round.waiting.extend(cut.map(|(task, replies)| Trouble {
+        round.waiting.extend(cut.map(|(task, replies)| OpenItem {
             item: Item::Task(task.clone()).to_string(),
             why: format!(
                 "its namespace has {} more routes than are looked at: clients of published ports behind them may not get \
@@ -132,8 +132,8 @@ impl Agent {
 
     /// Has the stacks of containers that serve published ports cut what they send, and gives back what is not needed
     /// any more.
-    pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
-        let behind_gateway = || desired.tapped.iter().filter(|task| task.gateway);
+    pub(super) fn offloads(&mut self, desired: &Desired, spaces: &Spaces, round: &mut RoundLog) {
+        let behind_gateway = || desired.attached.iter().filter(|task| task.gateway);
         // Who is only gone for a moment keeps its setting. First, for what is given back by mistake is turned off again
         // below.
         let keep: BTreeSet<&str> = behind_gateway().map(|task| task.id.as_str()).collect();
@@ -163,7 +163,7 @@ impl Agent {
     }
 
     /// What was done at a container's interface; one that is gone since it was seen is looked for again.
-    fn seen<T>(&mut self, done: Result<T, OffloadError>, item: &str, round: &mut Round) -> Option<T> {
+    fn seen<T>(&mut self, done: Result<T, OffloadError>, item: &str, round: &mut RoundLog) -> Option<T> {
         if let Err(OffloadError::Kernel(error)) = &done
             && error.errno() == Some(libc::ENODEV)
         {
@@ -174,17 +174,17 @@ impl Agent {
     }
 
     /// Programs on the containers' own interfaces.
-    pub(super) fn taps(&mut self, desired: &Desired, spaces: &Spaces, round: &mut Round) {
+    pub(super) fn attach_sandboxes(&mut self, desired: &Desired, spaces: &Spaces, round: &mut RoundLog) {
         let mut dataplane = self.shared.dataplane();
         let mut keep = BTreeSet::new();
-        for task in &desired.tapped {
+        for task in &desired.attached {
             // Who is only gone for a moment keeps its programs.
-            keep.extend(task.taps.iter().map(|tap| tap.id));
+            keep.extend(task.overlay_ports.iter().map(|port| port.id));
             let (Some(sandbox), Some(space)) = (self.local.sandboxes.get(&task.id), spaces.0.get(&task.id)) else {
                 continue;
             };
             let item = Item::Task(task.id.clone()).to_string();
-            for (id, link) in &sandbox.taps {
+            for (id, link) in &sandbox.overlay_ports {
                 if round.may(&self.backoff, &item) {
                     match dataplane.attach_sandbox(space.file.as_fd(), &link.name, *id) {
                         // Gone since it was seen.
@@ -211,17 +211,17 @@ pub(super) fn account(
     let mut engine = model.networks.values().filter(|network| network.carrier == Carrier::Engine).peekable();
     engine.peek()?;
     let ingress = engine.any(|network| network.ingress);
-    let taps = || desired.tapped.iter().flat_map(|task| &task.taps);
-    let networks: BTreeSet<&String> = taps().map(|tap| &tap.network).collect();
+    let overlay_ports = || desired.attached.iter().flat_map(|task| &task.overlay_ports);
+    let networks: BTreeSet<&String> = overlay_ports().map(|port| &port.network).collect();
     let why = mesh_left_to_engine(model, settings);
     Some(Takeover {
         networks: networks
             .into_iter()
             .map(|id| model.networks.get(id.as_str()).map_or(id, |network| &network.name).clone())
             .collect(),
-        tasks: desired.tapped.len(),
-        interfaces: taps().count(),
-        found: sandboxes.values().map(|sandbox| sandbox.taps.len()).sum(),
+        tasks: desired.attached.len(),
+        interfaces: overlay_ports().count(),
+        found: sandboxes.values().map(|sandbox| sandbox.overlay_ports.len()).sum(),
         mesh_tasks: sandboxes.values().filter(|sandbox| sandbox.gateway.is_some()).count(),
         mesh: ingress.then_some(why.is_none()),
         mesh_why: why,

@@ -10,7 +10,7 @@ use hiveway_core::firewall::Ruleset;
 use serde_json::Value;
 
 pub use read::read;
-pub use watch::{Heard, watch};
+pub use watch::{LastReading, watch};
 
 /// What the host's packet filters hold.
 #[derive(Clone, Debug, Default)]

@@ -31,7 +31,7 @@ const READING: Duration = Duration::from_secs(120);
 
 /// What is known of the host's rules.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct LastReading {
     /// What was last read; `None` before the first time.
     pub reading: Option<Reading>,
     /// When.
@@ -48,9 +48,9 @@ pub struct Heard {
 ///
 /// # Errors
 /// When the kernel refuses the socket or a thread.
-pub fn watch(pulse: Pulse) -> io::Result<Receiver<Heard>> {
+pub fn watch(pulse: Pulse) -> io::Result<Receiver<LastReading>> {
     let notified = Notified::open()?;
-    let (sender, receiver) = watch::channel(Heard::default());
+    let (sender, receiver) = watch::channel(LastReading::default());
     // A full channel already says that something has changed.
     let (ask, asked) = mpsc::sync_channel(1);
     let heard = sender.clone();
@@ -60,7 +60,7 @@ pub fn watch(pulse: Pulse) -> io::Result<Receiver<Heard>> {
 }
 
 /// Our own table may be gone: that is not to wait for a reading.
-fn pass_on(notified: &Notified, heard: &Sender<Heard>, ask: &SyncSender<()>) {
+fn pass_on(notified: &Notified, heard: &Sender<LastReading>, ask: &SyncSender<()>) {
     while !heard.is_closed() {
         if notified.wait(PERIOD) {
             heard.send_modify(|heard| heard.changes += 1);
@@ -70,7 +70,7 @@ fn pass_on(notified: &Notified, heard: &Sender<Heard>, ask: &SyncSender<()>) {
     }
 }
 
-fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<Heard>, pulse: &Pulse) {
+fn follow(asked: &mpsc::Receiver<()>, heard: &Sender<LastReading>, pulse: &Pulse) {
     while !heard.is_closed() {
         let started = Instant::now();
         pulse.beat(READING);

@@ -15,10 +15,10 @@ mod offload;
 mod port;
 mod replies;
 mod routes;
+mod routes_to;
 mod socket;
 mod spaces;
 mod threads;
-mod ways;
 
 pub use apply::{apply, fill};
 pub use conntrack::{Ends, Stale, forget_connections};
@@ -27,13 +27,13 @@ pub use link_state::LinkState;
 pub use observe::{observe_entries, observe_links, observe_node};
 pub use offload::LATE_SEGMENTATION;
 pub use port::Port;
+pub use routes_to::{confirm, leading, neighbours, route, underlay};
 pub use socket::Socket;
 pub(crate) use socket::used;
 pub use spaces::{Former, Looked, Space, Spaces, open as open_space};
 #[doc(hidden)]
 pub use threads::occupy;
 pub use threads::start;
-pub use ways::{confirm, leading, neighbours, underlay, way};
 
 use std::{io, time::Duration};
 

@@ -75,9 +75,9 @@ pub fn watch_routes(changed: mpsc::Sender<()>) -> io::Result<JoinHandle<()>> {
     Ok(listening)
 }
 
-/// What [`watch_ways`] has heard of, in numbers that change.
+/// Numbers of changes that [`watch_next_hops`] has been told of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct RouteChanges {
     /// Changes of neighbours.
     pub neighbours: u64,
     /// Of everything that routes depend on.
@@ -89,8 +89,8 @@ pub struct Heard {
 ///
 /// # Errors
 /// When the kernel refuses the socket.
-pub fn watch_ways(
-    heard: watch::Sender<Heard>,
+pub fn watch_next_hops(
+    heard: watch::Sender<RouteChanges>,
     ignores: impl Fn(&About) -> bool + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     const GROUPS: &[MulticastGroup] = &[

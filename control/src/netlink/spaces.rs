@@ -89,8 +89,8 @@ pub struct Looked {
 /// Tasks whose namespaces have to be looked into, ours and the engine's, and where those are.
 fn wanted<'a>(desired: &'a Desired, netns_dir: &'a Path) -> impl Iterator<Item = (&'a str, PathBuf)> {
     let ours = desired.tasks.iter().map(|task| (task.id.as_str(), task.netns.as_ref()));
-    let tapped = desired.tapped.iter().map(|task| (task.id.as_str(), task.netns.as_ref()));
-    ours.chain(tapped).map(|(id, path)| (id, path.cloned().unwrap_or_else(|| netns_dir.join(id))))
+    let attached = desired.attached.iter().map(|task| (task.id.as_str(), task.netns.as_ref()));
+    ours.chain(attached).map(|(id, path)| (id, path.cloned().unwrap_or_else(|| netns_dir.join(id))))
 }
 
 /// What a look has come to.
@@ -198,8 +198,8 @@ impl Looked {
         self.namespaces.insert(task.to_owned(), namespace);
     }
 
-    /// Looks among an engine's sandboxes for those of tapped tasks of which nobody has said where they are: the engine
-    /// tells only when a container has started, and clients come then.
+    /// Looks among an engine's sandboxes for those of attached tasks of which nobody has said where they are: the
+    /// engine tells only when a container has started, and clients come then.
     async fn search(
         &mut self,
         desired: &Desired,
@@ -209,12 +209,12 @@ impl Looked {
         progress: &dyn Fn(),
     ) {
         let spaces = &self.spaces.0;
-        let lost = desired.tapped.iter().filter(|task| task.netns.is_none() && !spaces.contains_key(&task.id));
+        let lost = desired.attached.iter().filter(|task| task.netns.is_none() && !spaces.contains_key(&task.id));
         let mut lost: BTreeMap<_, _> = lost.map(|task| (task.ip, &task.id)).collect();
         if lost.is_empty() {
             return;
         }
-        let known: BTreeSet<_> = desired.tapped.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
+        let known: BTreeSet<_> = desired.attached.iter().filter_map(|task| task.netns.as_ref()?.file_name()).collect();
         let entries = std::fs::read_dir(ENGINE_DIR).into_iter().flatten().flatten();
         let unknown = |entry: &DirEntry| is_sandbox(&entry.file_name()) && !known.contains(&*entry.file_name());
         let mut paths: Vec<_> = entries.filter(unknown).map(|entry| entry.path()).collect();

@@ -12,17 +12,17 @@
 
 pub mod client;
 pub mod convert;
-mod parting;
+mod deregister;
 pub mod server;
 mod start;
 mod status;
 
 use std::time::Instant;
 
+pub use deregister::{Told, deregister};
 use hiveway_core::path_report::PathReport;
-pub use parting::{Told, say_goodbye};
 pub use start::{Handle, Options, start};
-pub use status::{Board, RelayStatus};
+pub use status::{RelayParts, RelayStatus};
 
 /// What this node's probes have shown, for the managers.
 #[derive(Clone, Debug)]

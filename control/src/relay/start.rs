@@ -20,7 +20,7 @@ use super::{
     DEFAULT_PORT, PathNews, VERSION,
     client::{self, Contacts, Manager, Trust, Views},
     server::{self, Registry, Sessions},
-    status::Board,
+    status::RelayParts,
 };
 use crate::{
     behind::{Behind, Patience, telling},
@@ -52,14 +52,14 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Handle {
     /// How it does.
-    pub board: Arc<Board>,
+    pub board: Arc<RelayParts>,
     registry: Arc<Registry>,
     kept: watch::Sender<Option<StateDir>>,
     _tasks: JoinSet<()>,
 }
 
 impl Handle {
-    /// From now on reports, and whom to say goodbye to, are kept in the state directory.
+    /// From now on reports, and where to deregister, are kept in the state directory.
     pub fn keep_in(&self, state: StateDir) {
         self.registry.keep_in(state.clone());
         self.kept.send_replace(Some(state));
@@ -75,7 +75,7 @@ pub fn start(
     paths: watch::Receiver<Arc<PathNews>>,
 ) -> Handle {
     let registry = Arc::new(Registry::open(Some(&options.state_dir.join(RELAY_REPORTS)), hub.reports.clone()));
-    let board = Arc::<Board>::default();
+    let board = Arc::<RelayParts>::default();
     let mut tasks = JoinSet::new();
     board.set(|board| board.registry = Some(registry.clone()));
     let (kept, keeps) = watch::channel(None);
@@ -96,7 +96,7 @@ async fn run(
     options: Options,
     Agent { ready, paths, kept }: Agent,
     registry: Arc<Registry>,
-    board: Arc<Board>,
+    board: Arc<RelayParts>,
 ) {
     let reloading = certificates(&hub, &options.files, &board).await;
     let credentials = reloading.subscribe();
@@ -138,7 +138,7 @@ async fn run(
 }
 
 /// Waits until there are certificates: the node may join a swarm later, or somebody may switch autolock off.
-async fn certificates(hub: &Hub, files: &Files, board: &Board) -> Reloading {
+async fn certificates(hub: &Hub, files: &Files, board: &RelayParts) -> Reloading {
     let mut told = String::new();
     loop {
         let why = match Reloading::start(files.clone()) {
@@ -230,7 +230,7 @@ fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
     });
 }
 
-/// Leaves for `hiveway teardown` whom to say goodbye to.
+/// Leaves for `hiveway teardown` where to deregister.
 async fn keep_contacts(
     mut managers: watch::Receiver<Vec<Manager>>,
     mut serving: watch::Receiver<Option<SocketAddr>>,
@@ -284,7 +284,7 @@ async fn serve(
     options: Options,
     credentials: watch::Receiver<Arc<Credentials>>,
     registry: Arc<Registry>,
-    board: Arc<Board>,
+    board: Arc<RelayParts>,
     serving: watch::Sender<Option<SocketAddr>>,
 ) {
     let sessions = Arc::<Sessions>::default();

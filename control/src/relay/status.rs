@@ -22,7 +22,7 @@ const RENEWAL: i64 = 86_400;
 
 /// Where the relay's parts put what is to be shown.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Parts>);
+pub struct RelayParts(Mutex<Parts>);
 
 #[derive(Debug, Default)]
 pub(super) struct Parts {
@@ -71,7 +71,7 @@ struct AgentView {
     tables_sent: u64,
 }
 
-impl Board {
+impl RelayParts {
     pub(super) fn set(&self, change: impl FnOnce(&mut Parts)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! swarm  (control socket) ─┐
-//! relay client ────────────┼─ conductor ── Hub::table ─┬─ agent::Table
+//! relay client ────────────┼─ supervisor ─ Hub::table ─┬─ agent::Table
 //! engine (this node's) ────┤                           └─ relay server (managers)
 //! reports (relay server) ──┤
 //! agent (of this node) ────┘

@@ -1,17 +1,17 @@
 //! Where the task table comes from.
 
-mod conductor;
 pub mod live;
 mod load;
-mod mix;
+mod merged;
+mod supervisor;
 mod watch;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-pub use conductor::{Conductor, Setup};
 pub use live::{Hub, Live, Lost, Own};
 pub use load::{LoadError, Loaded, load};
-pub use mix::{Base, Origin};
+pub use merged::{Base, Origin};
+pub use supervisor::{Setup, Supervisor};
 pub use watch::{Stamp, stamps, watch};
 
 /// A `SOURCE` of the command line.

@@ -82,7 +82,7 @@ impl Server {
         registry.keep_in(StateDir::open(&directory).unwrap());
         let (merged, table) = watch::channel(Arc::new(Live::default()));
         let mut news = reports.clone();
-        let conductor = tokio::spawn(async move {
+        let supervisor = tokio::spawn(async move {
             loop {
                 let mut live = bases.borrow_and_update().clone();
                 let now = news.borrow_and_update().clone();
@@ -111,7 +111,7 @@ impl Server {
         };
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(async move { server::serve(listener, parts).await.unwrap() });
-        let tasks = vec![conductor, serving];
+        let tasks = vec![supervisor, serving];
         Self { address, files, base, reports, sessions, registry, tasks, reloading: Some(reloading) }
     }
 

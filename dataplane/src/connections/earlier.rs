@@ -14,8 +14,8 @@ use dataplane_core::lines::{self, Mapped};
 use crate::{
     clock::monotonic_now,
     line_table::{Contents, Entry as _, LineTable},
+    mmap_array::MmapArray,
     table::{MapFault, Table},
-    words::Words,
 };
 
 /// How far `last_seen` may lag behind the last packet, in nanoseconds: earlier programs write it every half second.
@@ -37,7 +37,7 @@ enum Entries<T: Contents> {
     /// In `AFFINITY_PENDING`, `FLOWS_PENDING` and their twins for what is not TCP.
     Hash(Table<T::Key, T::Entry>),
     /// In `AFFINITY_LINES`: lines as they are now, all in one map.
-    Lines(Words),
+    Lines(MmapArray),
 }
 
 impl<T: Contents> Entries<T> {
@@ -49,7 +49,7 @@ impl<T: Contents> Entries<T> {
             return Table::new(T::SEGMENTS, Map::from_map_data(map).map_err(fault)?).map(Self::Hash);
         }
         let words = info.max_entries().saturating_mul(info.value_size() / size_of::<u64>() as u32);
-        let words = Words::map(map.fd().as_fd(), words).map_err(|error| fault(error.into()))?;
+        let words = MmapArray::map(map.fd().as_fd(), words).map_err(|error| fault(error.into()))?;
         Ok(Self::Lines(words))
     }
 

@@ -4,14 +4,14 @@ use std::{io, mem::offset_of, os::fd::BorrowedFd, sync::Arc};
 
 use dataplane_common::shares::{AFFINITY, FLOWS, PREFIXES, Place, SERVICES, Shares as Value};
 
-use crate::{MapName, random::random, table::MapFault, words::Words};
+use crate::{MapName, mmap_array::MmapArray, random::random, table::MapFault};
 
 const WORD: usize = size_of::<u64>();
 const WORDS: usize = size_of::<Value>() / WORD;
 
 /// The numbers, memory-mapped: a write of the whole value would undo what packets add meanwhile.
 #[derive(Clone)]
-pub(crate) struct Shares(Arc<Words>);
+pub(crate) struct Shares(Arc<MmapArray>);
 
 impl Shares {
     const SEED: usize = offset_of!(Value, seed) / WORD;
@@ -20,7 +20,7 @@ impl Shares {
     /// Takes the map over. `room`: how many entries may be established, of clients first.
     pub(crate) fn new(map: BorrowedFd<'_>, room: [u32; 2]) -> Result<Self, MapFault> {
         let fault = |error: io::Error| MapFault { map: MapName::Shares, source: error.into() };
-        let words = Words::map(map, WORDS as u32).map_err(fault)?;
+        let words = MmapArray::map(map, WORDS as u32).map_err(fault)?;
         if words.load(Self::SEED as u32) == 0 {
             words.store(Self::SEED as u32, random().map_err(fault)?);
         }

@@ -16,11 +16,11 @@ use dataplane_common::{
 use super::Contents;
 use crate::{
     MapName, Sizes,
+    mmap_array::MmapArray,
     options::Buckets,
     random::random,
     sys,
     table::{MapFault, descriptor},
-    words::Words,
 };
 
 /// Words of a segment.
@@ -29,15 +29,15 @@ const SEGMENT_WORDS: u32 = SEGMENT * (SLOTS * WORDS) as u32;
 /// What is mapped stays so: references into it are good for as long as this is.
 pub(super) struct Segments {
     name: MapName,
-    head: Words,
-    mapped: Box<[OnceLock<Words>]>,
+    head: MmapArray,
+    mapped: Box<[OnceLock<MmapArray>]>,
     map: Mutex<ArrayOfMaps<MapData>>,
     /// Buckets in each half that pending connections may need.
     pub(super) pending: u32,
 }
 
-fn map_words(map: MapName, fd: BorrowedFd<'_>, count: u32) -> Result<Words, MapFault> {
-    Words::map(fd, count).map_err(|error| MapFault { map, source: error.into() })
+fn map_words(map: MapName, fd: BorrowedFd<'_>, count: u32) -> Result<MmapArray, MapFault> {
+    MmapArray::map(fd, count).map_err(|error| MapFault { map, source: error.into() })
 }
 
 impl Segments {

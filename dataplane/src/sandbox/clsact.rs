@@ -1,4 +1,4 @@
-//! Stubs as filters of the clsact qdisc, for kernels without TCX.
+//! Trampolines as filters of the clsact qdisc, for kernels without TCX.
 //!
 //! A filter is known by its namespace and interface only, so both are noted, as what a symbolic link
 //! `<bpffs>/filters/netns/<id>` points to: `<inode of the namespace>/<interface>`. It points nowhere.
@@ -18,9 +18,9 @@ use crate::{
     sys,
 };
 
-/// Attaches the stub to `ifname` in this thread's namespace, which is `netns`.
+/// Attaches the trampoline to `ifname` in this thread's namespace, which is `netns`.
 pub(super) fn attach(
-    stub: BorrowedFd<'_>,
+    trampoline: BorrowedFd<'_>,
     netns: BorrowedFd<'_>,
     name: &PinName,
     ifname: &str,
@@ -35,7 +35,7 @@ pub(super) fn attach(
     // aya takes programs by their pins.
     clsact::unpin(pin)?;
     unpinned.note(pin);
-    sys::object_pin(stub, pin).map_err(AttachFault::kernel("pin the stub"))?;
+    sys::object_pin(trampoline, pin).map_err(AttachFault::kernel("pin the trampoline"))?;
     let mut program = SchedClassifier::from_pin(pin)?;
     clsact::attach(&mut program, name.program, ifname, pin, attached_before && same_place, unpinned)
 }
@@ -43,8 +43,8 @@ pub(super) fn attach(
 /// Removes the filter, if its namespace is still there, and the notes.
 ///
 /// The kernel gives the inode of a namespace that is gone to the next one, whose interface has the same name. What is
-/// found there may be another container's filter: only one that runs this container's stub is removed. Stubs differ by
-/// their constant, so their tags do.
+/// found there may be another container's filter: only one that runs this container's trampoline is removed.
+/// Trampolines differ by their constant, so their tags do.
 pub(super) fn detach(pin: &Path, name: &PinName) -> Result<(), AttachFault> {
     let place = note(pin).and_then(|note| fs::read_link(note).ok());
     let found = place.as_deref().and_then(|place| {

@@ -1,13 +1,13 @@
 //! Programs on containers' own interfaces, inside their network namespaces, on networks that the engine carries.
 //!
-//! Each interface has two stubs (see [`stub`]), attached as other programs are: TCX links pinned under
+//! Each interface has two trampolines (see [`trampoline`]), attached as other programs are: TCX links pinned under
 //! `<bpffs>/links/<program>@<id>`, or clsact filters noted under `<bpffs>/filters/`. A link is found again from
 //! anywhere. A filter is not, so the note `<bpffs>/filters/netns/<id>` says in which namespace and on which interface
-//! it is. What the stubs call is in the pinned map `SANDBOX_PROGRAMS`; without it they let every packet pass.
+//! it is. What the trampolines call is in the pinned map `SANDBOX_PROGRAMS`; without it they let every packet pass.
 
 mod clsact;
 mod netns;
-mod stub;
+mod trampoline;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,12 +50,12 @@ pub(crate) fn callable(ebpf: &mut Ebpf, map: MapName, entries: &[(u32, Program)]
     Ok(fd)
 }
 
-/// The stubs of one data plane.
+/// The trampolines of one data plane.
 pub(crate) struct Sandboxes {
     /// Map `SANDBOX_PROGRAMS`. It is pinned: without a holder in user space the kernel would empty it.
     programs: OwnedFd,
-    /// The stubs that this process has attached: descriptor and kernel's id.
-    stubs: BTreeMap<(Program, u32), (OwnedFd, u32)>,
+    /// The trampolines that this process has attached: descriptor and kernel's id.
+    trampolines: BTreeMap<(Program, u32), (OwnedFd, u32)>,
 }
 
 /// Where the programs of the interface with that id are pinned.
@@ -65,11 +65,11 @@ pub(crate) fn pins(hook: Hook, bpffs: &Path, id: u32) -> impl Iterator<Item = Pa
 }
 
 impl Sandboxes {
-    /// Lets all stubs call the programs of `ebpf` from now on, also those that an earlier agent has attached.
+    /// Lets all trampolines call the programs of `ebpf` from now on, also those that an earlier agent has attached.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, TakeError> {
         let programs = [(sandbox_program::FROM, Program::FromSandbox), (sandbox_program::TO, Program::ToSandbox)];
         let fd = callable(ebpf, MapName::SandboxPrograms, &programs)?;
-        Ok(Self { programs: fd, stubs: BTreeMap::new() })
+        Ok(Self { programs: fd, trampolines: BTreeMap::new() })
     }
 
     /// See [`Dataplane::attach_sandbox`](crate::Dataplane::attach_sandbox).
@@ -104,14 +104,15 @@ impl Sandboxes {
             let error = io::Error::other(format!("{id:08x} is no sandbox's id: its highest bit must be set"));
             return Err(AttachFault::kernel("choose an id")(error));
         }
-        let before = self.stubs.contains_key(&(program, id));
-        let (stub, stub_id) = match self.stubs.remove(&(program, id)) {
-            Some(stub) => stub,
+        let before = self.trampolines.contains_key(&(program, id));
+        let (trampoline, trampoline_id) = match self.trampolines.remove(&(program, id)) {
+            Some(trampoline) => trampoline,
             None => {
-                let stub =
-                    stub::load(program, id, self.programs.as_fd()).map_err(AttachFault::kernel("load the stub"))?;
-                let stub_id = sys::program_id(stub.as_fd()).map_err(AttachFault::kernel("read the stub's id"))?;
-                (stub, stub_id)
+                let trampoline = trampoline::load(program, id, self.programs.as_fd())
+                    .map_err(AttachFault::kernel("load the trampoline"))?;
+                let trampoline_id =
+                    sys::program_id(trampoline.as_fd()).map_err(AttachFault::kernel("read the trampoline's id"))?;
+                (trampoline, trampoline_id)
             }
         };
         let name = pin_name(program, id);
@@ -119,12 +120,14 @@ impl Sandboxes {
         let attached = netns::inside(netns, || {
             let ifindex = attach::ifindex(ifname)?;
             match hook {
-                Hook::Tcx => tcx::attach(stub.as_fd(), stub_id, attach::side(program), ifindex, &pin, unpinned),
-                Hook::Clsact => clsact::attach(stub.as_fd(), netns, &name, ifname, &pin, before, unpinned),
+                Hook::Tcx => {
+                    tcx::attach(trampoline.as_fd(), trampoline_id, attach::side(program), ifindex, &pin, unpinned)
+                }
+                Hook::Clsact => clsact::attach(trampoline.as_fd(), netns, &name, ifname, &pin, before, unpinned),
             }
         })
         .map_err(AttachFault::kernel("enter the network namespace"))??;
-        self.stubs.insert((program, id), (stub, stub_id));
+        self.trampolines.insert((program, id), (trampoline, trampoline_id));
         Ok(attached)
     }
 
@@ -159,12 +162,12 @@ impl Sandboxes {
                 }
             }
         }
-        self.stubs.retain(|(_, id), _| keep.contains(id));
+        self.trampolines.retain(|(_, id), _| keep.contains(id));
         result
     }
 }
 
-/// The stubs' programs could not be made known to them.
+/// The trampolines' programs could not be made known to them.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TakeError {
     #[error(transparent)]

@@ -3,7 +3,7 @@
 //! A change of a set writes the new backends into fresh slots, flips the set's word with one store, and lets the old
 //! slots rest. The agent keeps no file about it: after a restart ids and slots are recovered from what the maps hold.
 
-mod runs;
+mod allocator;
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use dataplane_common::{
     state::SetKey,
 };
 
-use self::runs::{Run, Runs};
+use self::allocator::{SlotAllocator, SlotRange};
 use crate::{
     MapName,
     changes::{Changes, Delta},
+    mmap_array::MmapArray,
     pod::Raw,
     table::{MapFault, descriptor, read_until, write_first},
-    words::Words,
 };
 
 /// How long slots and ids rest before they are used again, in nanoseconds. A program run takes microseconds; two
@@ -39,17 +39,17 @@ const FEW: usize = 4;
 struct Set {
     id: u32,
     /// Its slots, `None` if what the map said cannot be: then the set is written anew.
-    run: Option<Run>,
+    range: Option<SlotRange>,
 }
 
 /// All backend sets.
 pub(crate) struct Sets {
-    words: Words,
+    words: MmapArray,
     backends: Array<MapData, Raw<Backend>>,
     /// The same map once more, for batch reads.
     fd: OwnedFd,
-    ids: Runs,
-    slots: Runs,
+    ids: SlotAllocator,
+    slots: SlotAllocator,
     known: BTreeMap<SetKey, Set>,
 }
 
@@ -62,15 +62,15 @@ impl Sets {
     ) -> Result<Self, MapFault> {
         let fault = |map| move |source| MapFault { map, source };
         let count = Array::<_, u64>::try_from(sets).map_err(fault(MapName::Sets))?.len();
-        let words = Words::map(descriptor(MapName::Sets, sets)?, count)
+        let words = MmapArray::map(descriptor(MapName::Sets, sets)?, count)
             .map_err(|error| fault(MapName::Sets)(MapError::IoError(error)))?;
         let fd = descriptor(MapName::Backends, &backends)?;
         let fd = fd.try_clone_to_owned().map_err(|error| fault(MapName::Backends)(MapError::IoError(error)))?;
         let backends: Array<MapData, Raw<Backend>> = Array::try_from(backends).map_err(fault(MapName::Backends))?;
         // Id 0 stays unused: it is what an entry says that was never given a set.
         let mut this = Self {
-            ids: Runs::new(1..count, REST),
-            slots: Runs::new(0..backends.len(), REST),
+            ids: SlotAllocator::new(1..count, REST),
+            slots: SlotAllocator::new(0..backends.len(), REST),
             words,
             backends,
             fd,
@@ -79,11 +79,11 @@ impl Sets {
         // What rested when the previous agent ended counts as free: loading programs has taken far longer than a
         // packet.
         for (key, id) in found {
-            if this.ids.reserve(Run { base: id, len: 1 }) {
+            if this.ids.reserve(SlotRange { base: id, len: 1 }) {
                 let word = this.load(id);
-                let run = Run { base: word.base, len: word.count.into() };
-                let run = (run.len == 0 || this.slots.reserve(run)).then_some(run);
-                this.known.insert(key, Set { id, run });
+                let range = SlotRange { base: word.base, len: word.count.into() };
+                let range = (range.len == 0 || this.slots.reserve(range)).then_some(range);
+                this.known.insert(key, Set { id, range });
             }
         }
         Ok(this)
@@ -120,18 +120,18 @@ impl Sets {
         for (key, backends) in want {
             match self.plan(*key, backends, held.as_deref(), now) {
                 Ok(None) => {}
-                Ok(Some(run)) => planned.push((*key, backends, run)),
+                Ok(Some(range)) => planned.push((*key, backends, range)),
                 Err(error) => changes.fail(MapName::Sets, key, error),
             }
         }
         // All slots, then the words that lead packets to them.
         let slots: Vec<(u32, Backend)> =
-            planned.iter().flat_map(|(_, backends, run)| (run.base..).zip(backends.iter().copied())).collect();
+            planned.iter().flat_map(|(_, backends, range)| (range.base..).zip(backends.iter().copied())).collect();
         let written = self.write_first(&slots);
         let mut before = 0;
-        for (key, backends, run) in planned {
+        for (key, backends, range) in planned {
             before += backends.len();
-            if let Err(error) = self.enter(key, backends, run, before <= written, now, changes) {
+            if let Err(error) = self.enter(key, backends, range, before <= written, now, changes) {
                 changes.fail(MapName::Sets, key, error);
             }
         }
@@ -157,33 +157,33 @@ impl Sets {
         want: &[Backend],
         held: Option<&[Backend]>,
         now: u64,
-    ) -> Result<Option<Run>, SetFault> {
+    ) -> Result<Option<SlotRange>, SetFault> {
         let count = u16::try_from(want.len()).map_err(|_| SetFault::TooMany(want.len()))?;
-        if let Some(Set { id, run: Some(run) }) = self.known.get(&key).copied()
-            && self.holds(id, run, want, held)?
+        if let Some(Set { id, range: Some(range) }) = self.known.get(&key).copied()
+            && self.holds(id, range, want, held)?
         {
             return Ok(None);
         }
         if want.is_empty() {
-            return Ok(Some(Run { base: 0, len: 0 }));
+            return Ok(Some(SlotRange { base: 0, len: 0 }));
         }
         self.slots.take(count.into(), now).map(Some).ok_or(SetFault::NoSlots(want.len()))
     }
 
-    /// Lets a set be what its run holds, or shall hold if it is not `written` yet.
+    /// Lets a set be what its range holds, or shall hold if it is not `written` yet.
     fn enter(
         &mut self,
         key: SetKey,
         want: &[Backend],
-        run: Run,
+        range: SlotRange,
         written: bool,
         now: u64,
         changes: &mut Changes,
     ) -> Result<(), SetFault> {
-        let count = u16::try_from(run.len).map_err(|_| SetFault::TooMany(want.len()))?;
-        for (slot, backend) in (run.base..).zip(want).filter(|_| !written) {
+        let count = u16::try_from(range.len).map_err(|_| SetFault::TooMany(want.len()))?;
+        for (slot, backend) in (range.base..).zip(want).filter(|_| !written) {
             if let Err(source) = self.backends.set(slot, Raw(*backend), 0) {
-                self.slots.give_back(run, now);
+                self.slots.give_back(range, now);
                 return Err(MapFault { map: MapName::Backends, source }.into());
             }
         }
@@ -193,17 +193,17 @@ impl Sets {
             None => match self.ids.take(1, now) {
                 Some(id) => id.base,
                 None => {
-                    self.slots.give_back(run, now);
+                    self.slots.give_back(range, now);
                     return Err(SetFault::NoIds);
                 }
             },
         };
         let generation = self.load(id).generation.wrapping_add(1);
-        self.words.store(id, SetWord { base: run.base, count, generation }.pack());
-        if let Some(Set { run: Some(old), .. }) = known {
+        self.words.store(id, SetWord { base: range.base, count, generation }.pack());
+        if let Some(Set { range: Some(old), .. }) = known {
             self.slots.give_back(old, now);
         }
-        self.known.insert(key, Set { id, run: Some(run) });
+        self.known.insert(key, Set { id, range: Some(range) });
         changes.count(MapName::Backends, Delta { inserted: want.len(), ..Delta::default() });
         let new = usize::from(known.is_none());
         changes.count(MapName::Sets, Delta { inserted: new, updated: 1 - new, removed: 0 });
@@ -212,8 +212,8 @@ impl Sets {
 
     /// All slots up to the last that a set uses.
     fn slots_in_use(&self) -> Result<Vec<Backend>, MapFault> {
-        let runs = self.known.values().filter_map(|set| set.run);
-        let end = runs.map(|run| run.base + run.len).max().unwrap_or(0) as usize;
+        let ranges = self.known.values().filter_map(|set| set.range);
+        let end = ranges.map(|range| range.base + range.len).max().unwrap_or(0) as usize;
         let mut slots: Vec<(u32, Backend)> = Vec::with_capacity(end);
         read_until(self.fd.as_fd(), &mut slots, end)
             .map_err(|error| MapFault { map: MapName::Backends, source: MapError::IoError(error) })?;
@@ -222,18 +222,18 @@ impl Sets {
     }
 
     /// Whether the maps hold exactly this for the set. `held`: what the slots hold, if they have been read.
-    fn holds(&self, id: u32, run: Run, want: &[Backend], held: Option<&[Backend]>) -> Result<bool, MapFault> {
+    fn holds(&self, id: u32, range: SlotRange, want: &[Backend], held: Option<&[Backend]>) -> Result<bool, MapFault> {
         let word = self.load(id);
-        let base_differs = run.len > 0 && word.base != run.base;
-        if base_differs || u32::from(word.count) != run.len || run.len as usize != want.len() {
+        let base_differs = range.len > 0 && word.base != range.base;
+        if base_differs || u32::from(word.count) != range.len || range.len as usize != want.len() {
             return Ok(false);
         }
         if let Some(held) = held {
-            let slots = held.get(run.base as usize..(run.base + run.len) as usize);
+            let slots = held.get(range.base as usize..(range.base + range.len) as usize);
             // A set of none has no slots, wherever it may begin.
             return Ok(want.is_empty() || slots == Some(want));
         }
-        for (slot, backend) in (run.base..).zip(want) {
+        for (slot, backend) in (range.base..).zip(want) {
             let Raw(found) =
                 self.backends.get(&slot, 0).map_err(|source| MapFault { map: MapName::Backends, source })?;
             if found != *backend {
@@ -249,8 +249,8 @@ impl Sets {
         for (key, backends) in want {
             let written = match self.known.get(key) {
                 None => Delta { inserted: 1, ..Delta::default() },
-                Some(Set { id, run: Some(run) })
-                    if self.holds(*id, *run, backends, held.as_deref()).unwrap_or(false) =>
+                Some(Set { id, range: Some(range) })
+                    if self.holds(*id, *range, backends, held.as_deref()).unwrap_or(false) =>
                 {
                     continue;
                 }
@@ -267,9 +267,9 @@ impl Sets {
     pub(crate) fn release_except(&mut self, keep: impl Fn(&SetKey) -> bool, now: u64, changes: &mut Changes) {
         let gone: Vec<_> = self.known.extract_if(.., |key, _| !keep(key)).map(|(_, set)| set).collect();
         for set in gone {
-            self.ids.give_back(Run { base: set.id, len: 1 }, now);
-            if let Some(run) = set.run {
-                self.slots.give_back(run, now);
+            self.ids.give_back(SlotRange { base: set.id, len: 1 }, now);
+            if let Some(range) = set.range {
+                self.slots.give_back(range, now);
             }
             changes.count(MapName::Sets, Delta { removed: 1, ..Delta::default() });
         }

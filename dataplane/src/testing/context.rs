@@ -80,7 +80,7 @@ pub struct Input {
     pub ifindex: u32,
     /// `skb->mark` before.
     pub mark: u32,
-    /// The id that a stub has left for `from_sandbox` and `to_sandbox`; 0 for other programs.
+    /// The id that a trampoline has left for `from_sandbox` and `to_sandbox`; 0 for other programs.
     pub sandbox: u32,
     /// Payload bytes per segment of a GSO packet; 0: it is none. TC programs only.
     pub gso_size: u32,

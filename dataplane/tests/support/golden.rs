@@ -45,7 +45,7 @@ pub fn golden(what: &'static str, program: Program, ifindex: u32, packet: Vec<u8
 }
 
 impl Golden {
-    /// The id that a stub has left.
+    /// The id that a trampoline has left.
     pub fn of_sandbox(mut self, id: u32) -> Self {
         self.input.sandbox = id;
         self

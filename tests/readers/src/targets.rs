@@ -16,7 +16,7 @@ use hiveway_core::{
     merge::{LocalView, merge},
     model::{AllowList, Carrier},
     plan::{Tunnel, plan},
-    sound,
+    sanitize,
     table::parse_file,
     views,
 };
@@ -100,9 +100,9 @@ pub(crate) fn table(data: &[u8]) {
     for name in ["table.yaml", "table.json"] {
         match parse_file(text, Path::new(name)) {
             Ok(table) => {
-                let (same, left_out) = sound(table.model.clone());
+                let (same, left_out) = sanitize(table.model.clone());
                 assert!(left_out.is_empty(), "a table without errors has {left_out:?}");
-                assert!(same == table.model, "a table without errors is not sound");
+                assert!(same == table.model, "a table without errors is not consistent");
                 use_model(&table.model);
                 send_twice(&table.model);
             }
@@ -138,8 +138,8 @@ pub(crate) fn stream(data: &[u8]) {
 pub(crate) fn relay(data: &[u8]) {
     if let Ok(FromManager { message: Some(Message::Table(table)) }) = FromManager::decode(data) {
         let (model, _) = decode(table);
-        let (same, left_out) = sound(model.clone());
-        assert!(same == model && left_out.is_empty(), "not sound on arrival: {left_out:?}");
+        let (same, left_out) = sanitize(model.clone());
+        assert!(same == model && left_out.is_empty(), "not consistent on arrival: {left_out:?}");
         use_model(&model);
         send_twice(&model);
     }

@@ -143,14 +143,14 @@ impl Flow {
     }
 }
 
-/// Its endpoint lingers for packets that are on their way, which must not keep its clients waiting; those whose flow is
+/// Its endpoint stays for packets that are on their way, which must not keep its clients waiting; those whose flow is
 /// younger than that may wait.
 #[test]
 fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
     /// A table is in force some 50 ms after it was written, on a machine that has the time (clients move on within
-    /// 100); a task lingers for two seconds.
+    /// 100); the drain grace is two seconds.
     const LIMIT: Duration = Duration::from_millis(1000);
-    const LINGER: Duration = Duration::from_millis(2100);
+    const DRAIN_GRACE: Duration = Duration::from_millis(2100);
     with_and_without_offloads(|lab| {
         let client = lab.client()?;
         let table = web().task("user.2", "user", "n2", &[("app", "10.0.1.10")]);
@@ -168,7 +168,7 @@ fn clients_of_a_dead_task_that_leaves_the_table_at_once_move_on_at_once() {
                 flows.push((format!("{protocol} {what}"), flow));
             }
         }
-        thread::sleep(LINGER);
+        thread::sleep(DRAIN_GRACE);
         cluster.crash_task("web.2")?;
         cluster.table.remove("tasks", "web.2");
         cluster.table.write(&cluster.file)?;

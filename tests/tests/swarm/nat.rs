@@ -97,8 +97,8 @@ fn behind_nat(stage: &mut Stage) -> Result<()> {
 fn leave(stage: &Stage) -> Result<()> {
     let manager = stage.agent("n1")?;
     let said = manager.teardown()?;
-    let goodbyes = said.lines().filter(|line| line.starts_with("said goodbye to node ")).count();
-    ensure!(goodbyes == 2, "n1 has not told both others: {said}");
+    let deregistered = said.lines().filter(|line| line.starts_with("deregistered at node ")).count();
+    ensure!(deregistered == 2, "n1 has not told both others: {said}");
     let others = [stage.agent("n2")?, stage.agent("n3")?];
     wait_for("the others to send nothing to n1 any more", FOLLOW, || {
         for agent in &others {

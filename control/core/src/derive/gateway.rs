@@ -27,7 +27,7 @@ pub(super) fn allocate(
 
     // Only ever shrinks: what was passed by is taken.
     let mut rest = bridge.network().to_bits()..=bridge.broadcast().to_bits();
-    for placed in topology.endpoints.values().filter(|p| p.local && !p.tapped && topology.needs_gateway(p.task)) {
+    for placed in topology.endpoints.values().filter(|p| p.local && !p.attached && topology.needs_gateway(p.task)) {
         if addresses.contains_key(placed.task.id.as_str()) {
             continue;
         }

@@ -1,8 +1,8 @@
 //! Model and desired state → contents of the BPF maps.
 
 mod access;
+mod attached;
 mod mesh;
-mod tapped;
 
 use std::net::Ipv4Addr;
 
@@ -60,7 +60,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
     maps.nodes();
     maps.networks();
     maps.tasks();
-    maps.tapped();
+    maps.attached();
     maps.services();
     maps.ports();
     maps.host_link();
@@ -72,7 +72,7 @@ pub fn map_state(model: &Model, desired: &Desired, settings: &Settings, facts: &
 /// This node's address on the gateway bridge: ours, or the engine's if its tasks are on it.
 fn gateway_ip(desired: &Desired, settings: &Settings) -> Option<Ipv4Addr> {
     let ours = desired.gateway.as_ref().map(|gateway| gateway.address.addr());
-    let theirs = settings.adopts_gwbridge() && desired.tapped.iter().any(|task| task.gateway);
+    let theirs = settings.adopts_gwbridge() && desired.attached.iter().any(|task| task.gateway);
     ours.or(theirs.then(|| settings.gwbridge_address().addr()))
 }
 

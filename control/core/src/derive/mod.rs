@@ -1,9 +1,9 @@
 //! Model → desired state of one node.
 
+mod attached;
 mod gateway;
 mod maps;
 mod networks;
-mod tapped;
 mod tasks;
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -69,7 +69,7 @@ pub fn derive(model: &Model, settings: &Settings, addresses: &mut GatewayAddress
         vtep: Some(vtep),
         networks: networks::carried(&topology, &me.id),
         tasks,
-        tapped: tapped::local(&topology),
+        attached: attached::local(&topology),
         gateway,
         // Probes leave through it, too.
         host_link: (!published.is_empty() || has_peers(model, &me.id, vtep))

@@ -13,7 +13,7 @@ use crate::{
 
 /// All tasks that get networking on this node, by id.
 pub(super) fn local(topology: &Topology<'_>, settings: &Settings, addresses: &GatewayAddresses) -> Vec<LocalTask> {
-    let local = topology.endpoints.values().filter(|p| p.local && !p.tapped);
+    let local = topology.endpoints.values().filter(|p| p.local && !p.attached);
     local
         .map(|placed| LocalTask {
             id: placed.task.id.to_string(),

@@ -13,7 +13,7 @@ use crate::{
 /// whose interfaces are there, or else the first one.
 pub(super) fn losers<'d>(observed: &Observed, desired: &'d Desired) -> BTreeMap<&'d str, &'d str> {
     let mut keepers = BTreeMap::new();
-    for task in &desired.tapped {
+    for task in &desired.attached {
         if let Some(identity) = inside(observed, &task.id).and_then(|inside| inside.identity) {
             keepers.entry(identity).or_insert(task.id.as_str());
         }

@@ -99,7 +99,7 @@ impl<'a> Topology<'a> {
     /// draining ones, each kind from the newest to the oldest; by id where the table does not say when they were made.
     fn newest_first(&self) -> Vec<&Placed<'a>> {
         let mut local: Vec<_> =
-            self.endpoints.values().filter(|p| p.local && !p.tapped && p.role >= TaskRole::Draining).collect();
+            self.endpoints.values().filter(|p| p.local && !p.attached && p.role >= TaskRole::Draining).collect();
         local.sort_by_key(|p| std::cmp::Reverse((p.role, &p.task.created, &p.task.id)));
         local
     }

@@ -40,7 +40,7 @@ pub(super) enum Event {
     /// A table.
     Table(Box<Table>),
     /// Hiveway is being taken down on this manager's node.
-    Farewell { node: String },
+    Leaving { node: String },
     /// No connection, for this reason.
     Down(String),
     /// This node is no member, says the manager's agent.
@@ -117,7 +117,7 @@ impl Link {
         }
         let want_tables = self.provider.borrow_and_update().as_ref() == Some(&self.manager);
         let vtep = self.place.borrow_and_update().map_or(0, Ipv4Addr::to_bits);
-        FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), want_tables, report, goodbye: false, vtep }
+        FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), want_tables, report, deregister: false, vtep }
     }
 
     /// One call; returns how it ended.
@@ -163,10 +163,10 @@ impl Link {
                             return Event::Down(String::new());
                         }
                     }
-                    Ok(Some(FromManager { message: Some(Message::Farewell(_)) })) => {
+                    Ok(Some(FromManager { message: Some(Message::Leaving(_)) })) => {
                         // There will be no more for a while.
                         *was_up = false;
-                        if self.tell(Event::Farewell { node: node.clone() }).await.is_none() {
+                        if self.tell(Event::Leaving { node: node.clone() }).await.is_none() {
                             return Event::Down(String::new());
                         }
                     }

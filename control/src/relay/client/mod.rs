@@ -2,7 +2,7 @@
 
 mod choice;
 mod connect;
-mod goodbye;
+mod deregister;
 mod link;
 mod trust;
 
@@ -20,7 +20,7 @@ use tokio::{
     time::sleep_until,
 };
 
-pub use goodbye::{Contacts, goodbye};
+pub use deregister::{Contacts, deregister};
 pub use trust::Trust;
 
 use crate::{
@@ -193,7 +193,7 @@ impl Client {
                 });
             }
             Event::Table(table) => self.table(manager, *table),
-            Event::Farewell { node } => self.farewell(&node),
+            Event::Leaving { node } => self.leaving(&node),
             Event::Down(why) => {
                 if !matches!(self.links.get(&manager), Some(State::Down { why: before }) if *before == why) {
                     tracing::info!("relay: manager at {}: {why}", manager.address);
@@ -236,7 +236,7 @@ impl Client {
     }
 
     /// A manager's node goes on without Hiveway. If it was the only one with tables, no other table will say so.
-    fn farewell(&self, node: &str) {
+    fn leaving(&self, node: &str) {
         tracing::info!("relay: Hiveway is being taken down on manager {node}");
         let has = |loaded: &Loaded| loaded.model.nodes.get(node).is_some_and(|n| n.dataplane == Dataplane::Hiveway);
         self.change(

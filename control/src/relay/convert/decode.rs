@@ -1,4 +1,4 @@
-//! Message → model. Values are checked one by one here, sense by [`sound`]; whatever is wrong is left out alone and
+//! Message → model. Values are checked one by one here, sense by [`sanitize`]; whatever is wrong is left out alone and
 //! named.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, sync::Arc};
@@ -9,7 +9,7 @@ use hiveway_core::{
         Address, ByNetwork, Id, Ids, MAX_MTU, MIN_MTU, Network, Node, Port, Ports, Service, Subnet, Task, Vni,
         checked_mac,
     },
-    sound,
+    sanitize,
 };
 use hiveway_proto::relay as wire;
 use ipnet::Ipv4Net;
@@ -49,8 +49,8 @@ pub fn decode(table: wire::Table) -> (Model, Vec<LeftOut>) {
         ),
         jobs_serve: table.jobs_serve,
     };
-    let (model, mut unsound) = sound(model);
-    left_out.append(&mut unsound);
+    let (model, mut inconsistent) = sanitize(model);
+    left_out.append(&mut inconsistent);
     left_out.sort();
     left_out.dedup();
     (model, left_out)

@@ -2,9 +2,9 @@
 
 mod accept;
 mod connection;
-mod farewell;
-mod heard;
+mod leaving;
 mod members;
+mod path_reports;
 mod registry;
 mod saved;
 mod session;
@@ -25,8 +25,8 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-pub use farewell::{Farewell, farewell};
-pub use heard::{Heard, Word};
+pub use leaving::{Leaving, serve_leaving};
+pub use path_reports::{PathReports, Word};
 pub use registry::Registry;
 pub use saved::reported;
 pub use sessions::{SessionView, Sessions};

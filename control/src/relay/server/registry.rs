@@ -1,8 +1,8 @@
 //! The last report of each node, kept across restarts of this agent.
 //!
-//! A broken stream changes nothing: the node's data plane goes on without its agent. A goodbye, or the manager calling
-//! the node down or removed, ends a report. The report of a node that is down counts while its agent is connected: the
-//! managers have lost its engine, not its data plane, which still forwards what clients send to it.
+//! A broken stream changes nothing: the node's data plane goes on without its agent. A node that deregisters, or the
+//! manager calling the node down or removed, ends a report. The report of a node that is down counts while its agent is
+//! connected: the managers have lost its engine, not its data plane, which still forwards what clients send to it.
 //!
 //! Whatever a report changes makes a new table, and a round on every node. A worker that reports something else all the
 //! time sets nobody else's pace: after a burst its last word is taken in a few times a second ([`Registry::late`]).
@@ -26,7 +26,7 @@ use tokio::{
     time::sleep_until,
 };
 
-use super::{Heard, saved};
+use super::{PathReports, saved};
 use crate::{
     behind::{Behind, Patience, telling},
     burst::{Allowance, Burst},
@@ -71,7 +71,7 @@ pub struct Registry {
     /// Something waits that did not before.
     waits: Notify,
     /// What agents say of paths. Apart from their reports: it changes no table, and is not saved.
-    pub paths: Heard,
+    pub paths: PathReports,
 }
 
 impl Registry {
@@ -80,7 +80,7 @@ impl Registry {
         let saved = saved.map(saved::read).unwrap_or_default();
         let entry = |(node, report)| (node, Entry { report, session: None, down: false });
         let inner = Inner { entries: saved.into_iter().map(entry).collect(), ..Inner::default() };
-        let (inner, waits, paths) = (Mutex::new(inner), Notify::new(), Heard::default());
+        let (inner, waits, paths) = (Mutex::new(inner), Notify::new(), PathReports::default());
         let registry = Self { inner, effective, file: OnceLock::new(), waits, paths };
         registry.announce(&registry.inner().entries);
         registry
@@ -181,7 +181,7 @@ impl Registry {
     }
 
     /// Hiveway has been taken down on the node.
-    pub(super) fn goodbye(&self, node: &str) {
+    pub(super) fn deregister(&self, node: &str) {
         self.paths.forget(node);
         let mut inner = self.inner();
         inner.forget(node);
@@ -357,9 +357,9 @@ mod tests {
         report("w", 3, burst + 49, due);
         assert_eq!(registry.take_in_all(due + CHANGES.every), None);
         assert_eq!(said("w"), Some(sick(burst + 49).unhealthy));
-        // A goodbye counts at once, whatever waits.
+        // That a node deregisters counts at once, whatever waits.
         report("w", 3, 1, due);
-        registry.goodbye("w");
+        registry.deregister("w");
         assert_eq!((registry.take_in_all(due + CHANGES.every * 2), said("w")), (None, None));
     }
 

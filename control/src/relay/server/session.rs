@@ -176,7 +176,7 @@ impl Session {
 
     /// Takes in what the agent says. Returns whether the call goes on.
     fn heard(&mut self, message: FromAgent) -> Result<bool, Status> {
-        let FromAgent { protocol, version, want_tables, report, goodbye, vtep } = message;
+        let FromAgent { protocol, version, want_tables, report, deregister, vtep } = message;
         let reported = report.is_some();
         if let Some(mut report) = report {
             let paths = report.paths.take().map(decode_paths);
@@ -199,8 +199,8 @@ impl Session {
             text(&version).clone_into(&mut view.version);
             view.reported = reported.then(std::time::Instant::now).or(view.reported);
         });
-        if goodbye {
-            self.parts.registry.goodbye(self.node());
+        if deregister {
+            self.parts.registry.deregister(self.node());
             tracing::info!("relay: Hiveway has been taken down on node {}", self.node());
             return Ok(false);
         }

@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        agent::shared::{Refused, Trouble},
+        agent::shared::{OpenItem, Refused},
         source::{Live, Lost},
     };
 
@@ -73,10 +73,10 @@ mod tests {
         let engine = EngineView::default();
         assert!(Health::of(&good, None, true, None).healthy, "tables from files");
         assert!(Health::of(&good, Some(&engine), true, None).healthy);
-        let trouble = Trouble { item: "maps".into(), why: "full".into(), attempts: 1, retry: None };
+        let open = OpenItem { item: "maps".into(), why: "full".into(), attempts: 1, retry: None };
         let snapshots = [
             ("not ready", Snapshot::default()),
-            ("failing", Snapshot { failing: vec![trouble], ..good.clone() }),
+            ("failing", Snapshot { failing: vec![open], ..good.clone() }),
             ("refused", Snapshot { refused: Some(Refused { at: Instant::now(), problems: vec![] }), ..good.clone() }),
             ("source", Snapshot { live: Some(Arc::new(Live { lost: lost(), ..Live::default() })), ..good.clone() }),
         ];

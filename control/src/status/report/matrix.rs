@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     agent::shared::{Shared, Snapshot},
-    relay::server::Heard,
+    relay::server::PathReports,
 };
 
 /// A row of the matrix: what is known of the paths from a node.
@@ -74,7 +74,7 @@ impl Matrix {
     }
 
     /// Of the nodes of this table. `own`: what this node says itself; `heard`: what the others have.
-    pub fn new(model: &Model, me: &str, port: u16, own: Said, heard: &Heard) -> Self {
+    pub fn new(model: &Model, me: &str, port: u16, own: Said, heard: &PathReports) -> Self {
         let mut own = Some(own);
         let nodes: Vec<NodeRow> = (model.nodes.values().filter(|node| is_there(node, me)))
             .map(|node| NodeRow {

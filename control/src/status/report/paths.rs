@@ -135,8 +135,8 @@ impl Known {
             remedy: remedy.to_owned(),
         };
         // What every path begins with comes first.
-        let underlay = snapshot.failing.iter().filter(|trouble| is_underlays(&trouble.item)).map(|trouble| {
-            let problem = format!("{}: {}", trouble.item, trouble.why);
+        let underlay = snapshot.failing.iter().filter(|open| is_underlays(&open.item)).map(|open| {
+            let problem = format!("{}: {}", open.item, open.why);
             own(problem, "mend this first: all paths begin here; `hiveway status` shows all that is failing")
         });
         let fault = self.fault.iter().map(|fault| own(format!("no probes are sent: {fault}"), "see `hiveway status`"));

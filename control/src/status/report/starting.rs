@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::status::{Engine, Item, Unreachable};
 use crate::{
     engine::EngineView,
-    relay::{Board, RelayStatus},
+    relay::{RelayParts, RelayStatus},
     source::Live,
 };
 
@@ -24,7 +24,7 @@ pub struct Starting {
     /// What this node's engine says.
     pub engine: watch::Receiver<Arc<EngineView>>,
     /// How the relay does.
-    pub relay: Option<Arc<Board>>,
+    pub relay: Option<Arc<RelayParts>>,
 }
 
 impl Starting {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::{
         host_rules::FirewallStatus,
-        shared::{Shared, Snapshot, Trouble},
+        shared::{OpenItem, Shared, Snapshot},
         takeover::Takeover,
         xdp::XdpStatus,
     },
@@ -349,12 +349,12 @@ fn dataplane(shared: &Shared, snapshot: &Snapshot) -> Result<Dataplane, dataplan
     })
 }
 
-fn item(trouble: &Trouble) -> Item {
+fn item(open: &OpenItem) -> Item {
     Item {
-        item: trouble.item.clone(),
-        why: trouble.why.clone(),
-        attempts: trouble.attempts,
-        retry_in_seconds: trouble.retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
+        item: open.item.clone(),
+        why: open.why.clone(),
+        attempts: open.attempts,
+        retry_in_seconds: open.retry.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
     }
 }
 

@@ -52,7 +52,7 @@ impl Maps<'_> {
         let own = gateway.address.addr();
         for port in placed.task.ports.iter().filter(|port| !port.needs_sctp_translation()) {
             let everywhere = port.ingress().filter(|key| topology.published.contains_key(key));
-            let here = port.host().filter(|key| !placed.tapped && topology.host_ports.contains_key(key));
+            let here = port.host().filter(|key| !placed.attached && topology.host_ports.contains_key(key));
             let name = everywhere
                 .and_then(|key| Some((key, ingress?.ip, 0)))
                 .or_else(|| here.map(|key| (key, own, target_flag::LOCAL_ONLY)));

@@ -1,7 +1,7 @@
 //! Tasks that lead to one network namespace.
 
 use super::*;
-use crate::desired::TappedTask;
+use crate::desired::AttachedTask;
 
 const ONE: (u64, u64) = (4, 4_026_532_281);
 
@@ -52,7 +52,7 @@ fn an_engines_container_keeps_its_own_and_others_do_not_matter() {
     let mut kernel = Kernel::with_namespaces(&desired);
     assert_eq!(blocked(&kernel, &desired), Vec::<String>::new(), "unknown is not the same");
     merged(&mut kernel, "web.1");
-    desired.tapped = vec![tapped("zz")];
+    desired.attached = vec![attached("zz")];
     let zz = Namespace::Present(Inside { identity: Some(ONE), ..Inside::default() });
     kernel.observed.namespaces.insert("zz".into(), zz);
     assert_eq!(blocked(&kernel, &desired), ["task web.1", "task web.2"]);
@@ -60,13 +60,13 @@ fn an_engines_container_keeps_its_own_and_others_do_not_matter() {
     assert_eq!(blocked(&kernel, &desired), ["task web.1"]);
 }
 
-fn tapped(id: &str) -> TappedTask {
-    TappedTask {
+fn attached(id: &str) -> AttachedTask {
+    AttachedTask {
         id: id.into(),
         tag: [9; 8],
         netns: None,
         ip: [10, 0, 1, 7].into(),
-        taps: Vec::new(),
+        overlay_ports: Vec::new(),
         running: true,
         unreachable: false,
         gateway: false,

@@ -1,4 +1,4 @@
-//! A node that is new to the mesh lets the others know before it sends them anything.
+//! The join grace: a node that is new to the mesh lets the others know before it sends them anything.
 //!
 //! Mesh frames are taken from nodes that are known to run Hiveway only, and a node says so when its data plane is
 //! programmed. If it took over the mesh at once, what it sends to other nodes' backends until they know would be
@@ -19,7 +19,7 @@ pub(super) const WAITS: &str = "the other nodes are being told that Hiveway is h
 
 /// Where the introduction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Newcomer {
+pub(super) enum JoinGrace {
     /// This node's data plane has never been ready: the others have not been told.
     Unknown,
     /// They have been, and know by then.
@@ -28,7 +28,7 @@ pub(super) enum Newcomer {
     Known,
 }
 
-impl Newcomer {
+impl JoinGrace {
     /// At the start of an agent with a live table (`live`); one that finds a data plane on the node only resumes. Must
     /// be called before there is one.
     pub(super) fn at_start(live: bool, bpffs: &Path) -> Self {
@@ -80,27 +80,27 @@ mod tests {
 
     #[test]
     fn it_waits_for_others_once() {
-        let mut newcomer = Newcomer::at_start(true, Path::new("/nowhere"));
+        let mut join_grace = JoinGrace::at_start(true, Path::new("/nowhere"));
         let (model, start) = (model("hiveway"), Instant::now());
-        assert!(newcomer.waits(&model, "n1", start).is_some() && newcomer.due().is_none());
-        newcomer.ready(start);
-        let due = newcomer.due().unwrap();
-        newcomer.ready(start + INTRODUCTION / 2);
-        assert_eq!(newcomer.due(), Some(due), "said once");
-        assert!(newcomer.waits(&model, "n1", start + INTRODUCTION / 2).is_some());
-        assert!(newcomer.waits(&model, "n1", due).is_none());
-        newcomer.ready(due);
-        assert_eq!(newcomer, Newcomer::Known);
+        assert!(join_grace.waits(&model, "n1", start).is_some() && join_grace.due().is_none());
+        join_grace.ready(start);
+        let due = join_grace.due().unwrap();
+        join_grace.ready(start + INTRODUCTION / 2);
+        assert_eq!(join_grace.due(), Some(due), "said once");
+        assert!(join_grace.waits(&model, "n1", start + INTRODUCTION / 2).is_some());
+        assert!(join_grace.waits(&model, "n1", due).is_none());
+        join_grace.ready(due);
+        assert_eq!(join_grace, JoinGrace::Known);
     }
 
     #[test]
     fn who_resumes_or_is_alone_does_not_wait() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Newcomer::at_start(false, Path::new("/nowhere")), Newcomer::Known);
+        assert_eq!(JoinGrace::at_start(false, Path::new("/nowhere")), JoinGrace::Known);
         std::fs::create_dir(directory.path().join("maps")).unwrap();
-        assert_eq!(Newcomer::at_start(true, directory.path()), Newcomer::Known);
-        let mut alone = Newcomer::Unknown;
+        assert_eq!(JoinGrace::at_start(true, directory.path()), JoinGrace::Known);
+        let mut alone = JoinGrace::Unknown;
         assert!(alone.waits(&model("none"), "n1", Instant::now()).is_none());
-        assert_eq!(alone, Newcomer::Known);
+        assert_eq!(alone, JoinGrace::Known);
     }
 }

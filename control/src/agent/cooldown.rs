@@ -1,24 +1,24 @@
-//! Rest between two looks at everything, where one takes much of the processor: a large swarm that nothing happens in
-//! is to take little of it all the same.
+//! The cooldown between two looks at everything, where one takes much of the processor: a large swarm that nothing
+//! happens in is to take little of it all the same.
 
 use std::time::{Duration, Instant};
 
 use super::reconcile::Agent;
 use crate::{cost, netlink};
 
-/// How much longer than the processor time of a look the rest after it is, at least.
+/// How much longer than the processor time of a look the cooldown after it is, at least.
 const SPARING: u32 = 10;
 /// But no longer than this: what somebody else has done to maps, routes or firewall is found.
 const MOST: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Whether everything may be looked at again only because time has passed.
-    pub(super) fn has_rested(&self) -> bool {
+    pub(super) fn has_cooled_down(&self) -> bool {
         enough(self.looked, self.cost, Instant::now())
     }
 
     /// What is done in time all the same.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn cool_down(&mut self) {
         self.sweep_all_the_same();
         self.last.read_at = Some(self.table.read_at);
         self.shared.publish(self.last.clone());

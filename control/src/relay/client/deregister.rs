@@ -66,7 +66,7 @@ impl Contacts {
 }
 
 /// Tells all managers. Returns, per address, whether it knows now (`Ok`: the node id) or why not.
-pub async fn goodbye(contacts: &Contacts, credentials: &Credentials) -> Vec<(String, Result<String, String>)> {
+pub async fn deregister(contacts: &Contacts, credentials: &Credentials) -> Vec<(String, Result<String, String>)> {
     let told = contacts.managers.iter().map(|manager| async {
         let told = match timeout(PATIENCE, tell(manager, credentials)).await {
             Ok(told) => told?,
@@ -84,7 +84,8 @@ async fn tell(manager: &Manager, credentials: &Credentials) -> Option<Result<Str
         Err(NoConnection::Myself) => return None,
         Err(NoConnection::Failed(why)) => return Some(Err(why)),
     };
-    let message = FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), goodbye: true, ..FromAgent::default() };
+    let message =
+        FromAgent { protocol: PROTOCOL, version: VERSION.to_owned(), deregister: true, ..FromAgent::default() };
     // The stream stays open: its end is the manager's to make, and means that it has heard.
     let messages = tokio_stream::once(message).chain(tokio_stream::pending());
     let mut client = RelayClient::new(channel);

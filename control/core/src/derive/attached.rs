@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dataplane_common::endpoint::SANDBOX_BIT;
 
 use crate::{
-    desired::{Tap, TappedTask},
+    desired::{AttachedTask, OverlayPort},
     model::Carrier,
     names,
     roles::TaskRole,
@@ -14,29 +14,29 @@ use crate::{
 };
 
 /// All of them, by id.
-pub(super) fn local(topology: &Topology<'_>) -> Vec<TappedTask> {
+pub(super) fn local(topology: &Topology<'_>) -> Vec<AttachedTask> {
     let mut ids = BTreeSet::new();
     // Others' interfaces on the gateway bridge are none of our business.
     let mesh = topology.ingress().filter(|n| n.carrier == Carrier::Engine && !topology.published.is_empty());
-    let local = topology.endpoints.values().filter(|placed| placed.local && placed.tapped);
+    let local = topology.endpoints.values().filter(|placed| placed.local && placed.attached);
     local
         .filter_map(|placed| {
             let mut engines = topology.networks_of(placed.task).filter(|network| network.carrier == Carrier::Engine);
             let ip = engines.find_map(|network| placed.task.addresses.get(&network.id))?.ip;
             Some((placed, ip))
         })
-        .map(|(placed, ip)| TappedTask {
+        .map(|(placed, ip)| AttachedTask {
             id: placed.task.id.to_string(),
             tag: tag(&placed.task.id),
             netns: placed.task.netns.clone(),
             ip,
-            taps: topology
+            overlay_ports: topology
                 .networks_of(placed.task)
                 .filter(|network| network.carrier == Carrier::Engine && !network.ingress)
                 .filter_map(|network| {
                     let address = placed.task.addresses.get(&network.id)?;
-                    Some(Tap {
-                        id: unused(names::tap(&placed.task.id, &network.id), &mut ids),
+                    Some(OverlayPort {
+                        id: unused(names::overlay_port(&placed.task.id, &network.id), &mut ids),
                         network: network.id.to_string(),
                         net: network.vni().get(),
                         vni: network.subnet_of(address.ip)?.vni.get(),

@@ -12,18 +12,18 @@ use dataplane_common::line::{SLOTS, WORDS};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The words of a map.
-pub(crate) struct Words {
+pub(crate) struct MmapArray {
     start: NonNull<AtomicU64>,
     count: usize,
     bytes: NonZeroUsize,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is accessed atomically only.
-unsafe impl Send for Words {}
+unsafe impl Send for MmapArray {}
 // SAFETY: as above.
-unsafe impl Sync for Words {}
+unsafe impl Sync for MmapArray {}
 
-impl Words {
+impl MmapArray {
     /// Maps the array map `fd` of `count` words, which must have `BPF_F_MMAPABLE`.
     pub(crate) fn map(fd: BorrowedFd<'_>, count: u32) -> io::Result<Self> {
         let count = count as usize;
@@ -69,7 +69,7 @@ impl Words {
     }
 }
 
-impl Drop for Words {
+impl Drop for MmapArray {
     fn drop(&mut self) {
         // SAFETY: exactly the mapping made in `map`; no reference into it outlives `self`.
         if let Err(error) = unsafe { munmap(self.start.cast(), self.bytes.get()) } {

@@ -37,18 +37,18 @@ struct Entry {
 
 /// The last word of each node.
 #[derive(Debug)]
-pub struct Heard {
+pub struct PathReports {
     entries: Mutex<BTreeMap<String, Entry>>,
     since: Instant,
 }
 
-impl Default for Heard {
+impl Default for PathReports {
     fn default() -> Self {
         Self { entries: Mutex::default(), since: Instant::now() }
     }
 }
 
-impl Heard {
+impl PathReports {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_last_word_counts_while_it_is_fresh() {
-        let heard = Heard::default();
+        let heard = PathReports::default();
         assert!(matches!(heard.of("n"), Said::Silence { lasts } if lasts < Duration::from_secs(60)));
         let rows = || Word::Rows(Arc::default());
         heard.says("n", 1, "1", rows(), Duration::from_secs(60));
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_session_that_is_over_counts_a_little_longer() {
-        let heard = Heard::default();
+        let heard = PathReports::default();
         heard.says("n", 2, "1", Word::Rows(Arc::default()), Duration::ZERO);
         heard.closed("n", 1);
         assert_eq!(heard.entries()["n"].ended, None, "another one's end");

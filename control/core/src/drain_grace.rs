@@ -1,12 +1,13 @@
-//! Departing tasks linger for a moment, and nodes whose Hiveway is taken down.
+//! The drain grace: tasks that have just left the table keep their endpoints for a moment, and so do nodes whose
+//! Hiveway is taken down.
 //!
 //! Nodes read a new table within milliseconds of each other, not at the same instant, and a client's packet may be on
 //! its way. A task that leaves the table in an orderly way (removed, shut down, complete) is therefore kept as a
 //! draining endpoint for a short while: it gets no new flow from the change on, but a packet that another node sent it
 //! a moment ago still arrives. Its connections that are older than that end at once: the task has been drained, or is
-//! dead, and its clients should find another one. A task that failed, or whose node or address is gone, does not
-//! linger. Likewise a node that has said goodbye gets no new flow of the mesh, and the answers that it still sends are
-//! taken.
+//! dead, and its clients should find another one. A task that failed, or whose node or address is gone, has
+//! no grace. Likewise a node that has deregistered gets no new flow of the mesh, and the answers that it still sends
+//! are taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,21 +22,21 @@ use crate::{
 };
 
 /// How long by default.
-pub const DEFAULT_LINGER: Duration = Duration::from_secs(2);
+pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 /// Remembers the table in force, and what has just left it.
 #[derive(Clone, Debug)]
-pub struct Linger {
+pub struct DrainGrace {
     period: Duration,
     last: Arc<Model>,
-    /// Tasks that linger, with the time at which they stop.
+    /// Tasks within their grace, with the time at which it ends.
     departing: BTreeMap<Id, (Task, Duration)>,
     /// Nodes without Hiveway now that had it, with the time until which what they send is taken.
     leaving: BTreeMap<Id, Duration>,
 }
 
-impl Linger {
-    /// Nothing known yet. A `period` of zero switches lingering off.
+impl DrainGrace {
+    /// Nothing known yet. A `period` of zero is no grace.
     pub fn new(period: Duration) -> Self {
         Self { period, last: Arc::default(), departing: BTreeMap::new(), leaving: BTreeMap::new() }
     }
@@ -52,29 +53,29 @@ impl Linger {
         if self.departing.is_empty() && self.leaving.is_empty() {
             return model.clone();
         }
-        let mut lingering = Model::clone(model);
+        let mut with_grace = Model::clone(model);
         for (id, (task, _)) in &self.departing {
-            lingering.tasks.insert(id.clone(), Arc::new(task.clone()));
+            with_grace.tasks.insert(id.clone(), Arc::new(task.clone()));
         }
         for id in self.leaving.keys() {
-            if let Some(node) = lingering.nodes.get_mut(id) {
+            if let Some(node) = with_grace.nodes.get_mut(id) {
                 node.dataplane = Dataplane::Left;
             }
         }
-        Arc::new(lingering)
+        Arc::new(with_grace)
     }
 
-    /// Tasks that linger.
+    /// Tasks within their grace.
     pub fn departing(&self) -> impl Iterator<Item = &Id> {
         self.departing.keys()
     }
 
-    /// When [`Linger::apply`] will next give another answer for the same model.
+    /// When [`DrainGrace::apply`] will next give another answer for the same model.
     pub fn deadline(&self) -> Option<Duration> {
         self.departing.values().map(|(_, until)| *until).chain(self.leaving.values().copied()).min()
     }
 
-    /// Who leaves with a new table, and who does not linger any more because of it.
+    /// Which tasks leave with a new table, and which lose their grace because of it.
     fn departures(&mut self, last: &Model, model: &Model, now: Duration) {
         let until = now + self.period;
         // Addresses of whoever is new or has changed: an address has one owner at a time.
@@ -121,8 +122,8 @@ fn addresses_besides(model: &Model) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     of_services.chain(of_nodes)
 }
 
-/// Makes of a departed task what lingers of it: false if that is nothing. `taken`: (network, address) pairs that others
-/// have since.
+/// Makes of a departed task what stays during its grace: false if that is nothing. `taken`: (network, address) pairs
+/// that others have since.
 fn drains(model: &Model, task: &mut Task, taken: &BTreeSet<(&str, Ipv4Addr)>) -> bool {
     let ended_badly = model
         .tasks
@@ -165,7 +166,7 @@ tasks:
         model
     }
 
-    impl Linger {
+    impl DrainGrace {
         fn to(&mut self, model: &Model, now: Duration) -> Model {
             Model::clone(&self.apply(&Arc::new(model.clone()), now))
         }
@@ -179,61 +180,61 @@ tasks:
 
     #[test]
     fn a_removed_task_drains_for_a_period_and_no_longer() {
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        assert_eq!(linger.to(&model(TABLE), START), model(TABLE));
-        assert_eq!(linger.deadline(), None);
-        let at_once = linger.to(&without_b(), START);
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        assert_eq!(grace.to(&model(TABLE), START), model(TABLE));
+        assert_eq!(grace.deadline(), None);
+        let at_once = grace.to(&without_b(), START);
         assert_eq!(role(&at_once, "b"), Some(TaskRole::Draining));
         assert_eq!(role(&at_once, "a"), Some(TaskRole::Backend));
-        assert_eq!(linger.deadline(), Some(START + DEFAULT_LINGER));
-        let later = linger.to(&without_b(), START + DEFAULT_LINGER / 2);
+        assert_eq!(grace.deadline(), Some(START + DRAIN_GRACE));
+        let later = grace.to(&without_b(), START + DRAIN_GRACE / 2);
         assert_eq!(later, at_once, "the period is not prolonged by another look");
-        assert_eq!(linger.to(&without_b(), START + DEFAULT_LINGER), without_b());
-        assert_eq!(linger.deadline(), None);
+        assert_eq!(grace.to(&without_b(), START + DRAIN_GRACE), without_b());
+        assert_eq!(grace.deadline(), None);
     }
 
     #[test]
-    fn what_a_node_still_sends_after_its_goodbye_is_taken_for_a_period() {
+    fn what_a_node_still_sends_after_it_has_deregistered_is_taken_for_a_period() {
         let with = |dataplane| {
             let mut model = model(TABLE);
             model.nodes.get_mut("n1").expect("n1").dataplane = dataplane;
             model
         };
         let (yes, no, left) = (with(Dataplane::Hiveway), with(Dataplane::None), with(Dataplane::Left));
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        assert_eq!(linger.to(&no, START), no, "it never was there");
-        assert_eq!(linger.to(&yes, START), yes);
-        assert_eq!(linger.to(&no, START), left);
-        assert_eq!(linger.deadline(), Some(START + DEFAULT_LINGER));
-        assert_eq!(linger.to(&no, START + DEFAULT_LINGER / 2), left);
-        assert_eq!(linger.to(&no, START + DEFAULT_LINGER), no);
-        assert_eq!(linger.to(&yes, START), yes);
-        linger.to(&no, START);
-        assert_eq!(linger.to(&yes, START), yes, "it is back");
-        assert_eq!(linger.deadline(), None);
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        assert_eq!(grace.to(&no, START), no, "it never was there");
+        assert_eq!(grace.to(&yes, START), yes);
+        assert_eq!(grace.to(&no, START), left);
+        assert_eq!(grace.deadline(), Some(START + DRAIN_GRACE));
+        assert_eq!(grace.to(&no, START + DRAIN_GRACE / 2), left);
+        assert_eq!(grace.to(&no, START + DRAIN_GRACE), no);
+        assert_eq!(grace.to(&yes, START), yes);
+        grace.to(&no, START);
+        assert_eq!(grace.to(&yes, START), yes, "it is back");
+        assert_eq!(grace.deadline(), None);
     }
 
     #[test]
-    fn a_failed_task_does_not_linger_and_a_shut_down_one_does() {
+    fn a_failed_task_has_no_grace_and_a_shut_down_one_has() {
         for (state, expected) in [(TaskState::Failed, TaskRole::Absent), (TaskState::Shutdown, TaskRole::Draining)] {
-            let mut linger = Linger::new(DEFAULT_LINGER);
-            linger.to(&model(TABLE), START);
+            let mut grace = DrainGrace::new(DRAIN_GRACE);
+            grace.to(&model(TABLE), START);
             let mut ended = model(TABLE);
             let task = Arc::make_mut(ended.tasks.get_mut("b").expect("b"));
             (task.desired_state, task.state) = (TaskState::Shutdown, state);
-            assert_eq!(role(&linger.to(&ended, START), "b"), Some(expected), "{state}");
+            assert_eq!(role(&grace.to(&ended, START), "b"), Some(expected), "{state}");
         }
     }
 
     #[test]
     fn a_successor_with_the_same_address_ends_it() {
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.to(&model(TABLE), START);
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        grace.to(&model(TABLE), START);
         let mut replaced = without_b();
         let mut successor = model(TABLE).tasks.remove("b").expect("b");
         Arc::make_mut(&mut successor).id = "c".into();
         replaced.tasks.insert("c".into(), successor);
-        assert_eq!(linger.to(&replaced, START), replaced);
+        assert_eq!(grace.to(&replaced, START), replaced);
     }
 
     #[test]
@@ -249,31 +250,31 @@ tasks:
             model
         };
         for (path, expected) in [("/run/netns/x", None), ("/run/netns/y", Some(TaskRole::Draining))] {
-            let mut linger = Linger::new(DEFAULT_LINGER);
-            linger.to(&in_space("b", "/run/netns/x"), START);
-            let after = linger.to(&in_space("c", path), START);
+            let mut grace = DrainGrace::new(DRAIN_GRACE);
+            grace.to(&in_space("b", "/run/netns/x"), START);
+            let after = grace.to(&in_space("c", path), START);
             assert_eq!((role(&after, "b"), role(&after, "c")), (expected, Some(TaskRole::Backend)), "{path}");
         }
     }
 
     #[test]
-    fn nothing_lingers_on_a_node_that_is_gone_or_without_its_network() {
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.to(&model(TABLE), START);
+    fn nothing_has_a_grace_on_a_node_that_is_gone_or_without_its_network() {
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        grace.to(&model(TABLE), START);
         let mut down = without_b();
         down.nodes.get_mut("n1").expect("n1").state = NodeState::Down;
-        assert_eq!(role(&linger.to(&down, START), "b"), None);
+        assert_eq!(role(&grace.to(&down, START), "b"), None);
 
-        let mut linger = Linger::new(DEFAULT_LINGER);
-        linger.to(&model(TABLE), START);
+        let mut grace = DrainGrace::new(DRAIN_GRACE);
+        grace.to(&model(TABLE), START);
         let bare = Model { nodes: model(TABLE).nodes, ..Model::default() };
-        assert_eq!(linger.to(&bare, START), bare);
+        assert_eq!(grace.to(&bare, START), bare);
     }
 
     #[test]
     fn zero_switches_it_off() {
-        let mut linger = Linger::new(Duration::ZERO);
-        linger.to(&model(TABLE), START);
-        assert_eq!(linger.to(&without_b(), START), without_b());
+        let mut grace = DrainGrace::new(Duration::ZERO);
+        grace.to(&model(TABLE), START);
+        assert_eq!(grace.to(&without_b(), START), without_b());
     }
 }

@@ -15,16 +15,16 @@ use crate::{
 impl Maps<'_> {
     /// Local tasks whose interfaces the engine has made: endpoints as soon as the table knows them, since it carries to
     /// them by itself; interfaces and targets of the mesh once they were found.
-    pub(super) fn tapped(&mut self) {
+    pub(super) fn attached(&mut self) {
         let (topology, facts) = (self.topology, self.facts);
         let nothing = Sandbox::default();
-        for task in &self.desired.tapped {
+        for task in &self.desired.attached {
             let Some(placed) = topology.endpoints.get(task.id.as_str()) else { continue };
             let sandbox = facts.sandboxes.get(&task.id).unwrap_or(&nothing);
             for network in topology.networks_of(placed.task).filter(|n| n.carrier == Carrier::Engine) {
                 let Some(address) = placed.task.addresses.get(&network.id) else { continue };
-                let tap = task.taps.iter().find(|tap| tap.network == network.id);
-                let seen = tap.and_then(|tap| sandbox.taps.get(&tap.id));
+                let port = task.overlay_ports.iter().find(|port| port.network == network.id);
+                let seen = port.and_then(|port| sandbox.overlay_ports.get(&port.id));
                 let mac = seen.map_or(address.mac, |link| link.mac);
                 let endpoint = Endpoint {
                     tag: tag(&task.id),
@@ -35,11 +35,11 @@ impl Maps<'_> {
                     ..Endpoint::default()
                 };
                 self.endpoint(network, address.ip, endpoint);
-                if let (Some(tap), Some(_)) = (tap, seen) {
-                    let (net, vni, ip) = (tap.net.to_be_bytes(), tap.vni.to_be_bytes(), tap.ip.octets());
+                if let (Some(port), Some(_)) = (port, seen) {
+                    let (net, vni, ip) = (port.net.to_be_bytes(), port.vni.to_be_bytes(), port.ip.octets());
                     let flags = if facts.engine_balances { 0 } else { local_flag::NO_BALANCER };
                     let local = Local { tag: task.tag, net, vni, ip, mac, flags, ..Local::default() };
-                    self.state.locals.insert(tap.id, local);
+                    self.state.locals.insert(port.id, local);
                 }
             }
             let Some(port) = &sandbox.gateway else { continue };

@@ -46,7 +46,7 @@ pub(super) struct Inputs {
 
 /// Remembers what counted last.
 #[derive(Debug, Default)]
-pub(super) struct Mixer {
+pub(super) struct Merged {
     /// `--node`, where it was given: id or host name.
     pub(super) node: Option<String>,
     pub(super) base: Option<Base>,
@@ -61,7 +61,7 @@ pub(super) struct Mixer {
     pub(super) heard: bool,
 }
 
-impl Mixer {
+impl Merged {
     /// Begins with what an earlier agent has kept.
     pub(super) fn new(node: Option<String>, last: Option<Base>) -> Self {
         Self { node, base: last, from: "what an earlier agent has kept".into(), ..Self::default() }
@@ -234,28 +234,28 @@ mod tests {
 
     #[test]
     fn a_manager_that_is_demoted_gets_its_table_from_another() {
-        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
-        assert_eq!(mixer.mix(&inputs).table, None);
+        let (mut merged, mut inputs) = (Merged::default(), inputs());
+        assert_eq!(merged.mix(&inputs).table, None);
         inputs.swarm = Some(current("own"));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.is_current(), live.node.as_deref()), (vec!["own"], true, Some("n1")));
         // Reports are put into a manager's table.
         assert_eq!(live.table.as_ref().unwrap().model.nodes["n2"].dataplane, Dataplane::Hiveway);
         inputs.reports = Arc::default();
-        assert_eq!(mixer.mix(&inputs).table.unwrap().model.nodes["n2"].dataplane, Dataplane::None);
+        assert_eq!(merged.mix(&inputs).table.unwrap().model.nodes["n2"].dataplane, Dataplane::None);
 
         inputs.swarm = Some(lost(&current("own")));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.lost.clone().map(|lost| lost.why)), (vec!["own"], Some("gone".into())));
         inputs.relayed = current("relayed");
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.is_current()), (vec!["relayed"], true));
         // Without reports of its own it takes the other manager's word.
         assert_eq!(live.table.unwrap().model.nodes["n2"].dataplane, Dataplane::Hiveway);
         inputs.relayed = lost(&inputs.relayed);
-        let since = mixer.mix(&inputs).lost.unwrap().since;
+        let since = merged.mix(&inputs).lost.unwrap().since;
         inputs.swarm = Some(lost(&Arc::new(Live::default())));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.lost.clone().unwrap().since), (vec!["relayed"], since));
     }
 
@@ -266,81 +266,81 @@ mod tests {
             Arc::new(Live::current(Arc::new(loaded), service))
         };
         let port = |live: Live| live.table.and_then(|table| table.data_path_port).map(std::num::NonZeroU16::get);
-        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
+        let (mut merged, mut inputs) = (Merged::default(), inputs());
         let engine = EngineView { manager: false, ..(*inputs.engine).clone() };
         (inputs.engine, inputs.swarm) = (engine.into(), None);
         inputs.relayed = with_port("new", 7789);
-        assert_eq!(port(mixer.mix(&inputs)), Some(7789));
+        assert_eq!(port(merged.mix(&inputs)), Some(7789));
         // Another manager's agent is older; then it is lost as well.
         inputs.relayed = current("old");
-        assert_eq!(port(mixer.mix(&inputs)), Some(7789));
+        assert_eq!(port(merged.mix(&inputs)), Some(7789));
         inputs.relayed = lost(&current("older"));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!(services(&live), ["older"]);
         assert_eq!(port(live), Some(7789));
         // What is said counts, and nothing of the swarm that the node was in before.
         inputs.relayed = with_port("new", 7790);
-        assert_eq!(port(mixer.mix(&inputs)), Some(7790));
+        assert_eq!(port(merged.mix(&inputs)), Some(7790));
         let local = LocalView { node: Some("n2".into()), ..LocalView::default() };
         inputs.engine = EngineView { local, ..(*inputs.engine).clone() }.into();
         inputs.relayed = current("another");
-        assert_eq!(port(mixer.mix(&inputs)), None);
+        assert_eq!(port(merged.mix(&inputs)), None);
     }
 
     #[test]
     fn who_has_left_has_an_empty_table_until_it_joins_again() {
-        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
+        let (mut merged, mut inputs) = (Merged::default(), inputs());
         inputs.swarm = Some(current("old"));
-        mixer.mix(&inputs);
+        merged.mix(&inputs);
         let mut left = EngineView { membership: Membership::None, ..EngineView::default() };
         (inputs.engine, inputs.swarm) = (Arc::new(left.clone()), Some(lost(&current("old"))));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert!(services(&live).is_empty() && live.expelled.is_some());
         assert_eq!(live.table.unwrap().model.nodes.keys().collect::<Vec<_>>(), ["n1"]);
 
         // While it joins there is nothing new, and the old swarm's table does not come back.
         left.membership = Membership::Unknown;
         inputs.engine = left.into();
-        assert!(services(&mixer.mix(&inputs)).is_empty());
+        assert!(services(&merged.mix(&inputs)).is_empty());
         let local = LocalView { node: Some("n2".into()), ..LocalView::default() };
         inputs.engine = EngineView { local, membership: Membership::Member, ..EngineView::default() }.into();
         inputs.relayed = current("new");
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.expelled.clone(), live.node.as_deref()), (vec!["new"], None, Some("n2")));
 
         // Refused by a manager's agent: the same.
         let mut refused = Live::default();
         refused.expel("no member");
         inputs.relayed = refused.into();
-        assert_eq!(mixer.mix(&inputs).expelled.as_deref(), Some("no member"));
+        assert_eq!(merged.mix(&inputs).expelled.as_deref(), Some("no member"));
     }
 
     #[test]
     fn a_node_that_is_left_out_of_its_swarm_s_table_hears_why() {
-        let (mut mixer, mut inputs) = (Mixer::default(), inputs());
+        let (mut merged, mut inputs) = (Merged::default(), inputs());
         let mut loaded = (*table("web")).clone();
         loaded.model.nodes.remove("n1");
         let why = "its address fd00::1 is IPv6, which is not supported yet";
         loaded.left_out = vec![LeftOut { what: "node one (n1)".into(), why: why.into() }];
         inputs.swarm = Some(Arc::new(Live::current(Arc::new(loaded), "x")));
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!(live.waits_for_what(), Some(format!("this node (n1) is left out of it: {why}")));
         assert_eq!(live.node, None);
         inputs.swarm = Some(current("web"));
-        assert_eq!(mixer.mix(&inputs).waits_for_what(), None);
+        assert_eq!(merged.mix(&inputs).waits_for_what(), None);
     }
 
     #[test]
     fn what_an_earlier_agent_has_kept_is_better_than_nothing() {
         let base = Base { table: table("kept"), origin: Origin::Relay, node: Some("n1".into()) };
-        let (mut mixer, mut inputs) = (Mixer::new(None, Some(base)), inputs());
+        let (mut merged, mut inputs) = (Merged::new(None, Some(base)), inputs());
         inputs.engine =
             EngineView { lost: Some(Lost { since: Instant::now(), why: "down".into() }), ..Default::default() }.into();
-        let live = mixer.mix(&inputs);
+        let live = merged.mix(&inputs);
         assert_eq!((services(&live), live.node.as_deref()), (vec!["kept"], Some("n1")));
-        assert!(!live.is_current() && !mixer.heard);
+        assert!(!live.is_current() && !merged.heard);
         // The same table is the same.
-        assert!(Arc::ptr_eq(&live.table.unwrap(), &mixer.mix(&inputs).table.unwrap()));
+        assert!(Arc::ptr_eq(&live.table.unwrap(), &merged.mix(&inputs).table.unwrap()));
     }
 
     #[test]
@@ -351,7 +351,7 @@ mod tests {
             let relayed = lost(&current("old"));
             let inputs =
                 Inputs { engine: engine.into(), swarm: None, relayed, reports: Arc::default(), own: Arc::default() };
-            Mixer::default().mix(&inputs)
+            Merged::default().mix(&inputs)
         };
         let live = mix("n1", false);
         assert_eq!((services(&live), live.from.as_str()), (vec!["old"], "old"));

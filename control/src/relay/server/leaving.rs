@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, io, sync::Arc};
 
 use hiveway_proto::relay::{
-    Farewell as Message, FromAgent, FromManager, Welcome,
-    from_manager::Message::{Farewell as Said, Welcome as Hello},
+    FromAgent, FromManager, Leaving as Message, Welcome,
+    from_manager::Message::{Leaving as Said, Welcome as Hello},
     relay_server::{Relay, RelayServer},
 };
 use tokio::{
@@ -24,11 +24,11 @@ use crate::{
 
 /// Says it to each node that calls, and who has heard it.
 #[derive(Clone, Debug)]
-pub struct Farewell {
+pub struct Leaving {
     said: Arc<watch::Sender<BTreeSet<String>>>,
 }
 
-impl Farewell {
+impl Leaving {
     /// Nobody has heard it yet.
     pub fn new() -> (Self, watch::Receiver<BTreeSet<String>>) {
         let (said, heard) = watch::channel(BTreeSet::new());
@@ -37,12 +37,12 @@ impl Farewell {
 }
 
 /// Serves until it is dropped.
-pub async fn farewell(listener: TcpListener, credentials: Arc<Credentials>, farewell: Farewell) {
+pub async fn serve_leaving(listener: TcpListener, credentials: Arc<Credentials>, leaving: Leaving) {
     let (accepted, connections) = mpsc::channel::<io::Result<_>>(64);
     let (_renewed, current) = watch::channel(credentials.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(accept::accept(listener, current, accepted));
-    let service = RelayServer::new(Service { farewell, credentials }).max_decoding_message_size(MAX_MESSAGE);
+    let service = RelayServer::new(Service { leaving, credentials }).max_decoding_message_size(MAX_MESSAGE);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
@@ -55,7 +55,7 @@ pub async fn farewell(listener: TcpListener, credentials: Arc<Credentials>, fare
 }
 
 struct Service {
-    farewell: Farewell,
+    leaving: Leaving,
     credentials: Arc<Credentials>,
 }
 
@@ -73,7 +73,7 @@ impl Relay for Service {
             cluster_id: self.credentials.me.cluster.clone(),
         };
         let (out, stream) = mpsc::channel(1);
-        let said = self.farewell.said.clone();
+        let said = self.leaving.said.clone();
         tokio::spawn(async move {
             for message in [Hello(welcome), Said(Message {})] {
                 if out.send(Ok(FromManager { message: Some(message) })).await.is_err() {

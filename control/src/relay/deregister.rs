@@ -28,7 +28,7 @@ pub type Told = Vec<Result<String, String>>;
 
 /// Tells the managers' agents, and where this node's agent has served tables itself, those that had them from it: there
 /// may be no other manager who could. Returns when they have had time to act upon it. `None`: there never was a relay.
-pub fn say_goodbye(state_dir: &Path) -> Option<Told> {
+pub fn deregister(state_dir: &Path) -> Option<Told> {
     let contacts = Contacts::read(&state_dir.join(RELAY_CONTACTS))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let told = match (runtime, contacts.credentials()) {
@@ -46,10 +46,10 @@ async fn part(contacts: &Contacts, credentials: Arc<Credentials>, state_dir: &Pa
         None => BTreeSet::new(),
     };
     nodes.remove(&credentials.me.node);
-    let (farewell, mut said) = server::Farewell::new();
+    let (leaving, mut said) = server::Leaving::new();
     let telling = async {
         let everybody = timeout(COMING, said.wait_for(|said| nodes.is_subset(said)));
-        let (managers, _) = tokio::join!(client::goodbye(contacts, &credentials), everybody);
+        let (managers, _) = tokio::join!(client::deregister(contacts, &credentials), everybody);
         let told = outcome(managers, &nodes, &said.borrow());
         if told.iter().any(Result::is_ok) {
             // Served on meanwhile, for those who come late.
@@ -60,7 +60,7 @@ async fn part(contacts: &Contacts, credentials: Arc<Credentials>, state_dir: &Pa
     let serving = async {
         if let Some(address) = contacts.serving.filter(|_| !nodes.is_empty()) {
             match TcpListener::bind(address).await {
-                Ok(listener) => server::farewell(listener, credentials.clone(), farewell).await,
+                Ok(listener) => server::serve_leaving(listener, credentials.clone(), leaving).await,
                 Err(error) => errln!("warning: cannot tell other nodes at {address}: {error}"),
             }
         }

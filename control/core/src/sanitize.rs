@@ -13,8 +13,8 @@ use crate::{
     model::{Carrier, EndpointMode, Id, Model, Network},
 };
 
-/// `model` as far as the invariants of [`crate::model`] hold, and what had to go. A sound model stays as it is.
-pub fn sound(model: Model) -> (Model, Vec<LeftOut>) {
+/// `model` as far as the invariants of [`crate::model`] hold, and what had to go. A consistent model stays as it is.
+pub fn sanitize(model: Model) -> (Model, Vec<LeftOut>) {
     let mut left_out = Vec::new();
     let Model { nodes, networks, services, tasks, jobs_serve } = model;
     let mut model = Model {

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     Hub, Live, Own,
-    mix::{Base, Inputs, Mixer},
+    merged::{Base, Inputs, Merged},
 };
 use crate::{
     behind::{Behind, Patience},
@@ -47,13 +47,13 @@ pub struct Setup {
 
 /// A live source at work; dropped, it ends.
 #[derive(Debug)]
-pub struct Conductor {
+pub struct Supervisor {
     /// Where its parts meet.
     pub hub: Hub,
     keep: watch::Sender<Option<StateDir>>,
 }
 
-impl Conductor {
+impl Supervisor {
     /// Starts to follow all of them.
     pub fn start(setup: Setup) -> Self {
         let engine = engine::follow(setup.engine).0;
@@ -72,7 +72,7 @@ impl Conductor {
             own: hub.own.subscribe(),
             kept,
         };
-        tokio::spawn(conduct(sources, Mixer::new(setup.node, setup.last), table, setup.pulse));
+        tokio::spawn(supervise(sources, Merged::new(setup.node, setup.last), table, setup.pulse));
         Self { hub, keep }
     }
 
@@ -129,17 +129,17 @@ async fn gone(result: Result<(), watch::error::RecvError>) {
     }
 }
 
-async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<Live>>, pulse: Pulse) {
+async fn supervise(mut sources: Sources, mut merged: Merged, out: watch::Sender<Arc<Live>>, pulse: Pulse) {
     let started = Instant::now();
     let mut keeper = Keeper::default();
     loop {
         let inputs = sources.inputs();
         let asked = inputs.engine.membership != Membership::Unknown || inputs.engine.lost.is_some();
         if asked || started.elapsed() >= ENGINE_PATIENCE {
-            let live = mixer.mix(&inputs);
-            keeper.keep(mixer.base.as_ref(), sources.kept.borrow().as_ref());
+            let live = merged.mix(&inputs);
+            keeper.keep(merged.base.as_ref(), sources.kept.borrow().as_ref());
             let live = Live { unkept: keeper.trouble(), ..live };
-            let enough = mixer.heard || started.elapsed() >= SOURCE_PATIENCE;
+            let enough = merged.heard || started.elapsed() >= SOURCE_PATIENCE;
             out.send_if_modified(|before| {
                 let news = enough && differ(before, &live);
                 if news {
@@ -151,7 +151,7 @@ async fn conduct(mut sources: Sources, mut mixer: Mixer, out: watch::Sender<Arc<
         tokio::select! {
             () = beat(&pulse) => {}
             () = sources.changed() => {}
-            () = sleep_until(started + SOURCE_PATIENCE), if !mixer.heard && started.elapsed() < SOURCE_PATIENCE => {}
+            () = sleep_until(started + SOURCE_PATIENCE), if !merged.heard && started.elapsed() < SOURCE_PATIENCE => {}
             () = sleep_until(started + ENGINE_PATIENCE), if !asked && started.elapsed() < ENGINE_PATIENCE => {}
             () = sleep_until(keeper.due()) => {}
             () = sleep(LOOK), if keeper.is_busy() => {}
@@ -170,7 +170,7 @@ async fn beat(pulse: &Pulse) {
     }
 }
 
-/// Tables are compared by identity: [`Mixer`] keeps equal ones.
+/// Tables are compared by identity: [`Merged`] keeps equal ones.
 fn differ(a: &Live, b: &Live) -> bool {
     let same = match (&a.table, &b.table) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),

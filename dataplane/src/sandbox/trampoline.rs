@@ -1,9 +1,9 @@
-//! The stub: the program that is attached to one container's interface, says which one it is, and calls the program
-//! that all of them share.
+//! The trampoline: the program that is attached to one container's interface, says which one it is, and calls the
+//! program that all of them share.
 //!
 //! Interface indices are unique in one network namespace only, and kernels like 6.1 tell a TC program nothing of the
-//! namespace it runs in. So each interface has a stub of its own with its id as a constant
-//! ([ADR 13](../../../docs/adr/0013-a-stub-per-container-interface.md)):
+//! namespace it runs in. So each interface has a trampoline of its own with its id as a constant
+//! ([ADR 13](../../../docs/adr/0013-a-trampoline-per-container-interface.md)):
 //!
 //! ```text
 //! w2 = ID                                // with SANDBOX_BIT
@@ -33,7 +33,7 @@ const CB: i16 = 48;
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`.
 const NEXT: i32 = -1;
 
-/// Loads the stub of interface `id` that calls `program` by way of the map `programs`.
+/// Loads the trampoline of interface `id` that calls `program` by way of the map `programs`.
 pub(super) fn load(program: Program, id: u32, programs: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (index, name) = match program {
         Program::FromSandbox => (sandbox_program::FROM, "hwf"),

@@ -1,8 +1,8 @@
-//! Asks the kernel for the ways to other nodes: routes and neighbours.
+//! Asks the kernel for the routes to other nodes: routes and neighbours.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use hiveway_core::next_hop::{Neighbour, Neighbours, Underlay, Way};
+use hiveway_core::next_hop::{Neighbour, Neighbours, Route, Underlay};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags},
@@ -49,7 +49,7 @@ pub async fn underlay(socket: &Socket, index: u32) -> Result<Option<Underlay>, E
 ///
 /// # Errors
 /// When the request fails; that there is no route is no error.
-pub async fn way(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr, interface: u32) -> Result<Option<Way>, Error> {
+pub async fn route(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr, interface: u32) -> Result<Option<Route>, Error> {
     let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).source_prefix(from, 32);
     let request = request.output_interface(interface).build();
     let mut answer = socket.handle().route().get(request).execute();
@@ -67,24 +67,24 @@ pub async fn way(socket: &Socket, from: Ipv4Addr, to: Ipv4Addr, interface: u32) 
     if route.header.kind != RouteType::Unicast {
         return Ok(None);
     }
-    let mut way = Way { next: to, interface: 0, mtu: 0 };
+    let mut found = Route { next: to, interface: 0, mtu: 0 };
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => way.next = *gateway,
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => found.next = *gateway,
             // An IPv6 gateway: its neighbours are not looked at.
             RouteAttribute::Via(_) => return Ok(None),
-            RouteAttribute::Oif(index) => way.interface = *index,
+            RouteAttribute::Oif(index) => found.interface = *index,
             RouteAttribute::Metrics(metrics) => {
                 let own = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
                     _ => None,
                 });
-                way.mtu = own.unwrap_or(0);
+                found.mtu = own.unwrap_or(0);
             }
             _ => {}
         }
     }
-    Ok(Some(way))
+    Ok(Some(found))
 }
 
 /// Indices of all interfaces that packets from `from` to `to` may leave through, by the route that the kernel finds:
