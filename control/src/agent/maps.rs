@@ -19,8 +19,9 @@ impl Agent {
         // What has failed is tried again, and named, by the round.
         let shown = changes.failures.is_empty();
         if shown {
-            self.programmed = Some(programmed.with(now.clone()));
+            // First: the maps show it, and what follows takes its time in a large table.
             self.last.change = self.table.shown().or(self.last.change);
+            self.programmed = Some(programmed.with(self.table.model.clone()));
         }
         shown
     }
