@@ -315,8 +315,10 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
             }
             Some(answer) = paced(&pace, previews_asked.recv()) => {
                 let started = Instant::now();
-                // Who has asked may have gone.
-                let _ = answer.send(agent.preview().await);
+                // Nobody waits for the answer if it was too long in coming.
+                if !answer.is_closed() {
+                    let _ = answer.send(agent.preview().await);
+                }
                 pace.round(std::time::Instant::now(), started.elapsed());
                 Cause::Preview
             }

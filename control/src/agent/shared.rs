@@ -2,18 +2,24 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use dataplane::{Connections, Counts, Dataplane, MapFault, Removed, SweepReport, Timeouts};
 use hiveway_core::{LeftOut, Model, Problem, model::AllowList};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 
 use super::{host_rules::FirewallStatus, preview, probes::Paths, tags::Tags, takeover::Takeover, xdp::XdpStatus};
 use crate::{
     around::Reads, cli::MeshReturn, engine::EngineView, host_firewall::LastReading, liveness::Liveness,
     relay::RelayParts, source::Live, uplinks::Uplinks,
 };
+
+/// How long somebody waits who asks what a round would change: less than the command does.
+const PREVIEW: Duration = Duration::from_secs(25);
 
 /// A failing or waiting item, as the last reconciliation saw it.
 #[derive(Clone, Debug)]
@@ -266,9 +272,13 @@ impl Shared {
     /// Why that is not known.
     pub async fn preview(&self) -> Result<Vec<preview::Change>, String> {
         let (answer, answered) = oneshot::channel();
-        let ended = |_| "the agent is stopping".to_owned();
-        self.previews.send(answer).await.map_err(|_| ended(()))?;
-        answered.await.map_err(|_| ended(()))?
+        let asked = async {
+            let stopping = || "the agent is stopping".to_owned();
+            self.previews.send(answer).await.map_err(|_| stopping())?;
+            answered.await.map_err(|_| stopping())?
+        };
+        let late = |_| format!("the agent has not come to it for {} s: see `hiveway status`", PREVIEW.as_secs());
+        timeout(PREVIEW, asked).await.map_err(late)?
     }
 
     /// What the sweeps have found so far.
