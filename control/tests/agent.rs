@@ -114,7 +114,7 @@ fn after_a_power_cut_a_node_comes_up_from_its_last_table() {
     for origin in [Origin::Relay, Origin::Swarm] {
         let node = Node::new();
         let model = hiveway_core::table::parse_file(NODES, std::path::Path::new("t.yaml")).unwrap().model;
-        let loaded = hiveway_core::engine::Loaded { model, ..Default::default() };
+        let loaded = hiveway_core::docker_api::Loaded { model, ..Default::default() };
         let base = Base { table: Arc::new(loaded), origin, node: Some("n1".into()) };
         StateDir::open(&node.path("state")).unwrap().set_last_table(Some(&base)).unwrap();
         let agent = node.start(&[&NOBODY[..], &[("--node", "")]].concat());

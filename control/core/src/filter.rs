@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     desired::LeftOut,
-    engine::Loaded,
+    docker_api::Loaded,
     model::{Id, Model, PublishMode, Service, Task, is_meant_for_us},
 };
 

@@ -6,8 +6,8 @@
 //! ```text
 //! table::parse_file ─┐                    ┌─ derive ──▶ Desired (links, addresses, routes, firewall)
 //!                    ├─▶ model::Model ────┼─ map_state ▶ MapState (everything in BPF maps that packets don't write)
-//! engine::parse ─────┘                    └─ views ───▶ what the CLI lists
-//! engine::assemble ─ merge ─▶ the same, for live tables
+//! docker_api::parse ─┘                    └─ views ───▶ what the CLI lists
+//! docker_api::assemble ─ merge ─▶ the same, for live tables
 //! ```
 
 pub mod agreement;
@@ -16,7 +16,7 @@ pub mod change;
 mod clashes;
 pub mod derive;
 pub mod desired;
-pub mod engine;
+pub mod docker_api;
 // Firewalls.
 pub mod drain_grace;
 mod filter;

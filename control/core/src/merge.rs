@@ -15,7 +15,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::engine::Loaded;
+use crate::docker_api::Loaded;
 
 /// What a node's own engine says of the node and its containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

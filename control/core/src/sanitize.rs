@@ -9,7 +9,7 @@ use std::{
 use crate::{
     clashes::one_per_vtep,
     desired::LeftOut,
-    engine::one_per_address,
+    docker_api::one_per_address,
     model::{Carrier, EndpointMode, Id, Model, Network},
 };
 

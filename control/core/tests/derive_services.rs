@@ -13,7 +13,7 @@ use dataplane_common::{
     endpoint::{EndpointKey, kind},
     state::{MapState, SetKey},
 };
-use hiveway_core::{GatewayAddresses, Model, Settings, derive, engine::Loaded, tag};
+use hiveway_core::{GatewayAddresses, Model, Settings, derive, docker_api::Loaded, tag};
 use support::{
     BASE, base_with, capture,
     maps::{APP1, INGRESS, kinds, maps, port, set, table, vip},

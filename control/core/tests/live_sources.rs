@@ -7,7 +7,7 @@ use std::{num::NonZeroU16, sync::Arc};
 use dataplane_common::state::SetKey;
 use hiveway_core::{
     GatewayAddresses, Settings, TaskRole, derive,
-    engine::{EngineCapture, Loaded, parse},
+    docker_api::{EngineCapture, Loaded, parse},
     filter, map_state,
 };
 use serde_json::{Value, json};

@@ -14,7 +14,7 @@ use dataplane_common::{
 use generate::{shuffled, table};
 use hiveway_core::{
     Desired, GatewayAddresses, Model, Settings, TaskRole, derive,
-    engine::{EngineCapture, parse},
+    docker_api::{EngineCapture, parse},
     map_state,
     model::AllowList,
     table::parse_file,

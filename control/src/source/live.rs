@@ -11,7 +11,7 @@
 use std::{collections::BTreeSet, num::NonZeroU16, sync::Arc, time::Instant};
 
 use hiveway_core::{
-    engine::Loaded,
+    docker_api::Loaded,
     merge::{LocalView, Reports},
 };
 use tokio::sync::watch;

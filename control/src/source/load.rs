@@ -9,7 +9,7 @@ use std::{
 
 use hiveway_core::{
     LeftOut, Model, Problem,
-    engine::{self, EngineCapture},
+    docker_api::{self, EngineCapture},
     table::{self, Reserved},
 };
 
@@ -29,8 +29,8 @@ pub struct Loaded {
     pub data_path_port: Option<NonZeroU16>,
 }
 
-impl From<engine::Loaded> for Loaded {
-    fn from(live: engine::Loaded) -> Self {
+impl From<docker_api::Loaded> for Loaded {
+    fn from(live: docker_api::Loaded) -> Self {
         Self {
             model: Arc::new(live.model),
             left_out: live.left_out,
@@ -82,7 +82,7 @@ pub fn load(source: &Source, reserved: Reserved, previous: Option<&Model>) -> Re
             let (nodes, services) = (file("nodes.json")?, file("services.json")?);
             let (tasks, networks) = (file("tasks.json")?, file("networks.json")?);
             let capture = EngineCapture { nodes: &nodes, services: &services, tasks: &tasks, networks: &networks };
-            let mut loaded = engine::parse(&capture).map_err(|problem| LoadError::Invalid(vec![problem]))?;
+            let mut loaded = docker_api::parse(&capture).map_err(|problem| LoadError::Invalid(vec![problem]))?;
             if let Some(previous) = previous {
                 loaded.remember(previous);
             }

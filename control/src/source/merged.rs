@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hiveway_core::{
     Model,
-    engine::Loaded,
+    docker_api::Loaded,
     merge::{LocalView, Reports, merge},
     model::{Dataplane, Node, NodeState},
 };

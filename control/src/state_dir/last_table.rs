@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hiveway_core::engine::Loaded;
+use hiveway_core::docker_api::Loaded;
 use hiveway_proto::relay::Table;
 use prost::Message;
 

@@ -75,7 +75,7 @@ fn last_table() -> Base {
     let text = "version: 1\nnodes: [{id: n1, hostname: one, address: 192.0.2.1}]\nnetworks: [{id: app, name: app, \
                 subnets: [{subnet: 10.0.1.0/24, gateway: 10.0.1.1, vni: 4097}]}]\n";
     let model = hiveway_core::table::parse_file(text, Path::new("t.yaml")).unwrap().model;
-    let table = hiveway_core::engine::Loaded { model, ..Default::default() };
+    let table = hiveway_core::docker_api::Loaded { model, ..Default::default() };
     Base { table: table.into(), origin: crate::source::Origin::Relay, node: Some("n1".into()) }
 }
 

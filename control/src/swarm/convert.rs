@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hiveway_core::engine::api;
+use hiveway_core::docker_api::api;
 use hiveway_proto::swarm as proto;
 
 /// On networks that every engine has of itself, like `host` and `bridge`.

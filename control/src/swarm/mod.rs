@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use hiveway_core::engine::api;
+use hiveway_core::docker_api::api;
 use hiveway_proto::swarm::WatchMessage;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use hiveway_core::{
-    engine::{Loaded, assemble},
+    docker_api::{Loaded, assemble},
     model::Carrier,
 };
 use hiveway_proto::swarm::{WatchMessage, WatchRequest, watch_client::WatchClient, watch_request::Entry};

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use hiveway_core::engine::api;
+use hiveway_core::docker_api::api;
 use hiveway_proto::swarm::{Meta, Object, object::Kind};
 
 use super::convert;

@@ -21,7 +21,7 @@ use control::{
 };
 use hiveway_core::{
     Model,
-    engine::Loaded,
+    docker_api::Loaded,
     merge::{LocalView, Report, Reports, merge},
     table,
 };

@@ -15,7 +15,7 @@ use control::{
 };
 use hiveway_core::{
     Model,
-    engine::{EngineCapture, parse},
+    docker_api::{EngineCapture, parse},
     merge::Report,
     path_report::PathReport,
     table::parse_file,
@@ -29,7 +29,7 @@ use crate::{MAX_LEN, SEPARATOR, Target};
 /// Longest seed. Longer ones repeat what shorter ones have, and what is read slowly is read seldom.
 const MAX_SEED: usize = MAX_LEN / 2;
 
-/// Keys of the Engine API's objects that [`hiveway_core::engine::api`] has.
+/// Keys of the Engine API's objects that [`hiveway_core::docker_api::api`] has.
 const KEYS: &[&str] = &[
     "ID",
     "Id",

@@ -10,7 +10,7 @@ use control::{
 };
 use hiveway_core::{
     Desired, Facts, GatewayAddresses, Model, Settings, derive,
-    engine::{EngineCapture, Loaded, assemble, parse},
+    docker_api::{EngineCapture, Loaded, assemble, parse},
     firewall::{Ignored, Path as Way, Ranges, Ruleset, ipset, iptables, judgement, nftables},
     map_state,
     merge::{LocalView, merge},

@@ -14,7 +14,7 @@ use crate::sh;
 /// Directories whose modules are looked at, and how these name one another.
 const SOURCES: &[(&str, &str)] = &[
     ("control/core/src", "crate::"),
-    ("control/core/src/engine", "super::"),
+    ("control/core/src/docker_api", "super::"),
     ("control/src/cli", "super::"),
     ("control/src/netlink", "super::"),
     ("control/src/nft", "super::"),

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{LocalView, reports};
 use crate::{
-    engine::Loaded,
+    docker_api::Loaded,
     model::{Dataplane, Id, Model},
 };
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Report, Reports};
 use crate::{
-    engine::Loaded,
+    docker_api::Loaded,
     model::{Dataplane, Model, Task, TaskState},
 };
 

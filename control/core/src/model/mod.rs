@@ -1,6 +1,6 @@
 //! The validated task table: what every source is parsed into, and all that the rest of the crate looks at.
 //!
-//! Invariants (made by [`crate::table`] and [`crate::engine`], relied on everywhere):
+//! Invariants (made by [`crate::table`] and [`crate::docker_api`], relied on everywhere):
 //! * a map's key is its item's `id`;
 //! * network ids in `addresses` and `virtual_ips` are keys of [`Model::networks`], and each address lies in one of that
 //!   network's subnets;

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use hiveway_core::{
     Desired, Facts,
-    engine::{EngineCapture, Loaded, parse},
+    docker_api::{EngineCapture, Loaded, parse},
 };
 
 /// Reads one of the captures in `tests/fixtures/swarm`.

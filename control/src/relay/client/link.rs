@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use hiveway_core::{engine::Loaded, merge::Report};
+use hiveway_core::{docker_api::Loaded, merge::Report};
 use hiveway_proto::relay::{FromAgent, FromManager, Welcome, from_manager::Message, relay_client::RelayClient};
 use tokio::{
     sync::{mpsc, watch},

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hiveway_core::{engine::Loaded, merge::Report, model::Dataplane};
+use hiveway_core::{docker_api::Loaded, merge::Report, model::Dataplane};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,

@@ -45,7 +45,7 @@ pub(super) fn nowhere(live: &Live, node: &str) -> Status {
 mod tests {
     use std::sync::Arc;
 
-    use hiveway_core::{Model, engine::Loaded, table};
+    use hiveway_core::{Model, docker_api::Loaded, table};
     use tonic::Code;
 
     use super::*;

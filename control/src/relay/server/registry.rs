@@ -17,7 +17,7 @@ use std::{
 
 use hiveway_core::{
     Model,
-    engine::Loaded,
+    docker_api::Loaded,
     merge::{Report, Reports},
     model::{Dataplane, Node, NodeState},
 };

@@ -155,7 +155,7 @@ fn task(raw: &Value, later: u64) -> Task {
 mod tests {
     use control::swarm;
     use hiveway_core::{
-        engine::{EngineCapture, assemble, parse},
+        docker_api::{EngineCapture, assemble, parse},
         model::Carrier,
     };
 

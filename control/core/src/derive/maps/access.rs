@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use super::Maps;
 use crate::{
     desired::{Binding, LeftOut},
-    engine::closing,
+    docker_api::closing,
     model::{Access, AllowList, Oddity, Service, oddities},
     settings::Settings,
     topology::Topology,
