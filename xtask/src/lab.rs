@@ -1,4 +1,4 @@
-//! Programs of the `hiveway-tests` crate: the demo, the bench, the swarm.
+//! Programs of the lab: the demo and the swarm (`hiveway-tests`), the bench (`hiveway-bench`).
 
 use std::{env, path::PathBuf};
 
@@ -50,7 +50,7 @@ fn engine_wanted(arguments: &[String]) -> Result<engine::Wanted> {
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     let what = arguments.first().map_or("", String::as_str);
     if what == "report" {
-        let run = ["run", "--quiet", "--package", "hiveway-tests", "--bin", "hw-bench", "--"];
+        let run = ["run", "--quiet", "--package", "hiveway-bench", "--bin", "hw-bench", "--"];
         return sh::run(sh::cargo().args(run).args(arguments));
     }
     prepare()?;
@@ -74,7 +74,8 @@ fn prepare() -> Result<()> {
 }
 
 fn start(name: &str, arguments: &[String], variables: &[(&str, PathBuf)]) -> Result<()> {
-    sh::run(sh::cargo().args(["build", "--quiet", "--package", "control", "--package", "hiveway-tests", "--bins"]))?;
+    let packages = ["control", "hiveway-tests", "hiveway-bench"].into_iter().flat_map(|name| ["--package", name]);
+    sh::run(sh::cargo().args(["build", "--quiet", "--bins"]).args(packages))?;
     // Next to ourselves, wherever the target directory is.
     let program = env::current_exe()?.with_file_name(name);
     sh::become_program(sh::command(program).args(arguments).envs(variables.iter().cloned()))
