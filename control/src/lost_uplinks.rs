@@ -17,7 +17,7 @@ use crate::uplinks::{Underlay, Uplinks};
 /// And also when it works again, as long as no route leads over it: taking an interface down removes its static routes,
 /// and bringing it up does not bring them back. An interface that works when the last route leaves it is forgotten:
 /// that is what routing daemons and operators do on purpose.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LostUplinks {
     /// Those in use, with their indices.
     used: BTreeMap<String, u32>,

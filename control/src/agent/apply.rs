@@ -43,8 +43,10 @@ pub(super) struct RoundLog {
     news: Option<watch::Receiver<()>>,
     /// Told of each step.
     pulse: Pulse,
+    /// Nothing is done or told: it only finds out what a round would do.
+    pub(super) only_looks: bool,
     /// Items that failed in this one.
-    failed: BTreeSet<String>,
+    pub(super) failed: BTreeSet<String>,
     /// Items with work that was put off because it is not their turn.
     put_off: BTreeSet<String>,
     /// Items that wait for something.
@@ -55,7 +57,20 @@ pub(super) struct RoundLog {
 
 impl RoundLog {
     pub(super) fn new(pulse: Pulse, news: Option<watch::Receiver<()>>) -> Self {
-        Self { pulse, news, failed: BTreeSet::new(), put_off: BTreeSet::new(), waiting: Vec::new(), changes: 0 }
+        Self {
+            pulse,
+            news,
+            only_looks: false,
+            failed: BTreeSet::new(),
+            put_off: BTreeSet::new(),
+            waiting: Vec::new(),
+            changes: 0,
+        }
+    }
+
+    /// Of a preview, which gives way to any other table.
+    pub(super) fn of_preview(pulse: Pulse, news: watch::Receiver<()>) -> Self {
+        Self { only_looks: true, ..Self::new(pulse, Some(news)) }
     }
 
     /// Whether it ends here, for there is another table: what that says of who has left must not wait.

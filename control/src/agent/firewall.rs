@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The failing item of the agent's own nftables table.
-const OWN_TABLE: &str = "firewall";
+pub(super) const OWN_TABLE: &str = "firewall";
 /// Every address in it is the node's.
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 

@@ -32,6 +32,7 @@ const MOST_SANDBOXES: usize = 16;
 const OTHER_CHAINS: &str = "other";
 
 /// The host's rules as last judged.
+#[derive(Clone)]
 pub(super) struct HostRules {
     heard: Receiver<LastReading>,
     judged: Option<Judged>,
@@ -47,6 +48,7 @@ pub(super) struct HostRules {
     missing: Vec<String>,
 }
 
+#[derive(Clone)]
 struct Judged {
     rules: Arc<Ruleset>,
     path: Path,

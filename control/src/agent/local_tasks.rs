@@ -86,7 +86,9 @@ impl Agent {
             _ => None,
         });
         self.local.missing = missing.collect();
-        self.tell_of_unread(&looked);
+        if !round.only_looks {
+            self.tell_of_unread(&looked);
+        }
         Some(looked)
     }
 

@@ -88,6 +88,7 @@ impl Agent {
         if !self.local.opened.has_news(desired, &links) {
             return;
         }
+        // Without their entries: what those lack has been planned.
         seen.observed.links = links;
         if let Ok(facts) = self.facts(seen) {
             block_in_place(|| self.write_maps(desired, seen, facts, round));

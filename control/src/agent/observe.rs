@@ -24,7 +24,8 @@ use crate::{
 
 /// The node as a round has found it.
 pub(super) struct Observation {
-    /// Links; tasks' namespaces and the host link's end once [`Agent::observe_tasks`] has looked at them.
+    /// Links; tasks' namespaces, the host link's end and links' entries once [`Agent::observe_tasks`] has looked at
+    /// them.
     pub(super) observed: Observed,
     /// The gateway bridge to use.
     pub(super) gateway: Gateway,
@@ -58,6 +59,9 @@ impl Agent {
         let vxlan_port = self.vxlan_port();
         let agreed = self.ports_agree(vxlan_port);
         round.note(&mut self.backoff, "VXLAN port", agreed);
+        if !round.only_looks {
+            self.hold_port(vxlan_port, round).await;
+        }
         let mut settings =
             settings(&self.args, vxlan_port, &gateway, &links, &self.uplinks).map_err(anyhow::Error::msg)?;
         let host = self.mesh_refused(&links, &gateway);

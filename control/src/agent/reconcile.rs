@@ -170,7 +170,6 @@ impl Agent {
         self.mend_pins(round);
         self.local.missing.clear();
         let Some(mut seen) = self.observe(cause, round).await? else { return Ok(End::GaveWay) };
-        self.hold_port(seen.settings.vxlan_port, round).await;
         let desired = self.derive(&seen.settings, round)?;
         self.check_gateway(&desired, &seen, round);
         let early = cause == Cause::Table && self.last.ready;

@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{
     backoff::Backoff,
+    cooldown,
     host_rules::HostRules,
     local_tasks::LocalTasks,
     memory,
@@ -53,6 +54,8 @@ const ROUND: Duration = Duration::from_secs(30);
 /// Tables that come first. Where more come, a table waits until everything else has had its turn, and as long as rounds
 /// do that the surroundings cause.
 const TABLES: Allowance = Allowance { burst: 20, every: Duration::from_secs(1) };
+/// Those who wait for a preview; more wait until there is room.
+const PREVIEWS: usize = 64;
 /// How long to wait for more changes of links before acting on them together.
 const LINKS_SETTLE: Duration = Duration::from_millis(50);
 
@@ -151,7 +154,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let foreign = Foreign::default();
     let next_hops = NextHops::start(hops, paths, board, foreign.clone())
         .context("cannot watch for changes of routes and neighbours")?;
-    let (previews, mut previews_asked) = mpsc::channel(1);
+    let (previews, mut previews_asked) = mpsc::channel(PREVIEWS);
     let shared = Arc::new(Shared::new(about, dataplane, previews)?);
     let sweeper = Sweeper::start(sweep, args.connections.timeouts(), shared.clone(), alive.pulse(Part::Sweep))
         .context("cannot start the sweep's thread")?;
@@ -226,6 +229,7 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
     let mut burst = Burst::default();
     let mut pace = Pace::default();
     let mut guard_pace = Pace::default();
+    let mut preview_pace = Pace::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
@@ -313,18 +317,25 @@ async fn live(mut args: AgentArgs) -> anyhow::Result<()> {
                 let ignored = agent.args.ignored();
                 agent.host_rules.news(&ignored)
             }
-            Some(answer) = paced(&pace, previews_asked.recv()) => {
-                let started = Instant::now();
-                // Nobody waits for the answer if it was too long in coming.
-                if !answer.is_closed() {
-                    let _ = answer.send(agent.preview().await);
-                }
-                pace.round(std::time::Instant::now(), started.elapsed());
-                Cause::Preview
-            }
             // Behind everything else: a routing protocol may have news all the time.
             Some(()) = paced(&pace, routes.recv()) => Cause::Routes,
             Ok(()) = paced(&pace, late.changed()), if !first => taken_in(&mut agent, &mut tables).await,
+            // Who only asks waits for everybody else, and all who ask by then get the same answer.
+            Some(asked) = paced(&preview_pace, previews_asked.recv()) => {
+                let used = cooldown::used();
+                let mut all = vec![asked];
+                while let Ok(more) = previews_asked.try_recv() {
+                    all.push(more);
+                }
+                // Nobody waits for an answer that was too long in coming.
+                all.retain(|asked| !asked.is_closed());
+                if !all.is_empty() {
+                    let found = agent.preview(tables.clone()).await;
+                    all.into_iter().for_each(|asked| drop(asked.send(found.clone())));
+                    preview_pace.round(std::time::Instant::now(), cooldown::used().saturating_sub(used));
+                }
+                Cause::Preview
+            }
         };
     }
     tracing::info!("stopping; the data plane goes on forwarding (`hiveway teardown` takes it down)");

@@ -80,7 +80,9 @@ impl Agent {
             // That is not known to have changed either.
             without_gateway.extend(self.local.without_gateway.contains_key(&task.id).then(|| task.id.clone()));
         }
-        self.report_unreachable(without_gateway);
+        if !round.only_looks {
+            self.report_unreachable(without_gateway);
+        }
     }
 
     /// Tells the other nodes of tasks here that stay without an interface on the gateway bridge: they leave them out of

@@ -1,4 +1,4 @@
-//! Asks the kernel for the routes to other nodes: routes and neighbours.
+//! Asks the kernel how packets get to other nodes: routes and neighbours.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 

@@ -122,17 +122,20 @@ impl Connections {
         let mut left = PerTable::default();
         self.translated.sweep(progress, |here| {
             let Some(pair) = pair(here, |key| self.translated.get(key))? else { return Ok(()) };
-            if let Some(reason) = decide::flow(&pair, &rules) {
-                for (key, stage, then) in pair.halves() {
-                    if table.remove_if(&key, |now_stage, now| still(reason, (stage, &then), (now_stage, now)))? {
-                        removed.count(reason);
-                    }
-                }
-                return Ok(());
-            }
-            let forward = pair.forward_key();
+            let (reason, forward) = (decide::flow(&pair, &rules), pair.forward_key());
             let place = Place::of_flow(seed, &forward);
             for (key, stage, flow) in pair.halves() {
+                if let Some(reason) = reason {
+                    if table.remove_if(&key, |now_stage, now| still(reason, (stage, &flow), (now_stage, now)))? {
+                        removed.count(reason);
+                        continue;
+                    }
+                    // What has seen a packet since it was read stays, and counts. What was removed with its other half
+                    // may have been read before.
+                    if self.translated.get(&key)?.is_none() {
+                        continue;
+                    }
+                }
                 holds_gate |= holds_the_gate(&key, &flow);
                 left.add_flow(stage, key.proto);
                 match stage {
