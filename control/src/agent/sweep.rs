@@ -1,5 +1,5 @@
-//! The sweep of the connection tables, on a thread of its own: a table of a million entries takes seconds, and neither
-//! the reconciliation nor who asks for the status waits for it.
+//! The sweep of the connection tables, on a thread of its own: a table of a million entries may take a second, and
+//! neither the reconciliation nor who asks for the status waits for it.
 
 use std::{
     sync::{
